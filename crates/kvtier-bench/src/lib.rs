@@ -1,0 +1,1 @@
+//! Measures: baselines and the harness behind kvctl bench.

@@ -1,0 +1,197 @@
+use crate::{BlockHash, Extent, Fetched, Generation, NamespaceId, RealizationId, Reserved, SegmentId, Tier, TrustDomain};
+
+/// A connected client. Never reused within a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
+
+/// One thing asked of the driver or awaited by a client. Never reused within a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperationId(pub u64);
+
+/// A time-bounded promise not to reclaim one block. Carries a version: a stale id is refused, not misread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub u64);
+
+/// An unpublished slot that one client may write. Carries a version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReservationId(pub u64);
+
+/// What a record outside host memory says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordLabel {
+    /// Owner.
+    pub namespace: NamespaceId,
+    /// Owner's generation when the block was sealed.
+    pub generation: Generation,
+    /// Form.
+    pub realization: RealizationId,
+    /// Prefix hash; the storage writes only a keyed fingerprint of it.
+    pub hash: BlockHash,
+}
+
+/// What the driver must do. Those with an `operation` and marked *answered* come back as an [`Event`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Answered. Make a segment of `bytes` ready (host: mapped, zeroed, prefaulted, owned by `domain`; NVMe: preallocated).
+    OpenSegment {
+        /// Answer with this.
+        operation: OperationId,
+        /// Host or NVMe.
+        tier: Tier,
+        /// The new segment's id.
+        segment: SegmentId,
+        /// Its size.
+        bytes: u64,
+        /// Owner of a host segment; `None` on NVMe.
+        domain: Option<TrustDomain>,
+    },
+    /// Answered. Zero (host) or discard (NVMe) a segment that nothing refers to and give its memory back.
+    CloseSegment {
+        /// Answer with this.
+        operation: OperationId,
+        /// Host or NVMe.
+        tier: Tier,
+        /// Which.
+        segment: SegmentId,
+    },
+    /// Answered. An NVMe segment is full: write its index footer.
+    SealSegment {
+        /// Answer with this.
+        operation: OperationId,
+        /// Which.
+        segment: SegmentId,
+    },
+    /// Answered with [`Completion::Written`]. Write a host copy to NVMe. The source stays valid until the answer.
+    Demote {
+        /// Answer with this.
+        operation: OperationId,
+        /// Host extent.
+        source: Extent,
+        /// NVMe extent.
+        target: Extent,
+        /// What the record says.
+        label: RecordLabel,
+    },
+    /// Answered. Read an NVMe copy into a host slot and check it against `checksum` (CRC32C of the payload); a failed
+    /// check zeroes the target and answers [`Failure::Corrupt`].
+    Promote {
+        /// Answer with this.
+        operation: OperationId,
+        /// NVMe extent.
+        source: Extent,
+        /// Host extent.
+        target: Extent,
+        /// CRC32C of the payload.
+        checksum: u32,
+        /// What the record must say.
+        label: RecordLabel,
+    },
+    /// Answered. Copy a record between NVMe segments (reinsertion), checking it on the way.
+    Relocate {
+        /// Answer with this.
+        operation: OperationId,
+        /// NVMe extent.
+        source: Extent,
+        /// NVMe extent.
+        target: Extent,
+        /// CRC32C of the payload.
+        checksum: u32,
+        /// What the record must say, and says again.
+        label: RecordLabel,
+    },
+    /// Answered. Everything answered before must survive a power cut (fdatasync).
+    SyncTier {
+        /// Answer with this.
+        operation: OperationId,
+        /// NVMe.
+        tier: Tier,
+    },
+    /// Answered once no operation in flight on this tier can touch memory any more. The core fails them all then.
+    ResetTier {
+        /// Answer with this.
+        operation: OperationId,
+        /// NVMe.
+        tier: Tier,
+    },
+    /// Answered. Make a raised generation durable before it is acknowledged.
+    RecordGeneration {
+        /// Answer with this.
+        operation: OperationId,
+        /// Whose.
+        namespace: NamespaceId,
+        /// The new value.
+        generation: Generation,
+    },
+    /// A pending fetch is decided: tell the client. Not answered.
+    FetchDone {
+        /// From [`crate::Answer::Pending`].
+        operation: OperationId,
+        /// Whom to tell.
+        client: ClientId,
+        /// One per key asked for.
+        results: Vec<Fetched>,
+    },
+    /// A pending reserve is decided: tell the client. Not answered.
+    ReserveDone {
+        /// From [`crate::Answer::Pending`].
+        operation: OperationId,
+        /// Whom to tell.
+        client: ClientId,
+        /// One per item asked for.
+        results: Vec<Reserved>,
+    },
+    /// An invalidation is durable: tell whoever asked. Not answered.
+    Invalidated {
+        /// From [`crate::TierManager::invalidate`].
+        operation: OperationId,
+        /// Whose.
+        namespace: NamespaceId,
+        /// Now in force.
+        generation: Generation,
+    },
+    /// A flush is done. Not answered.
+    Flushed {
+        /// From [`crate::TierManager::flush`].
+        operation: OperationId,
+        /// Blocks that were written for it and now survive.
+        written: u64,
+        /// Blocks in its scope that could not be written (no room, too large, device out of service).
+        left_out: u64,
+    },
+}
+
+/// How the driver answers an [`Action`]. Unknown and late ids are ignored on purpose and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Of the action answered.
+    pub operation: OperationId,
+    /// What became of it.
+    pub outcome: Result<Completion, Failure>,
+}
+
+/// An action that was carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// Done.
+    Done,
+    /// A [`Action::Demote`] was written; `checksum` is the CRC32C of the payload that was written.
+    Written {
+        /// CRC32C of the payload.
+        checksum: u32,
+    },
+}
+
+/// An action that was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// The queue is full: try again later.
+    Busy,
+    /// The device answered with an error.
+    Io,
+    /// The payload failed its check; the target was zeroed.
+    Corrupt,
+    /// No space or memory.
+    Full,
+    /// The request's own deadline passed before the device was asked.
+    Deadline,
+}

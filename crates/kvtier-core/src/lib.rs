@@ -1,0 +1,22 @@
+//! DECIDE: which block, from which tier, at what cost.
+//!
+//! This room holds the vocabulary and the one state machine, [`TierManager`]. It is pure: no clock (`now` is an
+//! argument), no randomness, no thread, no I/O, no address. Absent on purpose: bytes, sockets, files, metrics clients.
+//!
+//! Read first: [`TierManager`] (commands in, [`Action`]s out, [`Event`]s back), [`BlockKey`] (what names a block) and
+//! [`Extent`] (where one copy lies).
+#![forbid(unsafe_code)]
+
+mod action;
+mod block;
+mod namespace;
+mod settings;
+mod tier;
+mod time;
+
+pub use action::{Action, ClientId, Completion, Event, Failure, LeaseId, OperationId, RecordLabel, ReservationId};
+pub use block::{BlockHash, BlockKey, Parent, Realization, RealizationId};
+pub use namespace::{Generation, NamespaceId, TrustDomain};
+pub use settings::{CheckedCoreSettings, CoreSettings, SettingsError};
+pub use tier::{Extent, SegmentId, Tier};
+pub use time::Time;

@@ -1,0 +1,25 @@
+/// One level of the hierarchy that this node manages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// Host memory: segments mapped by clients.
+    Host,
+    /// Local NVMe: segment files written front to back.
+    Nvme,
+}
+
+/// A segment of one tier: the unit of allocation and reclaim. Never reused for other memory: a new segment, a new id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u32);
+
+/// Where one copy lies inside its tier: a segment, a byte offset in it, and the exact length of the payload in bytes.
+///
+/// Offsets are multiples of 4 KiB in both tiers; the space taken is the length rounded up to 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Extent {
+    /// Which segment of the tier.
+    pub segment: SegmentId,
+    /// Byte offset of the payload in the segment.
+    pub offset: u64,
+    /// Payload length in bytes.
+    pub length: u32,
+}

@@ -1,0 +1,1 @@
+//! Proves: seeded worlds, faults, an oracle, planted mutants, workloads and traces.

@@ -1,0 +1,1 @@
+//! Keeps bytes: host memory segments and NVMe segment files.

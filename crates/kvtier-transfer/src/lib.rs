@@ -1,0 +1,1 @@
+//! Moves bytes between memory regions. Knows no block keys.

@@ -1,0 +1,17 @@
+//! ASK: the library. It drives the pure core with real memory and real devices, serves the client protocol, and speaks it.
+//!
+//! Absent on purpose: policy arithmetic (in `kvtier-core`), `unsafe` (in the corners of `kvtier-transfer` and
+//! `kvtier-storage`), environment variables and files of settings (in `kv-daemon`).
+//!
+//! Read first: [`node::Node`] (one machine's tiers behind one socket), [`client::blocking::Client`] (how an engine asks) and
+//! [`wire`] (what goes between them).
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod error;
+pub mod node;
+pub mod settings;
+pub mod wire;
+
+pub use error::ErrorKind;
+pub use kvtier_core::{BlockHash, Generation, Hints, Parent, Realization, Tier};

@@ -1,0 +1,405 @@
+//! The settings of a [`crate::node::Node`]: plain data, checked once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kvtier_core::{CheckedCoreSettings, CoreSettings};
+use serde::{Deserialize, Serialize};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// How the NVMe tier reaches its device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NvmeEngine {
+    /// io_uring when the kernel allows it, else threads; chosen by trying, said once.
+    #[default]
+    Auto,
+    /// io_uring, or a start error.
+    #[serde(alias = "io_uring", alias = "uring")]
+    IoUring,
+    /// A pool of threads with `preadv` and `pwritev`.
+    Threads,
+}
+
+/// Whether host memory is asked for in huge pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HugePages {
+    /// Reserved huge pages when there are enough, else what the system allows; said once.
+    #[default]
+    Auto,
+    /// 4 KiB pages.
+    Never,
+    /// Reserved huge pages, or a start error.
+    Require,
+}
+
+/// Which clock drives the tier manager.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clock {
+    /// The machine's monotonic clock.
+    #[default]
+    System,
+    /// The largest time that a client has sent: a test mode for replaying traces at their own pace.
+    Client,
+}
+
+/// A trust domain and who belongs to it. Clients of one domain share memory and trust each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DomainSettings {
+    /// Name, unique; `uid-N` is taken by the default domains.
+    pub name: String,
+    /// The BLAKE3 digest (64 hex digits) of the token whose bearer belongs here.
+    pub token_blake3: Option<String>,
+    /// A file whose first line is the token. Read by the daemon at start.
+    pub token_file: Option<PathBuf>,
+    /// Users who belong here when they show no token.
+    pub uids: Vec<u32>,
+}
+
+impl DomainSettings {
+    /// The same domain, joined by bearers of `token` (white space around it does not count); only a digest is kept.
+    #[must_use]
+    pub fn with_token(self, token: &str) -> DomainSettings {
+        let digest = blake3::hash(token.trim().as_bytes()).to_hex().to_string();
+        DomainSettings { token_blake3: Some(digest), token_file: None, ..self }
+    }
+}
+
+/// Settings of a node. Every field's doc says meaning, unit, default and the memory it may cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where segment files, the lock and the admin token live. No default here: the daemon chooses one.
+    pub state_dir: PathBuf,
+    /// Path of the Unix socket. Empty: `kvtier.sock` in the state directory.
+    pub socket: PathBuf,
+    /// Permission bits of the socket. Default 0600.
+    pub socket_mode: u32,
+    /// Host memory for blocks, bytes. Default 1 GiB. Costs exactly that, plus up to 128 bytes a block of index.
+    pub host_bytes: u64,
+    /// Base size of a host segment, bytes; 0 chooses a 32nd of `host_bytes` between 2 MiB and 64 MiB.
+    pub host_segment_bytes: u64,
+    /// NVMe space, bytes; 0 switches the tier off. Default 0.
+    pub nvme_bytes: u64,
+    /// Size of an NVMe segment, bytes; 0 chooses a 64th of `nvme_bytes` between 1 MiB and 256 MiB.
+    pub nvme_segment_bytes: u64,
+    /// How the device is reached. Default `auto`.
+    pub nvme_engine: NvmeEngine,
+    /// Requests on the device at once. Default 32. Each may pin one block of host memory.
+    pub nvme_queue_depth: u32,
+    /// Threads of the `threads` engine. Default 4.
+    pub nvme_threads: u32,
+    /// NUMA node to place host memory on. Default: where the kernel puts it.
+    pub numa_node: Option<u32>,
+    /// Lock host memory when the limit allows. Default true.
+    pub lock_memory: bool,
+    /// Huge pages. Default `auto`.
+    pub huge_pages: HugePages,
+    /// Largest block, bytes. Default 64 MiB, or a quarter of `host_bytes` when that is less.
+    pub block_bytes_max: u32,
+    /// How long a lease promises, milliseconds. Default 30,000.
+    pub lease_ttl_ms: u64,
+    /// How long an unsealed reservation lives, milliseconds. Default 30,000.
+    pub reservation_ttl_ms: u64,
+    /// How long a request may wait when it carries no deadline of its own, milliseconds. Default 10,000.
+    pub request_deadline_ms: u64,
+    /// How long a device operation may take before its tier is reset, milliseconds. Default 10,000.
+    pub operation_deadline_ms: u64,
+    /// Connections at once. Default 256. Each costs a thread and up to 4 MiB of buffers.
+    pub clients_max: u32,
+    /// Namespaces. Default 65,536.
+    pub namespaces_max: u32,
+    /// Blocks in the index. Default 64 Mi, up to 128 bytes each.
+    pub blocks_max: u64,
+    /// Leases of one client. Default 65,536, 48 bytes each.
+    pub leases_per_client_max: u32,
+    /// Bytes of slots that one client may hold unsealed. Default: a quarter of `host_bytes`.
+    pub reserved_bytes_per_client_max: u64,
+    /// Bytes of expired leases and reservations that one live client may still map. Default: a quarter of `host_bytes`.
+    pub quarantine_bytes_per_client_max: u64,
+    /// Fetches and reserves that wait for the device or for room, all clients. Default 16,384.
+    pub waiting_max: u32,
+    /// The same of one client. Default 256.
+    pub waiting_per_client_max: u32,
+    /// Demotions in flight. Default 64.
+    pub demotions_in_flight_max: u32,
+    /// Promotions in flight. Default 256.
+    pub promotions_in_flight_max: u32,
+    /// Byte quota of each namespace. Default none.
+    pub namespace_quota_bytes: Option<u64>,
+    /// Which clock drives the manager. Default `system`.
+    pub clock: Clock,
+    /// Trust domains beside the default of one a uid.
+    pub domains: Vec<DomainSettings>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            state_dir: PathBuf::new(),
+            socket: PathBuf::new(),
+            socket_mode: 0o600,
+            host_bytes: GIB,
+            host_segment_bytes: 0,
+            nvme_bytes: 0,
+            nvme_segment_bytes: 0,
+            nvme_engine: NvmeEngine::Auto,
+            nvme_queue_depth: 32,
+            nvme_threads: 4,
+            numa_node: None,
+            lock_memory: true,
+            huge_pages: HugePages::Auto,
+            block_bytes_max: 0,
+            lease_ttl_ms: 30_000,
+            reservation_ttl_ms: 30_000,
+            request_deadline_ms: 10_000,
+            operation_deadline_ms: 10_000,
+            clients_max: 256,
+            namespaces_max: 65_536,
+            blocks_max: 64 << 20,
+            leases_per_client_max: 65_536,
+            reserved_bytes_per_client_max: 0,
+            quarantine_bytes_per_client_max: 0,
+            waiting_max: 16_384,
+            waiting_per_client_max: 256,
+            demotions_in_flight_max: 64,
+            promotions_in_flight_max: 256,
+            namespace_quota_bytes: None,
+            clock: Clock::System,
+            domains: Vec::new(),
+        }
+    }
+}
+
+/// A setting that cannot be, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} = {value}: {remedy}")]
+pub struct SettingsError {
+    /// Which field, as it is spelled in the settings file.
+    pub field: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// Settings whose every field was checked and whose zeros were replaced by what they stand for.
+#[derive(Clone, Debug)]
+pub struct CheckedSettings {
+    settings: Settings,
+    core: CheckedCoreSettings,
+}
+
+impl std::ops::Deref for CheckedSettings {
+    type Target = Settings;
+    fn deref(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+impl CheckedSettings {
+    /// What the tier manager is given.
+    #[must_use]
+    pub fn core(&self) -> &CheckedCoreSettings {
+        &self.core
+    }
+}
+
+/// Bytes of an NVMe segment's header, before its first record.
+pub(crate) const NVME_HEADER_BYTES: u64 = 4 * KIB;
+
+impl Settings {
+    /// Checks every field, replaces zeros that mean "choose", and derives the core's settings.
+    ///
+    /// # Errors
+    /// The first field that cannot be, with its value and the remedy.
+    pub fn check(mut self) -> Result<CheckedSettings, SettingsError> {
+        fn refuse(field: &'static str, value: impl ToString, remedy: impl Into<String>) -> SettingsError {
+            SettingsError { field, value: value.to_string(), remedy: remedy.into() }
+        }
+        fn at_least_one(field: &'static str, value: u64) -> Result<(), SettingsError> {
+            if value == 0 { Err(refuse(field, value, "must be at least 1")) } else { Ok(()) }
+        }
+        if self.state_dir.as_os_str().is_empty() {
+            return Err(refuse("state_dir", "\"\"", "name a directory that only this node uses"));
+        }
+        if self.socket.as_os_str().is_empty() {
+            self.socket = self.state_dir.join("kvtier.sock");
+        }
+        if self.socket.as_os_str().len() > 107 {
+            return Err(refuse(
+                "socket",
+                self.socket.display(),
+                "the kernel takes at most 107 bytes for a socket path: choose a shorter one",
+            ));
+        }
+        if self.socket_mode & !0o777 != 0 || self.socket_mode & 0o600 != 0o600 {
+            return Err(refuse(
+                "socket_mode",
+                format!("0o{:o}", self.socket_mode),
+                "permission bits between 0o600 and 0o777 that let the owner read and write",
+            ));
+        }
+        if self.host_bytes < 8 * MIB || self.host_bytes > 64 << 40 {
+            return Err(refuse("host_bytes", self.host_bytes, "choose between 8 MiB and 64 TiB"));
+        }
+        self.host_bytes &= !(2 * MIB - 1);
+        if self.host_segment_bytes == 0 {
+            self.host_segment_bytes = power_of_two_below(self.host_bytes / 32).clamp(2 * MIB, 64 * MIB);
+        }
+        if self.host_segment_bytes % (4 * KIB) != 0 || self.host_segment_bytes > self.host_bytes / 2 {
+            return Err(refuse(
+                "host_segment_bytes",
+                self.host_segment_bytes,
+                "a multiple of 4 KiB that fits host_bytes at least twice; 0 chooses one",
+            ));
+        }
+        if self.block_bytes_max == 0 {
+            self.block_bytes_max = u32::try_from((self.host_bytes / 4).min(64 * MIB)).unwrap_or(u32::MAX);
+        }
+        if !(4096..=64 << 20).contains(&self.block_bytes_max) || u64::from(self.block_bytes_max) > self.host_bytes / 2 {
+            return Err(refuse(
+                "block_bytes_max",
+                self.block_bytes_max,
+                "between 4 KiB and 64 MiB, and at most half of host_bytes",
+            ));
+        }
+        if self.nvme_bytes > 0 {
+            if self.nvme_segment_bytes == 0 {
+                self.nvme_segment_bytes = power_of_two_below(self.nvme_bytes / 64).clamp(MIB, 256 * MIB);
+            }
+            if self.nvme_segment_bytes % (4 * KIB) != 0
+                || self.nvme_segment_bytes < 64 * KIB
+                || self.nvme_segment_bytes > 4 * GIB - 4 * KIB
+            {
+                return Err(refuse(
+                    "nvme_segment_bytes",
+                    self.nvme_segment_bytes,
+                    "a multiple of 4 KiB between 64 KiB and 4 GiB; 0 chooses one",
+                ));
+            }
+            if self.nvme_bytes < 4 * self.nvme_segment_bytes {
+                return Err(refuse(
+                    "nvme_bytes",
+                    self.nvme_bytes,
+                    format!("room for at least four segments of {} bytes, or 0 for no NVMe tier", self.nvme_segment_bytes),
+                ));
+            }
+        }
+        for (field, value) in [
+            ("nvme_queue_depth", u64::from(self.nvme_queue_depth)),
+            ("nvme_threads", u64::from(self.nvme_threads)),
+            ("lease_ttl_ms", self.lease_ttl_ms),
+            ("reservation_ttl_ms", self.reservation_ttl_ms),
+            ("request_deadline_ms", self.request_deadline_ms),
+            ("operation_deadline_ms", self.operation_deadline_ms),
+            ("clients_max", u64::from(self.clients_max)),
+            ("namespaces_max", u64::from(self.namespaces_max)),
+            ("blocks_max", self.blocks_max),
+            ("leases_per_client_max", u64::from(self.leases_per_client_max)),
+            ("waiting_max", u64::from(self.waiting_max)),
+            ("waiting_per_client_max", u64::from(self.waiting_per_client_max)),
+            ("demotions_in_flight_max", u64::from(self.demotions_in_flight_max)),
+            ("promotions_in_flight_max", u64::from(self.promotions_in_flight_max)),
+        ] {
+            at_least_one(field, value)?;
+        }
+        if self.nvme_queue_depth > 1024 {
+            return Err(refuse("nvme_queue_depth", self.nvme_queue_depth, "at most 1024"));
+        }
+        if self.nvme_threads > 256 {
+            return Err(refuse("nvme_threads", self.nvme_threads, "at most 256"));
+        }
+        let quarter = self.host_bytes / 4;
+        if self.reserved_bytes_per_client_max == 0 {
+            self.reserved_bytes_per_client_max = quarter;
+        }
+        if self.quarantine_bytes_per_client_max == 0 {
+            self.quarantine_bytes_per_client_max = quarter;
+        }
+        self.check_domains()?;
+        let core = self.core_settings().check().map_err(|error| SettingsError {
+            field: error.field,
+            value: error.value,
+            remedy: error.remedy,
+        })?;
+        Ok(CheckedSettings { settings: self, core })
+    }
+
+    fn check_domains(&self) -> Result<(), SettingsError> {
+        for (index, domain) in self.domains.iter().enumerate() {
+            let refuse = |remedy: &str| SettingsError {
+                field: "domains",
+                value: format!("{:?}", domain.name),
+                remedy: remedy.to_string(),
+            };
+            let named = !domain.name.is_empty() && domain.name.len() <= 128;
+            if !named || domain.name.contains('/') || domain.name.starts_with("uid-") {
+                return Err(refuse("a name of 1 to 128 bytes without '/', not starting with 'uid-'"));
+            }
+            if self.domains[..index].iter().any(|other| other.name == domain.name) {
+                return Err(refuse("two domains have this name: rename one"));
+            }
+            if let Some(digest) = &domain.token_blake3
+                && (digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            {
+                return Err(refuse("token_blake3 must be 64 hex digits: the BLAKE3 digest of the token"));
+            }
+            if domain.token_file.is_some() {
+                return Err(refuse("its token_file was not read: whoever loads the settings replaces it with_token"));
+            }
+            if domain.token_blake3.is_none() && domain.uids.is_empty() {
+                return Err(refuse("nobody can join it: give token_file, token_blake3 or uids"));
+            }
+            let taken = |uid: &u32| self.domains[..index].iter().any(|other| other.uids.contains(uid));
+            if domain.uids.iter().any(taken) {
+                return Err(refuse("one of its uids belongs to an earlier domain: remove it from one of them"));
+            }
+        }
+        Ok(())
+    }
+
+    fn core_settings(&self) -> CoreSettings {
+        // A client's clock leaps over hours between two requests: nothing may expire while it does.
+        let patience = |milliseconds: u64| match self.clock {
+            Clock::System => Duration::from_millis(milliseconds),
+            Clock::Client => Duration::from_secs(100 * 365 * 86_400),
+        };
+        CoreSettings {
+            host_bytes: self.host_bytes,
+            host_segment_bytes: self.host_segment_bytes,
+            nvme_bytes: self.nvme_bytes,
+            nvme_segment_bytes: if self.nvme_bytes == 0 { 4 * MIB } else { self.nvme_segment_bytes },
+            nvme_segment_header_bytes: NVME_HEADER_BYTES,
+            block_bytes_max: self.block_bytes_max,
+            namespace_quota_bytes: self.namespace_quota_bytes,
+            lease_ttl: patience(self.lease_ttl_ms),
+            reservation_ttl: patience(self.reservation_ttl_ms),
+            operation_deadline: patience(self.operation_deadline_ms),
+            clients_max: self.clients_max as usize,
+            namespaces_max: self.namespaces_max as usize,
+            blocks_max: usize::try_from(self.blocks_max).unwrap_or(usize::MAX),
+            leases_per_client_max: self.leases_per_client_max as usize,
+            reserved_bytes_per_client_max: self.reserved_bytes_per_client_max,
+            quarantine_bytes_per_client_max: self.quarantine_bytes_per_client_max,
+            waiting_max: self.waiting_max as usize,
+            waiting_per_client_max: self.waiting_per_client_max as usize,
+            demotions_in_flight_max: self.demotions_in_flight_max as usize,
+            promotions_in_flight_max: self.promotions_in_flight_max as usize,
+            ..CoreSettings::default()
+        }
+    }
+}
+
+fn power_of_two_below(value: u64) -> u64 {
+    if value == 0 { 0 } else { 1 << value.ilog2() }
+}
+
+#[cfg(test)]
+mod tests;
