@@ -8,15 +8,29 @@
 #![forbid(unsafe_code)]
 
 mod action;
+mod answer;
 mod block;
+mod manager;
+#[cfg(feature = "mutants")]
+mod mutant;
 mod namespace;
+mod policy;
+mod request;
 mod settings;
+mod statistics;
 mod tier;
 mod time;
 
 pub use action::{Action, ClientId, Completion, Event, Failure, LeaseId, OperationId, RecordLabel, ReservationId};
+pub use answer::{Answer, Fetched, Refusal, Reserved, Sealed};
 pub use block::{BlockHash, BlockKey, Parent, Realization, RealizationId};
+pub use manager::TierManager;
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
 pub use namespace::{Generation, NamespaceId, TrustDomain};
+pub use policy::{BlockId, EvictionPolicy, LeafFirstLru, ListId, Plane, Verdict};
+pub use request::{Departure, FetchScope, Hints, Request, SealItem};
 pub use settings::{CheckedCoreSettings, CoreSettings, SettingsError};
+pub use statistics::{DomainStatistics, Statistics};
 pub use tier::{Extent, SegmentId, Tier};
 pub use time::Time;

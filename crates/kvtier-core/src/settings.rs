@@ -111,6 +111,85 @@ pub struct SettingsError {
     pub remedy: String,
 }
 
+impl CoreSettings {
+    /// Refuses what cannot be, naming the field, its value and the remedy.
+    ///
+    /// # Errors
+    /// The first field that cannot be.
+    pub fn check(self) -> Result<CheckedCoreSettings, SettingsError> {
+        const PAGE: u64 = 4096;
+        let wrong = |field, value: u64, remedy: &str| Err(SettingsError { field, value: value.to_string(), remedy: remedy.to_owned() });
+        if self.host_segment_bytes < PAGE || !self.host_segment_bytes.is_multiple_of(PAGE) {
+            return wrong("host_segment_bytes", self.host_segment_bytes, "give a multiple of 4 KiB");
+        }
+        if self.host_bytes < self.host_segment_bytes {
+            return wrong("host_bytes", self.host_bytes, "give at least one host segment");
+        }
+        if self.host_bytes > 1 << 50 {
+            return wrong("host_bytes", self.host_bytes, "give at most 1 PiB");
+        }
+        if self.block_bytes_max == 0 || u64::from(self.block_bytes_max) > 1 << 30 {
+            return wrong("block_bytes_max", u64::from(self.block_bytes_max), "give 1 byte to 1 GiB");
+        }
+        if self.nvme_bytes > 0 {
+            if !self.nvme_segment_bytes.is_multiple_of(PAGE) || self.nvme_segment_bytes > 1 << 40 {
+                return wrong("nvme_segment_bytes", self.nvme_segment_bytes, "give a multiple of 4 KiB, at most 1 TiB");
+            }
+            if !self.nvme_segment_header_bytes.is_multiple_of(PAGE) {
+                return wrong("nvme_segment_header_bytes", self.nvme_segment_header_bytes, "give a multiple of 4 KiB");
+            }
+            if self.nvme_segment_bytes < self.nvme_segment_header_bytes + self.nvme_record_index_bytes + PAGE {
+                return wrong("nvme_segment_bytes", self.nvme_segment_bytes, "give room for the header and one block");
+            }
+            if self.nvme_bytes / self.nvme_segment_bytes < 4 {
+                return wrong("nvme_bytes", self.nvme_bytes, "give at least four NVMe segments, or 0 for no NVMe tier");
+            }
+            if self.nvme_bytes / self.nvme_segment_bytes > 1 << 24 {
+                return wrong("nvme_segment_bytes", self.nvme_segment_bytes, "give larger segments: at most 16 M fit in the tables");
+            }
+        }
+        for (field, value) in [
+            ("host_clean_low_permille", self.host_clean_low_permille),
+            ("host_clean_high_permille", self.host_clean_high_permille),
+            ("nvme_live_permille", self.nvme_live_permille),
+        ] {
+            if value > 1000 {
+                return wrong(field, u64::from(value), "give thousandths, at most 1000");
+            }
+        }
+        if self.host_clean_low_permille > self.host_clean_high_permille {
+            return wrong("host_clean_low_permille", u64::from(self.host_clean_low_permille), "give at most host_clean_high_permille");
+        }
+        for (field, duration) in [
+            ("lease_ttl", self.lease_ttl),
+            ("reservation_ttl", self.reservation_ttl),
+            ("operation_deadline", self.operation_deadline),
+            ("tier_retry_backoff", self.tier_retry_backoff),
+        ] {
+            if duration < Duration::from_millis(1) || duration > Duration::from_secs(86_400) {
+                return Err(SettingsError { field, value: format!("{duration:?}"), remedy: "give 1 ms to 1 day".to_owned() });
+            }
+        }
+        for (field, value, most) in [
+            ("clients_max", self.clients_max, 1 << 20),
+            ("namespaces_max", self.namespaces_max, 1 << 30),
+            ("realizations_max", self.realizations_max, 1 << 16),
+            ("blocks_max", self.blocks_max, 1 << 31),
+            ("leases_per_client_max", self.leases_per_client_max, 1 << 24),
+            ("waiting_max", self.waiting_max, 1 << 24),
+            ("waiting_per_client_max", self.waiting_per_client_max, 1 << 24),
+            ("demotions_in_flight_max", self.demotions_in_flight_max, 1 << 20),
+            ("promotions_in_flight_max", self.promotions_in_flight_max, 1 << 20),
+            ("batch_keys_max", self.batch_keys_max, 1 << 20),
+        ] {
+            if value == 0 || value > most {
+                return Err(SettingsError { field, value: value.to_string(), remedy: format!("give 1 to {most}") });
+            }
+        }
+        Ok(CheckedCoreSettings(self))
+    }
+}
+
 /// Settings that were checked.
 #[derive(Clone, Debug)]
 pub struct CheckedCoreSettings(CoreSettings);

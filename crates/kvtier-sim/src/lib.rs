@@ -1,1 +1,29 @@
-//! Proves: seeded worlds, faults, an oracle, planted mutants, workloads and traces.
+//! PROVE: seeded worlds, faults, an oracle, planted mutants, workloads and traces.
+//!
+//! A seed is a world: one real [`kvtier_core::TierManager`] among simulated devices, clients and an operator that all
+//! misbehave as the seed says, watched by an oracle that knows whose bytes lie where. The same seed lives the same life.
+//! Absent on purpose: real time, real I/O, threads, and mocks of our own crates.
+//!
+//! Read first: [`run_seed`] (one world), [`TraceRequest`] (one request of a trace) and [`ChatWorkload`] (many of ours).
+#![forbid(unsafe_code)]
+
+pub mod capacity;
+pub mod cli;
+mod counts;
+pub mod lru;
+mod memory;
+mod oracle;
+mod plan;
+mod random;
+mod runner;
+pub mod trace;
+pub mod workload;
+mod world;
+
+pub use counts::{Counts, Fault};
+pub use random::Random;
+#[cfg(feature = "mutants")]
+pub use runner::{MutantOutcome, find_mutant};
+pub use runner::{RunOptions, RunReport, SeedOutcome, run_seed, run_seeds};
+pub use trace::{TraceError, TraceReader, TraceRequest};
+pub use workload::ChatWorkload;

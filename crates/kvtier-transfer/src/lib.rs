@@ -1,1 +1,13 @@
-//! Moves bytes between memory regions. Knows no block keys.
+//! MOVE: bytes between memory regions, and file descriptors between processes.
+//!
+//! Memory that another process may write is reached through pointers kept in one corner: callers hold checked ranges and copy, they never get a
+//! `&[u8]`. Absent on purpose: block keys, tiers, policy.
+//!
+//! Read first: [`memory::MemoryRegion`] (owns a mapping), [`memory::MemorySlice`] (a checked range of one) and
+//! [`socket::send_with_fds`] (how a mapping reaches another process).
+
+mod checksum;
+pub mod memory;
+pub mod socket;
+
+pub use checksum::crc32c;

@@ -1,1 +1,340 @@
-//! One machine.
+//! One machine's tiers behind one socket.
+//!
+//! A [`Node`] owns the host memory, the NVMe tier, the tier manager that decides over them, and the Unix socket on which
+//! clients ask. It runs a thread for each connection, one timer, one for host segments, and those of the NVMe engine; when
+//! nobody asks, all of them sleep.
+
+mod clock;
+mod domains;
+mod driver;
+mod listener;
+mod outbox;
+mod session;
+mod status;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvtier_core::{Generation, NamespaceId, OperationId};
+use kvtier_storage::host::{HostError, HostSettings, HostTier};
+use kvtier_storage::nvme::{EngineChoice, NvmeError, NvmeSettings, NvmeTier};
+
+use self::clock::NodeClock;
+use self::domains::Domains;
+use self::driver::{Decider, Driver, Settled, Waiter};
+use self::listener::Listener;
+pub use self::status::{Counters, DomainCounters, DomainStatus, Status};
+use crate::error::ErrorKind;
+use crate::settings::{CheckedSettings, Clock, HugePages, NvmeEngine};
+
+/// What a starting node is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartProgress {
+    /// Host memory is being faulted in.
+    Prefault {
+        /// Bytes done.
+        done_bytes: u64,
+        /// Bytes to do.
+        total_bytes: u64,
+    },
+    /// Something an operator should read once.
+    Note(String),
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error("state_dir {path}: {source}: name a directory that this user can write")]
+    StateDirectory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Host memory cannot be had.
+    #[error("host memory: {0}")]
+    Host(#[from] HostError),
+    /// The NVMe tier cannot be opened.
+    #[error("NVMe tier: {0}")]
+    Nvme(#[from] NvmeError),
+    /// The socket cannot be made.
+    #[error("socket {path}: {source}: choose another path, or remove what is there")]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another daemon answers on the socket.
+    #[error("socket {path}: another daemon answers there: stop it, or choose another --socket")]
+    SocketInUse {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A thread or descriptor could not be made.
+    #[error("this process may not start what it needs: {0}: raise its limits of threads and open files")]
+    Resources(#[source] std::io::Error),
+}
+
+/// Why a command to a node was not carried out.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CommandError {
+    /// The remedy.
+    pub kind: ErrorKind,
+    /// What to do next, in words.
+    pub message: String,
+}
+
+/// What a flush achieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct FlushReport {
+    /// Blocks written to NVMe for it.
+    pub written: u64,
+    /// Blocks that stayed in host memory only.
+    pub left_out: u64,
+}
+
+/// What a drain achieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct DrainReport {
+    /// Leases that clients still held, and requests that still waited, when time was up.
+    pub held: u64,
+    /// The closing flush; `None` when it did not end in time.
+    pub flush: Option<FlushReport>,
+}
+
+/// One machine's tiers behind one socket. Dropping it stops it without draining.
+pub struct Node {
+    driver: Arc<Driver>,
+    listener: Option<Listener>,
+    domains: Arc<Domains>,
+    threads: Vec<JoinHandle<()>>,
+    settings: CheckedSettings,
+}
+
+impl Node {
+    /// Opens the tiers, faults in the host memory, and listens. Blocks until clients can connect.
+    ///
+    /// # Errors
+    /// Names what could not be had and the remedy. Nothing is left behind but an empty state directory.
+    pub fn start(
+        settings: CheckedSettings,
+        observer: Box<dyn Fn(StartProgress) + Send + Sync>,
+    ) -> Result<Node, StartError> {
+        let state_directory = |source| StartError::StateDirectory { path: settings.state_dir.clone(), source };
+        std::fs::create_dir_all(&settings.state_dir).map_err(state_directory)?;
+        let socket = Listener::bind(&settings.socket, settings.socket_mode)?;
+
+        let host = HostTier::start(
+            HostSettings {
+                capacity_bytes: settings.host_bytes,
+                base_segment_bytes: settings.host_segment_bytes,
+                numa_node: settings.numa_node,
+                lock: settings.lock_memory,
+                huge: match settings.huge_pages {
+                    HugePages::Auto => kvtier_storage::host::HugePages::Auto,
+                    HugePages::Never => kvtier_storage::host::HugePages::Never,
+                    HugePages::Require => kvtier_storage::host::HugePages::Require,
+                },
+            },
+            &|done_bytes, total_bytes| observer(StartProgress::Prefault { done_bytes, total_bytes }),
+        )?;
+        let host = Arc::new(host);
+        observer(StartProgress::Note(host.page_note()));
+
+        let cell: Arc<OnceLock<Weak<Driver>>> = Arc::new(OnceLock::new());
+        let nvme = match settings.nvme_bytes {
+            0 => None,
+            capacity_bytes => {
+                let cell = Arc::clone(&cell);
+                let completions = Arc::new(move |event| {
+                    if let Some(driver) = cell.get().and_then(Weak::upgrade) {
+                        driver.handle_event(event);
+                    }
+                });
+                let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes);
+                nvme.engine = match settings.nvme_engine {
+                    NvmeEngine::Auto => EngineChoice::Auto,
+                    NvmeEngine::IoUring => EngineChoice::IoUring,
+                    NvmeEngine::Threads => EngineChoice::Threads,
+                };
+                nvme.bounds.queue_depth = settings.nvme_queue_depth as usize;
+                nvme.bounds.threads = settings.nvme_threads as usize;
+                nvme.request_deadline = Duration::from_millis(settings.operation_deadline_ms);
+                let tier = NvmeTier::open(nvme, completions)?;
+                for note in tier.notes() {
+                    observer(StartProgress::Note(note));
+                }
+                Some(tier)
+            }
+        };
+        let clock = NodeClock::new(settings.clock);
+        if settings.clock == Clock::Client {
+            observer(StartProgress::Note(
+                "clock = client: clients drive the time. This is a test mode: never serve an engine with it".into(),
+            ));
+        }
+        let (driver, segment_work) = Driver::new(&settings, clock, host, nvme);
+        let driver = Arc::new(driver);
+        // The cell is set once, here, before anything can complete.
+        let _ = cell.set(Arc::downgrade(&driver));
+
+        let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
+        let timer = Arc::clone(&driver);
+        let segments = Arc::clone(&driver);
+        let mut threads = Vec::new();
+        threads.push(spawn("kvtier-timer", move || timer.run_timer())?);
+        threads.push(spawn("kvtier-segment", move || segments.run_segment_work(&segment_work))?);
+        let listener = Listener::start(socket, &settings, Arc::clone(&driver), Arc::clone(&domains))?;
+        Ok(Node { driver, listener: Some(listener), domains, threads, settings })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.settings.socket
+    }
+
+    /// The whole node's status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        status_of(&self.driver, &self.domains)
+    }
+
+    /// Raises the generation of a namespace: `DOMAIN/NAME`, or a bare `NAME` for that name in every domain. Returns once no
+    /// read that starts later sees an older block.
+    ///
+    /// # Errors
+    /// `Invalid` when no domain knows the name, `Unavailable` when the generation could not be recorded in time.
+    pub fn invalidate(&self, namespace: &str, timeout: Duration) -> Result<Vec<(String, Generation)>, CommandError> {
+        let (only, name) = match namespace.split_once('/') {
+            Some((domain, name)) => (Some(domain), name),
+            None => (None, namespace),
+        };
+        let found: Vec<(String, NamespaceId)> = self
+            .domains
+            .all()
+            .into_iter()
+            .filter(|(domain, _)| only.is_none_or(|only| only == domain))
+            .filter_map(|(label, domain)| {
+                let found = self.driver.look(|manager| manager.find_namespace(domain, name))?;
+                Some((format!("{label}/{name}"), found.0))
+            })
+            .collect();
+        if found.is_empty() {
+            return Err(CommandError {
+                kind: ErrorKind::Invalid,
+                message: format!("no namespace {namespace:?}: nothing was stored under that name"),
+            });
+        }
+        let deadline = Instant::now() + timeout;
+        let mut raised = Vec::new();
+        for (label, namespace) in found {
+            let settled = self.settle(deadline, |decider, now| decider.manager.invalidate(namespace, None, now));
+            match settled {
+                Some(Settled::Invalidated(generation)) => raised.push((label, generation)),
+                _ => {
+                    return Err(CommandError {
+                        kind: ErrorKind::Unavailable,
+                        message: format!("{label}: its generation was not recorded in time: ask again"),
+                    });
+                }
+            }
+        }
+        Ok(raised)
+    }
+
+    /// Writes every block sealed before now to NVMe. `None` when that did not end within `timeout`.
+    #[must_use]
+    pub fn flush(&self, timeout: Duration) -> Option<FlushReport> {
+        match self.settle(Instant::now() + timeout, |decider, now| decider.manager.flush(None, now)) {
+            Some(Settled::Flushed { written, left_out }) => Some(FlushReport { written, left_out }),
+            _ => None,
+        }
+    }
+
+    /// Stops in order: no new leases, transfers in flight end, what is cached is flushed, connections close.
+    pub fn drain_and_stop(mut self, timeout: Duration) -> DrainReport {
+        let deadline = Instant::now() + timeout;
+        if let Some(listener) = &mut self.listener {
+            listener.refuse_new();
+        }
+        self.driver.drain();
+        // Half of the time is for readers, the rest for the flush. Slots granted ahead are no transfers: they are not waited for.
+        let readers_until = Instant::now() + timeout / 2;
+        let held = loop {
+            let statistics = self.driver.look(kvtier_core::TierManager::statistics);
+            let held = statistics.leases + statistics.waiting;
+            if held == 0 || Instant::now() >= readers_until {
+                break held;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let flush = self.flush(deadline.saturating_duration_since(Instant::now()));
+        self.stop();
+        DrainReport { held, flush }
+    }
+
+    fn settle(
+        &self,
+        deadline: Instant,
+        command: impl FnOnce(&mut Decider, kvtier_core::Time) -> OperationId,
+    ) -> Option<Settled> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        self.driver.with(|decider, now| {
+            let operation = command(decider, now);
+            decider.wait(operation, Waiter::Caller(sender));
+        });
+        receiver.recv_deadline(deadline).ok()
+    }
+
+    fn stop(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.stop();
+        }
+        self.driver.stop();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has already said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The status of every domain.
+fn status_of(driver: &Driver, domains: &Domains) -> Status {
+    let (statistics, domain_statistics) = driver.look(|manager| {
+        let domains = domains.all().into_iter().map(|(name, domain)| (name, manager.domain_statistics(domain)));
+        (manager.statistics(), domains.collect::<Vec<_>>())
+    });
+    let counters = Counters::from(&statistics);
+    let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        uptime_seconds: driver.clock.uptime_seconds(),
+        state: if driver.is_draining() { "draining" } else { "serving" }.to_string(),
+        nvme_engine: driver.nvme().map_or("none", NvmeTier::engine_name).to_string(),
+        host_pages: driver.host.page_note(),
+        page_kib: driver.host.page_kib(),
+        index_bytes_per_block: ratio(counters.index_bytes, counters.blocks),
+        write_amplification: ratio(counters.demoted_bytes + counters.relocated_bytes, counters.demoted_bytes),
+        counters,
+        domains: domain_statistics
+            .into_iter()
+            .map(|(domain, statistics)| DomainStatus { domain, counters: DomainCounters::from(&statistics) })
+            .collect(),
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    std::thread::Builder::new().name(name.to_string()).spawn(body).map_err(StartError::Resources)
+}

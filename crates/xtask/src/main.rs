@@ -1,1 +1,148 @@
-fn main() {}
+//! Every developer command of kvtier: `cargo xtask --help`.
+//!
+//! Read [`ci`] first: it is the list of everything that must hold. [`lint`] keeps the house rules, [`suite`] runs the
+//! tests and says what was skipped, [`confined`] runs them again as a stranger on a locked-down machine.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod confine;
+mod confined;
+mod lint;
+mod outcome;
+mod process;
+mod replay;
+mod runner;
+mod suite;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::outcome::Failure;
+use crate::workspace::Workspace;
+
+/// Developer commands of kvtier.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Formatting, clippy, and the rules of the house.
+    Lint {
+        /// Only the rules that need no compiler.
+        #[arg(long)]
+        rules: bool,
+    },
+    /// Run the tests; name suites to insist on them (exit 69 when a part of a named suite is skipped).
+    Test {
+        /// Suites to run: the crates by name, or `lmcache`, `remote`, `rdma`, `gpu`.
+        suites: Vec<String>,
+        /// Run everything as an ordinary user, with io_uring denied and 64 KiB of lockable memory.
+        #[arg(long)]
+        confined: bool,
+        /// Which device the `gpu` suite is to insist on.
+        #[arg(long, value_name = "KIND")]
+        device: Option<String>,
+    },
+    /// Run the simulator: seeded worlds with faults, an oracle and planted mutants.
+    Sim(Simulation),
+    /// Mutate messages and feed them to a decoder.
+    Fuzz(Fuzzing),
+    /// Measure: `kvctl bench client` in a release build; arguments are passed on.
+    Bench {
+        /// Arguments of `kvctl bench client`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Everything that must hold before a change is merged.
+    Ci,
+    /// (used by `test --confined`) Give up rights, then become PROGRAM.
+    #[command(hide = true)]
+    Confine {
+        /// Report what this process is denied instead of running a program.
+        #[arg(long, conflicts_with = "program")]
+        probe: bool,
+        /// The program and its arguments.
+        #[arg(last = true, value_name = "PROGRAM")]
+        program: Vec<std::ffi::OsString>,
+    },
+}
+
+/// Arguments of `cargo xtask sim`.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Simulation {
+    /// How many seeds to run.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// Replay this one seed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Plant this bug; the run succeeds only if it is found.
+    #[arg(long, value_name = "NAME")]
+    mutant: Option<String>,
+    /// Plant every bug in turn.
+    #[arg(long)]
+    mutants: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Further arguments of the simulator.
+    #[arg(last = true)]
+    more: Vec<String>,
+}
+
+/// Arguments of `cargo xtask fuzz`.
+#[derive(Args, Clone)]
+pub(crate) struct Fuzzing {
+    /// What to fuzz.
+    #[arg(value_parser = ["wire"])]
+    target: String,
+    /// For how long.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// The seed of the mutation loop.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Plant a bug; the run succeeds only if it is found.
+    #[arg(long)]
+    mutant: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    if let Command::Confine { probe, program } = command {
+        return if probe {
+            confine::probe()
+        } else {
+            confine::become_program(&program)
+        };
+    }
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Lint { rules } => lint::run(&workspace, rules).map(drop),
+        Command::Test {
+            suites, confined: true, ..
+        } if suites.is_empty() => confined::run(&workspace).map(drop),
+        Command::Test { confined: true, .. } => Err(Failure::usage("--confined runs the whole suite: name no suite")),
+        Command::Test { suites, device, .. } => suite::run(&workspace, &suites, device.as_deref()).map(drop),
+        Command::Sim(simulation) => runner::simulate(&workspace, &simulation),
+        Command::Fuzz(fuzzing) => runner::fuzz(&workspace, &fuzzing),
+        Command::Bench { arguments } => runner::bench(&workspace, &arguments),
+        Command::Ci => ci::run(&workspace),
+        Command::Confine { .. } => unreachable!("handled before the workspace is looked for"),
+    }
+}

@@ -1,0 +1,190 @@
+//! The command line of `kv-daemon`.
+
+use std::path::PathBuf;
+use std::process::ExitCode as ProcessExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::configuration::Sources;
+use crate::demo;
+use crate::exit::{ExitCode, Failure, report};
+use crate::{replay, serve};
+
+/// Keeps KV-cache blocks in host memory and on NVMe, for engines that ask over a Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "kv-daemon", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run until SIGTERM (what happens without a command, too).
+    Serve(Flags),
+    /// Print the effective settings and where each comes from.
+    Settings {
+        /// One JSON object.
+        #[arg(long, conflicts_with = "toml")]
+        json: bool,
+        /// A settings file (the default).
+        #[arg(long)]
+        toml: bool,
+        #[command(flatten)]
+        flags: Flags,
+    },
+    /// Show it at work: a daemon of its own, a chat workload, a table. Under a minute; leaves nothing behind.
+    Demo(demo::Options),
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// What the demo starts as its client.
+    #[command(hide = true)]
+    DemoClient(replay::ClientArguments),
+}
+
+/// Settings that have a flag. All of them can also be set in the file and as `KVTIER_NAME` in the environment.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Flags {
+    /// Settings file [default: /etc/kvtier/kv-daemon.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where segment files, lock, admin token and socket live
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<String>,
+    /// Unix socket for clients [default: kvtier.sock in the state directory]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<String>,
+    /// Permission bits of the socket, octal [default: 0600]
+    #[arg(long, value_name = "MODE")]
+    socket_mode: Option<String>,
+    /// Admin HTTP address, loopback only; port 0 takes a free one; off for none [default: 127.0.0.1:9640]
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
+    /// Host memory for blocks, such as 64MiB or 1.5GiB [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    host_bytes: Option<String>,
+    /// NVMe space for blocks; 0 for none [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    nvme_bytes: Option<String>,
+    /// How NVMe is reached: auto, io-uring or threads [default: auto]
+    #[arg(long, value_name = "ENGINE")]
+    nvme_engine: Option<String>,
+    /// Huge pages for host memory: auto, never or require [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    huge_pages: Option<String>,
+    /// NUMA node to place host memory on
+    #[arg(long, value_name = "NODE")]
+    numa_node: Option<String>,
+    /// Lock host memory when the limit allows [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    lock_memory: Option<String>,
+    /// How long a lease promises, milliseconds [default: 30000]
+    #[arg(long, value_name = "MS")]
+    lease_ttl_ms: Option<String>,
+    /// How long an unsealed reservation lives, milliseconds [default: 30000]
+    #[arg(long, value_name = "MS")]
+    reservation_ttl_ms: Option<String>,
+    /// Byte quota of each namespace [default: none]
+    #[arg(long, value_name = "SIZE")]
+    namespace_quota_bytes: Option<String>,
+    /// Which clock drives eviction: system, or client to replay traces at their own pace (a test mode) [default: system]
+    #[arg(long, value_name = "CLOCK")]
+    clock: Option<String>,
+    /// How long a stop may take, milliseconds [default: 30000]
+    #[arg(long, value_name = "MS")]
+    drain_timeout_ms: Option<String>,
+    /// How log lines look: text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Which log lines are written: a level or directives [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// End when the process that started this one ends.
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+impl Flags {
+    fn sources(self) -> Sources {
+        let mut sources = Sources::of_this_process();
+        sources.file = self.config;
+        let given = [
+            ("state_dir", "--state-dir", self.state_dir),
+            ("socket", "--socket", self.socket),
+            ("socket_mode", "--socket-mode", self.socket_mode),
+            ("http", "--http", self.http),
+            ("host_bytes", "--host-bytes", self.host_bytes),
+            ("nvme_bytes", "--nvme-bytes", self.nvme_bytes),
+            ("nvme_engine", "--nvme-engine", self.nvme_engine),
+            ("huge_pages", "--huge-pages", self.huge_pages),
+            ("numa_node", "--numa-node", self.numa_node),
+            ("lock_memory", "--lock-memory", self.lock_memory),
+            ("lease_ttl_ms", "--lease-ttl-ms", self.lease_ttl_ms),
+            ("reservation_ttl_ms", "--reservation-ttl-ms", self.reservation_ttl_ms),
+            ("namespace_quota_bytes", "--namespace-quota-bytes", self.namespace_quota_bytes),
+            ("clock", "--clock", self.clock),
+            ("drain_timeout_ms", "--drain-timeout-ms", self.drain_timeout_ms),
+            ("log_format", "--log-format", self.log_format),
+            ("log_level", "--log-level", self.log_level),
+        ];
+        sources.flags = given.into_iter().filter_map(|(field, flag, text)| Some((field, flag, text?))).collect();
+        sources
+    }
+}
+
+/// The whole of `kv-daemon`.
+#[must_use]
+pub fn main() -> ProcessExitCode {
+    match Arguments::try_parse() {
+        Ok(arguments) => report("kv-daemon", run(arguments)),
+        Err(error) => usage(&error),
+    }
+}
+
+/// Prints what clap has to say: help and version are successes, the rest is a wrong command line.
+pub(crate) fn usage(error: &clap::Error) -> ProcessExitCode {
+    // A closed pipe is the reader's choice, not a failure of ours.
+    let _ = error.print();
+    ProcessExitCode::from(if error.use_stderr() { ExitCode::Usage as u8 } else { 0 })
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command.unwrap_or(Command::Serve(arguments.flags)) {
+        Command::Serve(flags) => {
+            if flags.exit_with_parent {
+                end_with_parent();
+            }
+            serve::run(flags.sources().load()?)
+        }
+        Command::Settings { json, toml: _, flags } => {
+            let configuration = flags.sources().load()?;
+            for warning in &configuration.warnings {
+                eprintln!("kv-daemon: warning: {warning}");
+            }
+            let text = if json { format!("{:#}\n", configuration.to_json()) } else { configuration.to_toml() };
+            crate::output::print(&text)
+        }
+        Command::Demo(options) => demo::run(&options),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "kv-daemon", &mut script);
+            crate::output::print(&String::from_utf8_lossy(&script))
+        }
+        Command::DemoClient(arguments) => {
+            end_with_parent();
+            replay::run_command(&arguments)
+        }
+    }
+}
+
+/// Asks the kernel to end this process with its parent, so that a killed demo leaves nothing behind.
+fn end_with_parent() {
+    // Only a very old kernel refuses; then the parent's own clean-up is what there is.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+}

@@ -1,0 +1,193 @@
+//! The numbers of a node as Prometheus reads them.
+//!
+//! Each scrape asks the node once and encodes that answer; nothing is counted twice, here and in the core.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use kvtier::node::Status;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::{Registry, Unit};
+
+
+/// What a number does over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It only grows.
+    Counter,
+    /// It is what it is now.
+    Gauge,
+}
+
+/// A number of the status and how it is published.
+struct Metric {
+    /// Its name in the status.
+    source: &'static str,
+    /// Its published name, without `kvtier_`, unit and `_total`.
+    name: &'static str,
+    kind: Kind,
+    bytes: bool,
+    help: &'static str,
+}
+
+const fn gauge(source: &'static str, help: &'static str) -> Metric {
+    Metric { source, name: source, kind: Kind::Gauge, bytes: false, help }
+}
+
+const fn gauge_bytes(source: &'static str, name: &'static str, help: &'static str) -> Metric {
+    Metric { source, name, kind: Kind::Gauge, bytes: true, help }
+}
+
+const fn counter(source: &'static str, help: &'static str) -> Metric {
+    Metric { source, name: source, kind: Kind::Counter, bytes: false, help }
+}
+
+const fn counter_bytes(source: &'static str, name: &'static str, help: &'static str) -> Metric {
+    Metric { source, name, kind: Kind::Counter, bytes: true, help }
+}
+
+const METRICS: &[Metric] = &[
+    gauge("blocks", "Blocks that can be found, in any tier"),
+    gauge("host_blocks", "Blocks with a copy in host memory"),
+    gauge("nvme_blocks", "Blocks with a copy on NVMe"),
+    gauge_bytes("host_used_bytes", "host_used", "Host memory that holds blocks or is reserved for them"),
+    gauge_bytes("host_capacity_bytes", "host_capacity", "Host memory for blocks"),
+    gauge_bytes("nvme_used_bytes", "nvme_used", "Live payload on NVMe"),
+    gauge_bytes("nvme_capacity_bytes", "nvme_capacity", "NVMe space for blocks"),
+    gauge("host_segments", "Open host segments"),
+    gauge("nvme_segments", "NVMe segments that hold records"),
+    gauge("clients", "Connected clients"),
+    gauge("namespaces", "Namespaces seen since the start"),
+    gauge("leases", "Leases held"),
+    gauge("leases_expired", "Leases held past their time by live clients"),
+    gauge("reservations", "Slots reserved and not sealed"),
+    gauge("quarantined_slots", "Slots that a stalled client may still touch"),
+    gauge_bytes("quarantined_bytes", "quarantined", "Bytes of those slots"),
+    gauge("waiting", "Requests that wait for a device or for room"),
+    gauge("operations_in_flight", "Operations that a device has not answered"),
+    gauge_bytes("index_bytes", "index", "Memory of the block index"),
+    gauge("nvme_in_service", "1 when the NVMe tier takes requests, 0 when it is out of service or absent"),
+    counter("fetch_hits_host", "Blocks fetched from host memory"),
+    counter("fetch_hits_nvme", "Blocks fetched from NVMe"),
+    counter("fetch_misses", "Blocks asked for and not there"),
+    counter("fetch_late", "Blocks that NVMe delivered after the deadline of who asked"),
+    counter("puts_published", "Blocks published"),
+    counter("puts_present", "Blocks put that were there already"),
+    counter("puts_stale", "Blocks put too late: the generation had moved or the reservation expired"),
+    counter("puts_busy", "Blocks refused for want of room, quota or index"),
+    counter("demotions", "Blocks written to NVMe"),
+    counter_bytes("demoted_bytes", "demoted", "Bytes written to NVMe by demotion"),
+    counter("promotions", "Blocks read from NVMe into host memory"),
+    counter_bytes("promoted_bytes", "promoted", "Bytes read from NVMe into host memory"),
+    counter("relocations", "Blocks moved between NVMe segments by reclaim"),
+    counter_bytes("relocated_bytes", "relocated", "Bytes moved between NVMe segments by reclaim"),
+    counter("evictions_host", "Copies dropped from host memory"),
+    counter("evictions_nvme", "Copies dropped from NVMe"),
+    counter("forgotten", "Blocks whose last copy was dropped"),
+    counter("corrupt", "Blocks that failed their checksum and became a miss"),
+    counter("io_errors", "Operations that a device answered with an error"),
+    counter("resets", "Times a tier was reset because an operation took too long"),
+    counter("late_events", "Completions that came after their operation was given up"),
+    counter("invalidations", "Namespaces invalidated"),
+    counter("segments_reclaimed", "Segments emptied and given back"),
+    counter("foreign_ids", "Lease and reservation ids that a client sent and does not own"),
+];
+
+/// One scrape's numbers, by their name in the status.
+struct Scrape {
+    numbers: BTreeMap<&'static str, u64>,
+    uptime_seconds: f64,
+    version: &'static str,
+}
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Scrape").field("numbers", &self.numbers.len()).finish_non_exhaustive()
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for metric in METRICS {
+            let Some(value) = self.numbers.get(metric.source).copied() else { continue };
+            let unit = metric.bytes.then_some(&Unit::Bytes);
+            match metric.kind {
+                Kind::Counter => {
+                    let counter = ConstCounter::new(value);
+                    counter.encode(encoder.encode_descriptor(metric.name, metric.help, unit, MetricType::Counter)?)?;
+                }
+                Kind::Gauge => {
+                    let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+                    gauge.encode(encoder.encode_descriptor(metric.name, metric.help, unit, MetricType::Gauge)?)?;
+                }
+            }
+        }
+        let uptime = ConstGauge::new(self.uptime_seconds);
+        uptime.encode(encoder.encode_descriptor(
+            "uptime",
+            "Time since the daemon started",
+            Some(&Unit::Seconds),
+            uptime.metric_type(),
+        )?)?;
+        let build = prometheus_client::metrics::info::Info::new(vec![("version", self.version)]);
+        build.encode(encoder.encode_descriptor("build", "Version of the daemon", None, MetricType::Info)?)
+    }
+}
+
+/// The text of one scrape. Without a status (no node yet, or none any more) only the process speaks.
+///
+/// # Errors
+/// When the encoder refuses, which is a bug.
+pub fn exposition(status: Option<&Status>, uptime_seconds: f64) -> Result<String, fmt::Error> {
+    // A registry a scrape: collectors must be `'static`, and the status is an answer, not a thing that lives on.
+    let mut registry = Registry::with_prefix("kvtier");
+    registry.register_collector(Box::new(Scrape {
+        numbers: status.map(|status| status.counters.fields().into_iter().collect()).unwrap_or_default(),
+        uptime_seconds,
+        version: env!("CARGO_PKG_VERSION"),
+    }));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// The content type that goes with [`exposition`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use kvtier::node::Status;
+
+    use super::{METRICS, exposition};
+
+    #[test]
+    fn every_number_of_the_status_has_a_help_line_a_prefix_and_a_unit() {
+        let mut status = Status::default();
+        status.counters.fetch_hits_host = 20;
+        status.counters.host_used_bytes = 3;
+        let text = exposition(Some(&status), 1.5).unwrap();
+        assert!(text.contains("# HELP kvtier_fetch_hits_host Blocks fetched from host memory."), "{text}");
+        assert!(text.contains("\nkvtier_fetch_hits_host_total 20\n"), "{text}");
+        assert!(text.contains("\nkvtier_demoted_bytes_total 0\n"), "{text}");
+        assert!(text.contains("\nkvtier_host_used_bytes 3\n"), "{text}");
+        assert!(text.contains("\nkvtier_uptime_seconds 1.5\n"), "{text}");
+        assert!(text.contains("kvtier_build_info{version="), "{text}");
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            assert!(line.starts_with("kvtier_"), "{line}");
+        }
+        assert_eq!(text.matches("# HELP").count(), METRICS.len() + 2);
+        let counted: Vec<&str> = status.counters.fields().into_iter().map(|(name, _)| name).collect();
+        let published: Vec<&str> = METRICS.iter().map(|metric| metric.source).collect();
+        assert_eq!(counted, published, "the status and the metrics name the same numbers in the same order");
+    }
+
+    #[test]
+    fn without_a_node_the_process_still_answers() {
+        let text = exposition(None, 0.0).unwrap();
+        assert!(text.contains("kvtier_build_info") && !text.contains("kvtier_blocks"), "{text}");
+    }
+}

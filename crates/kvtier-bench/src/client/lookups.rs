@@ -1,0 +1,87 @@
+use super::pattern;
+use super::samples::Samples;
+use super::session::{BATCH_KEYS_MAX, Keys, nanoseconds_since_1970};
+use super::{Bench, timed};
+use crate::daemon::resident_private_bytes;
+use crate::{BenchError, Row};
+use kvtier::Parent;
+
+/// Smallest blocks: what counts here is how many there are.
+const BLOCK_BYTES: usize = 4096;
+
+/// Keys in one call, and calls in one round.
+const SHAPES: [(u64, u64); 2] = [(1, 128), (256, 64)];
+
+/// Measures lookups among many resident blocks, and what their index costs in memory.
+pub(super) fn measure(bench: &mut Bench<'_>) -> Result<Vec<Row>, BenchError> {
+    if !bench.options.wants("lookup") {
+        return Ok(Vec::new());
+    }
+    let part = "lookups";
+    let batch = BATCH_KEYS_MAX as u64;
+    let wanted = bench.options.lookup_blocks();
+    let block_bytes = BLOCK_BYTES as u64;
+    let mut stand = bench.stand(part, wanted * block_bytes + (wanted * block_bytes / 16).max(32 << 20))?;
+    let blocks = wanted.min(stand.session.host_capacity_bytes()? / block_bytes / batch * batch / 17 * 16);
+    let blocks = blocks / batch * batch;
+    if blocks == 0 {
+        return Err(BenchError::TooSmall { capacity_bytes: stand.session.host_capacity_bytes()?, needed_bytes: 2 * batch * block_bytes });
+    }
+    let stream = (u64::from(std::process::id()) << 32) ^ nanoseconds_since_1970();
+    let resident = |process: Option<u32>| process.and_then(resident_private_bytes);
+    let daemon = stand.session.daemon_process();
+    let empty = resident(daemon);
+    bench.say(&format!("{part}: putting {blocks} blocks of 4 KiB"));
+    let source: Vec<u8> = (0..BATCH_KEYS_MAX * BLOCK_BYTES).map(|byte| (byte >> 12) as u8 | 1).collect();
+    let sources: Vec<&[u8]> = source.chunks_exact(BLOCK_BYTES).collect();
+    for first in (0..blocks).step_by(BATCH_KEYS_MAX) {
+        stand.session.put_from(&keys(stream, first, batch), &sources)?;
+    }
+    let full = resident(daemon);
+    let reported = stand.session.index_bytes_per_block()?;
+    let mut samples: Vec<Samples> = SHAPES.iter().map(|_| Samples::default()).collect();
+    let rounds = bench.options.rounds();
+    let mut draw = 0;
+    for round in 0..rounds {
+        for ((batch, operations), samples) in SHAPES.iter().zip(&mut samples) {
+            let asked: Vec<Keys> = (0..*operations)
+                .map(|_| {
+                    draw += 1;
+                    // Anywhere among the blocks, on a multiple of the batch: a prefix that no cache has seen for long.
+                    keys(stream, pattern::draw(draw) % (blocks / batch) * batch, *batch)
+                })
+                .collect();
+            let echo = bench.echoes(&mut stand)?;
+            let calls = stand.calls(0, &asked, |session, keys| {
+                let (found, time) = timed(|| session.lookup(keys))?;
+                if found < keys.hashes.len() as u64 {
+                    return Err(BenchError::Client { what: "lookup", message: format!("{found} of {} resident keys found", keys.hashes.len()) });
+                }
+                Ok(Some(time))
+            })?;
+            samples.add(&calls, None, Some(echo));
+        }
+        bench.say(&format!("{part}: round {} of {rounds}", round + 1));
+    }
+    let row = Row { bytes: block_bytes, working_set_bytes: blocks * block_bytes, placement: bench.described.clone(), ..Row::default() };
+    stand.session.forget_everything()?;
+    stand.end()?;
+    let mut rows: Vec<Row> = SHAPES
+        .iter()
+        .zip(&samples)
+        .map(|((batch, _), samples)| samples.fill(Row { case: "lookup", batch: *batch, ..row.clone() }, false))
+        .collect();
+    if let (Some(empty), Some(full)) = (empty, full) {
+        let bytes = full.saturating_sub(empty).div_ceil(blocks);
+        bench.say(&format!("{part}: index: {bytes} bytes a block by /proc ({} to {} KiB), {reported:.1} by the daemon's status", empty >> 10, full >> 10));
+        rows.push(Row { case: "index", bytes, batch: blocks, status_bytes_per_block: Some(reported), rounds: 1, ..row });
+    }
+    Ok(rows)
+}
+
+/// `batch` keys from `first` on, in chains of the largest batch.
+fn keys(stream: u64, first: u64, batch: u64) -> Keys {
+    let starts_a_chain = first.is_multiple_of(BATCH_KEYS_MAX as u64);
+    let parent = if starts_a_chain { Parent::Root } else { Parent::Block(pattern::hash(stream, first - 1)) };
+    Keys { parent, hashes: (first..first + batch).map(|block| pattern::hash(stream, block)).collect() }
+}

@@ -1,0 +1,61 @@
+/// A bug planted at run time, for the simulator to find. Without the feature `mutants` none of this is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutant {
+    /// Publishes a block when its slot is reserved.
+    SealBeforeWrite,
+    /// Frees the slot of an evicted block although a lease holds it.
+    EarlySlotReuse,
+    /// A read does not compare generations.
+    SkippedGenerationCheck,
+    /// Drops the host copy although its write to NVMe failed.
+    LostDemotion,
+    /// Counts a release twice.
+    DoubleRelease,
+    /// Takes the answer of an operation that was already failed by a reset.
+    LateCompletionAccepted,
+    /// Reclaims a host segment although leases hold slots in it.
+    ReclaimUnderLease,
+    /// A lease or reservation that expires frees its slot while the holder lives.
+    SkipQuarantine,
+    /// Acknowledges an invalidation before it is recorded.
+    AckBeforeRecorded,
+    /// Leases a block being promoted before its bytes arrived.
+    PromotePublishesBeforeRead,
+    /// A client that disconnects leaves its reservations behind.
+    LeakedReservationOnDisconnect,
+    /// Releases a lease for a client that does not hold it.
+    ForeignReleaseAccepted,
+    /// After a relocation the index still names the old extent.
+    WrongExtentOnRelocate,
+    /// A seal does not compare generations.
+    SealIgnoresGeneration,
+    /// Forgets a block whose children are cached.
+    EvictParentBeforeChild,
+    /// Lets any number of fetches and reserves wait.
+    UnboundedWaiting,
+    /// Forgetting a block does not give its slot back.
+    ForgetLeaksSlot,
+}
+
+impl Mutant {
+    /// Every mutant, by name.
+    pub const ALL: &[(&str, Mutant)] = &[
+        ("seal_before_write", Mutant::SealBeforeWrite),
+        ("early_slot_reuse", Mutant::EarlySlotReuse),
+        ("skipped_generation_check", Mutant::SkippedGenerationCheck),
+        ("lost_demotion", Mutant::LostDemotion),
+        ("double_release", Mutant::DoubleRelease),
+        ("late_completion_accepted", Mutant::LateCompletionAccepted),
+        ("reclaim_under_lease", Mutant::ReclaimUnderLease),
+        ("skip_quarantine", Mutant::SkipQuarantine),
+        ("ack_before_recorded", Mutant::AckBeforeRecorded),
+        ("promote_publishes_before_read", Mutant::PromotePublishesBeforeRead),
+        ("leaked_reservation_on_disconnect", Mutant::LeakedReservationOnDisconnect),
+        ("foreign_release_accepted", Mutant::ForeignReleaseAccepted),
+        ("wrong_extent_on_relocate", Mutant::WrongExtentOnRelocate),
+        ("seal_ignores_generation", Mutant::SealIgnoresGeneration),
+        ("evict_parent_before_child", Mutant::EvictParentBeforeChild),
+        ("unbounded_waiting", Mutant::UnboundedWaiting),
+        ("forget_leaks_slot", Mutant::ForgetLeaksSlot),
+    ];
+}

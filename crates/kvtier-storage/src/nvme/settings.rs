@@ -1,0 +1,105 @@
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::EngineSettings;
+
+/// Which engine moves the bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// io_uring if the system allows it, else threads, with one line that says why.
+    #[default]
+    Auto,
+    /// io_uring, or the tier does not open.
+    IoUring,
+    /// Threads.
+    Threads,
+}
+
+/// Where an NVMe tier lies and its bounds.
+#[derive(Clone, Debug)]
+pub struct NvmeSettings {
+    /// The directory of the segment files, made if absent and locked while the tier is open.
+    pub directory: PathBuf,
+    /// Bytes of all segment files together. The core keeps to it; here it is compared with the space on the file system.
+    pub capacity_bytes: u64,
+    /// Which engine.
+    pub engine: EngineChoice,
+    /// Its bounds.
+    pub bounds: EngineSettings,
+    /// Memory for copies between segments and for unaligned memory, bytes. A larger record is copied alone.
+    pub bounce_bytes: u64,
+    /// A request that the device was not asked for within this time fails.
+    pub request_deadline: Duration,
+}
+
+impl NvmeSettings {
+    /// Settings with the default engine and bounds.
+    #[must_use]
+    pub fn new(directory: PathBuf, capacity_bytes: u64) -> NvmeSettings {
+        NvmeSettings {
+            directory,
+            capacity_bytes,
+            engine: EngineChoice::Auto,
+            bounds: EngineSettings::default(),
+            bounce_bytes: 32 << 20,
+            request_deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why an NVMe tier did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum NvmeError {
+    /// A setting that cannot be.
+    #[error("{field} = {value}: {remedy}")]
+    Settings {
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Another process has the directory.
+    #[error("{} is in use{}: stop that process or choose another state directory", .directory.display(), .holder.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
+    InUse {
+        /// Which directory.
+        directory: PathBuf,
+        /// Who, if it said so.
+        holder: Option<u32>,
+    },
+    /// The directory cannot be made, read, locked or emptied.
+    #[error("cannot {doing} {}: {source}", .path.display())]
+    Directory {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// io_uring was asked for by name and is not to be had.
+    #[error("io_uring cannot be used: {source} ({}); set the engine to auto or threads to go on without", uring_remedy(source))]
+    Uring {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread for the NVMe tier: {0}")]
+    Thread(io::Error),
+    /// No randomness or memory for buffers.
+    #[error("cannot prepare the NVMe tier: {0}")]
+    Prepare(io::Error),
+}
+
+/// What an operator can do about a kernel that refuses io_uring.
+pub(crate) fn uring_remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOSYS) => "this kernel or a seccomp profile has no io_uring",
+        Some(libc::EPERM | libc::EACCES) => "a seccomp profile or sysctl kernel.io_uring_disabled forbids it: allow io_uring_setup, io_uring_enter and io_uring_register",
+        Some(libc::ENOMEM) => "RLIMIT_MEMLOCK is too small on this kernel: raise LimitMEMLOCK",
+        Some(libc::EMFILE | libc::ENFILE) => "too many open files: raise LimitNOFILE",
+        _ => "see dmesg",
+    }
+}

@@ -1,0 +1,35 @@
+//! How an engine asks a node for blocks.
+//!
+//! A get leases blocks and hands them out in place, as memory that the node shares; a put writes into such memory and
+//! seals. [`blocking::Namespace::get_into`] and [`blocking::Namespace::put_from`] do both for callers with buffers of
+//! their own. The same operations as `async fn`s are on [`Namespace`].
+//!
+//! What is released rides in front of the next request, or goes alone after about 10 ms, so that a release never costs a
+//! trip. A connection that fails is made anew by the next call; what was leased over the old one stays mapped but
+//! answers `Closed`. After a fork the child must connect for itself: the parent's client answers `Closed` there.
+//!
+//! Read first: [`blocking::Client`], [`BlockHandle`] (a leased block), [`blocking::BlockWriter`] (an unpublished one).
+
+mod asynchronous;
+pub mod blocking;
+mod error;
+mod handle;
+mod known;
+mod link;
+mod options;
+mod outcome;
+mod put;
+mod returns;
+mod session;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+pub use asynchronous::{BlockWriter, Client, Namespace, Writing};
+pub use error::ClientError;
+pub use handle::BlockHandle;
+pub use kvtier_core::FetchScope;
+pub use options::ClientOptions;
+pub use outcome::{Flushed, GetOutcome, PutOutcome};
+
+pub use crate::wire::Lineage;

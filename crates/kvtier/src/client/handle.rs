@@ -1,0 +1,127 @@
+use std::fmt;
+use std::sync::Arc;
+
+use kvtier_core::{LeaseId, ReservationId, Tier};
+use kvtier_transfer::memory::MemorySlice;
+
+use super::ClientError;
+use super::returns::Home;
+
+/// A leased block, in place: shared memory that holds it and is not reclaimed before this is dropped.
+///
+/// Dropping it queues the release, which rides in front of the next request. Drop it well within the lease's time: a
+/// block that is held longer stays where it is, but counts against what this client may hold.
+pub struct BlockHandle {
+    slice: MemorySlice,
+    tier: Tier,
+    lease: LeaseId,
+    epoch: u64,
+    home: Arc<dyn Home>,
+}
+
+impl BlockHandle {
+    pub(super) fn new(slice: MemorySlice, tier: Tier, lease: LeaseId, epoch: u64, home: Arc<dyn Home>) -> BlockHandle {
+        home.returns().hand_out();
+        BlockHandle { slice, tier, lease, epoch, home }
+    }
+
+    /// Bytes of the block.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slice.len()
+    }
+
+    /// Whether the block has no bytes: never, by the protocol.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slice.is_empty()
+    }
+
+    /// Where it was found.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The memory itself. In a forked child it is not mapped; [`BlockHandle::copy_to`] checks that.
+    #[must_use]
+    pub fn slice(&self) -> &MemorySlice {
+        &self.slice
+    }
+
+    /// Copies the block into the front of `target` and says how many bytes.
+    ///
+    /// # Errors
+    /// `Invalid` when the target is shorter than the block; `Closed` when the connection is gone or the process forked.
+    pub fn copy_to(&self, target: &mut [u8]) -> Result<usize, ClientError> {
+        self.home.returns().check_epoch(self.epoch)?;
+        let bytes = target.len();
+        let Some(front) = target.get_mut(..self.slice.len()) else {
+            return Err(ClientError::invalid(format!("the target has {bytes} bytes, the block {}", self.slice.len())));
+        };
+        self.slice.copy_to_slice(front)?;
+        Ok(front.len())
+    }
+
+    /// Reads one byte of each page, as somebody who uses the block in place would, and returns their sum.
+    ///
+    /// # Errors
+    /// `Closed` when the connection is gone or the process forked.
+    pub fn touch_pages(&self) -> Result<u64, ClientError> {
+        self.home.returns().check_epoch(self.epoch)?;
+        Ok(self.slice.touch_pages())
+    }
+}
+
+impl Drop for BlockHandle {
+    fn drop(&mut self) {
+        self.home.returns().take_in();
+        self.home.returns().release(self.epoch, [self.lease]);
+    }
+}
+
+impl fmt::Debug for BlockHandle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("BlockHandle").field("len", &self.len()).field("tier", &self.tier).finish_non_exhaustive()
+    }
+}
+
+/// A slot that this client may write. Dropping it unsealed gives it back.
+pub(super) struct HeldSlot {
+    pub(super) reservation: ReservationId,
+    pub(super) slice: MemorySlice,
+    pub(super) epoch: u64,
+    home: Arc<dyn Home>,
+    sealed: bool,
+}
+
+impl HeldSlot {
+    pub(super) fn new(reservation: ReservationId, slice: MemorySlice, epoch: u64, home: Arc<dyn Home>) -> HeldSlot {
+        home.returns().hand_out();
+        HeldSlot { reservation, slice, epoch, home, sealed: false }
+    }
+
+    /// The node decided about it: there is nothing to give back.
+    pub(super) fn settle(&mut self) {
+        self.sealed = true;
+    }
+
+    pub(super) fn check(&self) -> Result<(), ClientError> {
+        self.home.returns().check_epoch(self.epoch)
+    }
+}
+
+impl Drop for HeldSlot {
+    fn drop(&mut self) {
+        self.home.returns().take_in();
+        if !self.sealed {
+            self.home.returns().abandon(self.epoch, [self.reservation]);
+        }
+    }
+}
+
+impl fmt::Debug for HeldSlot {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("HeldSlot").field("slice", &self.slice).finish_non_exhaustive()
+    }
+}

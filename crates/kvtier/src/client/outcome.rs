@@ -1,0 +1,54 @@
+use kvtier_core::Tier;
+
+/// What became of one key of a `get_into`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GetOutcome {
+    /// The first `length` bytes of the target are the block.
+    Hit {
+        /// Bytes of the block.
+        length: u32,
+        /// Where it was found.
+        tier: Tier,
+    },
+    /// Not cached, or not in time: recompute.
+    Miss,
+    /// Cached, but a bound was reached: back off or recompute.
+    Busy,
+    /// The block is longer than the target, which was not touched.
+    TooSmall {
+        /// Bytes of the block.
+        length: u32,
+    },
+}
+
+impl GetOutcome {
+    /// Whether the target holds the block.
+    #[must_use]
+    pub fn is_hit(self) -> bool {
+        matches!(self, GetOutcome::Hit { .. })
+    }
+}
+
+/// What became of one block of a put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PutOutcome {
+    /// Visible from now on.
+    Published,
+    /// It was cached already.
+    Present,
+    /// The namespace was invalidated meanwhile, or the slot expired: the bytes may be of an older generation.
+    Stale,
+    /// No room in time, or a bound was reached: skip it.
+    Busy,
+    /// An empty block, one over the node's limit, or a write that does not fit its slot: fix the call.
+    Invalid,
+}
+
+/// What a flush wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Blocks that were written for it.
+    pub written: u64,
+    /// Blocks that could not be written: no room, too large, or the device is out of service.
+    pub left_out: u64,
+}

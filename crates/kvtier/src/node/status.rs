@@ -1,0 +1,181 @@
+//! What a node says of itself, the same over HTTP and over the socket.
+
+use kvtier_core::{DomainStatistics, Statistics};
+use serde::{Deserialize, Serialize};
+
+macro_rules! mirror {
+    ($(#[$meta:meta])* $name:ident of $source:ident { $($(#[$doc:meta])* $field:ident,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct $name { $($(#[$doc])* pub $field: u64,)* }
+
+        impl From<&$source> for $name {
+            fn from(source: &$source) -> $name {
+                $name { $($field: source.$field,)* }
+            }
+        }
+
+        impl $name {
+            /// Every field's name and value, in a fixed order.
+            #[must_use]
+            pub fn fields(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field),)*]
+            }
+        }
+    };
+}
+
+mirror! {
+    /// The tier manager's counters and gauges, for JSON.
+    Counters of Statistics {
+        /// Blocks with at least one copy. Gauge.
+        blocks,
+        /// Blocks with a copy in host memory. Gauge.
+        host_blocks,
+        /// Blocks with a copy on NVMe. Gauge.
+        nvme_blocks,
+        /// Bytes of host slots that are not free. Gauge.
+        host_used_bytes,
+        /// Host budget, bytes.
+        host_capacity_bytes,
+        /// Live payload on NVMe, bytes (4 KiB-aligned). Gauge.
+        nvme_used_bytes,
+        /// NVMe payload capacity, bytes: what live payload may reach.
+        nvme_capacity_bytes,
+        /// Host segments, those being opened or closed included. Gauge.
+        host_segments,
+        /// NVMe segments, those being opened or closed included. Gauge.
+        nvme_segments,
+        /// Clients, those that are quarantined included. Gauge.
+        clients,
+        /// Namespaces. Gauge.
+        namespaces,
+        /// Leases, expired ones included. Gauge.
+        leases,
+        /// Leases held past their time. Gauge.
+        leases_expired,
+        /// Reservations and grants, expired ones included. Gauge.
+        reservations,
+        /// Expired leases and reservations, and all of lost but living clients. Gauge.
+        quarantined_slots,
+        /// Their slots' bytes. Gauge.
+        quarantined_bytes,
+        /// Fetches and reserves that wait. Gauge.
+        waiting,
+        /// Actions that await their event. Gauge.
+        operations_in_flight,
+        /// Memory of all tables: index, policy, slots, records, leases, reservations. Gauge.
+        index_bytes,
+        /// Keys fetched from host memory.
+        fetch_hits_host,
+        /// Keys fetched from NVMe.
+        fetch_hits_nvme,
+        /// Keys fetched that were not here (keys after the first miss of a prefix fetch not counted).
+        fetch_misses,
+        /// Keys whose bytes came too late for the fetch that asked.
+        fetch_late,
+        /// Blocks published.
+        puts_published,
+        /// Keys of reserves and seals that were present already.
+        puts_present,
+        /// Seals that were stale.
+        puts_stale,
+        /// Keys of reserves and seals that found no room.
+        puts_busy,
+        /// Blocks written to NVMe.
+        demotions,
+        /// Their payload, bytes.
+        demoted_bytes,
+        /// Blocks read from NVMe.
+        promotions,
+        /// Their payload, bytes.
+        promoted_bytes,
+        /// Records copied between NVMe segments.
+        relocations,
+        /// Their payload, bytes.
+        relocated_bytes,
+        /// Host copies dropped to make room.
+        evictions_host,
+        /// NVMe copies dropped to make room.
+        evictions_nvme,
+        /// Blocks whose last copy went, for whatever reason.
+        forgotten,
+        /// Payloads that failed their check.
+        corrupt,
+        /// Device errors.
+        io_errors,
+        /// Tier resets begun.
+        resets,
+        /// Events for operations unknown or already answered.
+        late_events,
+        /// Generations raised.
+        invalidations,
+        /// 1 while NVMe is in service.
+        nvme_in_service,
+        /// Segments emptied to be used anew.
+        segments_reclaimed,
+        /// Lease and reservation ids that were stale, unknown or another client's.
+        foreign_ids,
+    }
+}
+
+mirror! {
+    /// One trust domain's counts, for JSON.
+    DomainCounters of DomainStatistics {
+        /// Blocks with at least one copy.
+        blocks,
+        /// Blocks with a copy in host memory.
+        host_blocks,
+        /// Blocks with a copy on NVMe.
+        nvme_blocks,
+        /// Bytes of cached and reserved blocks, each counted once.
+        used_bytes,
+        /// Leases, expired ones included.
+        leases,
+        /// Reservations and grants, expired ones included.
+        reservations,
+        /// Expired leases and reservations, and all of lost but living clients.
+        quarantined_slots,
+        /// Their slots' bytes.
+        quarantined_bytes,
+    }
+}
+
+/// The whole node, as its administrator sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Seconds since the node started.
+    pub uptime_seconds: f64,
+    /// `serving` or `draining`.
+    pub state: String,
+    /// `io_uring`, `threads`, or `none` without an NVMe tier.
+    pub nvme_engine: String,
+    /// Which pages host memory has, and the remedy when they are small.
+    pub host_pages: String,
+    /// KiB of a host memory page.
+    pub page_kib: u32,
+    /// Bytes that indexes take for each block in them; 0 with no block.
+    pub index_bytes_per_block: f64,
+    /// Bytes written to NVMe over payload bytes admitted there; 0 before the first.
+    pub write_amplification: f64,
+    /// The tier manager's counters.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// Each trust domain's part.
+    pub domains: Vec<DomainStatus>,
+}
+
+/// One trust domain, as its members see it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DomainStatus {
+    /// Name of the domain.
+    pub domain: String,
+    /// Its counts.
+    #[serde(flatten)]
+    pub counters: DomainCounters,
+}

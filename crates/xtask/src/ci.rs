@@ -1,0 +1,213 @@
+//! `cargo xtask ci`: everything that must hold, in one table at the end.
+
+use std::time::{Duration, Instant};
+
+use crate::outcome::{Failure, Tally};
+use crate::workspace::Workspace;
+use crate::{Fuzzing, Simulation, confined, lint, process, replay, runner, suite};
+
+/// What a whole run may take; a step that would start later is reported as not run, and that fails.
+const BUDGET: Duration = Duration::from_secs(40 * 60);
+
+/// For one step that hands over to a program: its build and its run.
+const STEP_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+const SEEDS: u64 = 2000;
+const FUZZ_SECONDS: u64 = 20;
+
+type Step<'a> = (&'a str, Box<dyn Fn() -> Result<Tally, Failure> + 'a>);
+
+/// Runs every step, also after one has failed, so that one run tells everything.
+pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
+    let steps: Vec<Step<'_>> = vec![
+        ("lint", Box::new(|| lint::run(workspace, false))),
+        ("test", Box::new(|| suite::run(workspace, &[], None))),
+        ("test --confined", Box::new(|| confined::run(workspace))),
+        ("sim", Box::new(|| simulate(workspace, false))),
+        ("sim, every mutant", Box::new(|| simulate(workspace, true))),
+        ("fuzz wire", Box::new(|| fuzz(workspace, false))),
+        ("fuzz wire, its mutant", Box::new(|| fuzz(workspace, true))),
+        ("demo", Box::new(|| demo(workspace))),
+        (
+            "replay, io_uring or what the machine allows",
+            Box::new(|| replay::run(workspace, "auto").map(one)),
+        ),
+        (
+            "replay, threads",
+            Box::new(|| replay::run(workspace, "threads").map(one)),
+        ),
+    ];
+    let started = Instant::now();
+    let results: Vec<Row> = steps.iter().map(|(name, step)| take(name, step, started)).collect();
+    println!();
+    for row in &results {
+        println!("{row}");
+    }
+    let tally = total(&results);
+    println!(
+        "tests of both runs, and one for each check of the other steps, in {} s:",
+        started.elapsed().as_secs()
+    );
+    // The last line of a run, for people and for machines that look for it.
+    println!("{tally}");
+    match results.iter().find(|row| row.failure.is_some()) {
+        None => Ok(()),
+        Some(row) => Err(Failure::new(format!("ci: {} failed first", row.name))),
+    }
+}
+
+/// How one step ended.
+struct Row {
+    name: String,
+    tally: Tally,
+    failure: Option<String>,
+    seconds: u64,
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verdict = if self.failure.is_none() { "ok" } else { "FAILED" };
+        write!(
+            formatter,
+            "{verdict:<7} {:>5} s  {:<44} {}",
+            self.seconds, self.name, self.tally
+        )?;
+        if let Some(message) = &self.failure {
+            write!(
+                formatter,
+                "\n                 {}",
+                message.replace('\n', "\n                 ")
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn take(name: &str, step: &dyn Fn() -> Result<Tally, Failure>, started: Instant) -> Row {
+    println!("\n=== {name}");
+    let begun = Instant::now();
+    let result = if started.elapsed() < BUDGET {
+        step()
+    } else {
+        Err(Failure::new(format!(
+            "not run: the {} minutes of a whole run are over",
+            BUDGET.as_secs() / 60
+        )))
+    };
+    let (tally, failure) = match result {
+        Ok(tally) => (tally, None),
+        Err(failure) => (
+            Tally {
+                failed: 1,
+                ..Tally::default()
+            },
+            Some(failure.message),
+        ),
+    };
+    if let Some(message) = &failure {
+        println!("{name}: {message}");
+    }
+    Row {
+        name: name.to_owned(),
+        tally,
+        failure,
+        seconds: begun.elapsed().as_secs(),
+    }
+}
+
+fn total(rows: &[Row]) -> Tally {
+    let mut total = Tally::default();
+    rows.iter().for_each(|row| total += row.tally);
+    total
+}
+
+/// A step that is one check.
+fn one((): ()) -> Tally {
+    Tally {
+        passed: 1,
+        ..Tally::default()
+    }
+}
+
+fn simulate(workspace: &Workspace, mutants: bool) -> Result<Tally, Failure> {
+    let simulation = Simulation {
+        seeds: Some(SEEDS),
+        mutants,
+        ..Simulation::default()
+    };
+    process::succeed(&mut runner::simulator(workspace, &simulation), "sim", STEP_LIMIT).map(one)
+}
+
+fn fuzz(workspace: &Workspace, mutant: bool) -> Result<Tally, Failure> {
+    let fuzzing = Fuzzing {
+        target: "wire".to_owned(),
+        seconds: FUZZ_SECONDS,
+        seed: 1,
+        mutant,
+    };
+    process::succeed(&mut runner::fuzzer(workspace, &fuzzing), "fuzz", STEP_LIMIT).map(one)
+}
+
+/// A newcomer's first command, which also builds what the replays use.
+fn demo(workspace: &Workspace) -> Result<Tally, Failure> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release"]);
+    process::succeed(&mut cargo, "release build", STEP_LIMIT)?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["run", "--quiet", "--release", "--", "demo"]);
+    process::succeed(&mut cargo, "demo", STEP_LIMIT).map(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_step_counts_as_one_failure_and_keeps_its_words() {
+        let row = take("lint", &|| Err(Failure::new("three\nviolations")), Instant::now());
+        assert_eq!(
+            row.tally,
+            Tally {
+                passed: 0,
+                failed: 1,
+                skipped: 0
+            }
+        );
+        assert!(row.to_string().contains("FAILED"));
+        assert!(row.to_string().contains("violations"));
+    }
+
+    #[test]
+    fn tallies_add_up_over_the_steps() {
+        let passed = take(
+            "a",
+            &|| {
+                Ok(Tally {
+                    passed: 7,
+                    failed: 0,
+                    skipped: 2,
+                })
+            },
+            Instant::now(),
+        );
+        let failed = take("b", &|| Err(Failure::new("x")), Instant::now());
+        assert_eq!(
+            total(&[passed, failed]),
+            Tally {
+                passed: 7,
+                failed: 1,
+                skipped: 2
+            }
+        );
+    }
+
+    #[test]
+    fn a_step_past_the_budget_is_not_run_and_fails() {
+        let Some(started) = Instant::now().checked_sub(BUDGET + Duration::from_secs(1)) else {
+            eprintln!("skipped: budget of a run: this machine has been up for less than that");
+            return;
+        };
+        let row = take("late", &|| unreachable!("it is too late to start"), started);
+        assert!(row.failure.is_some_and(|message| message.contains("not run")));
+    }
+}

@@ -1,0 +1,218 @@
+//! `cargo xtask test --confined`: every test program once more, as an ordinary user on a machine that denies io_uring
+//! and locks 64 KiB of memory at most.
+//!
+//! The programs are built first and copied to where that user may read them; the source tree and the build directory
+//! may be closed to it. Documentation tests need the compiler and run only unconfined.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::getuid;
+use serde_json::Value;
+
+use crate::confine::STRANGER;
+use crate::outcome::{Failure, Tally};
+use crate::process;
+use crate::suite::Report;
+use crate::workspace::Workspace;
+
+const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// Builds, copies, proves the confinement, runs.
+pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
+    let mut programs = build(workspace, &["build", "--package", "kv-daemon", "--bins"])?;
+    programs.retain(|program| !program.is_test);
+    let mut tests = build(workspace, &["test", "--workspace", "--no-run"])?;
+    tests.retain(|program| program.is_test);
+    if tests.is_empty() {
+        return Err(Failure::new("cargo named no test program"));
+    }
+
+    // Short: the path of a Unix socket below it must stay under 108 bytes.
+    let stage = tempfile::Builder::new().prefix("kvc-").tempdir()?;
+    fs::set_permissions(stage.path(), Permissions::from_mode(0o755))?;
+    let room = Room::furnish(stage.path())?;
+    for program in &programs {
+        room.copy(&program.path, &program.name)?;
+    }
+    let xtask = room.copy(Path::new("/proc/self/exe"), "xtask")?;
+
+    let mut probe = room.confined(&xtask, &xtask);
+    probe.args(["confine", "--probe"]);
+    process::succeed(&mut probe, "proof of confinement", PROGRAM_LIMIT).map_err(|failure| {
+        Failure::new(format!(
+            "{} (is {} open to other users?)",
+            failure.message,
+            stage.path().display()
+        ))
+    })?;
+
+    let mut tally = Tally::default();
+    let mut failed = Vec::new();
+    for test in &tests {
+        println!("     Running {} (confined)", test.name);
+        let copy = room.copy(&test.path, "test")?;
+        let mut report = Report::default();
+        let mut command = room.confined(&xtask, &copy);
+        command.arg("--show-output");
+        let status = process::stream(&mut command, &test.name, PROGRAM_LIMIT, |stream, line| {
+            if report.read(stream, line) {
+                println!("{line}");
+            }
+        });
+        report.close(status.as_ref().is_ok_and(std::process::ExitStatus::success));
+        report.print_skipped();
+        if report.tally().failed > 0 {
+            failed.push(test.name.as_str());
+        }
+        tally += report.tally();
+        fs::remove_file(copy)?;
+    }
+    println!(
+        "confined: ran {}, failed {}, skipped {}",
+        tally.passed + tally.failed,
+        tally.failed,
+        tally.skipped
+    );
+    if tally.failed == 0 {
+        Ok(tally)
+    } else {
+        Err(Failure::new(format!("confined: {tally}: {}", failed.join(", "))))
+    }
+}
+
+/// A program that cargo built.
+#[derive(Debug, PartialEq, Eq)]
+struct Program {
+    name: String,
+    path: PathBuf,
+    is_test: bool,
+}
+
+fn build(workspace: &Workspace, arguments: &[&str]) -> Result<Vec<Program>, Failure> {
+    let mut messages = String::new();
+    let mut cargo = workspace.cargo();
+    cargo.args(arguments).arg("--message-format=json-render-diagnostics");
+    let status = process::stream(&mut cargo, "building", BUILD_LIMIT, |stream, line| match stream {
+        process::Stream::Output => {
+            messages.push_str(line);
+            messages.push('\n');
+        }
+        process::Stream::Error => println!("{line}"),
+    })?;
+    if !status.success() {
+        return Err(Failure::new(format!("the programs do not build: {status}")));
+    }
+    Ok(programs(&messages))
+}
+
+fn programs(messages: &str) -> Vec<Program> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|message| {
+            let path = PathBuf::from(message["executable"].as_str()?);
+            let name = message["target"]["name"].as_str()?.to_owned();
+            let kind = message["target"]["kind"][0].as_str()?;
+            let is_test = message["profile"]["test"].as_bool()?;
+            // An example is built along with the tests and is neither.
+            (is_test || kind == "bin").then_some(Program { name, path, is_test })
+        })
+        .collect()
+}
+
+/// Directories laid out for the stranger: programs it may run, and two places that it owns.
+struct Room {
+    programs: PathBuf,
+    home: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Room {
+    fn furnish(stage: &Path) -> Result<Room, Failure> {
+        let room = Room {
+            programs: stage.join("bin"),
+            home: stage.join("home"),
+            scratch: stage.join("t"),
+        };
+        for directory in [&room.programs, &room.home, &room.scratch] {
+            fs::create_dir(directory)?;
+            fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+        }
+        if getuid().is_root() {
+            for owned in [&room.home, &room.scratch] {
+                chown(owned, Some(STRANGER), Some(STRANGER))?;
+            }
+        }
+        Ok(room)
+    }
+
+    fn copy(&self, program: &Path, name: &str) -> Result<PathBuf, Failure> {
+        let copy = self.programs.join(name);
+        fs::copy(program, &copy)
+            .map_err(|error| Failure::new(format!("cannot copy {}: {error}", program.display())))?;
+        fs::set_permissions(&copy, Permissions::from_mode(0o755))?;
+        Ok(copy)
+    }
+
+    /// `xtask confine -- program`, knowing nothing of our environment.
+    fn confined(&self, xtask: &Path, program: &Path) -> Command {
+        let mut command = Command::new(xtask);
+        command
+            .args(["confine", "--"])
+            .arg(program)
+            .stdin(Stdio::null())
+            .current_dir(&self.scratch)
+            .env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("RUST_BACKTRACE", "1");
+        command.env("KVTIER_BIN_DIR", &self.programs);
+        for name in [
+            "HOME",
+            "XDG_STATE_HOME",
+            "XDG_CONFIG_HOME",
+            "XDG_CACHE_HOME",
+            "XDG_DATA_HOME",
+        ] {
+            command.env(name, &self.home);
+        }
+        for name in ["TMPDIR", "XDG_RUNTIME_DIR"] {
+            command.env(name, &self.scratch);
+        }
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_and_binaries_are_told_from_examples_and_libraries() {
+        let message = |name: &str, kind: &str, test: bool, executable: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"name":"{name}","kind":["{kind}"]}},"profile":{{"test":{test}}},"executable":{executable}}}"#
+            )
+        };
+        let messages = [
+            message("kvtier", "lib", true, r#""/t/kvtier-1""#),
+            message("kvtier", "lib", false, "null"),
+            message("kvctl", "bin", false, r#""/t/kvctl""#),
+            message("fuzz_wire", "example", false, r#""/t/fuzz_wire""#),
+            r#"{"reason":"build-finished","success":true}"#.to_owned(),
+            "not JSON".to_owned(),
+        ];
+        let found = programs(&messages.join("\n"));
+        let expected = [("kvtier", "/t/kvtier-1", true), ("kvctl", "/t/kvctl", false)];
+        let expected = expected.map(|(name, path, is_test)| Program {
+            name: name.to_owned(),
+            path: path.into(),
+            is_test,
+        });
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,313 @@
+//! `cargo xtask test`: runs the tests, then says by name what was skipped and what was not run.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::outcome::{Failure, Tally};
+use crate::process::{self, Stream};
+use crate::workspace::Workspace;
+
+/// A cold build of everything on two slow cores, and the tests after it.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// Suites that a later version brings. They are listed and never pretended: naming one exits 69.
+const LATER: [(&str, &str); 4] = [
+    (
+        "lmcache",
+        "needs the LMCache adapter, which this version does not have yet",
+    ),
+    (
+        "remote",
+        "needs the remote tiers (Redis, S3), which this version does not have yet",
+    ),
+    ("rdma", "needs the RDMA transport, which this version does not have yet"),
+    ("gpu", "needs the GPU tier, which this version does not have yet"),
+];
+
+/// Runs every suite that exists, or insists on the named ones.
+pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>) -> Result<Tally, Failure> {
+    let unknown_device = |device| !matches!(device, "real" | "simulated") || !suites.iter().any(|suite| suite == "gpu");
+    if device.is_some_and(unknown_device) {
+        return Err(Failure::usage("--device real | simulated belongs to the suite `gpu`"));
+    }
+    let packages = package_names(&workspace.metadata()?);
+    let mut cargo = workspace.cargo();
+    cargo.args(["test", "--no-fail-fast"]);
+    let mut missing = Vec::new();
+    if suites.is_empty() {
+        cargo.arg("--workspace");
+    }
+    for suite in suites {
+        if let Some(later) = LATER.iter().find(|(name, _)| name == suite) {
+            missing.push(*later);
+        } else if packages.contains(suite) {
+            cargo.args(["--package", suite]);
+        } else {
+            let later: Vec<&str> = LATER.iter().map(|(name, _)| *name).collect();
+            return Err(Failure::usage(format!(
+                "no suite `{suite}`; there are {} and, later, {}",
+                packages.join(", "),
+                later.join(", ")
+            )));
+        }
+    }
+
+    let mut report = Report::default();
+    if suites.is_empty() || missing.len() < suites.len() {
+        cargo.args(["--", "--show-output"]);
+        let status = process::stream(&mut cargo, "tests", LIMIT, |stream, line| {
+            if report.read(stream, line) {
+                println!("{line}");
+            }
+        })?;
+        report.close(status.success());
+    }
+    report.print_skipped();
+    if suites.is_empty() {
+        println!("suites not run:");
+        for (name, reason) in LATER {
+            println!("  {name}: {reason}");
+        }
+    }
+    for (name, reason) in &missing {
+        println!("skipped: {name}: {reason}");
+    }
+    verdict(report.tally(), !suites.is_empty(), missing.len())
+}
+
+/// Failures fail; a skipped part of a suite that was asked for by name exits 69.
+fn verdict(tally: Tally, named: bool, missing: usize) -> Result<Tally, Failure> {
+    if tally.failed > 0 {
+        return Err(Failure::new(tally.to_string()));
+    }
+    let skipped = tally.skipped + u64::try_from(missing).unwrap_or(u64::MAX);
+    if named && skipped > 0 {
+        println!("ran {}, skipped {skipped}", tally.passed);
+        return Err(Failure::skipped("a suite named on the command line skipped a part"));
+    }
+    println!("{tally}");
+    Ok(tally)
+}
+
+fn package_names(metadata: &Value) -> Vec<String> {
+    let packages = metadata["packages"].as_array().map_or(&[][..], Vec::as_slice);
+    packages
+        .iter()
+        .filter_map(|package| package["name"].as_str())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What the output of test programs run with `--show-output` says.
+#[derive(Default)]
+pub(crate) struct Report {
+    /// As the programs count: a test that skipped something is among the passed.
+    counted: Tally,
+    /// Parts that were skipped: the test, and `NAME: REASON`.
+    skipped: Vec<(String, String)>,
+    failures: Vec<String>,
+    current: String,
+    within_successes: bool,
+    programs: u64,
+    broken: u64,
+}
+
+impl Report {
+    /// Takes one line; true if a reader wants to see it. The output of tests that passed is read and not shown.
+    pub(crate) fn read(&mut self, stream: Stream, line: &str) -> bool {
+        if let Some(part) = line.strip_prefix("skipped: ") {
+            let test = if self.within_successes {
+                self.current.clone()
+            } else {
+                String::new()
+            };
+            if !self.skipped.iter().any(|(other, what)| *other == test && what == part) {
+                self.skipped.push((test, part.to_owned()));
+            }
+            return false;
+        }
+        if stream == Stream::Error {
+            return true;
+        }
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.within_successes = false;
+            self.programs += 1;
+            self.counted += counts(result);
+            return true;
+        }
+        if let Some(name) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.failures.push(name.to_owned());
+        }
+        match line {
+            "successes:" => self.within_successes = true,
+            "failures:" => self.within_successes = false,
+            _ => {}
+        }
+        if self.within_successes {
+            let heading = line
+                .strip_prefix("---- ")
+                .and_then(|rest| rest.strip_suffix(" stdout ----"));
+            if let Some(test) = heading {
+                self.current = test.to_owned();
+            }
+        }
+        !self.within_successes
+    }
+
+    /// The programs have ended. A run that failed without a failed test (it did not build, or a program crashed) is a
+    /// failure too.
+    pub(crate) fn close(&mut self, success: bool) {
+        if (!success && self.counted.failed == 0) || self.programs == 0 {
+            self.broken += 1;
+        }
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        let mut tests: Vec<&str> = self
+            .skipped
+            .iter()
+            .map(|(test, _)| test.as_str())
+            .filter(|test| !test.is_empty())
+            .collect();
+        tests.sort_unstable();
+        tests.dedup();
+        let skipping = u64::try_from(tests.len()).unwrap_or(u64::MAX);
+        let nameless = self.skipped.iter().filter(|(test, _)| test.is_empty()).count();
+        Tally {
+            passed: self.counted.passed.saturating_sub(skipping),
+            failed: self.counted.failed + self.broken,
+            skipped: self.counted.skipped + skipping + u64::try_from(nameless).unwrap_or(u64::MAX),
+        }
+    }
+
+    pub(crate) fn print_skipped(&self) {
+        for (test, part) in &self.skipped {
+            println!(
+                "skipped: {part}{}",
+                if test.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({test})")
+                }
+            );
+        }
+        for test in &self.failures {
+            println!("failed: {test}");
+        }
+        if self.broken > 0 {
+            println!("failed: {} run(s) ended badly without naming a test", self.broken);
+        }
+    }
+}
+
+/// The numbers in `ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s`.
+fn counts(result: &str) -> Tally {
+    let mut tally = Tally::default();
+    for part in result.split(['.', ';']) {
+        if let Some((number, word)) = part.trim().split_once(' ') {
+            let number = number.parse().unwrap_or(0);
+            match word {
+                "passed" => tally.passed = number,
+                "failed" => tally.failed = number,
+                "ignored" => tally.skipped = number,
+                _ => {}
+            }
+        }
+    }
+    tally
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &str, success: bool) -> Report {
+        let mut report = Report::default();
+        for line in lines.lines() {
+            report.read(Stream::Output, line);
+        }
+        report.close(success);
+        report
+    }
+
+    const PASSING: &str = "running 3 tests\ntest a ... ok\ntest b ... ok\ntest c ... ok\n\nsuccesses:\n\n\
+        ---- b stdout ----\nnoise\nskipped: io_uring: denied\nskipped: huge pages: none reserved\n\nsuccesses:\n    a\n\n\
+        test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+
+    #[test]
+    fn a_test_that_skips_a_part_counts_as_skipped_and_not_as_passed() {
+        let report = read(PASSING, true);
+        assert_eq!(
+            report.tally(),
+            Tally {
+                passed: 2,
+                failed: 0,
+                skipped: 1
+            }
+        );
+        assert_eq!(report.skipped.len(), 2);
+        assert_eq!(report.skipped[0], ("b".to_owned(), "io_uring: denied".to_owned()));
+    }
+
+    #[test]
+    fn output_of_tests_that_passed_is_hidden_and_of_those_that_failed_is_shown() {
+        let mut report = Report::default();
+        let shown: Vec<&str> = PASSING
+            .lines()
+            .chain(["failures:", "boom"])
+            .filter(|line| report.read(Stream::Output, line))
+            .collect();
+        assert!(!shown.contains(&"noise"));
+        assert!(shown.contains(&"test a ... ok"));
+        assert!(shown.contains(&"boom"));
+    }
+
+    #[test]
+    fn failures_of_several_programs_add_up_and_are_named() {
+        let second =
+            "test x::y ... FAILED\ntest result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out\n";
+        let report = read(&format!("{PASSING}{second}"), false);
+        assert_eq!(
+            report.tally(),
+            Tally {
+                passed: 3,
+                failed: 1,
+                skipped: 3
+            }
+        );
+        assert_eq!(report.failures, ["x::y"]);
+    }
+
+    #[test]
+    fn a_run_that_ends_badly_or_ran_nothing_is_a_failure() {
+        assert_eq!(read(PASSING, false).tally().failed, 1);
+        assert_eq!(read("", true).tally().failed, 1);
+    }
+
+    #[test]
+    fn a_named_suite_that_skips_exits_69_and_an_unnamed_one_does_not() {
+        let skipping = Tally {
+            passed: 2,
+            failed: 0,
+            skipped: 1,
+        };
+        assert_eq!(verdict(skipping, true, 0).expect_err("it skipped").code, 69);
+        assert_eq!(
+            verdict(Tally::default(), true, 1)
+                .expect_err("the suite does not exist")
+                .code,
+            69
+        );
+        assert!(verdict(skipping, false, 0).is_ok());
+        assert_eq!(
+            verdict(Tally { failed: 1, ..skipping }, true, 0)
+                .expect_err("a test failed")
+                .code,
+            1
+        );
+    }
+}
