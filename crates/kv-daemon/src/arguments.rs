@@ -178,7 +178,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::DemoClient(arguments) => {
             end_with_parent();
-            replay::run_command(&arguments)
+            arguments.run()
         }
     }
 }

@@ -10,7 +10,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 
@@ -131,7 +131,7 @@ impl Collector for Scrape {
             "uptime",
             "Time since the daemon started",
             Some(&Unit::Seconds),
-            uptime.metric_type(),
+            MetricType::Gauge,
         )?)?;
         let build = prometheus_client::metrics::info::Info::new(vec![("version", self.version)]);
         build.encode(encoder.encode_descriptor("build", "Version of the daemon", None, MetricType::Info)?)
@@ -170,7 +170,7 @@ mod tests {
         status.counters.fetch_hits_host = 20;
         status.counters.host_used_bytes = 3;
         let text = exposition(Some(&status), 1.5).unwrap();
-        assert!(text.contains("# HELP kvtier_fetch_hits_host Blocks fetched from host memory."), "{text}");
+        assert!(text.contains("# HELP kvtier_fetch_hits_host Blocks fetched from host memory\n"), "{text}");
         assert!(text.contains("\nkvtier_fetch_hits_host_total 20\n"), "{text}");
         assert!(text.contains("\nkvtier_demoted_bytes_total 0\n"), "{text}");
         assert!(text.contains("\nkvtier_host_used_bytes 3\n"), "{text}");

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use kvtier_core::{
-    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Event, FetchScope, Fetched, Generation, Hints, LeafFirstLru,
-    NamespaceId, Parent, Realization, RealizationId, Request, Reserved, SealItem, Sealed, TierManager, Time, TrustDomain,
+    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Event, FetchScope, Fetched, Generation, Hints,
+    LeafFirstLru, NamespaceId, Parent, Realization, RealizationId, Request, Reserved, SealItem, Sealed, TierManager,
+    Time, TrustDomain,
 };
 
 const CLIENT: ClientId = ClientId(1);
@@ -37,7 +38,14 @@ fn hashes(first: u64, count: u64) -> Vec<BlockHash> {
 }
 
 fn request(hashes: &[BlockHash], namespace: NamespaceId, realization: RealizationId) -> Request<'_> {
-    Request { client: CLIENT, namespace, realization, hashes, hints: Hints::default(), deadline: Time(u64::MAX) }
+    Request {
+        client: CLIENT,
+        namespace,
+        realization,
+        hashes,
+        hints: Hints::default(),
+        deadline: Time(u64::MAX),
+    }
 }
 
 impl World {
@@ -49,10 +57,23 @@ impl World {
             ..CoreSettings::default()
         };
         let mut manager = TierManager::new(settings.check().expect("sizes that fit"), Box::new(LeafFirstLru::new()));
-        let (namespace, generation) = manager.open_namespace(TrustDomain(0), "bench").expect("room for a namespace");
-        let realization = manager.open_realization(Realization::default()).expect("room for a realization");
-        manager.connect(CLIENT, TrustDomain(0), Time(0)).expect("room for a client");
-        let mut world = World { manager, namespace, realization, generation, now: 0, sealed: 0 };
+        let (namespace, generation) = manager
+            .open_namespace(TrustDomain(0), "bench")
+            .expect("room for a namespace");
+        let realization = manager
+            .open_realization(Realization::default())
+            .expect("room for a realization");
+        manager
+            .connect(CLIENT, TrustDomain(0), Time(0))
+            .expect("room for a client");
+        let mut world = World {
+            manager,
+            namespace,
+            realization,
+            generation,
+            now: 0,
+            sealed: 0,
+        };
         while world.sealed < blocks {
             world.put(BATCH);
         }
@@ -70,7 +91,13 @@ impl World {
             match action {
                 Action::OpenSegment { operation, .. } | Action::CloseSegment { operation, .. } => {
                     let now = Time(self.now);
-                    self.manager.handle_event(Event { operation, outcome: Ok(Completion::Done) }, now);
+                    self.manager.handle_event(
+                        Event {
+                            operation,
+                            outcome: Ok(Completion::Done),
+                        },
+                        now,
+                    );
                 }
                 _ => {}
             }
@@ -85,34 +112,64 @@ impl World {
         let mut reserved = Vec::new();
         while reserved.len() < hashes.len() {
             let rest = &hashes[reserved.len()..];
-            let answer = self.manager.reserve(&request(rest, self.namespace, self.realization), &lengths[reserved.len()..], now).expect("a valid call");
+            let answer = self
+                .manager
+                .reserve(
+                    &request(rest, self.namespace, self.realization),
+                    &lengths[reserved.len()..],
+                    now,
+                )
+                .expect("a valid call");
             match answer {
                 Answer::Ready(results) => reserved.extend(results),
                 Answer::Pending(waited_for) => {
                     while let Some(action) = self.manager.poll_action() {
                         match action {
                             Action::OpenSegment { operation, .. } | Action::CloseSegment { operation, .. } => {
-                                self.manager.handle_event(Event { operation, outcome: Ok(Completion::Done) }, now);
+                                self.manager.handle_event(
+                                    Event {
+                                        operation,
+                                        outcome: Ok(Completion::Done),
+                                    },
+                                    now,
+                                );
                             }
-                            Action::ReserveDone { operation, results, .. } if operation == waited_for => reserved.extend(results),
+                            Action::ReserveDone { operation, results, .. } if operation == waited_for => {
+                                reserved.extend(results)
+                            }
                             _ => {}
                         }
                     }
                 }
             }
         }
-        let mut parent = if self.sealed.is_multiple_of(BATCH) { Parent::Root } else { Parent::Block(hash(self.sealed - 1)) };
+        let mut parent = if self.sealed.is_multiple_of(BATCH) {
+            Parent::Root
+        } else {
+            Parent::Block(hash(self.sealed - 1))
+        };
         let items: Vec<SealItem> = reserved
             .iter()
             .zip(&hashes)
             .map(|(reserved, &hash)| {
-                let Reserved::Granted { reservation, .. } = *reserved else { panic!("{reserved:?} for a fresh block") };
-                let item = SealItem { reservation, hash, parent, length: BLOCK_BYTES, tokens: 16 };
+                let Reserved::Granted { reservation, .. } = *reserved else {
+                    panic!("{reserved:?} for a fresh block")
+                };
+                let item = SealItem {
+                    reservation,
+                    hash,
+                    parent,
+                    length: BLOCK_BYTES,
+                    tokens: 16,
+                };
                 parent = Parent::Block(hash);
                 item
             })
             .collect();
-        let sealed = self.manager.seal(CLIENT, self.namespace, self.realization, self.generation, &items, now).expect("a valid call");
+        let sealed = self
+            .manager
+            .seal(CLIENT, self.namespace, self.realization, self.generation, &items, now)
+            .expect("a valid call");
         assert!(sealed.iter().all(|sealed| *sealed == Sealed::Published));
         self.sealed += count;
         self.settle();
@@ -120,14 +177,26 @@ impl World {
 
     fn lookup(&mut self, hashes: &[BlockHash]) -> usize {
         let now = self.tick();
-        let found = self.manager.lookup(&request(hashes, self.namespace, self.realization), now).expect("a valid call");
+        let found = self
+            .manager
+            .lookup(&request(hashes, self.namespace, self.realization), now)
+            .expect("a valid call");
         found.iter().flatten().count()
     }
 
     fn fetch_and_release(&mut self, hashes: &[BlockHash]) {
         let now = self.tick();
-        let answer = self.manager.fetch(&request(hashes, self.namespace, self.realization), FetchScope::Prefix, now).expect("a valid call");
-        let Answer::Ready(fetched) = answer else { panic!("host blocks are there at once") };
+        let answer = self
+            .manager
+            .fetch(
+                &request(hashes, self.namespace, self.realization),
+                FetchScope::Prefix,
+                now,
+            )
+            .expect("a valid call");
+        let Answer::Ready(fetched) = answer else {
+            panic!("host blocks are there at once")
+        };
         let leases: Vec<_> = fetched
             .iter()
             .map(|fetched| match fetched {
@@ -143,32 +212,50 @@ impl World {
 fn decisions(criterion: &mut Criterion) {
     let blocks = 1 << 20;
     let mut world = World::with_blocks(blocks);
-    println!("index: {:.1} bytes a block", world.manager.statistics().index_bytes as f64 / blocks as f64);
+    println!(
+        "index: {:.1} bytes a block",
+        world.manager.statistics().index_bytes as f64 / blocks as f64
+    );
     let mut group = criterion.benchmark_group("among a million blocks");
     let mut draw = 0u64;
     let mut anywhere = move |count: u64| {
-        draw = draw.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        draw = draw
+            .wrapping_mul(0x5851_f42d_4c95_7f2d)
+            .wrapping_add(0x1405_7b7e_f767_814f);
         hashes((draw >> 20) % (blocks / count) * count, count)
     };
     for keys in [1u64, 16, 256] {
         group.throughput(Throughput::Elements(keys));
         group.bench_function(format!("lookup of {keys}"), |bencher| {
-            bencher.iter_batched(|| anywhere(keys), |hashes| black_box(world.lookup(&hashes)), criterion::BatchSize::SmallInput);
+            bencher.iter_batched(
+                || anywhere(keys),
+                |hashes| black_box(world.lookup(&hashes)),
+                criterion::BatchSize::SmallInput,
+            );
         });
         group.bench_function(format!("fetch and release of {keys}"), |bencher| {
-            bencher.iter_batched(|| anywhere(keys), |hashes| world.fetch_and_release(&hashes), criterion::BatchSize::SmallInput);
+            bencher.iter_batched(
+                || anywhere(keys),
+                |hashes| world.fetch_and_release(&hashes),
+                criterion::BatchSize::SmallInput,
+            );
         });
     }
     // Past the spare room each put makes the manager forget the oldest blocks.
     for keys in [1u64, 16] {
         group.throughput(Throughput::Elements(keys));
-        group.bench_function(format!("reserve and seal of {keys}"), |bencher| bencher.iter(|| world.put(keys)));
+        group.bench_function(format!("reserve and seal of {keys}"), |bencher| {
+            bencher.iter(|| world.put(keys))
+        });
     }
     group.finish();
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    let mut criterion = Criterion::default()
+        .configure_from_args()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
     decisions(&mut criterion);
     criterion.final_summary();
 }

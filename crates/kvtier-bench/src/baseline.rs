@@ -3,7 +3,10 @@
 //!
 //! The copy is one `memcpy` per block between a populated, shared, memfd-backed mapping (made exactly as the daemon makes
 //! its segments) and ordinary private memory: what a client would do if blocks needed no daemon at all.
-#![expect(unsafe_code, reason = "a baseline copies through raw pointers and asks libc for another process's CPU clock")]
+#![expect(
+    unsafe_code,
+    reason = "a baseline copies through raw pointers and asks libc for another process's CPU clock"
+)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +27,17 @@ impl SharedBlocks {
     /// # Errors
     /// [`BenchError::System`] when the memory cannot be had.
     pub fn create(bytes: usize, block_bytes: usize) -> Result<SharedBlocks, BenchError> {
-        let (region, _descriptor) = MemoryRegion::create("kvtier-bench", bytes.next_multiple_of(2 << 20), PageRequest::Auto)
-            .map_err(|error| BenchError::System { what: format!("{bytes} bytes of shared memory"), source: std::io::Error::other(error.to_string()) })?;
-        region.prefault(&|_| {}).map_err(|error| BenchError::System { what: "population of shared memory".to_owned(), source: std::io::Error::other(error.to_string()) })?;
+        let (region, _descriptor) =
+            MemoryRegion::create("kvtier-bench", bytes.next_multiple_of(2 << 20), PageRequest::Auto).map_err(
+                |error| BenchError::System {
+                    what: format!("{bytes} bytes of shared memory"),
+                    source: std::io::Error::other(error.to_string()),
+                },
+            )?;
+        region.prefault(&|_| {}).map_err(|error| BenchError::System {
+            what: "population of shared memory".to_owned(),
+            source: std::io::Error::other(error.to_string()),
+        })?;
         Ok(SharedBlocks { region, block_bytes })
     }
 
@@ -71,7 +82,10 @@ impl SharedBlocks {
 
     fn pointer(&self, block: usize, length: usize) -> *mut u8 {
         assert_eq!(length, self.block_bytes, "a block of another size");
-        self.region.slice(block * self.block_bytes, length).expect("a block inside the mapping").as_mut_ptr()
+        self.region
+            .slice(block * self.block_bytes, length)
+            .expect("a block inside the mapping")
+            .as_mut_ptr()
     }
 }
 

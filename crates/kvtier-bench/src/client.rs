@@ -70,19 +70,28 @@ impl Options {
     }
 
     fn working_set_bytes(&self) -> u64 {
-        self.working_set_bytes.unwrap_or(if self.quick { 64 << 20 } else { 1 << 30 }).max(64 << 20)
+        self.working_set_bytes
+            .unwrap_or(if self.quick { 64 << 20 } else { 1 << 30 })
+            .max(64 << 20)
     }
 
     fn lookup_blocks(&self) -> u64 {
-        self.lookup_blocks.unwrap_or(if self.quick { 1 << 16 } else { 1 << 20 }).next_multiple_of(session::BATCH_KEYS_MAX as u64)
+        self.lookup_blocks
+            .unwrap_or(if self.quick { 1 << 16 } else { 1 << 20 })
+            .next_multiple_of(session::BATCH_KEYS_MAX as u64)
     }
 
     fn check(&self) -> Result<(), BenchError> {
         if let Some(unknown) = self.cases.iter().find(|case| !CASES.contains(&case.as_str())) {
-            return Err(BenchError::Options(format!("unknown case {unknown}: choose among {}", CASES.join(", "))));
+            return Err(BenchError::Options(format!(
+                "unknown case {unknown}: choose among {}",
+                CASES.join(", ")
+            )));
         }
         if self.socket.is_none() && self.daemon.is_none() {
-            return Err(BenchError::Options("without a socket, the path of kv-daemon is needed".to_owned()));
+            return Err(BenchError::Options(
+                "without a socket, the path of kv-daemon is needed".to_owned(),
+            ));
         }
         Ok(())
     }
@@ -97,20 +106,37 @@ impl Options {
 /// not met is no error.
 pub fn run(options: Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Row>, BenchError> {
     options.check()?;
-    let directory = tempfile::Builder::new().prefix("kvtier-bench").tempdir().map_err(BenchError::system("a temporary directory"))?;
-    // The daemons start before this thread is pinned, so that their threads may prepare memory on every core.
+    let directory = tempfile::Builder::new()
+        .prefix("kvtier-bench")
+        .tempdir()
+        .map_err(BenchError::system("a temporary directory"))?;
     let mut rows = Vec::new();
-    let mut bench = Bench { directory: directory.path().to_owned(), echo_samples: Samples::default(), described: String::new(), options, progress };
+    let mut bench = Bench {
+        directory: directory.path().to_owned(),
+        echo_samples: Samples::default(),
+        described: String::new(),
+        options,
+        progress,
+    };
     for shapes in transfers::PARTS {
         rows.extend(transfers::measure(&mut bench, shapes)?);
     }
     rows.extend(lookups::measure(&mut bench)?);
-    let echo = Row { case: "echo", bytes: ECHO_BYTES as u64, batch: 1, placement: bench.described.clone(), ..Row::default() };
+    let echo = Row {
+        case: "echo",
+        bytes: ECHO_BYTES as u64,
+        batch: 1,
+        placement: bench.described.clone(),
+        ..Row::default()
+    };
     let echo = bench.echo_samples.fill(echo, false);
     rows.insert(0, echo);
     for bar in meets(&rows) {
         let verdict = if bar.met { "meets" } else { "MISSES" };
-        (bench.progress)(&format!("{verdict}: {}: {:.2} ({}; limit {:.2})", bar.name, bar.measured, bar.words, bar.limit));
+        (bench.progress)(&format!(
+            "{verdict}: {}: {:.2} ({}; limit {:.2})",
+            bar.name, bar.measured, bar.words, bar.limit
+        ));
     }
     Ok(rows)
 }
@@ -144,25 +170,38 @@ impl Bench<'_> {
                 let directory = self.directory.join(part);
                 std::fs::create_dir(&directory).map_err(BenchError::system("a directory for the daemon"))?;
                 let program = program.clone();
-                self.say(&format!("{part}: starting a daemon with {} MiB of host memory", host_bytes >> 20));
+                self.say(&format!(
+                    "{part}: starting a daemon with {} MiB of host memory",
+                    host_bytes >> 20
+                ));
                 Some(Daemon::start(&program, &directory, host_bytes)?)
             }
             _ => None,
         };
-        let socket = daemon.as_ref().map(|daemon| daemon.socket.clone()).or_else(|| self.options.socket.clone());
+        let socket = daemon
+            .as_ref()
+            .map(|daemon| daemon.socket.clone())
+            .or_else(|| self.options.socket.clone());
         let socket = socket.expect("checked: a socket or a daemon");
-        let session = Session::connect(&socket, self.options.token.as_deref(), daemon.as_ref().map(Daemon::process))?;
-        session.wait_until_prepared()?;
+        let token = self.options.token.clone();
+        session::wait_until_serving(&socket, token.as_deref())?;
+        // Pinned only now: the daemon's memory is made ready on every core. Threads that connections start inherit it.
         let placement = Placement::take();
         if let (Some(daemon), Some(core)) = (&daemon, placement.other) {
-            core.pin_process(daemon.process()).map_err(BenchError::system("placement of the daemon"))?;
+            core.pin_process(daemon.process())
+                .map_err(BenchError::system("placement of the daemon"))?;
         }
-        session.place(placement.client);
+        let session = Session::connect(&socket, token.as_deref())?;
         let echo = Echo::start(&self.options.echo_command, &self.directory, placement.other)?;
         self.described = placement.describe(daemon.is_some());
         let described = format!("{part}: {}; load {}", self.described, load());
         self.say(&described);
-        Ok(Stand { session, echo, placement, daemon })
+        Ok(Stand {
+            session,
+            echo,
+            placement,
+            daemon,
+        })
     }
 
     /// A round of echoes.
@@ -174,7 +213,15 @@ impl Bench<'_> {
             times.push(stand.echo.round_trip()?);
         }
         let cpu = spent(before, cpu_time(&[Some(server)]));
-        Ok(self.echo_samples.add(&Calls { times, bytes_per_call: ECHO_BYTES as u64, cpu }, None, None))
+        Ok(self.echo_samples.add(
+            &Calls {
+                times,
+                bytes_per_call: ECHO_BYTES as u64,
+                cpu,
+            },
+            None,
+            None,
+        ))
     }
 }
 
@@ -184,22 +231,40 @@ impl Stand {
         &mut self,
         bytes_per_call: u64,
         inputs: impl IntoIterator<Item = T>,
-        mut call: impl FnMut(&mut Session, T) -> Result<Option<Duration>, BenchError>,
+        mut call: impl FnMut(&Session, T) -> Result<Option<Duration>, BenchError>,
     ) -> Result<Calls, BenchError> {
         let daemon = self.session.daemon_process();
         let before = cpu_time(&[daemon]);
         let mut times = Vec::new();
         for input in inputs {
-            times.extend(call(&mut self.session, input)?);
+            times.extend(call(&self.session, input)?);
         }
         let cpu = daemon.and_then(|_| spent(before, cpu_time(&[daemon])));
-        Ok(Calls { times, bytes_per_call, cpu })
+        Ok(Calls {
+            times,
+            bytes_per_call,
+            cpu,
+        })
     }
 
-    fn end(mut self) -> Result<(), BenchError> {
-        drop(self.session);
-        drop(self.placement);
-        self.daemon.as_mut().map_or(Ok(()), Daemon::stop)
+    /// Host memory for blocks; `wanted_bytes` where this user may not see it.
+    fn capacity_bytes(&self, wanted_bytes: u64) -> Result<u64, BenchError> {
+        Ok(self
+            .session
+            .status()?
+            .map_or(wanted_bytes, |status| status.counters.host_capacity_bytes))
+    }
+
+    fn end(self) -> Result<(), BenchError> {
+        let Stand {
+            session,
+            echo,
+            placement,
+            daemon,
+        } = self;
+        session.forget_everything()?;
+        drop((echo, placement));
+        daemon.map_or(Ok(()), Daemon::stop)
     }
 }
 
@@ -225,7 +290,10 @@ fn timed<R>(call: impl FnOnce() -> Result<R, BenchError>) -> Result<(R, Duration
 
 /// The machine's load average over a minute, for the reader who wonders about odd figures.
 fn load() -> String {
-    std::fs::read_to_string("/proc/loadavg").map_or_else(|_| "unknown".to_owned(), |text| text.split(' ').next().unwrap_or("").to_owned())
+    std::fs::read_to_string("/proc/loadavg").map_or_else(
+        |_| "unknown".to_owned(),
+        |text| text.split(' ').next().unwrap_or("").to_owned(),
+    )
 }
 
 #[cfg(test)]
@@ -234,14 +302,27 @@ mod tests {
 
     #[test]
     fn options_that_cannot_be_are_refused_with_the_remedy() {
-        let unknown = Options { cases: vec!["get".to_owned()], socket: Some("s".into()), ..Options::default() };
+        let unknown = Options {
+            cases: vec!["get".to_owned()],
+            socket: Some("s".into()),
+            ..Options::default()
+        };
         assert!(unknown.check().unwrap_err().to_string().contains("get_into"));
-        assert!(Options::default().check().unwrap_err().to_string().contains("kv-daemon"));
+        assert!(
+            Options::default()
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("kv-daemon")
+        );
     }
 
     #[test]
     fn a_full_run_cycles_through_a_gib_and_looks_among_a_million_blocks() {
         let options = Options::default();
-        assert_eq!((options.working_set_bytes(), options.lookup_blocks()), (1 << 30, 1 << 20));
+        assert_eq!(
+            (options.working_set_bytes(), options.lookup_blocks()),
+            (1 << 30, 1 << 20)
+        );
     }
 }

@@ -35,7 +35,14 @@ impl Daemon {
             .arg(directory.join("state"))
             .arg("--socket")
             .arg(&socket)
-            .args(["--http", "127.0.0.1:0", "--nvme-bytes", "0", "--host-bytes"])
+            .args([
+                "--http",
+                "127.0.0.1:0",
+                "--exit-with-parent",
+                "--nvme-bytes",
+                "0",
+                "--host-bytes",
+            ])
             .arg(host_bytes.to_string())
             .env("KVTIER_CONFIG", "/dev/null")
             .stdin(Stdio::null())
@@ -46,12 +53,21 @@ impl Daemon {
         let mut daemon = Daemon { child, socket, log };
         let started = Instant::now();
         while UnixStream::connect(&daemon.socket).is_err() {
-            let ended = daemon.child.try_wait().map_err(BenchError::system("a look at the daemon"))?;
+            let ended = daemon
+                .child
+                .try_wait()
+                .map_err(BenchError::system("a look at the daemon"))?;
             if let Some(status) = ended {
-                return Err(BenchError::Daemon(format!("{status} before it listened: {}", daemon.last_words())));
+                return Err(BenchError::Daemon(format!(
+                    "{status} before it listened: {}",
+                    daemon.last_words()
+                )));
             }
             if started.elapsed() > Duration::from_secs(120) {
-                return Err(BenchError::Daemon(format!("does not listen after two minutes: {}", daemon.last_words())));
+                return Err(BenchError::Daemon(format!(
+                    "does not listen after two minutes: {}",
+                    daemon.last_words()
+                )));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -70,19 +86,31 @@ impl Daemon {
     }
 
     /// Asks it to stop and waits until it has.
-    pub(crate) fn stop(&mut self) -> Result<(), BenchError> {
+    pub(crate) fn stop(mut self) -> Result<(), BenchError> {
         if let Some(process) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(process, Signal::TERM);
         }
         let asked = Instant::now();
         loop {
-            match self.child.try_wait().map_err(BenchError::system("the end of the daemon"))? {
+            match self
+                .child
+                .try_wait()
+                .map_err(BenchError::system("the end of the daemon"))?
+            {
                 Some(status) if status.success() => return Ok(()),
-                Some(status) => return Err(BenchError::Daemon(format!("ended with {status}: {}", self.last_words()))),
+                Some(status) => {
+                    return Err(BenchError::Daemon(format!(
+                        "ended with {status}: {}",
+                        self.last_words()
+                    )));
+                }
                 None if asked.elapsed() > Duration::from_secs(30) => {
                     let _ = self.child.kill();
                     let _ = self.child.wait();
-                    return Err(BenchError::Daemon(format!("did not stop within 30 s: {}", self.last_words())));
+                    return Err(BenchError::Daemon(format!(
+                        "did not stop within 30 s: {}",
+                        self.last_words()
+                    )));
                 }
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
@@ -106,7 +134,14 @@ pub(crate) fn resident_private_bytes(process: u32) -> Option<u64> {
 }
 
 fn kib_field(status: &str, name: &str) -> Option<u64> {
-    status.lines().find_map(|line| line.strip_prefix(name))?.trim().strip_suffix("kB")?.trim().parse().ok()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))?
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -115,7 +150,10 @@ mod tests {
 
     #[test]
     fn resident_private_memory_is_read_from_the_kernels_text() {
-        assert_eq!(kib_field("VmRSS:\t  900 kB\nRssAnon:\t     812 kB\n", "RssAnon:"), Some(812));
+        assert_eq!(
+            kib_field("VmRSS:\t  900 kB\nRssAnon:\t     812 kB\n", "RssAnon:"),
+            Some(812)
+        );
         assert_eq!(kib_field("VmRSS:\t  900 kB\n", "RssAnon:"), None);
         assert!(resident_private_bytes(std::process::id()).is_some_and(|bytes| bytes > 0));
     }
@@ -126,7 +164,9 @@ mod tests {
         let program = directory.path().join("broken");
         std::fs::write(&program, "#!/bin/sh\necho no memory today >&2\nexit 3\n").expect("a script");
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a mode");
-        let error = Daemon::start(&program, directory.path(), 64 << 20).err().expect("no daemon");
+        let error = Daemon::start(&program, directory.path(), 64 << 20)
+            .err()
+            .expect("no daemon");
         let words = error.to_string();
         assert!(words.contains("no memory today") && words.contains('3'), "{words}");
     }

@@ -39,9 +39,9 @@ impl Echo {
     /// Starts `command` with the socket's path as its last argument, on `core`.
     pub(crate) fn start(command: &[String], directory: &Path, core: Option<Core>) -> Result<Echo, BenchError> {
         let path = directory.join("echo.sock");
-        let (program, arguments) = command
-            .split_first()
-            .ok_or_else(|| BenchError::Options("the echo baseline needs a command that runs echo_server_main".to_owned()))?;
+        let (program, arguments) = command.split_first().ok_or_else(|| {
+            BenchError::Options("the echo baseline needs a command that runs echo_server_main".to_owned())
+        })?;
         let server = Command::new(program)
             .args(arguments)
             .arg(&path)
@@ -49,9 +49,14 @@ impl Echo {
             .stdout(Stdio::null())
             .spawn()
             .map_err(BenchError::system(format!("start of the echo server {program}")))?;
-        let mut echo = Echo { connection: None, server, path };
+        let mut echo = Echo {
+            connection: None,
+            server,
+            path,
+        };
         if let Some(core) = core {
-            core.pin_process(echo.server.id()).map_err(BenchError::system("placement of the echo server"))?;
+            core.pin_process(echo.server.id())
+                .map_err(BenchError::system("placement of the echo server"))?;
         }
         let started = Instant::now();
         loop {
@@ -61,7 +66,10 @@ impl Echo {
                     return Ok(echo);
                 }
                 Err(error) if started.elapsed() > Duration::from_secs(10) => {
-                    return Err(BenchError::System { what: format!("connection to the echo server {}", command.join(" ")), source: error });
+                    return Err(BenchError::System {
+                        what: format!("connection to the echo server {}", command.join(" ")),
+                        source: error,
+                    });
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
@@ -72,7 +80,10 @@ impl Echo {
         let connection = self.connection.as_mut().expect("connected from start to drop");
         let mut message = [0x5a; ECHO_BYTES];
         let started = Instant::now();
-        connection.write_all(&message).and_then(|()| connection.read_exact(&mut message)).map_err(BenchError::system("echo"))?;
+        connection
+            .write_all(&message)
+            .and_then(|()| connection.read_exact(&mut message))
+            .map_err(BenchError::system("echo"))?;
         Ok(started.elapsed())
     }
 

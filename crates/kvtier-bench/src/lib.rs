@@ -47,7 +47,9 @@ pub enum BenchError {
         block: u64,
     },
     /// The daemon holds too little for the measurement.
-    #[error("the daemon has {capacity_bytes} bytes of host memory and the smallest working set needs {needed_bytes}: start it with more --host-bytes, or leave --socket out")]
+    #[error(
+        "the daemon has {capacity_bytes} bytes of host memory and the smallest working set needs {needed_bytes}: start it with more --host-bytes, or leave --socket out"
+    )]
     TooSmall {
         /// What it has.
         capacity_bytes: u64,

@@ -25,7 +25,11 @@ impl Core {
         // not have reached yet.
         for _ in 0..2 {
             for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
-                let task = task?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+                let task = task?
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse().ok())
+                    .and_then(Pid::from_raw);
                 match sched_setaffinity(task, &self.only()) {
                     // The thread ended since it was listed.
                     Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -49,23 +53,46 @@ impl Placement {
     /// of it, or on the same when there is no other.
     pub(crate) fn take() -> Placement {
         let Ok(before) = sched_getaffinity(None) else {
-            return Placement { client: None, other: None, before: None };
+            return Placement {
+                client: None,
+                other: None,
+                before: None,
+            };
         };
         let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| before.is_set(core)).collect();
         let client = Core(cores.first().copied().unwrap_or(0));
         let siblings = siblings(client);
-        let other = cores.iter().copied().find(|core| !siblings.contains(core)).or(cores.get(1).copied()).map_or(client, Core);
+        let other = cores
+            .iter()
+            .copied()
+            .find(|core| !siblings.contains(core))
+            .or(cores.get(1).copied())
+            .map_or(client, Core);
         match client.pin_this_thread() {
-            Ok(()) => Placement { client: Some(client), other: Some(other), before: Some(before) },
-            Err(_) => Placement { client: None, other: None, before: None },
+            Ok(()) => Placement {
+                client: Some(client),
+                other: Some(other),
+                before: Some(before),
+            },
+            Err(_) => Placement {
+                client: None,
+                other: None,
+                before: None,
+            },
         }
     }
 
     /// For the rows and for people.
     pub(crate) fn describe(&self, daemon_is_ours: bool) -> String {
         match (self.client, self.other) {
-            (Some(client), Some(other)) if daemon_is_ours => format!("client on core {}, daemon and echo server on core {}", client.0, other.0),
-            (Some(client), Some(other)) => format!("client on core {}, echo server on core {}, daemon as it was found", client.0, other.0),
+            (Some(client), Some(other)) if daemon_is_ours => format!(
+                "client on core {}, daemon and echo server on core {}",
+                client.0, other.0
+            ),
+            (Some(client), Some(other)) => format!(
+                "client on core {}, echo server on core {}, daemon as it was found",
+                client.0, other.0
+            ),
             _ => "not pinned (the system refused)".to_owned(),
         }
     }

@@ -10,10 +10,17 @@
 mod action;
 mod answer;
 mod block;
+mod client_table;
+mod holding;
+mod host_table;
+mod index;
+mod key_map;
 mod manager;
 #[cfg(feature = "mutants")]
 mod mutant;
 mod namespace;
+mod namespace_table;
+mod nvme_table;
 mod policy;
 mod request;
 mod settings;

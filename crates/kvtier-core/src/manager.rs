@@ -1,123 +1,157 @@
-use crate::*;
+mod copies;
+mod demote;
+mod expiry;
+mod fetch;
+mod flush;
+mod generation;
+mod host;
+mod host_reclaim;
+mod identity;
+mod invariants;
+mod lease;
+mod looking;
+mod nvme;
+mod nvme_reclaim;
+mod operation;
+mod promote;
+mod reserve;
+mod seal;
+mod service;
+mod sweep;
+mod waiting;
 
-/// The state machine.
+use crate::client_table::ClientTable;
+use crate::holding::Holdings;
+use crate::host_table::HostTable;
+use crate::index::BlockIndex;
+use crate::key_map::KeyMap;
+use crate::namespace_table::{NamespaceTable, RealizationTable};
+use crate::nvme_table::NvmeTable;
+use crate::{Action, CheckedCoreSettings, EvictionPolicy, OperationId, Statistics, Time};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// The state machine: which block lies where, who holds it, what moves next.
+///
+/// It never waits and never does anything itself: commands and [`crate::Event`]s change its state, what it wants done is
+/// drained with [`TierManager::poll_action`], and it asks to be called again by [`TierManager::poll_timeout`]. The same
+/// calls in the same order give the same actions.
 pub struct TierManager {
     settings: CheckedCoreSettings,
     policy: Box<dyn EvictionPolicy>,
+    /// The latest time seen: it never runs backwards.
+    now: Time,
+    refuses_new: bool,
+    actions: VecDeque<Action>,
+    next_operation: u64,
+    operations: BTreeMap<OperationId, operation::Issued>,
+    /// The write (demotion or relocation) in flight of each block.
+    writes: KeyMap<(u64, OperationId)>,
+    index: BlockIndex,
+    namespaces: NamespaceTable,
+    realizations: RealizationTable,
+    clients: ClientTable,
+    leases: Holdings,
+    reservations: Holdings,
+    waiting: KeyMap<(u64, waiting::Waiting)>,
+    deadlines: BTreeSet<(Time, OperationId)>,
+    promotions: promote::PromotionTable,
+    host: HostTable,
+    host_reclaim: Option<host_reclaim::HostDrain>,
+    /// No host segment is chosen for reclaim before this: none could be emptied.
+    host_reclaim_not_before: Time,
+    nvme: Option<NvmeTable>,
+    /// NVMe segments that wait for a `SealSegment` or `CloseSegment` to be issued.
+    unsettled: Vec<u32>,
+    record_retries: BTreeSet<(Time, u32)>,
+    sweep: sweep::Sweep,
+    flushes: VecDeque<flush::Flush>,
+    counters: Statistics,
 }
 
-#[expect(unused_variables, clippy::unused_self, reason = "first shape")]
 impl TierManager {
-    /// No I/O; segments are opened on demand.
+    /// No I/O: segments are opened on demand.
     #[must_use]
     pub fn new(settings: CheckedCoreSettings, policy: Box<dyn EvictionPolicy>) -> TierManager {
-        TierManager { settings, policy }
-    }
-    /// Interns a namespace.
-    pub fn open_namespace(&mut self, domain: TrustDomain, name: &str) -> Result<(NamespaceId, Generation), Refusal> {
-        Ok((NamespaceId(0), Generation(1)))
-    }
-    /// Finds a namespace.
-    #[must_use]
-    pub fn find_namespace(&self, domain: TrustDomain, name: &str) -> Option<(NamespaceId, Generation)> {
-        None
-    }
-    /// Sets a quota.
-    pub fn set_quota(&mut self, namespace: NamespaceId, quota_bytes: Option<u64>) {}
-    /// Interns a realization.
-    pub fn open_realization(&mut self, realization: Realization) -> Result<RealizationId, Refusal> {
-        Ok(RealizationId(0))
-    }
-    /// A client arrives.
-    pub fn connect(&mut self, client: ClientId, domain: TrustDomain, now: Time) -> Result<(), Refusal> {
-        Ok(())
-    }
-    /// A client leaves.
-    pub fn disconnect(&mut self, client: ClientId, departure: Departure, now: Time) {}
-    /// Where each key is.
-    pub fn lookup(&mut self, request: &Request<'_>, now: Time) -> Result<Vec<Option<Tier>>, Refusal> {
-        Ok(vec![None; request.hashes.len()])
-    }
-    /// Leases.
-    pub fn fetch(&mut self, request: &Request<'_>, scope: FetchScope, now: Time) -> Result<Answer<Vec<Fetched>>, Refusal> {
-        Ok(Answer::Ready(vec![Fetched::Miss; request.hashes.len()]))
-    }
-    /// Slots.
-    pub fn reserve(&mut self, request: &Request<'_>, lengths: &[u32], now: Time) -> Result<Answer<Vec<Reserved>>, Refusal> {
-        Ok(Answer::Ready(vec![Reserved::Busy; request.hashes.len()]))
-    }
-    /// Slots ahead.
-    pub fn grant(&mut self, client: ClientId, length: u32, count: u32, now: Time) -> Vec<(ReservationId, Extent)> {
-        Vec::new()
-    }
-    /// Publishes.
-    pub fn seal(
-        &mut self, client: ClientId, namespace: NamespaceId, realization: RealizationId, generation: Generation, items: &[SealItem], now: Time,
-    ) -> Result<Vec<Sealed>, Refusal> {
-        Ok(vec![Sealed::Stale; items.len()])
-    }
-    /// Gives slots back.
-    pub fn abandon(&mut self, client: ClientId, reservations: &[ReservationId], now: Time) -> u32 {
-        0
-    }
-    /// Gives leases back.
-    pub fn release(&mut self, client: ClientId, leases: &[LeaseId], now: Time) -> u32 {
-        0
-    }
-    /// Forgets.
-    pub fn delete(&mut self, request: &Request<'_>, now: Time) -> Result<Vec<bool>, Refusal> {
-        Ok(vec![false; request.hashes.len()])
-    }
-    /// Raises a generation.
-    pub fn invalidate(&mut self, namespace: NamespaceId, target: Option<Generation>, now: Time) -> OperationId {
-        OperationId(0)
-    }
-    /// Writes down.
-    pub fn flush(&mut self, domain: Option<TrustDomain>, now: Time) -> OperationId {
-        OperationId(0)
-    }
-    /// No new leases, reservations or grants.
-    pub fn drain(&mut self, now: Time) {}
-    /// An answer.
-    pub fn handle_event(&mut self, event: Event, now: Time) {}
-    /// Time passed.
-    pub fn handle_timeout(&mut self, now: Time) {}
-    /// The next thing to do.
-    #[must_use]
-    pub fn poll_action(&mut self) -> Option<Action> {
-        None
-    }
-    /// When to call [`TierManager::handle_timeout`].
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Time> {
-        None
-    }
-    /// Counters and gauges.
-    #[must_use]
-    pub fn statistics(&self) -> Statistics {
-        Statistics::default()
-    }
-    /// Of one domain.
-    #[must_use]
-    pub fn domain_statistics(&self, domain: TrustDomain) -> DomainStatistics {
-        DomainStatistics::default()
-    }
-    /// The generation of a namespace that is in force.
-    #[must_use]
-    pub fn generation(&self, namespace: NamespaceId) -> Generation {
-        let _ = namespace;
-        Generation(1)
+        TierManager {
+            index: BlockIndex::new(settings.index_seed),
+            nvme: NvmeTable::new(&settings),
+            settings,
+            policy,
+            now: Time::ZERO,
+            refuses_new: false,
+            actions: VecDeque::new(),
+            next_operation: 1,
+            operations: BTreeMap::new(),
+            writes: KeyMap::default(),
+            namespaces: NamespaceTable::default(),
+            realizations: RealizationTable::default(),
+            clients: ClientTable::default(),
+            leases: Holdings::default(),
+            reservations: Holdings::default(),
+            waiting: KeyMap::default(),
+            deadlines: BTreeSet::new(),
+            promotions: promote::PromotionTable::default(),
+            host: HostTable::default(),
+            host_reclaim: None,
+            host_reclaim_not_before: Time::ZERO,
+            unsettled: Vec::new(),
+            record_retries: BTreeSet::new(),
+            sweep: sweep::Sweep::default(),
+            flushes: VecDeque::new(),
+            counters: Statistics::default(),
+        }
     }
 
-    /// Whether a client, connected or departed alive, still holds a lease or a reservation.
-    #[must_use]
-    pub fn holds_anything(&self, client: ClientId) -> bool {
-        let _ = client;
-        true
+    /// No new leases, reservations or grants from now on: [`crate::Refusal::Draining`]. Seals and releases continue, and
+    /// what waits already is still answered.
+    pub fn drain(&mut self, now: Time) {
+        self.advance(now);
+        self.refuses_new = true;
     }
-    /// Panics where tables contradict each other.
-    pub fn check_invariants(&self) {
-        self.policy.check_invariants();
-        assert!(self.settings.host_bytes > 0);
+
+    /// The next thing to do, in order. Call until `None` after every command, event and timeout.
+    #[must_use]
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Lets everything that can move on move on. Each step is paid for by what brought it about.
+    fn pump(&mut self) {
+        loop {
+            let mut idle = true;
+            while let Some(promotion) = self.promotions.cancelled.pop() {
+                idle = false;
+                self.cancel_promotion(promotion);
+            }
+            while let Some(group) = self.host.attention.pop() {
+                idle = false;
+                self.host.group_mut(group).attended = false;
+                self.look_after(group);
+            }
+            if self.nvme.as_mut().is_some_and(|nvme| std::mem::take(&mut nvme.attention)) {
+                idle = false;
+                self.pump_nvme();
+            }
+            if idle {
+                return;
+            }
+        }
+    }
+
+    #[cfg(feature = "mutants")]
+    fn mutant_is(&self, mutant: crate::Mutant) -> bool {
+        self.settings.mutant == Some(mutant)
     }
 }
+
+/// Whether a planted bug is active. Without the feature `mutants` this is `false` at compile time.
+macro_rules! mutant_is {
+    ($manager:expr, $mutant:ident) => {{
+        #[cfg(feature = "mutants")]
+        let active = $manager.mutant_is(crate::Mutant::$mutant);
+        #[cfg(not(feature = "mutants"))]
+        let active = false;
+        active
+    }};
+}
+use mutant_is;

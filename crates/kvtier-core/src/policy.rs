@@ -8,7 +8,7 @@ use crate::{Tier, Time};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
-/// Which order a list belongs to. A block is on at most one list of each plane.
+/// What a list orders. A block is on at most one list of each plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Plane {
     /// Host copies: per host group one list of blocks in use and one of those that can be dropped at once.
@@ -46,7 +46,7 @@ pub trait EvictionPolicy: Send {
     /// A copy appeared: `block` joins `list` as the one used last.
     fn insert(&mut self, list: ListId, block: BlockId, now: Time);
 
-    /// `block` joins `list` as the next victim.
+    /// `block` joins `list` as the next victim; when it was used last stays as it is.
     fn insert_oldest(&mut self, list: ListId, block: BlockId);
 
     /// A copy was used: `block` becomes the last of `list`, parked and shelved ones too.
@@ -55,14 +55,18 @@ pub trait EvictionPolicy: Send {
     /// A copy is gone: `block` leaves `list`.
     fn remove(&mut self, list: ListId, block: BlockId);
 
-    /// The reason for parking or shelving `block` is gone: it is the next victim of `list`. Nothing where it was neither.
+    /// Takes `block` off the order of `list` until it is unparked or touched.
+    fn shelve(&mut self, list: ListId, block: BlockId);
+
+    /// The reason for parking or shelving `block` is gone: it is the next victim. Nothing where it was neither.
     fn unpark(&mut self, list: ListId, block: BlockId);
 
-    /// The next victim of `list`, which stays on it. With `parked`, those set aside because of children count too, first.
+    /// The next victim of `list`, which stays on it. With `parked`, those set aside because of their children count too,
+    /// first; the judge must not park then.
     fn victim(&mut self, list: ListId, parked: bool, judge: &mut dyn FnMut(BlockId) -> Verdict) -> Option<BlockId>;
 
-    /// When the next candidate of `list` was last used, to compare lists.
-    fn oldest(&self, list: ListId) -> Option<Time>;
+    /// How long ago the next candidate of `list` was last used, in units of 2^20 ns, to compare lists.
+    fn age(&self, list: ListId, now: Time) -> Option<u32>;
 
     /// Whether a copy of `block` is worth writing to `tier`.
     fn admit(&mut self, block: BlockId, tier: Tier) -> bool;
@@ -76,7 +80,7 @@ pub trait EvictionPolicy: Send {
     /// Blocks on `list`, parked and shelved included.
     fn length(&self, list: ListId) -> usize;
 
-    /// Memory of the policy's tables.
+    /// Memory of the policy's tables, bytes.
     fn memory_bytes(&self) -> u64;
 
     /// Panics where the policy's tables contradict each other.

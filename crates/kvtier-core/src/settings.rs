@@ -58,6 +58,9 @@ pub struct CoreSettings {
     pub promotions_in_flight_max: usize,
     /// Keys in one request.
     pub batch_keys_max: usize,
+    /// Seeds the lookup table, so that who does not know it cannot aim keys at one bucket. Any number; a secret one where
+    /// clients are not trusted.
+    pub index_seed: u64,
     /// A planted bug (feature `mutants`).
     #[cfg(feature = "mutants")]
     pub mutant: Option<crate::Mutant>,
@@ -93,6 +96,7 @@ impl Default for CoreSettings {
             demotions_in_flight_max: 64,
             promotions_in_flight_max: 256,
             batch_keys_max: 4096,
+            index_seed: 0x6b76_7469_6572,
             #[cfg(feature = "mutants")]
             mutant: None,
         }

@@ -1,8 +1,8 @@
 //! What the real state machine hits on a trace with given sizes: devices answer at once and no byte moves.
 
 use kvtier_core::{
-    Action, Answer, CheckedCoreSettings, ClientId, Completion, Event, FetchScope, Fetched, LeafFirstLru, NamespaceId, Realization, RealizationId, Request, Reserved,
-    SealItem, Tier, TierManager, Time, TrustDomain,
+    Action, Answer, CheckedCoreSettings, ClientId, Completion, Event, FetchScope, Fetched, LeafFirstLru, NamespaceId,
+    Realization, RealizationId, Request, Reserved, SealItem, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -69,10 +69,25 @@ impl Replay {
         let mut manager = TierManager::new(settings, Box::new(LeafFirstLru::new()));
         let domain = TrustDomain(1);
         let client = ClientId(1);
-        manager.connect(client, domain, Time::ZERO).expect("the first client fits");
-        let (namespace, _) = manager.open_namespace(domain, "trace").expect("the first namespace fits");
-        let realization = manager.open_realization(Realization::digest(&[("model", "trace")])).expect("the first realization fits");
-        Replay { manager, client, namespace, realization, block_bytes, fetched: None, reserved: None, report: CapacityReport::default() }
+        manager
+            .connect(client, domain, Time::ZERO)
+            .expect("the first client fits");
+        let (namespace, _) = manager
+            .open_namespace(domain, "trace")
+            .expect("the first namespace fits");
+        let realization = manager
+            .open_realization(Realization::digest(&[("model", "trace")]))
+            .expect("the first realization fits");
+        Replay {
+            manager,
+            client,
+            namespace,
+            realization,
+            block_bytes,
+            fetched: None,
+            reserved: None,
+            report: CapacityReport::default(),
+        }
     }
 
     fn request(&mut self, request: &TraceRequest) {
@@ -101,18 +116,25 @@ impl Replay {
 
     fn fetch(&mut self, request: &TraceRequest, hashes: &[kvtier_core::BlockHash], now: Time) -> usize {
         let asked = self.asked(hashes, now);
-        let answer = self.manager.fetch(&asked, FetchScope::Prefix, now).expect("a fetch is in bounds");
+        let answer = self
+            .manager
+            .fetch(&asked, FetchScope::Prefix, now)
+            .expect("a fetch is in bounds");
         self.fetched = None;
         let fetched = match answer {
             Answer::Ready(fetched) => fetched,
             Answer::Pending(_) => {
                 self.pump(now);
-                self.fetched.take().expect("devices that answer at once leave no fetch waiting")
+                self.fetched
+                    .take()
+                    .expect("devices that answer at once leave no fetch waiting")
             }
         };
         let mut leases = Vec::new();
         for outcome in &fetched {
-            let Fetched::Leased { lease, tier, .. } = outcome else { break };
+            let Fetched::Leased { lease, tier, .. } = outcome else {
+                break;
+            };
             match tier {
                 Tier::Host => self.report.hits_host += 1,
                 Tier::Nvme => self.report.hits_nvme += 1,
@@ -128,7 +150,10 @@ impl Replay {
     fn put(&mut self, request: &TraceRequest, hashes: &[kvtier_core::BlockHash], hit: usize, now: Time) {
         let misses = &hashes[hit..];
         let asked = self.asked(misses, now);
-        let answer = self.manager.reserve(&asked, &vec![self.block_bytes; misses.len()], now).expect("a reserve is in bounds");
+        let answer = self
+            .manager
+            .reserve(&asked, &vec![self.block_bytes; misses.len()], now)
+            .expect("a reserve is in bounds");
         self.reserved = None;
         let reserved = match answer {
             Answer::Ready(reserved) => reserved,
@@ -145,7 +170,9 @@ impl Replay {
             .iter()
             .enumerate()
             .filter_map(|(index, outcome)| {
-                let Reserved::Granted { reservation, .. } = outcome else { return None };
+                let Reserved::Granted { reservation, .. } = outcome else {
+                    return None;
+                };
                 let place = hit + index;
                 Some(SealItem {
                     reservation: *reservation,
@@ -156,10 +183,23 @@ impl Replay {
                 })
             })
             .collect();
-        self.report.busy += reserved.iter().filter(|outcome| matches!(outcome, Reserved::Busy)).count() as u64;
-        let generation = self.manager.find_namespace(TrustDomain(1), "trace").expect("it was opened").1;
-        let sealed = self.manager.seal(self.client, self.namespace, self.realization, generation, &items, now).expect("a seal is in bounds");
-        self.report.published += sealed.iter().filter(|outcome| matches!(outcome, kvtier_core::Sealed::Published)).count() as u64;
+        self.report.busy += reserved
+            .iter()
+            .filter(|outcome| matches!(outcome, Reserved::Busy))
+            .count() as u64;
+        let generation = self
+            .manager
+            .find_namespace(TrustDomain(1), "trace")
+            .expect("it was opened")
+            .1;
+        let sealed = self
+            .manager
+            .seal(self.client, self.namespace, self.realization, generation, &items, now)
+            .expect("a seal is in bounds");
+        self.report.published += sealed
+            .iter()
+            .filter(|outcome| matches!(outcome, kvtier_core::Sealed::Published))
+            .count() as u64;
         self.pump(now);
     }
 
@@ -188,7 +228,10 @@ impl Replay {
                     | Action::ResetTier { operation, .. }
                     | Action::RecordGeneration { operation, .. } => (operation, Completion::Done),
                 };
-                answers.push_back(Event { operation, outcome: Ok(completion) });
+                answers.push_back(Event {
+                    operation,
+                    outcome: Ok(completion),
+                });
             }
             let Some(event) = answers.pop_front() else { return };
             self.manager.handle_event(event, now);

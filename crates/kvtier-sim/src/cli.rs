@@ -23,7 +23,13 @@ pub struct SimArgs {
 
 impl Default for SimArgs {
     fn default() -> Self {
-        SimArgs { seeds: 2_000, first: 0, mutant: None, json: false, progress: false }
+        SimArgs {
+            seeds: 2_000,
+            first: 0,
+            mutant: None,
+            json: false,
+            progress: false,
+        }
     }
 }
 
@@ -77,8 +83,16 @@ fn worlds(args: &SimArgs, target: &mut dyn Write, progress: &mut dyn Write) -> R
             let _ = writeln!(progress, "{done} of {} seeds", args.seeds);
         }
     };
-    let report = run_seeds(args.first..args.first.saturating_add(args.seeds), RunOptions::default(), &mut tell);
-    let missing = if report.seeds >= SEEDS_FOR_COUNTS { report.counts.missing() } else { Vec::new() };
+    let report = run_seeds(
+        args.first..args.first.saturating_add(args.seeds),
+        RunOptions::default(),
+        &mut tell,
+    );
+    let missing = if report.seeds >= SEEDS_FOR_COUNTS {
+        report.counts.missing()
+    } else {
+        Vec::new()
+    };
     let passed = report.failed.is_none() && missing.is_empty();
     if args.json {
         writeln!(target, "{}", as_json(&report, &missing, passed))?;
@@ -89,7 +103,10 @@ fn worlds(args: &SimArgs, target: &mut dyn Write, progress: &mut dyn Write) -> R
 }
 
 fn as_json(report: &RunReport, missing: &[String], passed: bool) -> serde_json::Value {
-    let failed = report.failed.as_ref().map(|(seed, outcome)| json!({"seed": seed, "finding": outcome.finding, "log": outcome.log}));
+    let failed = report
+        .failed
+        .as_ref()
+        .map(|(seed, outcome)| json!({"seed": seed, "finding": outcome.finding, "log": outcome.log}));
     json!({
         "seeds": report.seeds,
         "actions": report.actions,
@@ -105,7 +122,11 @@ fn as_text(report: &RunReport, missing: &[String], target: &mut dyn Write) -> io
         for line in &outcome.log {
             writeln!(target, "{line}")?;
         }
-        writeln!(target, "seed {seed} failed: {}", outcome.finding.as_deref().unwrap_or_default())?;
+        writeln!(
+            target,
+            "seed {seed} failed: {}",
+            outcome.finding.as_deref().unwrap_or_default()
+        )?;
         writeln!(target, "replay it with: cargo xtask sim --seed {seed}")?;
         return Ok(());
     }
@@ -113,25 +134,52 @@ fn as_text(report: &RunReport, missing: &[String], target: &mut dyn Write) -> io
     for missing in missing {
         writeln!(target, "never occurred: {missing}")?;
     }
-    writeln!(target, "{} seeds, {} actions, {}", report.seeds, report.actions, if missing.is_empty() { "no finding" } else { "but not everything occurred" })
+    writeln!(
+        target,
+        "{} seeds, {} actions, {}",
+        report.seeds,
+        report.actions,
+        if missing.is_empty() {
+            "no finding"
+        } else {
+            "but not everything occurred"
+        }
+    )
 }
 
 #[cfg(feature = "mutants")]
 fn mutants(args: &SimArgs, name: &str, target: &mut dyn Write, progress: &mut dyn Write) -> Result<(), Failure> {
     let known: Vec<&str> = kvtier_core::Mutant::ALL.iter().map(|(name, _)| *name).collect();
-    let chosen: Vec<&str> = known.iter().copied().filter(|known| name == "all" || name == *known).collect();
+    let chosen: Vec<&str> = known
+        .iter()
+        .copied()
+        .filter(|known| name == "all" || name == *known)
+        .collect();
     if chosen.is_empty() {
-        return Err(Failure::Usage(format!("no mutant is called {name}; there are: all, {}", known.join(", "))));
+        return Err(Failure::Usage(format!(
+            "no mutant is called {name}; there are: all, {}",
+            known.join(", ")
+        )));
     }
     let mut outcomes = Vec::new();
     for name in chosen {
-        let Some(outcome) = crate::runner::find_mutant(name, args.first, args.seeds) else { continue };
+        let Some(outcome) = crate::runner::find_mutant(name, args.first, args.seeds) else {
+            continue;
+        };
         if args.progress {
-            let _ = writeln!(progress, "{name}: {}", if outcome.found.is_some() { "found" } else { "not found" });
+            let _ = writeln!(
+                progress,
+                "{name}: {}",
+                if outcome.found.is_some() { "found" } else { "not found" }
+            );
         }
         if !args.json {
             match &outcome.found {
-                Some((seed, finding)) => writeln!(target, "{name:<34} found after {:>4} seeds, by seed {seed}: {finding}", outcome.seeds)?,
+                Some((seed, finding)) => writeln!(
+                    target,
+                    "{name:<34} found after {:>4} seeds, by seed {seed}: {finding}",
+                    outcome.seeds
+                )?,
                 None => writeln!(target, "{name:<34} NOT FOUND in {} seeds", outcome.seeds)?,
             }
         }
@@ -153,5 +201,7 @@ fn mutants(args: &SimArgs, name: &str, target: &mut dyn Write, progress: &mut dy
 
 #[cfg(not(feature = "mutants"))]
 fn mutants(_args: &SimArgs, name: &str, _target: &mut dyn Write, _progress: &mut dyn Write) -> Result<(), Failure> {
-    Err(Failure::Usage(format!("no mutant can be planted in this build, {name} neither: build with --features mutants")))
+    Err(Failure::Usage(format!(
+        "no mutant can be planted in this build, {name} neither: build with --features mutants"
+    )))
 }

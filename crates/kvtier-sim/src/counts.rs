@@ -228,7 +228,11 @@ impl Tally {
 impl Counts {
     /// Adds what another world counted.
     pub fn add(&mut self, other: &Counts) {
-        for (mine, theirs) in [(&mut self.actions, &other.actions), (&mut self.events, &other.events), (&mut self.answers, &other.answers)] {
+        for (mine, theirs) in [
+            (&mut self.actions, &other.actions),
+            (&mut self.events, &other.events),
+            (&mut self.answers, &other.answers),
+        ] {
             for (name, count) in theirs {
                 *mine.entry(name).or_default() += count;
             }
@@ -241,7 +245,15 @@ impl Counts {
     /// What never occurred, as `group name`.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        self.groups().into_iter().flat_map(|(group, counts)| counts.into_iter().filter(|(_, count)| *count == 0).map(move |(name, _)| format!("{group} {name}"))).collect()
+        self.groups()
+            .into_iter()
+            .flat_map(|(group, counts)| {
+                counts
+                    .into_iter()
+                    .filter(|(_, count)| *count == 0)
+                    .map(move |(name, _)| format!("{group} {name}"))
+            })
+            .collect()
     }
 
     fn groups(&self) -> [(&'static str, Vec<(&str, u64)>); 4] {
@@ -250,7 +262,13 @@ impl Counts {
             ("action", plain(&self.actions)),
             ("event", plain(&self.events)),
             ("answer", plain(&self.answers)),
-            ("fault", self.faults.iter().map(|(name, count)| (name.as_str(), *count)).collect()),
+            (
+                "fault",
+                self.faults
+                    .iter()
+                    .map(|(name, count)| (name.as_str(), *count))
+                    .collect(),
+            ),
         ]
     }
 
@@ -271,7 +289,10 @@ impl Counts {
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         let groups = self.groups().into_iter().map(|(group, counts)| {
-            let counts = counts.into_iter().map(|(name, count)| (name.to_owned(), count.into())).collect();
+            let counts = counts
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count.into()))
+                .collect();
             (group.to_owned(), serde_json::Value::Object(counts))
         });
         serde_json::Value::Object(groups.collect())

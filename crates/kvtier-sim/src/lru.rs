@@ -21,7 +21,11 @@ impl HitTokens {
     /// Share of prompt tokens that were hit; 0 without any.
     #[must_use]
     pub fn ratio(self) -> f64 {
-        if self.total == 0 { 0.0 } else { self.hit as f64 / self.total as f64 }
+        if self.total == 0 {
+            0.0
+        } else {
+            self.hit as f64 / self.total as f64
+        }
     }
 }
 
@@ -44,7 +48,12 @@ impl LeafLru {
     /// An empty cache.
     #[must_use]
     pub fn new(capacity_blocks: usize) -> LeafLru {
-        LeafLru { capacity_blocks, clock: 0, nodes: BTreeMap::new(), leaves: BTreeSet::new() }
+        LeafLru {
+            capacity_blocks,
+            clock: 0,
+            nodes: BTreeMap::new(),
+            leaves: BTreeSet::new(),
+        }
     }
 
     /// Looks the prompt up, then caches all of it. How many of its ids were hit as a prefix.
@@ -62,7 +71,9 @@ impl LeafLru {
     }
 
     fn touch(&mut self, id: u64) -> bool {
-        let Some(node) = self.nodes.get_mut(&id) else { return false };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return false;
+        };
         if node.children == 0 {
             self.leaves.remove(&(node.touched, id));
             self.leaves.insert((self.clock, id));
@@ -74,7 +85,9 @@ impl LeafLru {
     /// False when only the prompt itself is left to evict: its tail is not cached.
     fn insert(&mut self, id: u64, parent: Option<u64>, prefix: &[u64]) -> bool {
         while self.nodes.len() >= self.capacity_blocks {
-            let Some((touched, victim)) = self.leaves.first().copied() else { return false };
+            let Some((touched, victim)) = self.leaves.first().copied() else {
+                return false;
+            };
             if touched == self.clock && prefix.contains(&victim) {
                 return false;
             }
@@ -86,7 +99,14 @@ impl LeafLru {
             node.children += 1;
             self.leaves.remove(&(node.touched, parent));
         }
-        self.nodes.insert(id, Node { parent, children: 0, touched: self.clock });
+        self.nodes.insert(
+            id,
+            Node {
+                parent,
+                children: 0,
+                touched: self.clock,
+            },
+        );
         self.leaves.insert((self.clock, id));
         true
     }
@@ -121,5 +141,9 @@ pub fn replay(requests: &[TraceRequest], capacity_blocks: usize) -> HitTokens {
 /// Distinct blocks of a trace: the size of a cache that never evicts.
 #[must_use]
 pub fn unique_blocks(requests: &[TraceRequest]) -> usize {
-    requests.iter().flat_map(|request| &request.hash_ids).collect::<BTreeSet<_>>().len()
+    requests
+        .iter()
+        .flat_map(|request| &request.hash_ids)
+        .collect::<BTreeSet<_>>()
+        .len()
 }

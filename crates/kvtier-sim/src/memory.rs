@@ -69,7 +69,11 @@ fn pages_of(extent: &Extent) -> std::ops::Range<usize> {
 
 impl Memory {
     pub(crate) fn new(name: &'static str) -> Memory {
-        Memory { name, segments: BTreeMap::new(), highest: None }
+        Memory {
+            name,
+            segments: BTreeMap::new(),
+            highest: None,
+        }
     }
 
     /// Bytes of all segments, those opening and closing included.
@@ -86,14 +90,31 @@ impl Memory {
         }
         self.highest = Some(id);
         let pages = vec![Page::default(); (bytes / PAGE_BYTES) as usize];
-        self.segments.insert(id, Segment { bytes, domain, open: false, closing: false, sealed: false, records: BTreeMap::new(), pages });
+        self.segments.insert(
+            id,
+            Segment {
+                bytes,
+                domain,
+                open: false,
+                closing: false,
+                sealed: false,
+                records: BTreeMap::new(),
+                pages,
+            },
+        );
         Ok(())
     }
 
     /// Nobody may hold anything of a segment that is to be closed.
     pub(crate) fn begin_close(&mut self, id: SegmentId) -> Check {
-        let Some(segment) = self.segments.get_mut(&id) else { return Ok(()) };
-        if let Some(page) = segment.pages.iter().position(|page| page.readers > 0 || page.writer != 0) {
+        let Some(segment) = self.segments.get_mut(&id) else {
+            return Ok(());
+        };
+        if let Some(page) = segment
+            .pages
+            .iter()
+            .position(|page| page.readers > 0 || page.writer != 0)
+        {
             let page_of = segment.pages[page];
             return found(format!(
                 "{} segment {id:?} is closed under a holder at offset {} ({} readers, writer {})",
@@ -119,8 +140,13 @@ impl Memory {
             {
                 Ok(segment)
             }
-            Some(segment) if segment.open && !segment.closing => Err(crate::oracle::Finding(format!("{name} {extent:?} is not inside its segment of {} bytes", segment.bytes))),
-            _ => Err(crate::oracle::Finding(format!("{name} {extent:?} lies in a segment that is not open"))),
+            Some(segment) if segment.open && !segment.closing => Err(crate::oracle::Finding(format!(
+                "{name} {extent:?} is not inside its segment of {} bytes",
+                segment.bytes
+            ))),
+            _ => Err(crate::oracle::Finding(format!(
+                "{name} {extent:?} lies in a segment that is not open"
+            ))),
         }
     }
 
@@ -134,7 +160,10 @@ impl Memory {
         let segment = self.segment(extent)?;
         for page in &mut segment.pages[pages_of(extent)] {
             if page.writer != 0 {
-                return found(format!("{name} {extent:?} is given to a reader while holder {} may write it", page.writer));
+                return found(format!(
+                    "{name} {extent:?} is given to a reader while holder {} may write it",
+                    page.writer
+                ));
             }
             page.readers += 1;
         }
@@ -142,7 +171,9 @@ impl Memory {
     }
 
     pub(crate) fn end_read(&mut self, extent: &Extent) {
-        let Some(segment) = self.segments.get_mut(&extent.segment) else { return };
+        let Some(segment) = self.segments.get_mut(&extent.segment) else {
+            return;
+        };
         for page in &mut segment.pages[pages_of(extent)] {
             page.readers -= 1;
         }
@@ -157,7 +188,10 @@ impl Memory {
         }
         for page in &mut segment.pages[pages_of(extent)] {
             if page.writer != 0 || page.readers > 0 {
-                return found(format!("{name} {extent:?} is reused under a live holder ({} readers, writer {})", page.readers, page.writer));
+                return found(format!(
+                    "{name} {extent:?} is reused under a live holder ({} readers, writer {})",
+                    page.readers, page.writer
+                ));
             }
             page.writer = holder;
         }
@@ -165,7 +199,9 @@ impl Memory {
     }
 
     pub(crate) fn end_write(&mut self, extent: &Extent) {
-        let Some(segment) = self.segments.get_mut(&extent.segment) else { return };
+        let Some(segment) = self.segments.get_mut(&extent.segment) else {
+            return;
+        };
         for page in &mut segment.pages[pages_of(extent)] {
             page.writer = 0;
         }
@@ -177,10 +213,18 @@ impl Memory {
         let segment = self.segment(extent)?;
         for (part, page) in segment.pages[pages_of(extent)].iter_mut().enumerate() {
             if page.writer != holder {
-                return found(format!("holder {holder} writes {name} {extent:?}, which holder {} may write", page.writer));
+                return found(format!(
+                    "holder {holder} writes {name} {extent:?}, which holder {} may write",
+                    page.writer
+                ));
             }
             if parts.contains(&part) {
-                *page = Page { tag, part: if tag == 0 { 0 } else { part as u32 }, flipped: false, ..*page };
+                *page = Page {
+                    tag,
+                    part: if tag == 0 { 0 } else { part as u32 },
+                    flipped: false,
+                    ..*page
+                };
             }
         }
         Ok(())
@@ -190,26 +234,51 @@ impl Memory {
     pub(crate) fn content(&self, extent: &Extent) -> Option<Tag> {
         let pages = self.segments.get(&extent.segment)?.pages.get(pages_of(extent))?;
         let tag = pages.first()?.tag;
-        let whole = pages.iter().enumerate().all(|(part, page)| page.tag == tag && page.part == part as u32 && !page.flipped);
+        let whole = pages
+            .iter()
+            .enumerate()
+            .all(|(part, page)| page.tag == tag && page.part == part as u32 && !page.flipped);
         (whole && tag != 0).then_some(tag)
     }
 
     /// What a checksum over `extent` comes to.
     pub(crate) fn checksum(&self, extent: &Extent) -> u32 {
-        let Some(pages) = self.segments.get(&extent.segment).and_then(|segment| segment.pages.get(pages_of(extent))) else { return 0 };
-        let sum = pages.iter().fold(u64::from(extent.length), |sum, page| mix(sum ^ mix(page.tag) ^ (u64::from(page.part) << 1) ^ u64::from(page.flipped)));
+        let Some(pages) = self
+            .segments
+            .get(&extent.segment)
+            .and_then(|segment| segment.pages.get(pages_of(extent)))
+        else {
+            return 0;
+        };
+        let sum = pages.iter().fold(u64::from(extent.length), |sum, page| {
+            mix(sum ^ mix(page.tag) ^ (u64::from(page.part) << 1) ^ u64::from(page.flipped))
+        });
         sum as u32
     }
 
     /// Copies the first `pages` pages of `source` in `from` to `target`.
-    pub(crate) fn copy_from(&mut self, target: &Extent, holder: Holder, from: &[(Tag, u32, bool)], pages: usize) -> Check {
+    pub(crate) fn copy_from(
+        &mut self,
+        target: &Extent,
+        holder: Holder,
+        from: &[(Tag, u32, bool)],
+        pages: usize,
+    ) -> Check {
         let name = self.name;
         let segment = self.segment(target)?;
         for (page, (tag, part, flipped)) in segment.pages[pages_of(target)].iter_mut().zip(from).take(pages) {
             if page.writer != holder {
-                return found(format!("operation {holder} writes {name} {target:?}, which holder {} may write", page.writer));
+                return found(format!(
+                    "operation {holder} writes {name} {target:?}, which holder {} may write",
+                    page.writer
+                ));
             }
-            *page = Page { tag: *tag, part: *part, flipped: *flipped, ..*page };
+            *page = Page {
+                tag: *tag,
+                part: *part,
+                flipped: *flipped,
+                ..*page
+            };
         }
         Ok(())
     }
@@ -217,12 +286,17 @@ impl Memory {
     /// The pages of `extent`, to copy.
     pub(crate) fn image(&mut self, extent: &Extent) -> Result<Vec<(Tag, u32, bool)>, crate::oracle::Finding> {
         let segment = self.segment(extent)?;
-        Ok(segment.pages[pages_of(extent)].iter().map(|page| (page.tag, page.part, page.flipped)).collect())
+        Ok(segment.pages[pages_of(extent)]
+            .iter()
+            .map(|page| (page.tag, page.part, page.flipped))
+            .collect())
     }
 
     /// Flips a bit in the first page of the record at `offset`.
     pub(crate) fn flip(&mut self, id: SegmentId, offset: u64) {
-        let Some(segment) = self.segments.get_mut(&id) else { return };
+        let Some(segment) = self.segments.get_mut(&id) else {
+            return;
+        };
         if let Some(page) = segment.pages.get_mut((offset / PAGE_BYTES) as usize) {
             page.flipped = !page.flipped;
         }
@@ -245,7 +319,11 @@ mod tests {
         memory
     }
 
-    const EXTENT: Extent = Extent { segment: SegmentId(1), offset: 4096, length: 9000 };
+    const EXTENT: Extent = Extent {
+        segment: SegmentId(1),
+        offset: 4096,
+        length: 9000,
+    };
 
     #[test]
     fn half_a_write_is_no_content() {
@@ -263,7 +341,18 @@ mod tests {
     fn a_slot_is_not_given_away_under_its_holder() {
         let mut memory = memory();
         memory.begin_read(&EXTENT).expect("free");
-        assert!(memory.begin_write(&Extent { offset: 12288, length: 1, ..EXTENT }, 1).is_err());
+        assert!(
+            memory
+                .begin_write(
+                    &Extent {
+                        offset: 12288,
+                        length: 1,
+                        ..EXTENT
+                    },
+                    1
+                )
+                .is_err()
+        );
         assert!(memory.begin_close(SegmentId(1)).is_err());
         memory.end_read(&EXTENT);
         memory.begin_write(&EXTENT, 1).expect("free again");

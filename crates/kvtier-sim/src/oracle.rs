@@ -50,7 +50,13 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// A client begins to write a block; nobody may see it yet.
     pub(crate) fn begin(&mut self, key: Key, generation: Generation, length: u32) -> Tag {
-        self.writes.push(Written { key, generation, length, published: false, dead_from: u64::MAX });
+        self.writes.push(Written {
+            key,
+            generation,
+            length,
+            published: false,
+            dead_from: u64::MAX,
+        });
         self.writes.len() as Tag
     }
 
@@ -86,8 +92,17 @@ impl Ledger {
 
     /// An invalidation is acknowledged: no later request may see anything older.
     pub(crate) fn invalidate(&mut self, space: u32, generation: Generation, step: u64) {
-        let old: Vec<(Key, Tag)> =
-            self.live.iter().filter(|(key, tag)| key.space == space && self.written(**tag).is_some_and(|written| written.generation < generation)).map(|(key, tag)| (*key, *tag)).collect();
+        let old: Vec<(Key, Tag)> = self
+            .live
+            .iter()
+            .filter(|(key, tag)| {
+                key.space == space
+                    && self
+                        .written(**tag)
+                        .is_some_and(|written| written.generation < generation)
+            })
+            .map(|(key, tag)| (*key, *tag))
+            .collect();
         for (key, tag) in old {
             self.live.remove(&key);
             self.kill(tag, step);
@@ -110,7 +125,11 @@ impl Ledger {
 
     /// Whether the key showed anything at `start` or later.
     pub(crate) fn showed_since(&self, key: Key, start: u64) -> bool {
-        self.live.contains_key(&key) || self.writes.iter().any(|written| written.key == key && written.published && written.dead_from >= start)
+        self.live.contains_key(&key)
+            || self
+                .writes
+                .iter()
+                .any(|written| written.key == key && written.published && written.dead_from >= start)
     }
 
     /// Every key that may show something.
@@ -136,16 +155,27 @@ impl Ledger {
 
     /// Checks what a reader was given for `key`, asked for at `start`.
     pub(crate) fn check_seen(&self, key: Key, content: Option<Tag>, length: u32, start: u64) -> Result<Tag, Finding> {
-        let Some(tag) = content else { return found(format!("wrong bytes: the lease of {key:?} shows no whole content of any write")) };
-        let Some(written) = self.written(tag) else { return found(format!("wrong bytes: the lease of {key:?} shows unknown content {tag}")) };
+        let Some(tag) = content else {
+            return found(format!(
+                "wrong bytes: the lease of {key:?} shows no whole content of any write"
+            ));
+        };
+        let Some(written) = self.written(tag) else {
+            return found(format!("wrong bytes: the lease of {key:?} shows unknown content {tag}"));
+        };
         if written.key != key {
             return found(format!("wrong bytes: the lease of {key:?} shows {:?}", written.key));
         }
         if !written.published {
-            return found(format!("unsealed: the lease of {key:?} shows write {tag}, which no seal published"));
+            return found(format!(
+                "unsealed: the lease of {key:?} shows write {tag}, which no seal published"
+            ));
         }
         if written.length != length {
-            return found(format!("wrong length: the lease of {key:?} has {length} bytes, written were {}", written.length));
+            return found(format!(
+                "wrong length: the lease of {key:?} has {length} bytes, written were {}",
+                written.length
+            ));
         }
         if written.dead_from < start {
             return found(format!(
@@ -160,7 +190,9 @@ impl Ledger {
     pub(crate) fn check_present(&mut self, present: &BTreeSet<Key>) -> Check {
         for key in present {
             if !self.live.contains_key(key) {
-                return found(format!("{key:?} is listed as cached but nothing that may be seen was published for it"));
+                return found(format!(
+                    "{key:?} is listed as cached but nothing that may be seen was published for it"
+                ));
             }
         }
         self.linked.retain(|child, _| present.contains(child));

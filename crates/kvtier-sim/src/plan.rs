@@ -66,17 +66,25 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(random: &mut Random) -> Plan {
-        let sizes: Vec<u64> = (0..random.between(1, 3)).map(|_| random.pick(&[4096, 4096, 8192, 8192, 12_288, 16_384, 32_768, 65_536])).collect();
+        let sizes: Vec<u64> = (0..random.between(1, 3))
+            .map(|_| random.pick(&[4096, 4096, 8192, 8192, 12_288, 16_384, 32_768, 65_536]))
+            .collect();
         let nodes = random.between(8, 48) as usize;
         let lengths = (0..nodes).map(|_| length(random, &sizes)).collect();
-        let parents = (0..nodes).map(|node| (node > 0 && !random.chance(150)).then(|| parent(random, node))).collect();
+        let parents = (0..nodes)
+            .map(|node| (node > 0 && !random.chance(150)).then(|| parent(random, node)))
+            .collect();
         let domains = random.between(1, 3) as u32;
         let mut settings = settings(random, &sizes);
         let quota = (settings.host_bytes / random.between(1, 4)).max(u64::from(settings.block_bytes_max));
         let mut spaces = Vec::new();
         for domain in 0..domains {
             for name in ["alpha", "beta"].iter().take(random.between(1, 2) as usize) {
-                spaces.push(Space { domain, name, quota_bytes: random.chance(250).then_some(quota) });
+                spaces.push(Space {
+                    domain,
+                    name,
+                    quota_bytes: random.chance(250).then_some(quota),
+                });
             }
         }
         if random.chance(150) {
@@ -119,13 +127,21 @@ impl Plan {
 fn length(random: &mut Random, sizes: &[u64]) -> u32 {
     let size = random.pick(sizes);
     // Most blocks fill their slots; some leave a little free, as odd layouts do.
-    let short = if random.chance(250) { random.below(PAGE_BYTES) } else { 0 };
+    let short = if random.chance(250) {
+        random.below(PAGE_BYTES)
+    } else {
+        0
+    };
     (size - short) as u32
 }
 
 /// Mostly the node before, so that prompts are chains with branches and not bushes.
 fn parent(random: &mut Random, node: usize) -> u32 {
-    if random.chance(650) { node as u32 - 1 } else { random.index(node) as u32 }
+    if random.chance(650) {
+        node as u32 - 1
+    } else {
+        random.index(node) as u32
+    }
 }
 
 fn settings(random: &mut Random, sizes: &[u64]) -> CoreSettings {
@@ -134,8 +150,13 @@ fn settings(random: &mut Random, sizes: &[u64]) -> CoreSettings {
     let host_bytes = host_segment_bytes * random.between(3, 8) + random.pick(&[0, 0, 8192]);
     let nvme_segment_header_bytes = random.pick(&[4096, 8192]);
     let nvme_segment_bytes = nvme_segment_header_bytes + largest * random.between(2, 6) + PAGE_BYTES;
-    let nvme_bytes = if random.chance(120) { 0 } else { nvme_segment_bytes * random.between(4, 12) };
-    let milliseconds = |random: &mut Random, low: u64, high: u64| Duration::from_micros(random.between(low * 1000, high * 1000));
+    let nvme_bytes = if random.chance(120) {
+        0
+    } else {
+        nvme_segment_bytes * random.between(4, 12)
+    };
+    let milliseconds =
+        |random: &mut Random, low: u64, high: u64| Duration::from_micros(random.between(low * 1000, high * 1000));
     let low = random.pick(&[0, 100, 250]);
     CoreSettings {
         host_bytes,

@@ -39,7 +39,12 @@ pub fn run_seed(seed: u64, options: RunOptions) -> SeedOutcome {
     let adjust = move |plan: &mut Plan| plant(plan, options);
     let mut world = match World::new(seed, &adjust, options.log) {
         Ok(world) => world,
-        Err(finding) => return SeedOutcome { finding: Some(finding.0), ..SeedOutcome::default() },
+        Err(finding) => {
+            return SeedOutcome {
+                finding: Some(finding.0),
+                ..SeedOutcome::default()
+            };
+        }
     };
     let lived = quietly(|| world.live());
     let finding = match lived {
@@ -77,7 +82,9 @@ fn hush_panics() {
         panic::set_hook(Box::new(move |report| {
             let ours = LAST_PANIC.with(|last| {
                 let mut last = last.borrow_mut();
-                last.as_mut().map(|text| *text = Some(report.to_string().replace('\n', " "))).is_some()
+                last.as_mut()
+                    .map(|text| *text = Some(report.to_string().replace('\n', " ")))
+                    .is_some()
             });
             if !ours {
                 before(report);
@@ -117,7 +124,10 @@ pub fn run_seeds(seeds: std::ops::Range<u64>, options: RunOptions, progress: &mu
         if outcome.finding.is_none() && report.seeds.is_multiple_of(REPLAY_EVERY) {
             let again = run_seed(seed, options);
             if again.trace_hash != outcome.trace_hash {
-                outcome.finding = Some(format!("not deterministic: the trace hash is {:#018x}, then {:#018x}", outcome.trace_hash, again.trace_hash));
+                outcome.finding = Some(format!(
+                    "not deterministic: the trace hash is {:#018x}, then {:#018x}",
+                    outcome.trace_hash, again.trace_hash
+                ));
             }
         }
         report.seeds += 1;
@@ -151,11 +161,27 @@ pub struct MutantOutcome {
 #[cfg(feature = "mutants")]
 #[must_use]
 pub fn find_mutant(name: &str, first: u64, seeds_max: u64) -> Option<MutantOutcome> {
-    let (name, mutant) = kvtier_core::Mutant::ALL.iter().find(|(known, _)| *known == name).copied()?;
-    let options = RunOptions { mutant: Some(mutant), log: false };
-    let report = (first..first + seeds_max).map(|seed| (seed, run_seed(seed, options))).find(|(_, outcome)| outcome.finding.is_some());
+    let (name, mutant) = kvtier_core::Mutant::ALL
+        .iter()
+        .find(|(known, _)| *known == name)
+        .copied()?;
+    let options = RunOptions {
+        mutant: Some(mutant),
+        log: false,
+    };
+    let report = (first..first + seeds_max)
+        .map(|seed| (seed, run_seed(seed, options)))
+        .find(|(_, outcome)| outcome.finding.is_some());
     Some(match report {
-        Some((seed, outcome)) => MutantOutcome { name, found: outcome.finding.map(|finding| (seed, finding)), seeds: seed - first + 1 },
-        None => MutantOutcome { name, found: None, seeds: seeds_max },
+        Some((seed, outcome)) => MutantOutcome {
+            name,
+            found: outcome.finding.map(|finding| (seed, finding)),
+            seeds: seed - first + 1,
+        },
+        None => MutantOutcome {
+            name,
+            found: None,
+            seeds: seeds_max,
+        },
     })
 }

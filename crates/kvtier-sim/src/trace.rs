@@ -119,7 +119,12 @@ impl<R: BufRead> TraceReader<R> {
     /// A reader at the start of `source`.
     #[must_use]
     pub fn new(source: R) -> TraceReader<R> {
-        TraceReader { source, line: 0, text: Vec::new(), ended: false }
+        TraceReader {
+            source,
+            line: 0,
+            text: Vec::new(),
+            ended: false,
+        }
     }
 
     /// Number of the line last read, from 1; 0 before the first.
@@ -142,7 +147,10 @@ impl<R: BufRead> Iterator for TraceReader<R> {
                 Ok(0) => self.ended = true,
                 Ok(bytes) if bytes as u64 == LINE_BYTES_MAX && self.text.last() != Some(&b'\n') => {
                     self.ended = true;
-                    return Some(Err(TraceError::Parse { line, reason: format!("longer than {LINE_BYTES_MAX} bytes") }));
+                    return Some(Err(TraceError::Parse {
+                        line,
+                        reason: format!("longer than {LINE_BYTES_MAX} bytes"),
+                    }));
                 }
                 Ok(_) => {
                     let text = self.text.trim_ascii();

@@ -68,7 +68,9 @@ impl ChatWorkload {
     #[must_use]
     pub fn generate(&self) -> Vec<TraceRequest> {
         let mut random = Random::new(self.seed);
-        let prompts: Vec<u64> = (0..self.system_prompts.max(1)).map(|_| self.system_prompt_tokens / 2 + random.exponential(self.system_prompt_tokens / 2)).collect();
+        let prompts: Vec<u64> = (0..self.system_prompts.max(1))
+            .map(|_| self.system_prompt_tokens / 2 + random.exponential(self.system_prompt_tokens / 2))
+            .collect();
         let mut chosen = Vec::new();
         let mut turns = Vec::new();
         let mut arrival_ms = 0;
@@ -80,7 +82,14 @@ impl ChatWorkload {
             arrival_ms += random.exponential(self.session_gap_ms);
         }
         turns.sort_by_key(|turn| (turn.at_ms, turn.session));
-        Numbering { prompts, chosen, next: 0, shared: BTreeMap::new(), own: BTreeMap::new() }.number(&turns)
+        Numbering {
+            prompts,
+            chosen,
+            next: 0,
+            shared: BTreeMap::new(),
+            own: BTreeMap::new(),
+        }
+        .number(&turns)
     }
 
     fn speak(&self, random: &mut Random, session: u32, arrival_ms: u64, prompt_tokens: u64, turns: &mut Vec<Turn>) {
@@ -93,7 +102,12 @@ impl ChatWorkload {
                 break;
             }
             let output_tokens = 1 + random.exponential(self.answer_tokens);
-            turns.push(Turn { at_ms, session, input_tokens: context_tokens, output_tokens });
+            turns.push(Turn {
+                at_ms,
+                session,
+                input_tokens: context_tokens,
+                output_tokens,
+            });
             context_tokens += output_tokens;
             // Some twenty milliseconds a token to answer, then the reader thinks.
             at_ms += output_tokens * 20 + random.exponential(self.turn_gap_ms);

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use kvtier_core::{
-    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, LeafFirstLru, NamespaceId, OperationId, Realization, RealizationId, RecordLabel, Request, TierManager, Time,
-    TrustDomain,
+    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, LeafFirstLru, NamespaceId, OperationId,
+    Realization, RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
 };
 
 use crate::counts::{Fault, Tally, action_name};
@@ -17,7 +17,10 @@ use crate::random::{Random, mix};
 mod clients;
 mod devices;
 mod ending;
+mod lies;
 mod operator;
+mod reads;
+mod writes;
 
 use clients::{Client, Wait};
 use devices::{Fate, Flight};
@@ -140,14 +143,23 @@ impl World {
 
     /// Opens the plan's namespaces and realizations in a manager that has none yet.
     fn open_spaces(&mut self) -> Check {
-        let known: Vec<(Generation, Generation)> = self.spaces.iter().map(|space| (space.acknowledged, space.recorded)).collect();
+        let known: Vec<(Generation, Generation)> = self
+            .spaces
+            .iter()
+            .map(|space| (space.acknowledged, space.recorded))
+            .collect();
         self.spaces.clear();
         self.realizations.clear();
         for index in 0..self.plan.spaces.len() {
             let space = self.plan.spaces[index].clone();
             let domain = TrustDomain(space.domain);
             let opened = self.manager.open_namespace(domain, space.name);
-            let Ok((id, generation)) = opened else { return found(format!("namespace {}/{} was refused: {opened:?}", space.domain, space.name)) };
+            let Ok((id, generation)) = opened else {
+                return found(format!(
+                    "namespace {}/{} was refused: {opened:?}",
+                    space.domain, space.name
+                ));
+            };
             if self.spaces.iter().any(|other| other.id == id) {
                 return found(format!("two namespaces have the id {id:?}"));
             }
@@ -155,7 +167,12 @@ impl World {
                 self.manager.set_quota(id, space.quota_bytes);
             }
             let (acknowledged, recorded) = known.get(index).copied().unwrap_or((generation, generation));
-            self.spaces.push(OpenSpace { domain, id, acknowledged, recorded });
+            self.spaces.push(OpenSpace {
+                domain,
+                id,
+                acknowledged,
+                recorded,
+            });
         }
         for index in 0..self.plan.realizations {
             let digest = Realization::digest(&[("rank", &index.to_string())]);
@@ -198,8 +215,22 @@ impl World {
         nodes.iter().map(|node| Plan::hash(*node)).collect()
     }
 
-    fn request<'a>(&self, client: ClientId, space: u32, realization: u32, hashes: &'a [BlockHash], deadline: Time) -> Request<'a> {
-        Request { client, namespace: self.spaces[space as usize].id, realization: self.realizations[realization as usize], hashes, hints: Hints::default(), deadline }
+    fn request<'a>(
+        &self,
+        client: ClientId,
+        space: u32,
+        realization: u32,
+        hashes: &'a [BlockHash],
+        deadline: Time,
+    ) -> Request<'a> {
+        Request {
+            client,
+            namespace: self.spaces[space as usize].id,
+            realization: self.realizations[realization as usize],
+            hashes,
+            hints: Hints::default(),
+            deadline,
+        }
     }
 
     /// The block that a record's label names, if it is one of this world.
@@ -207,7 +238,11 @@ impl World {
         let space = self.spaces.iter().position(|space| space.id == label.namespace)? as u32;
         let realization = self.realizations.iter().position(|id| *id == label.realization)? as u32;
         let node = (0..self.plan.lengths.len() as u32).find(|node| Plan::hash(*node) == label.hash)?;
-        Some(Key { space, realization, node })
+        Some(Key {
+            space,
+            realization,
+            node,
+        })
     }
 
     /// Lives through everything that happens until `end`.
@@ -227,10 +262,15 @@ impl World {
             self.timer(timer)?;
             return Ok(true);
         }
-        let Some((time, happening)) = self.queue.first_entry().filter(|entry| entry.key().0 <= end).map(|entry| {
-            let (time, _) = *entry.key();
-            (time, entry.remove())
-        }) else {
+        let Some((time, happening)) = self
+            .queue
+            .first_entry()
+            .filter(|entry| entry.key().0 <= end)
+            .map(|entry| {
+                let (time, _) = *entry.key();
+                (time, entry.remove())
+            })
+        else {
             return Ok(false);
         };
         if time > self.now {
@@ -254,7 +294,11 @@ impl World {
         self.now = self.now.max(timer);
         self.spins += 1;
         if self.spins > SPINS_MAX {
-            return found(format!("the timer spins: still due at {:?} after {SPINS_MAX} timeouts handled at {:?}", self.manager.poll_timeout(), self.now));
+            return found(format!(
+                "the timer spins: still due at {:?} after {SPINS_MAX} timeouts handled at {:?}",
+                self.manager.poll_timeout(),
+                self.now
+            ));
         }
         self.manager.handle_timeout(self.now);
         self.pump()?;
@@ -270,13 +314,26 @@ impl World {
 
     /// No wait outlives its deadline, and the manager asks to be woken in time for it.
     fn check_deadlines(&self) -> Check {
-        let Some((operation, deadline)) = self.waits.iter().map(|(operation, wait)| (*operation, wait.deadline)).min_by_key(|(_, deadline)| *deadline) else { return Ok(()) };
+        let Some((operation, deadline)) = self
+            .waits
+            .iter()
+            .map(|(operation, wait)| (*operation, wait.deadline))
+            .min_by_key(|(_, deadline)| *deadline)
+        else {
+            return Ok(());
+        };
         let slack = Duration::from_nanos(self.plan.rates.timer_late_ns);
         if deadline.after(slack) < self.now {
-            return found(format!("{operation:?} still waits at {:?}, its deadline was {deadline:?}", self.now));
+            return found(format!(
+                "{operation:?} still waits at {:?}, its deadline was {deadline:?}",
+                self.now
+            ));
         }
         if self.manager.poll_timeout().is_none_or(|due| due > deadline) {
-            return found(format!("{operation:?} waits until {deadline:?}, but the manager asks to be woken at {:?}", self.manager.poll_timeout()));
+            return found(format!(
+                "{operation:?} waits until {deadline:?}, but the manager asks to be woken at {:?}",
+                self.manager.poll_timeout()
+            ));
         }
         Ok(())
     }
@@ -287,17 +344,34 @@ impl World {
         while let Some(action) = self.manager.poll_action() {
             at_once += 1;
             if at_once > ACTIONS_AT_ONCE_MAX {
-                return found(format!("{ACTIONS_AT_ONCE_MAX} actions at once, the last {}", action_name(&action)));
+                return found(format!(
+                    "{ACTIONS_AT_ONCE_MAX} actions at once, the last {}",
+                    action_name(&action)
+                ));
             }
             self.actions += 1;
             self.fold(&action);
             self.tally.action(&action);
             self.note(|| format!("-> {action:?}"));
             match action {
-                Action::FetchDone { operation, client, results } => self.fetch_done(operation, client, &results)?,
-                Action::ReserveDone { operation, client, results } => self.reserve_done(operation, client, &results)?,
-                Action::Invalidated { operation, namespace, generation } => self.invalidated(operation, namespace, generation)?,
-                Action::Flushed { operation, left_out, .. } => self.flushed(operation, left_out)?,
+                Action::FetchDone {
+                    operation,
+                    client,
+                    results,
+                } => self.fetch_done(operation, client, &results)?,
+                Action::ReserveDone {
+                    operation,
+                    client,
+                    results,
+                } => self.reserve_done(operation, client, &results)?,
+                Action::Invalidated {
+                    operation,
+                    namespace,
+                    generation,
+                } => self.invalidated(operation, namespace, generation)?,
+                Action::Flushed {
+                    operation, left_out, ..
+                } => self.flushed(operation, left_out)?,
                 action => self.start(action)?,
             }
         }

@@ -14,6 +14,7 @@ use kvtier_transfer::memory::{
     HUGE_PAGE_BYTES, MemoryError, MemoryRegion, MemorySlice, OutOfRange, PAGE_BYTES, PageKind, PageRequest, free_huge_pages, shared_huge_pages_allowed,
 };
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::FallocateFlags;
 
 /// Whether segments lie on 2 MiB pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -201,7 +202,11 @@ impl HostTier {
         state.open_bytes -= bytes;
         state.busy_bytes += bytes;
         drop(state);
-        closed.region.zero();
+        // A client may still map the memory: its pages go back to the system all the same, and it sees zeroes.
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&*closed.file, punch, 0, bytes).is_err() {
+            closed.region.zero();
+        }
         drop(closed);
         let mut state = shared.state.lock();
         state.busy_bytes -= bytes;

@@ -3,17 +3,29 @@
 //! [`NvmeTier`] turns the core's actions into requests of an [`NvmeEngine`] and their completions into events. It keeps no index of blocks: the core
 //! says where each one lies.
 
+mod action;
+mod bounce;
+mod directory;
 mod engine;
 mod fingerprint;
 pub mod format;
+mod keeper;
 mod queue;
+mod segment;
 mod settings;
 mod threads;
 mod tier;
 mod uring;
 
+#[cfg(any(test, feature = "faults"))]
+pub mod faults;
+
+pub use action::StorageAction;
 pub use engine::{Direction, Done, EngineError, EngineSettings, Finished, NvmeEngine, Priority, Request};
 pub use settings::{EngineChoice, NvmeError, NvmeSettings};
 pub use threads::ThreadsEngine;
-pub use tier::{Events, NvmeStatistics, NvmeTier, StorageAction};
+pub use tier::{Events, NvmeStatistics, NvmeTier};
 pub use uring::UringEngine;
+
+#[cfg(test)]
+mod tests;

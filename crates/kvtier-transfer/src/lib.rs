@@ -6,8 +6,7 @@
 //! Read first: [`memory::MemoryRegion`] (owns a mapping), [`memory::MemorySlice`] (a checked range of one) and
 //! [`socket::send_with_fds`] (how a mapping reaches another process).
 
-mod checksum;
 pub mod memory;
 pub mod socket;
 
-pub use checksum::crc32c;
+pub use memory::crc32c;

@@ -5,9 +5,11 @@
 //! check (a checksum, a seal); it is never used as a length, an offset or a pointer.
 #![expect(unsafe_code, reason = "maps memory and copies through raw pointers, so that no reference to memory shared with other processes exists")]
 
+mod checksum;
 mod pages;
 mod slice;
 
+pub use checksum::crc32c;
 pub use pages::{PageKind, PageRequest, free_huge_pages, shared_huge_pages_allowed};
 pub use slice::{CopyError, MemorySlice, OutOfRange};
 

@@ -11,6 +11,7 @@
 //! Read first: [`blocking::Client`], [`BlockHandle`] (a leased block), [`blocking::BlockWriter`] (an unpublished one).
 
 mod asynchronous;
+mod batch;
 pub mod blocking;
 mod error;
 mod handle;
@@ -22,8 +23,6 @@ mod put;
 mod returns;
 mod session;
 mod slots;
-#[cfg(test)]
-mod tests;
 
 pub use asynchronous::{BlockWriter, Client, Namespace, Writing};
 pub use error::ClientError;

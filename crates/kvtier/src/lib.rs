@@ -15,3 +15,8 @@ pub mod wire;
 
 pub use error::ErrorKind;
 pub use kvtier_core::{BlockHash, Generation, Hints, Parent, Realization, Tier};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

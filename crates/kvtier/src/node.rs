@@ -167,7 +167,7 @@ impl Node {
                 nvme.request_deadline = Duration::from_millis(settings.operation_deadline_ms);
                 let tier = NvmeTier::open(nvme, completions)?;
                 for note in tier.notes() {
-                    observer(StartProgress::Note(note));
+                    observer(StartProgress::Note(note.clone()));
                 }
                 Some(tier)
             }

@@ -24,9 +24,9 @@ const PROGRAM_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// Builds, copies, proves the confinement, runs.
 pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
-    let mut programs = build(workspace, &["build", "--package", "kv-daemon", "--bins"])?;
+    let mut programs = build(workspace, &["build", "--workspace", "--all-features", "--bins"])?;
     programs.retain(|program| !program.is_test);
-    let mut tests = build(workspace, &["test", "--workspace", "--no-run"])?;
+    let mut tests = build(workspace, &["test", "--workspace", "--all-features", "--no-run"])?;
     tests.retain(|program| program.is_test);
     if tests.is_empty() {
         return Err(Failure::new("cargo named no test program"));

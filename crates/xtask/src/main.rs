@@ -53,9 +53,9 @@ enum Command {
     Sim(Simulation),
     /// Mutate messages and feed them to a decoder.
     Fuzz(Fuzzing),
-    /// Measure: `kvctl bench client` in a release build; arguments are passed on.
+    /// Measure: `kvctl bench client` in a release build, or `core`, the tier manager alone; arguments are passed on.
     Bench {
-        /// Arguments of `kvctl bench client`.
+        /// Arguments of `kvctl bench client`; or `core` and arguments of its harness.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

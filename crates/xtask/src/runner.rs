@@ -17,6 +17,10 @@ pub(crate) fn fuzz(workspace: &Workspace, fuzzing: &Fuzzing) -> Result<(), Failu
 
 pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), Failure> {
     let mut cargo = workspace.cargo();
+    if let Some(("core", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
+        cargo.args(["bench", "--package", "kvtier-bench", "--bench", "core", "--"]);
+        return process::hand_over(cargo.args(more), "bench core");
+    }
     // The measuring program starts kv-daemon, which is built beside it.
     process::hand_over(cargo.args(["build", "--release", "--package", "kv-daemon"]), "build")?;
     let mut cargo = workspace.cargo();

@@ -33,7 +33,8 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     }
     let packages = package_names(&workspace.metadata()?);
     let mut cargo = workspace.cargo();
-    cargo.args(["test", "--no-fail-fast"]);
+    // Features only add, so the tests that a feature brings run beside all others, in one build.
+    cargo.args(["test", "--all-features", "--no-fail-fast"]);
     let mut missing = Vec::new();
     if suites.is_empty() {
         cargo.arg("--workspace");

@@ -21,24 +21,36 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<Vec<Row>, BenchError> {
     let batch = BATCH_KEYS_MAX as u64;
     let wanted = bench.options.lookup_blocks();
     let block_bytes = BLOCK_BYTES as u64;
-    let mut stand = bench.stand(part, wanted * block_bytes + (wanted * block_bytes / 16).max(32 << 20))?;
-    let blocks = wanted.min(stand.session.host_capacity_bytes()? / block_bytes / batch * batch / 17 * 16);
-    let blocks = blocks / batch * batch;
+    let needed_bytes = wanted * block_bytes + (wanted * block_bytes / 16).max(32 << 20);
+    let mut stand = bench.stand(part, needed_bytes)?;
+    let capacity_bytes = stand.capacity_bytes(needed_bytes)?;
+    let blocks = wanted.min(capacity_bytes / block_bytes / 17 * 16) / batch * batch;
     if blocks == 0 {
-        return Err(BenchError::TooSmall { capacity_bytes: stand.session.host_capacity_bytes()?, needed_bytes: 2 * batch * block_bytes });
+        return Err(BenchError::TooSmall {
+            capacity_bytes,
+            needed_bytes,
+        });
     }
     let stream = (u64::from(std::process::id()) << 32) ^ nanoseconds_since_1970();
     let resident = |process: Option<u32>| process.and_then(resident_private_bytes);
     let daemon = stand.session.daemon_process();
     let empty = resident(daemon);
     bench.say(&format!("{part}: putting {blocks} blocks of 4 KiB"));
-    let source: Vec<u8> = (0..BATCH_KEYS_MAX * BLOCK_BYTES).map(|byte| (byte >> 12) as u8 | 1).collect();
-    let sources: Vec<&[u8]> = source.chunks_exact(BLOCK_BYTES).collect();
+    let source: Vec<u8> = (0..BATCH_KEYS_MAX * BLOCK_BYTES)
+        .map(|byte| (byte >> 12) as u8 | 1)
+        .collect();
     for first in (0..blocks).step_by(BATCH_KEYS_MAX) {
-        stand.session.put_from(&keys(stream, first, batch), &sources)?;
+        let keys = keys(stream, first, batch);
+        let blocks: Vec<_> = keys
+            .hashes
+            .iter()
+            .copied()
+            .zip(source.chunks_exact(BLOCK_BYTES))
+            .collect();
+        stand.session.put_from(keys.parent, &blocks)?;
     }
     let full = resident(daemon);
-    let reported = stand.session.index_bytes_per_block()?;
+    let reported = stand.session.status()?.map(|status| status.index_bytes_per_block);
     let mut samples: Vec<Samples> = SHAPES.iter().map(|_| Samples::default()).collect();
     let rounds = bench.options.rounds();
     let mut draw = 0;
@@ -53,9 +65,12 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<Vec<Row>, BenchError> {
                 .collect();
             let echo = bench.echoes(&mut stand)?;
             let calls = stand.calls(0, &asked, |session, keys| {
-                let (found, time) = timed(|| session.lookup(keys))?;
+                let (found, time) = timed(|| session.lookup(&keys.hashes))?;
                 if found < keys.hashes.len() as u64 {
-                    return Err(BenchError::Client { what: "lookup", message: format!("{found} of {} resident keys found", keys.hashes.len()) });
+                    return Err(BenchError::Client {
+                        what: "lookup",
+                        message: format!("{found} of {} resident keys found", keys.hashes.len()),
+                    });
                 }
                 Ok(Some(time))
             })?;
@@ -63,18 +78,42 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<Vec<Row>, BenchError> {
         }
         bench.say(&format!("{part}: round {} of {rounds}", round + 1));
     }
-    let row = Row { bytes: block_bytes, working_set_bytes: blocks * block_bytes, placement: bench.described.clone(), ..Row::default() };
-    stand.session.forget_everything()?;
+    let row = Row {
+        bytes: block_bytes,
+        working_set_bytes: blocks * block_bytes,
+        placement: bench.described.clone(),
+        ..Row::default()
+    };
     stand.end()?;
     let mut rows: Vec<Row> = SHAPES
         .iter()
         .zip(&samples)
-        .map(|((batch, _), samples)| samples.fill(Row { case: "lookup", batch: *batch, ..row.clone() }, false))
+        .map(|((batch, _), samples)| {
+            samples.fill(
+                Row {
+                    case: "lookup",
+                    batch: *batch,
+                    ..row.clone()
+                },
+                false,
+            )
+        })
         .collect();
     if let (Some(empty), Some(full)) = (empty, full) {
         let bytes = full.saturating_sub(empty).div_ceil(blocks);
-        bench.say(&format!("{part}: index: {bytes} bytes a block by /proc ({} to {} KiB), {reported:.1} by the daemon's status", empty >> 10, full >> 10));
-        rows.push(Row { case: "index", bytes, batch: blocks, status_bytes_per_block: Some(reported), rounds: 1, ..row });
+        bench.say(&format!(
+            "{part}: memory beside segments: {} KiB empty, {} KiB with {blocks} blocks",
+            empty >> 10,
+            full >> 10
+        ));
+        rows.push(Row {
+            case: "index",
+            bytes,
+            batch: blocks,
+            status_bytes_per_block: reported,
+            rounds: 1,
+            ..row
+        });
     }
     Ok(rows)
 }
@@ -82,6 +121,15 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<Vec<Row>, BenchError> {
 /// `batch` keys from `first` on, in chains of the largest batch.
 fn keys(stream: u64, first: u64, batch: u64) -> Keys {
     let starts_a_chain = first.is_multiple_of(BATCH_KEYS_MAX as u64);
-    let parent = if starts_a_chain { Parent::Root } else { Parent::Block(pattern::hash(stream, first - 1)) };
-    Keys { parent, hashes: (first..first + batch).map(|block| pattern::hash(stream, block)).collect() }
+    let parent = if starts_a_chain {
+        Parent::Root
+    } else {
+        Parent::Block(pattern::hash(stream, first - 1))
+    };
+    Keys {
+        parent,
+        hashes: (first..first + batch)
+            .map(|block| pattern::hash(stream, block))
+            .collect(),
+    }
 }

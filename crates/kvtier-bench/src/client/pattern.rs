@@ -33,9 +33,12 @@ pub(super) fn write(index: u64, block: &mut [u8]) {
 /// Whether `block` holds the bytes of block `index`.
 pub(super) fn matches(index: u64, block: &[u8]) -> bool {
     let first = mixed(index);
-    (0u64..).zip(block.chunks_exact(8)).fold(0, |difference, (position, word)| {
-        difference | (u64::from_le_bytes(word.try_into().expect("eight bytes")) ^ word_at(first, position))
-    }) == 0
+    (0u64..)
+        .zip(block.chunks_exact(8))
+        .fold(0, |difference, (position, word)| {
+            difference | (u64::from_le_bytes(word.try_into().expect("eight bytes")) ^ word_at(first, position))
+        })
+        == 0
 }
 
 fn word_at(first: u64, position: u64) -> u64 {
@@ -75,7 +78,10 @@ mod tests {
 
     #[test]
     fn hashes_of_a_stream_do_not_repeat() {
-        let hashes: std::collections::BTreeSet<_> = (0..10_000).map(|index| hash(1, index)).chain((0..10_000).map(|index| hash(2, index))).collect();
+        let hashes: std::collections::BTreeSet<_> = (0..10_000)
+            .map(|index| hash(1, index))
+            .chain((0..10_000).map(|index| hash(2, index)))
+            .collect();
         assert_eq!(hashes.len(), 20_000);
     }
 }

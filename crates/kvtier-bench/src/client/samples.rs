@@ -54,7 +54,12 @@ impl Samples {
     /// Medians over the rounds, in a row that already says what was measured. Rates only when bytes moved.
     pub(super) fn fill(&self, row: Row, moves_bytes: bool) -> Row {
         let over = |value: &dyn Fn(&Round) -> Option<f64>| {
-            let values: Vec<f64> = self.rounds.iter().filter_map(value).filter(|value| value.is_finite()).collect();
+            let values: Vec<f64> = self
+                .rounds
+                .iter()
+                .filter_map(value)
+                .filter(|value| value.is_finite())
+                .collect();
             (!values.is_empty()).then(|| rounded(median(values)))
         };
         Row {
@@ -92,7 +97,11 @@ mod tests {
     use super::*;
 
     fn calls(micros: &[u64]) -> Calls {
-        Calls { times: micros.iter().map(|&time| Duration::from_micros(time)).collect(), bytes_per_call: 1000, cpu: Some(Duration::from_micros(10)) }
+        Calls {
+            times: micros.iter().map(|&time| Duration::from_micros(time)).collect(),
+            bytes_per_call: 1000,
+            cpu: Some(Duration::from_micros(10)),
+        }
     }
 
     #[test]
@@ -113,7 +122,10 @@ mod tests {
             case.add(&calls(&measured), Some(beside), None);
         }
         let row = case.fill(Row::default(), true);
-        assert_eq!((row.p50_us, row.p99_us, row.ratio_to_memcpy, row.rounds), (Some(2.0), Some(6.0), Some(0.5), 3));
+        assert_eq!(
+            (row.p50_us, row.p99_us, row.ratio_to_memcpy, row.rounds),
+            (Some(2.0), Some(6.0), Some(0.5), 3)
+        );
         assert_eq!(row.gbps, Some(0.5));
         assert_eq!(case.fill(Row::default(), false).gbps, None);
     }

@@ -23,7 +23,11 @@ impl Way {
     }
 
     fn direction(self) -> Direction {
-        if self == Way::PutFrom { Direction::Put } else { Direction::Get }
+        if self == Way::PutFrom {
+            Direction::Put
+        } else {
+            Direction::Get
+        }
     }
 }
 
@@ -51,7 +55,11 @@ pub(super) struct Part {
 const MIB: u64 = 1 << 20;
 
 const fn shape(way: Way, batch: u64, round_bytes: u64) -> Shape {
-    Shape { way, batch, round_bytes }
+    Shape {
+        way,
+        batch,
+        round_bytes,
+    }
 }
 
 /// Everything that moves bytes.
@@ -99,24 +107,38 @@ struct Memcpy {
 
 /// Measures one part: every round visits every case, each right after its own baselines.
 pub(super) fn measure(bench: &mut Bench<'_>, part: &Part) -> Result<Vec<Row>, BenchError> {
-    let shapes: Vec<Shape> = part.shapes.iter().copied().filter(|shape| bench.options.wants(shape.way.case())).collect();
+    let shapes: Vec<Shape> = part
+        .shapes
+        .iter()
+        .copied()
+        .filter(|shape| bench.options.wants(shape.way.case()))
+        .collect();
     if shapes.is_empty() {
         return Ok(Vec::new());
     }
     // The working set stays while as much again and a half passes by it: see `puts_between_two_reads`.
     let wanted = bench.options.working_set_bytes();
-    let mut stand = bench.stand(part.name, wanted / 2 * 5 + wanted / 4)?;
-    let capacity_bytes = stand.session.host_capacity_bytes()?;
+    let needed_bytes = wanted / 4 * 11;
+    let mut stand = bench.stand(part.name, needed_bytes)?;
+    let capacity_bytes = stand.capacity_bytes(needed_bytes)?.min(needed_bytes.max(wanted * 4));
     let working_set_bytes = wanted.min(capacity_bytes / 11 * 4);
     if working_set_bytes < (CHAIN_BLOCKS * part.block_bytes as u64).max(16 * MIB) {
-        return Err(BenchError::TooSmall { capacity_bytes, needed_bytes: wanted / 4 * 11 });
+        return Err(BenchError::TooSmall {
+            capacity_bytes,
+            needed_bytes,
+        });
     }
     if working_set_bytes < wanted {
-        bench.say(&format!("{}: the daemon's {} MiB allow a working set of only {} MiB", part.name, capacity_bytes >> 20, working_set_bytes >> 20));
+        bench.say(&format!(
+            "{}: the daemon's {} MiB allow a working set of only {} MiB",
+            part.name,
+            capacity_bytes >> 20,
+            working_set_bytes >> 20
+        ));
     }
     let mut set = WorkingSet::create(working_set_bytes, part.block_bytes)?;
     bench.say(&format!("{}: filling {} MiB", part.name, capacity_bytes >> 20));
-    fill(&mut stand.session, &mut set, capacity_bytes)?;
+    fill(&stand.session, &mut set, capacity_bytes)?;
     let (mut cases, mut memcpys) = plan(&shapes, &set);
     let rounds = bench.options.rounds();
     for round in 0..rounds {
@@ -135,10 +157,28 @@ pub(super) fn measure(bench: &mut Bench<'_>, part: &Part) -> Result<Vec<Row>, Be
         placement: bench.described.clone(),
         ..Row::default()
     };
-    stand.session.forget_everything()?;
     stand.end()?;
-    let memcpys = memcpys.iter().map(|memcpy| memcpy.samples.fill(Row { case: "memcpy", batch: memcpy.batch, direction: Some(memcpy.direction.name()), ..row.clone() }, true));
-    let cases = cases.iter().map(|case| case.samples.fill(Row { case: case.shape.way.case(), batch: case.shape.batch, ..row.clone() }, true));
+    let memcpys = memcpys.iter().map(|memcpy| {
+        memcpy.samples.fill(
+            Row {
+                case: "memcpy",
+                batch: memcpy.batch,
+                direction: Some(memcpy.direction.name()),
+                ..row.clone()
+            },
+            true,
+        )
+    });
+    let cases = cases.iter().map(|case| {
+        case.samples.fill(
+            Row {
+                case: case.shape.way.case(),
+                batch: case.shape.batch,
+                ..row.clone()
+            },
+            true,
+        )
+    });
     Ok(memcpys.chain(cases).collect())
 }
 
@@ -153,15 +193,16 @@ impl Direction {
 
 /// Puts the working set, fills what room is left, and reads the working set once: that checks every byte and makes it the
 /// most recently used, so that puts forget the filling.
-fn fill(session: &mut Session, set: &mut WorkingSet, capacity_bytes: u64) -> Result<(), BenchError> {
+fn fill(session: &Session, set: &mut WorkingSet, capacity_bytes: u64) -> Result<(), BenchError> {
     for first in (0..set.blocks).step_by(CHAIN_BLOCKS as usize) {
-        session.put_from(&set.keys(first, CHAIN_BLOCKS), &set.sources(first, CHAIN_BLOCKS))?;
+        let keys = set.keys(first, CHAIN_BLOCKS);
+        session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
     }
     let chain_bytes = CHAIN_BLOCKS * set.block_bytes as u64;
     // A little room stays: a slot granted ahead or a segment half in use must not push out the working set.
     for _ in 0..capacity_bytes.saturating_sub(set.bytes() + capacity_bytes / 16) / chain_bytes {
         let (first, keys) = set.fresh_keys(CHAIN_BLOCKS);
-        session.put_from(&keys, &set.sources(first, CHAIN_BLOCKS))?;
+        session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
     }
     for first in (0..set.blocks).step_by(CHAIN_BLOCKS as usize) {
         read_and_compare(session, set, first, CHAIN_BLOCKS)?;
@@ -169,14 +210,17 @@ fn fill(session: &mut Session, set: &mut WorkingSet, capacity_bytes: u64) -> Res
     Ok(())
 }
 
-fn read_and_compare(session: &mut Session, set: &mut WorkingSet, first: u64, batch: u64) -> Result<(), BenchError> {
+fn read_and_compare(session: &Session, set: &mut WorkingSet, first: u64, batch: u64) -> Result<(), BenchError> {
     let keys = set.keys(first, batch);
     for block in first..first + batch {
         pattern::spoil(set.block_mut(block));
     }
-    let hits = session.get_into(&keys, &mut set.targets(first, batch))?;
+    let hits = session.get_into(&keys.hashes, &mut set.targets(first, batch))?;
     if hits < batch {
-        return Err(BenchError::Client { what: "the first read", message: format!("only {hits} of {batch} blocks that were just put are there") });
+        return Err(BenchError::Client {
+            what: "the first read",
+            message: format!("only {hits} of {batch} blocks that were just put are there"),
+        });
     }
     compare(set, first, batch, "get_into")
 }
@@ -193,17 +237,36 @@ fn plan(shapes: &[Shape], set: &WorkingSet) -> (Vec<Case>, Vec<Memcpy>) {
     let mut cases = Vec::new();
     for (number, shape) in (0u64..).zip(shapes) {
         let direction = shape.way.direction();
-        let known = memcpys.iter().position(|memcpy| (memcpy.direction, memcpy.batch) == (direction, shape.batch));
+        let known = memcpys
+            .iter()
+            .position(|memcpy| (memcpy.direction, memcpy.batch) == (direction, shape.batch));
         // Every cycle starts elsewhere, so that no case finds in a cache what another has just used.
         let start = |eighths: u64| set.blocks / CHAIN_BLOCKS * (eighths % 8) / 8 * CHAIN_BLOCKS;
         let memcpy = known.unwrap_or_else(|| {
-            let cursor = Cursor { next: start(number + 4), blocks: set.blocks };
-            memcpys.push(Memcpy { direction, batch: shape.batch, cursor, samples: Samples::default() });
+            let cursor = Cursor {
+                next: start(number + 4),
+                blocks: set.blocks,
+            };
+            memcpys.push(Memcpy {
+                direction,
+                batch: shape.batch,
+                cursor,
+                samples: Samples::default(),
+            });
             memcpys.len() - 1
         });
         let round_bytes = ((u128::from(shape.round_bytes) * u128::from(set.bytes())) >> 30) as u64;
         let operations = (round_bytes / (shape.batch * set.block_bytes as u64)).max(4);
-        cases.push(Case { shape: *shape, operations, cursor: Cursor { next: start(number), blocks: set.blocks }, samples: Samples::default(), memcpy });
+        cases.push(Case {
+            shape: *shape,
+            operations,
+            cursor: Cursor {
+                next: start(number),
+                blocks: set.blocks,
+            },
+            samples: Samples::default(),
+            memcpy,
+        });
     }
     (cases, memcpys)
 }
@@ -227,7 +290,15 @@ impl Memcpy {
             times.push(started.elapsed());
         }
         let cpu = spent(before, cpu_time(&[]));
-        self.samples.add(&Calls { times, bytes_per_call: self.batch * set.block_bytes as u64, cpu }, None, None)
+        self.samples.add(
+            &Calls {
+                times,
+                bytes_per_call: self.batch * set.block_bytes as u64,
+                cpu,
+            },
+            None,
+            None,
+        )
     }
 }
 
@@ -239,65 +310,75 @@ impl Case {
             Way::PutFrom => {
                 let asked: Vec<(u64, Keys)> = (0..self.operations).map(|_| set.fresh_keys(batch)).collect();
                 let calls = stand.calls(bytes, &asked, |session, (first, keys)| {
-                    let sources = set.sources(*first, batch);
-                    timed(|| session.put_from(keys, &sources)).map(|((), time)| Some(time))
+                    let blocks = set.blocks_of(*first, &keys.hashes);
+                    timed(|| session.put_from(keys.parent, &blocks)).map(|((), time)| Some(time))
                 })?;
                 for (first, keys) in asked.iter().step_by(asked.len().div_ceil(2)) {
-                    self.read_back(&mut stand.session, set, *first, keys)?;
+                    self.read_back(&stand.session, set, *first, keys)?;
                 }
                 Ok(calls)
             }
             Way::GetInto => {
-                let asked: Vec<(u64, Keys)> = (0..self.operations).map(|_| self.cursor.advance(batch)).map(|first| (first, set.keys(first, batch))).collect();
+                let asked: Vec<(u64, Keys)> = (0..self.operations)
+                    .map(|_| self.cursor.advance(batch))
+                    .map(|first| (first, set.keys(first, batch)))
+                    .collect();
                 for (first, _) in &asked {
                     (*first..first + batch).for_each(|block| pattern::spoil(set.block_mut(block)));
                 }
                 let mut missed = Vec::new();
                 let calls = stand.calls(bytes, &asked, |session, (first, keys)| {
                     let mut targets = set.targets(*first, batch);
-                    let (hits, time) = timed(|| session.get_into(keys, &mut targets))?;
+                    let (hits, time) = timed(|| session.get_into(&keys.hashes, &mut targets))?;
                     missed.extend((hits < batch).then_some(*first));
                     Ok((hits == batch).then_some(time))
                 })?;
-                restore(&mut stand.session, set, &missed, batch)?;
+                restore(&stand.session, set, &missed, batch)?;
                 for (first, _) in asked.iter().filter(|(first, _)| !missed.contains(first)) {
                     compare(set, *first, batch, self.shape.way.case())?;
                 }
                 Ok(calls)
             }
             Way::GetInPlace => {
-                let asked: Vec<(u64, Keys)> = (0..self.operations).map(|_| self.cursor.advance(batch)).map(|first| (first, set.keys(first, batch))).collect();
+                let asked: Vec<(u64, Keys)> = (0..self.operations)
+                    .map(|_| self.cursor.advance(batch))
+                    .map(|first| (first, set.keys(first, batch)))
+                    .collect();
                 let mut missed = Vec::new();
                 let calls = stand.calls(bytes, &asked, |session, (first, keys)| {
-                    let (hits, time) = timed(|| session.touch_in_place(keys))?;
+                    let (hits, time) = timed(|| session.touch_in_place(&keys.hashes))?;
                     missed.extend((hits < batch).then_some(*first));
                     Ok((hits == batch).then_some(time))
                 })?;
-                restore(&mut stand.session, set, &missed, batch)?;
+                restore(&stand.session, set, &missed, batch)?;
                 Ok(calls)
             }
         }
     }
 
     /// Reads what was just put into the place it was put from, and compares.
-    fn read_back(&self, session: &mut Session, set: &mut WorkingSet, first: u64, keys: &Keys) -> Result<(), BenchError> {
+    fn read_back(&self, session: &Session, set: &mut WorkingSet, first: u64, keys: &Keys) -> Result<(), BenchError> {
         let batch = self.shape.batch;
         (first..first + batch).for_each(|block| pattern::spoil(set.block_mut(block)));
-        let hits = session.get_into(keys, &mut set.targets(first, batch))?;
+        let hits = session.get_into(&keys.hashes, &mut set.targets(first, batch))?;
         if hits < batch {
-            return Err(BenchError::Client { what: "read back", message: format!("only {hits} of {batch} blocks that were just put are there") });
+            return Err(BenchError::Client {
+                what: "read back",
+                message: format!("only {hits} of {batch} blocks that were just put are there"),
+            });
         }
         compare(set, first, batch, self.shape.way.case())
     }
 }
 
 /// Blocks that somebody else's puts pushed out are put again; their calls were not counted.
-fn restore(session: &mut Session, set: &mut WorkingSet, missed: &[u64], batch: u64) -> Result<(), BenchError> {
+fn restore(session: &Session, set: &mut WorkingSet, missed: &[u64], batch: u64) -> Result<(), BenchError> {
     for &first in missed {
         for block in first..first + batch {
             pattern::write(block, set.block_mut(block));
         }
-        session.put_from(&set.keys(first, batch), &set.sources(first, batch))?;
+        let keys = set.keys(first, batch);
+        session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
     }
     Ok(())
 }
@@ -306,7 +387,12 @@ fn restore(session: &mut Session, set: &mut WorkingSet, missed: &[u64], batch: u
 /// byte of it: what the daemon must hold beside the working set.
 #[cfg(test)]
 fn puts_between_two_reads(part: &Part) -> f64 {
-    let bytes = |way: Way| part.shapes.iter().filter(move |shape| shape.way == way).map(|shape| shape.round_bytes as f64);
+    let bytes = |way: Way| {
+        part.shapes
+            .iter()
+            .filter(move |shape| shape.way == way)
+            .map(|shape| shape.round_bytes as f64)
+    };
     let rounds_a_cycle = f64::from(1 << 30) / bytes(Way::GetInto).fold(0.0, f64::max);
     bytes(Way::PutFrom).sum::<f64>() * rounds_a_cycle / f64::from(1 << 30)
 }
@@ -318,7 +404,11 @@ mod tests {
     #[test]
     fn the_filling_is_larger_than_what_is_put_between_two_reads_of_a_block() {
         for part in PARTS {
-            assert!(puts_between_two_reads(part) < 1.5, "{} would push its own working set out", part.name);
+            assert!(
+                puts_between_two_reads(part) < 1.5,
+                "{} would push its own working set out",
+                part.name
+            );
         }
     }
 
@@ -329,7 +419,10 @@ mod tests {
         assert_eq!(memcpys.len(), 4, "two directions, two batches");
         for case in &cases {
             let memcpy = &memcpys[case.memcpy];
-            assert_eq!((memcpy.batch, memcpy.direction), (case.shape.batch, case.shape.way.direction()));
+            assert_eq!(
+                (memcpy.batch, memcpy.direction),
+                (case.shape.batch, case.shape.way.direction())
+            );
             assert_eq!(case.cursor.next % CHAIN_BLOCKS, 0);
             assert!(case.operations >= 4);
         }

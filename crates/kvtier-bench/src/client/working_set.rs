@@ -1,4 +1,4 @@
-use kvtier::Parent;
+use kvtier::{BlockHash, Parent};
 
 use super::pattern;
 use super::session::{Keys, nanoseconds_since_1970};
@@ -37,7 +37,8 @@ pub(super) struct WorkingSet {
 
 impl WorkingSet {
     pub(super) fn create(bytes: u64, block_bytes: usize) -> Result<WorkingSet, BenchError> {
-        let bytes = usize::try_from(bytes).map_err(|_| BenchError::Options("a working set beyond this machine's addresses".to_owned()))?;
+        let bytes = usize::try_from(bytes)
+            .map_err(|_| BenchError::Options("a working set beyond this machine's addresses".to_owned()))?;
         let blocks = (bytes / block_bytes) as u64 / CHAIN_BLOCKS * CHAIN_BLOCKS;
         let mut private = vec![0; blocks as usize * block_bytes];
         for (block, bytes) in (0..).zip(private.chunks_exact_mut(block_bytes)) {
@@ -48,7 +49,14 @@ impl WorkingSet {
             shared.copy_in(block, bytes);
         }
         let stream = (u64::from(std::process::id()) << 32) ^ nanoseconds_since_1970();
-        Ok(WorkingSet { block_bytes, blocks, private, shared, fresh: 0, stream })
+        Ok(WorkingSet {
+            block_bytes,
+            blocks,
+            private,
+            shared,
+            fresh: 0,
+            stream,
+        })
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -67,17 +75,32 @@ impl WorkingSet {
 
     pub(super) fn targets(&mut self, first: u64, batch: u64) -> Vec<&mut [u8]> {
         let start = first as usize * self.block_bytes;
-        self.private[start..start + batch as usize * self.block_bytes].chunks_exact_mut(self.block_bytes).collect()
+        self.private[start..start + batch as usize * self.block_bytes]
+            .chunks_exact_mut(self.block_bytes)
+            .collect()
     }
 
-    pub(super) fn sources(&self, first: u64, batch: u64) -> Vec<&[u8]> {
-        (first..first + batch).map(|block| self.block(block)).collect()
+    /// What a put takes: these keys, with the bytes of the blocks from `first` on.
+    pub(super) fn blocks_of<'a>(&'a self, first: u64, hashes: &[BlockHash]) -> Vec<(BlockHash, &'a [u8])> {
+        (first..)
+            .zip(hashes)
+            .map(|(block, hash)| (*hash, self.block(block)))
+            .collect()
     }
 
     /// Keys `first..first + batch` of the working set, after what comes before them in their prefix.
     pub(super) fn keys(&self, first: u64, batch: u64) -> Keys {
-        let parent = if first.is_multiple_of(CHAIN_BLOCKS) { Parent::Root } else { Parent::Block(pattern::hash(self.stream, first - 1)) };
-        Keys { parent, hashes: (first..first + batch).map(|block| pattern::hash(self.stream, block)).collect() }
+        let parent = if first.is_multiple_of(CHAIN_BLOCKS) {
+            Parent::Root
+        } else {
+            Parent::Block(pattern::hash(self.stream, first - 1))
+        };
+        Keys {
+            parent,
+            hashes: (first..first + batch)
+                .map(|block| pattern::hash(self.stream, block))
+                .collect(),
+        }
     }
 
     /// The next `batch` keys that nobody has seen, as a prefix of their own. Their bytes are those of the same blocks of
@@ -85,8 +108,16 @@ impl WorkingSet {
     pub(super) fn fresh_keys(&mut self, batch: u64) -> (u64, Keys) {
         let first = self.fresh;
         self.fresh += batch;
-        let hashes = (first..first + batch).map(|block| pattern::hash(self.stream ^ 1, block)).collect();
-        (first % self.blocks, Keys { parent: Parent::Root, hashes })
+        let hashes = (first..first + batch)
+            .map(|block| pattern::hash(self.stream ^ 1, block))
+            .collect();
+        (
+            first % self.blocks,
+            Keys {
+                parent: Parent::Root,
+                hashes,
+            },
+        )
     }
 }
 
@@ -107,7 +138,10 @@ mod tests {
         let mut copy = vec![0; 1 << 20];
         for block in 0..set.blocks {
             set.shared.copy_out(block as usize, &mut copy);
-            assert!(pattern::matches(block, &copy) && pattern::matches(block, set.block(block)), "block {block}");
+            assert!(
+                pattern::matches(block, &copy) && pattern::matches(block, set.block(block)),
+                "block {block}"
+            );
         }
     }
 }

@@ -11,7 +11,10 @@ use kvtier_sim::cli::{Failure, SimArgs, run};
 const USAGE: &str = "usage: kvtier-sim [--seeds N] [--first S] [--seed S] [--mutant NAME] [--mutants] [--json]";
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<SimArgs, String> {
-    let mut args = SimArgs { progress: io::stderr().is_terminal(), ..SimArgs::default() };
+    let mut args = SimArgs {
+        progress: io::stderr().is_terminal(),
+        ..SimArgs::default()
+    };
     while let Some(word) = words.next() {
         let mut number = || {
             let value = words.next().ok_or_else(|| format!("{word} needs a number"))?;

@@ -20,10 +20,20 @@ fn a_prompt_longer_than_the_cache_keeps_its_head() {
 
 #[test]
 fn more_room_hits_more_until_everything_fits() {
-    let requests = ChatWorkload { sessions: 200, ..ChatWorkload::default() }.generate();
+    let requests = ChatWorkload {
+        sessions: 200,
+        ..ChatWorkload::default()
+    }
+    .generate();
     let unique = unique_blocks(&requests);
-    let ratios: Vec<f64> = [1, 5, 25, 50, 100].iter().map(|percent| replay(&requests, unique * percent / 100).ratio()).collect();
+    let ratios: Vec<f64> = [1, 5, 25, 50, 100]
+        .iter()
+        .map(|percent| replay(&requests, unique * percent / 100).ratio())
+        .collect();
     assert!(ratios.is_sorted(), "{ratios:?}");
-    assert!(ratios[0] < ratios[4] * 0.7, "a hundredth of the room cannot hit nearly as much: {ratios:?}");
+    assert!(
+        ratios[0] < ratios[4] * 0.7,
+        "a hundredth of the room cannot hit nearly as much: {ratios:?}"
+    );
     assert_eq!(replay(&requests, unique), replay(&requests, unique * 2));
 }

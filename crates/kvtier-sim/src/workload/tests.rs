@@ -24,7 +24,11 @@ fn equal_ids_mean_equal_prefixes() {
     for request in ChatWorkload::default().generate() {
         for (index, id) in request.hash_ids.iter().enumerate() {
             let place = (index, index.checked_sub(1).map(|before| request.hash_ids[before]));
-            assert_eq!(*before.entry(*id).or_insert(place), place, "id {id} follows two different prefixes");
+            assert_eq!(
+                *before.entry(*id).or_insert(place),
+                place,
+                "id {id} follows two different prefixes"
+            );
         }
     }
 }
@@ -49,14 +53,23 @@ fn turns_come_back_with_what_was_said_and_sessions_share_prompts() {
         total += 1;
         again += u64::from(!seen.insert(*id));
     }
-    assert!(again * 100 > total * 40 && again * 100 < total * 90, "{again} of {total} ids were seen before");
+    assert!(
+        again * 100 > total * 40 && again * 100 < total * 90,
+        "{again} of {total} ids were seen before"
+    );
 }
 
 #[test]
 fn a_generated_trace_survives_its_file_format() {
-    let requests = ChatWorkload { sessions: 20, ..ChatWorkload::default() }.generate();
+    let requests = ChatWorkload {
+        sessions: 20,
+        ..ChatWorkload::default()
+    }
+    .generate();
     let mut text = Vec::new();
     write_trace(&requests, &mut text).expect("a vector takes everything");
-    let read: Vec<_> = TraceReader::new(&text[..]).map(|request| request.expect("valid")).collect();
+    let read: Vec<_> = TraceReader::new(&text[..])
+        .map(|request| request.expect("valid"))
+        .collect();
     assert_eq!(read, requests);
 }

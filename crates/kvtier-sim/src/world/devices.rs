@@ -45,10 +45,22 @@ struct Touched {
 
 fn touched(action: &Action) -> Touched {
     match action {
-        Action::Demote { source, target, .. } => Touched { reads: Some((Tier::Host, *source)), writes: Some((Tier::Nvme, *target)) },
-        Action::Promote { source, target, .. } => Touched { reads: Some((Tier::Nvme, *source)), writes: Some((Tier::Host, *target)) },
-        Action::Relocate { source, target, .. } => Touched { reads: Some((Tier::Nvme, *source)), writes: Some((Tier::Nvme, *target)) },
-        _ => Touched { reads: None, writes: None },
+        Action::Demote { source, target, .. } => Touched {
+            reads: Some((Tier::Host, *source)),
+            writes: Some((Tier::Nvme, *target)),
+        },
+        Action::Promote { source, target, .. } => Touched {
+            reads: Some((Tier::Nvme, *source)),
+            writes: Some((Tier::Host, *target)),
+        },
+        Action::Relocate { source, target, .. } => Touched {
+            reads: Some((Tier::Nvme, *source)),
+            writes: Some((Tier::Nvme, *target)),
+        },
+        _ => Touched {
+            reads: None,
+            writes: None,
+        },
     }
 }
 
@@ -63,14 +75,18 @@ fn operation_of(action: &Action) -> Option<OperationId> {
         | Action::SyncTier { operation, .. }
         | Action::ResetTier { operation, .. }
         | Action::RecordGeneration { operation, .. } => Some(*operation),
-        Action::FetchDone { .. } | Action::ReserveDone { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => None,
+        Action::FetchDone { .. } | Action::ReserveDone { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => {
+            None
+        }
     }
 }
 
 /// Whether a reset of the NVMe tier ends it.
 fn is_nvme(action: &Action) -> bool {
     match action {
-        Action::OpenSegment { tier, .. } | Action::CloseSegment { tier, .. } | Action::SyncTier { tier, .. } => *tier == Tier::Nvme,
+        Action::OpenSegment { tier, .. } | Action::CloseSegment { tier, .. } | Action::SyncTier { tier, .. } => {
+            *tier == Tier::Nvme
+        }
         Action::SealSegment { .. } | Action::Demote { .. } | Action::Promote { .. } | Action::Relocate { .. } => true,
         _ => false,
     }
@@ -86,7 +102,9 @@ impl World {
 
     /// Takes an action on: from here until its answer the device may touch what it names.
     pub(super) fn start(&mut self, action: Action) -> Check {
-        let Some(operation) = operation_of(&action) else { return Ok(()) };
+        let Some(operation) = operation_of(&action) else {
+            return Ok(());
+        };
         if self.flights.contains_key(&operation) {
             return found(format!("{operation:?} is used for a second action"));
         }
@@ -100,7 +118,13 @@ impl World {
         }
         let fate = self.fate(&action);
         let delay_ns = self.delay(&action);
-        self.flights.insert(operation, Flight { action, cancelled: false });
+        self.flights.insert(
+            operation,
+            Flight {
+                action,
+                cancelled: false,
+            },
+        );
         self.check_bounds()?;
         self.after(delay_ns, Happening::Execute(operation, fate));
         Ok(())
@@ -108,7 +132,13 @@ impl World {
 
     fn check_start(&mut self, action: &Action) -> Check {
         match action {
-            Action::OpenSegment { tier, segment, bytes, domain, .. } => {
+            Action::OpenSegment {
+                tier,
+                segment,
+                bytes,
+                domain,
+                ..
+            } => {
                 if (*tier == Tier::Host) != domain.is_some() {
                     return found(format!("{tier:?} segment {segment:?} belongs to {domain:?}"));
                 }
@@ -127,12 +157,21 @@ impl World {
                     segment.sealed = true;
                 }
             }
-            Action::Demote { source, target, label, .. } => {
+            Action::Demote {
+                source, target, label, ..
+            } => {
                 let tag = self.host.content(source);
                 let written = tag.and_then(|tag| self.ledger.written(tag)).copied();
                 let key = self.key_of(label);
-                if written.is_none_or(|written| Some(written.key) != key || !written.published || written.generation != label.generation || written.length != source.length) {
-                    return found(format!("a demotion of {key:?} {label:?} reads {source:?}, which holds {written:?}"));
+                if written.is_none_or(|written| {
+                    Some(written.key) != key
+                        || !written.published
+                        || written.generation != label.generation
+                        || written.length != source.length
+                }) {
+                    return found(format!(
+                        "a demotion of {key:?} {label:?} reads {source:?}, which holds {written:?}"
+                    ));
                 }
                 self.check_target(target, source.length)?;
             }
@@ -148,11 +187,18 @@ impl World {
     /// A record lies behind its segment's header and leaves room for its index.
     fn check_target(&self, target: &Extent, length: u32) -> Check {
         let settings = &self.plan.settings;
-        let Some(segment) = self.nvme.segments.get(&target.segment) else { return found(format!("a record goes to {target:?}, whose segment is not open")) };
+        let Some(segment) = self.nvme.segments.get(&target.segment) else {
+            return found(format!("a record goes to {target:?}, whose segment is not open"));
+        };
         let end = target.offset + u64::from(length).next_multiple_of(crate::memory::PAGE_BYTES);
         let index = (segment.records.len() as u64 + 1) * settings.nvme_record_index_bytes;
-        if target.length != length || target.offset < settings.nvme_segment_header_bytes || end + index > segment.bytes {
-            return found(format!("a record of {length} bytes goes to {target:?} in a segment of {} bytes with {} records", segment.bytes, segment.records.len()));
+        if target.length != length || target.offset < settings.nvme_segment_header_bytes || end + index > segment.bytes
+        {
+            return found(format!(
+                "a record of {length} bytes goes to {target:?} in a segment of {} bytes with {} records",
+                segment.bytes,
+                segment.records.len()
+            ));
         }
         if segment.records.contains_key(&target.offset) {
             return found(format!("{target:?} was written before"));
@@ -165,18 +211,26 @@ impl World {
         let settings = &self.plan.settings;
         let moves = count(|action| matches!(action, Action::Demote { .. } | Action::Relocate { .. }));
         if moves > settings.demotions_in_flight_max {
-            return found(format!("{moves} demotions and relocations are in flight, the bound is {}", settings.demotions_in_flight_max));
+            return found(format!(
+                "{moves} demotions and relocations are in flight, the bound is {}",
+                settings.demotions_in_flight_max
+            ));
         }
         let promotions = count(|action| matches!(action, Action::Promote { .. }));
         if promotions > settings.promotions_in_flight_max {
-            return found(format!("{promotions} promotions are in flight, the bound is {}", settings.promotions_in_flight_max));
+            return found(format!(
+                "{promotions} promotions are in flight, the bound is {}",
+                settings.promotions_in_flight_max
+            ));
         }
         Ok(())
     }
 
     fn delay(&mut self, action: &Action) -> u64 {
         let mean = match action {
-            Action::OpenSegment { tier: Tier::Host, .. } | Action::CloseSegment { tier: Tier::Host, .. } => self.plan.device_ns / 10,
+            Action::OpenSegment { tier: Tier::Host, .. } | Action::CloseSegment { tier: Tier::Host, .. } => {
+                self.plan.device_ns / 10
+            }
             _ => self.plan.device_ns,
         };
         let delay = 1 + self.random.exponential(mean);
@@ -193,7 +247,10 @@ impl World {
         }
         let rates = self.plan.rates;
         let writes = matches!(action, Action::Demote { .. } | Action::Relocate { .. });
-        if matches!(action, Action::CloseSegment { tier: Tier::Host, .. } | Action::ResetTier { .. }) {
+        if matches!(
+            action,
+            Action::CloseSegment { tier: Tier::Host, .. } | Action::ResetTier { .. }
+        ) {
             // Memory is always given back, and a reset ends when it ends: its driver stops the device or itself.
             return Fate::Done;
         }
@@ -227,7 +284,9 @@ impl World {
         }
         if self.random.chance(rates.lost) {
             self.tally.fault(Fault::Lost);
-            return Fate::Lost { done: self.random.chance(500) };
+            return Fate::Lost {
+                done: self.random.chance(500),
+            };
         }
         if self.random.chance(rates.late) {
             self.tally.fault(Fault::Late);
@@ -238,7 +297,9 @@ impl World {
 
     /// The device gets to it.
     pub(super) fn execute(&mut self, operation: OperationId, fate: Fate) -> Check {
-        let Some(flight) = self.flights.get(&operation) else { return Ok(()) };
+        let Some(flight) = self.flights.get(&operation) else {
+            return Ok(());
+        };
         let cancelled = flight.cancelled;
         let action = flight.action.clone();
         let outcome = match fate {
@@ -249,7 +310,8 @@ impl World {
             }
             Fate::Lost { done: false } => return Ok(()),
             Fate::Halfway => {
-                self.carry_out(&action, operation, true)?;
+                // Whatever it came to, the device says that it failed.
+                self.carry_out(&action, operation, true)?.ok();
                 self.unrecord(&action);
                 Err(Failure::Io)
             }
@@ -281,7 +343,13 @@ impl World {
         if self.strikes(self.plan.rates.unknown) {
             self.tally.fault(Fault::Unknown);
             let unknown = OperationId(operation.0 ^ (1 << self.random.between(20, 63)));
-            self.after(0, Happening::Deliver(Event { operation: unknown, outcome: event.outcome }));
+            self.after(
+                0,
+                Happening::Deliver(Event {
+                    operation: unknown,
+                    outcome: event.outcome,
+                }),
+            );
         }
         Ok(())
     }
@@ -294,7 +362,12 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, action: &Action, operation: OperationId, half: bool) -> Result<Result<Completion, Failure>, crate::oracle::Finding> {
+    fn carry_out(
+        &mut self,
+        action: &Action,
+        operation: OperationId,
+        half: bool,
+    ) -> Result<Result<Completion, Failure>, crate::oracle::Finding> {
         let done = Ok(Ok(Completion::Done));
         match action {
             Action::OpenSegment { tier, segment, .. } => {
@@ -312,16 +385,33 @@ impl World {
                     self.memory(tier).segments.remove(&segment);
                 }
             }
-            Action::Demote { source, target, label, .. } => {
+            Action::Demote {
+                source, target, label, ..
+            } => {
                 let checksum = self.host.checksum(source);
                 let image = self.host.image(source)?;
                 let tag = self.host.content(source).unwrap_or(0);
                 let pages = if half { image.len() / 2 } else { image.len() };
                 self.nvme.copy_from(target, operation.0 | DEVICE, &image, pages)?;
-                self.record(target, Record { label: *label, checksum, damaged: half, synced: false, tag });
+                self.record(
+                    target,
+                    Record {
+                        label: *label,
+                        checksum,
+                        damaged: half,
+                        synced: false,
+                        tag,
+                    },
+                );
                 return Ok(Ok(Completion::Written { checksum }));
             }
-            Action::Promote { source, target, checksum, label, .. } => {
+            Action::Promote {
+                source,
+                target,
+                checksum,
+                label,
+                ..
+            } => {
                 let image = self.nvme.image(source)?;
                 let pages = if half { image.len() / 2 } else { image.len() };
                 let holder = operation.0 | DEVICE;
@@ -331,7 +421,13 @@ impl World {
                 }
                 self.host.copy_from(target, holder, &image, pages)?;
             }
-            Action::Relocate { source, target, checksum, label, .. } => {
+            Action::Relocate {
+                source,
+                target,
+                checksum,
+                label,
+                ..
+            } => {
                 let image = self.nvme.image(source)?;
                 if let Err(failure) = self.check_record(source, *checksum, label)? {
                     return Ok(Err(failure));
@@ -339,10 +435,24 @@ impl World {
                 let tag = self.nvme.content(source).unwrap_or(0);
                 let pages = if half { image.len() / 2 } else { image.len() };
                 self.nvme.copy_from(target, operation.0 | DEVICE, &image, pages)?;
-                self.record(target, Record { label: *label, checksum: *checksum, damaged: half, synced: false, tag });
+                self.record(
+                    target,
+                    Record {
+                        label: *label,
+                        checksum: *checksum,
+                        damaged: half,
+                        synced: false,
+                        tag,
+                    },
+                );
             }
             Action::SyncTier { .. } if !half => {
-                for record in self.nvme.segments.values_mut().flat_map(|segment| segment.records.values_mut()) {
+                for record in self
+                    .nvme
+                    .segments
+                    .values_mut()
+                    .flat_map(|segment| segment.records.values_mut())
+                {
                     record.synced = true;
                 }
             }
@@ -352,7 +462,9 @@ impl World {
                     flight.cancelled = true;
                 }
             }
-            Action::RecordGeneration { namespace, generation, .. } => {
+            Action::RecordGeneration {
+                namespace, generation, ..
+            } => {
                 if let Some(space) = self.spaces.iter_mut().find(|space| space.id == *namespace) {
                     space.recorded = space.recorded.max(*generation);
                 }
@@ -378,21 +490,40 @@ impl World {
     }
 
     /// Reads a record back as the storage does. What fails without a fault of the world's making, the manager got wrong.
-    fn check_record(&self, source: &Extent, checksum: u32, label: &RecordLabel) -> Result<Result<(), Failure>, crate::oracle::Finding> {
-        let record = self.nvme.segments.get(&source.segment).and_then(|segment| segment.records.get(&source.offset));
-        let Some(record) = record else { return found(format!("nothing was ever written at {source:?}, which is read for {label:?}")) };
+    fn check_record(
+        &self,
+        source: &Extent,
+        checksum: u32,
+        label: &RecordLabel,
+    ) -> Result<Result<(), Failure>, crate::oracle::Finding> {
+        let record = self
+            .nvme
+            .segments
+            .get(&source.segment)
+            .and_then(|segment| segment.records.get(&source.offset));
+        let Some(record) = record else {
+            return found(format!(
+                "nothing was ever written at {source:?}, which is read for {label:?}"
+            ));
+        };
         if record.label == *label && record.checksum == checksum && self.nvme.checksum(source) == checksum {
             return Ok(Ok(()));
         }
         if record.damaged && record.label == *label {
             return Ok(Err(Failure::Corrupt));
         }
-        found(format!("{source:?} is read for {label:?} with checksum {checksum:#x}, but holds {record:?}"))
+        found(format!(
+            "{source:?} is read for {label:?} with checksum {checksum:#x}, but holds {record:?}"
+        ))
     }
 
     fn damage(&mut self, action: &Action) {
         if let Action::Demote { target, .. } | Action::Relocate { target, .. } = action {
-            let record = self.nvme.segments.get_mut(&target.segment).and_then(|segment| segment.records.get_mut(&target.offset));
+            let record = self
+                .nvme
+                .segments
+                .get_mut(&target.segment)
+                .and_then(|segment| segment.records.get_mut(&target.offset));
             if let Some(record) = record {
                 record.damaged = true;
             }
@@ -401,9 +532,12 @@ impl World {
 
     /// An answer arrives: what its operation held is free, once.
     pub(super) fn landed(&mut self, event: &Event) {
-        let Some(flight) = self.flights.remove(&event.operation) else { return };
+        let Some(flight) = self.flights.remove(&event.operation) else {
+            return;
+        };
         self.release_flight(&flight.action);
-        if let (Err(_), Action::Promote { label, .. } | Action::Relocate { label, .. }) = (event.outcome, &flight.action)
+        if let (Err(_), Action::Promote { label, .. } | Action::Relocate { label, .. }) =
+            (event.outcome, &flight.action)
             && let Some(key) = self.key_of(label)
         {
             self.ledger.unlink(key);
@@ -426,12 +560,24 @@ impl World {
     /// The reset is over: every operation that was in flight when the device stopped has failed.
     fn reset_done(&mut self) {
         self.ledger.unlink_all();
-        let failed: Vec<OperationId> = self.flights.iter().filter(|(_, flight)| flight.cancelled).map(|(operation, _)| *operation).collect();
+        let failed: Vec<OperationId> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.cancelled)
+            .map(|(operation, _)| *operation)
+            .collect();
         for operation in failed {
-            let Some(flight) = self.flights.remove(&operation) else { continue };
+            let Some(flight) = self.flights.remove(&operation) else {
+                continue;
+            };
             self.release_flight(&flight.action);
             // A segment half opened or half closed is cleared away by the driver.
-            if let Action::OpenSegment { tier: Tier::Nvme, segment, .. } = flight.action {
+            if let Action::OpenSegment {
+                tier: Tier::Nvme,
+                segment,
+                ..
+            } = flight.action
+            {
                 self.nvme.segments.remove(&segment);
             }
         }
@@ -439,7 +585,12 @@ impl World {
 
     /// A bit flips in some record at rest.
     pub(super) fn flip_a_bit(&mut self) {
-        let records: Vec<(SegmentId, u64)> = self.nvme.segments.iter().flat_map(|(id, segment)| segment.records.keys().map(|offset| (*id, *offset))).collect();
+        let records: Vec<(SegmentId, u64)> = self
+            .nvme
+            .segments
+            .iter()
+            .flat_map(|(id, segment)| segment.records.keys().map(|offset| (*id, *offset)))
+            .collect();
         if !records.is_empty() {
             let (segment, offset) = records[self.random.index(records.len())];
             self.tally.fault(Fault::BitFlip);
@@ -451,7 +602,10 @@ impl World {
     /// Longest that anything may take once faults have stopped.
     pub(super) fn patience(&self) -> Duration {
         let settings = &self.plan.settings;
-        settings.operation_deadline * 6 + settings.tier_retry_backoff * 200 + (settings.lease_ttl + settings.reservation_ttl) * 4 + Duration::from_millis(200)
+        settings.operation_deadline * 6
+            + settings.tier_retry_backoff * 200
+            + (settings.lease_ttl + settings.reservation_ttl) * 4
+            + Duration::from_millis(200)
     }
 }
 

@@ -48,13 +48,19 @@ impl World {
         let end = self.now.after(self.patience());
         self.run_until(end)?;
         if let Some((operation, wait)) = self.waits.first_key_value() {
-            return found(format!("no progress after {since}: {operation:?} still waits: {wait:?}"));
+            return found(format!(
+                "no progress after {since}: {operation:?} still waits: {wait:?}"
+            ));
         }
         if let Some((operation, errand)) = self.errands.first_key_value() {
-            return found(format!("no progress after {since}: {operation:?} is not acknowledged: {errand:?}"));
+            return found(format!(
+                "no progress after {since}: {operation:?} is not acknowledged: {errand:?}"
+            ));
         }
         if let Some((operation, flight)) = self.flights.first_key_value() {
-            return found(format!("no progress after {since}: {operation:?} is still in flight: {flight:?}"));
+            return found(format!(
+                "no progress after {since}: {operation:?} is still in flight: {flight:?}"
+            ));
         }
         if self.plan.settings.nvme_bytes > 0 && self.manager.statistics().nvme_in_service != 1 {
             return found(format!("no progress after {since}: NVMe is still out of service"));
@@ -83,27 +89,43 @@ impl World {
 
     /// With no faults and nobody holding anything, a block can be put and read back.
     fn check_progress(&mut self, domain: TrustDomain) -> Check {
-        let Some(client) = self.arrive_in(domain)? else { return Ok(()) };
-        let Some(space) = (0..self.spaces.len() as u32).find(|space| self.spaces[*space as usize].domain == domain) else { return Ok(()) };
+        let Some(client) = self.arrive_in(domain)? else {
+            return Ok(());
+        };
+        let Some(space) = (0..self.spaces.len() as u32).find(|space| self.spaces[*space as usize].domain == domain)
+        else {
+            return Ok(());
+        };
         let node = self.random.index(self.plan.lengths.len()) as u32;
-        let key = Key { space, realization: 0, node };
+        let key = Key {
+            space,
+            realization: 0,
+            node,
+        };
         self.delete_keys(client, &[key])?;
         let deadline = self.now.after(self.patience());
         self.reserve_keys(client, vec![key], vec![self.plan.lengths[node as usize]], deadline)?;
         self.until_answered()?;
         if self.holdings(client).1 != 1 {
-            return found(format!("no progress: nobody holds anything, but {key:?} of {} bytes is not granted a slot", self.plan.lengths[node as usize]));
+            return found(format!(
+                "no progress: nobody holds anything, but {key:?} of {} bytes is not granted a slot",
+                self.plan.lengths[node as usize]
+            ));
         }
         self.finish_puts(client)?;
         if self.ledger.live(key).is_none() {
-            return found(format!("no progress: nobody holds anything, but {key:?} is not published"));
+            return found(format!(
+                "no progress: nobody holds anything, but {key:?} is not published"
+            ));
         }
         let deadline = self.now.after(self.patience());
         self.fetch_keys(client, vec![key], FetchScope::Each, deadline)?;
         self.until_answered()?;
         if self.holdings(client).0 != 1 {
             let tier = self.tier_of(key)?;
-            return found(format!("no progress: {key:?} was put a moment ago and is not leased; it is listed in {tier:?}"));
+            return found(format!(
+                "no progress: {key:?} was put a moment ago and is not leased; it is listed in {tier:?}"
+            ));
         }
         self.let_go(client)
     }
@@ -133,9 +155,19 @@ impl World {
 
     /// While draining nothing new is given out, and what was begun is answered.
     fn check_draining(&mut self) -> Check {
-        let Some(client) = self.clients.iter().find(|(_, client)| !client.lost).map(|(client, _)| *client) else { return Ok(()) };
+        let Some(client) = self
+            .clients
+            .iter()
+            .find(|(_, client)| !client.lost)
+            .map(|(client, _)| *client)
+        else {
+            return Ok(());
+        };
         let domain = self.clients[&client].domain;
-        let Some(space) = (0..self.spaces.len() as u32).find(|space| self.spaces[*space as usize].domain == domain) else { return Ok(()) };
+        let Some(space) = (0..self.spaces.len() as u32).find(|space| self.spaces[*space as usize].domain == domain)
+        else {
+            return Ok(());
+        };
         let hashes = Self::hashes(&[0]);
         let request = self.request(client, space, 0, &hashes, self.now);
         let fetch = self.manager.fetch(&request, FetchScope::Each, self.now).err();
@@ -176,9 +208,14 @@ impl World {
         }
         for domain in 0..self.plan.domains {
             let statistics = self.manager.domain_statistics(TrustDomain(domain));
-            let held = statistics.leases + statistics.reservations + statistics.quarantined_slots + statistics.quarantined_bytes;
+            let held = statistics.leases
+                + statistics.reservations
+                + statistics.quarantined_slots
+                + statistics.quarantined_bytes;
             if held != 0 {
-                return found(format!("leaked: everybody left, but domain {domain} has {statistics:?}"));
+                return found(format!(
+                    "leaked: everybody left, but domain {domain} has {statistics:?}"
+                ));
             }
         }
         Ok(())
@@ -189,7 +226,9 @@ impl World {
         let cached = self.present()?.len() as u64;
         let blocks = self.manager.statistics().blocks;
         if blocks != cached {
-            return found(format!("{blocks} blocks are said to be cached, {cached} can be looked up"));
+            return found(format!(
+                "{blocks} blocks are said to be cached, {cached} can be looked up"
+            ));
         }
         self.delete_everything()?;
         self.settle("everything was deleted")?;
@@ -208,7 +247,9 @@ impl World {
         for domain in 0..self.plan.domains {
             let statistics = self.manager.domain_statistics(TrustDomain(domain));
             if statistics.used_bytes + statistics.blocks != 0 {
-                return found(format!("leaked: everything was deleted, but domain {domain} has {statistics:?}"));
+                return found(format!(
+                    "leaked: everything was deleted, but domain {domain} has {statistics:?}"
+                ));
             }
         }
         Ok(())
@@ -225,10 +266,18 @@ impl World {
         let mut granted = 0;
         let mut next_node = 1_000_000;
         while granted < expected {
-            let Some(client) = self.arrive_in(domain)? else { return Ok(()) };
+            let Some(client) = self.arrive_in(domain)? else {
+                return Ok(());
+            };
             loop {
                 let before = self.holdings(client).1;
-                let keys: Vec<Key> = (0..3).map(|index| Key { space, realization: 0, node: next_node + index }).collect();
+                let keys: Vec<Key> = (0..3)
+                    .map(|index| Key {
+                        space,
+                        realization: 0,
+                        node: next_node + index,
+                    })
+                    .collect();
                 next_node += 3;
                 let deadline = self.now.after(self.patience());
                 self.reserve_keys(client, keys, vec![length; 3], deadline)?;
@@ -238,7 +287,9 @@ impl World {
                 }
             }
             if self.holdings(client).1 == 0 {
-                return found(format!("leaked: the host tier is empty and takes {expected} slots of {length} bytes, but only {granted} are granted"));
+                return found(format!(
+                    "leaked: the host tier is empty and takes {expected} slots of {length} bytes, but only {granted} are granted"
+                ));
             }
             granted += self.holdings(client).1 as u64;
         }
@@ -249,7 +300,11 @@ impl World {
     fn slots_that_fit(&self, length: u32) -> u64 {
         let settings = &self.plan.settings;
         let slot = u64::from(length).next_multiple_of(PAGE_BYTES);
-        let segment = if slot * 4 > settings.host_segment_bytes { slot * (settings.host_bytes / 8 / slot).clamp(1, 8) } else { settings.host_segment_bytes };
+        let segment = if slot * 4 > settings.host_segment_bytes {
+            slot * (settings.host_bytes / 8 / slot).clamp(1, 8)
+        } else {
+            settings.host_segment_bytes
+        };
         settings.host_bytes / segment * (segment / slot)
     }
 
@@ -257,7 +312,10 @@ impl World {
     fn check_idle(&mut self) -> Check {
         self.dismiss_auditors()?;
         if self.manager.statistics().clients != 0 {
-            return found(format!("leaked: everybody left, but {} clients are said to be here", self.manager.statistics().clients));
+            return found(format!(
+                "leaked: everybody left, but {} clients are said to be here",
+                self.manager.statistics().clients
+            ));
         }
         let end = self.now.after(Duration::from_secs(10));
         let mut woken = 0;

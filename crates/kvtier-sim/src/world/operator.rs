@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use kvtier_core::{ClientId, FetchScope, Generation, NamespaceId, OperationId, Refusal, Tier, TrustDomain};
 
+use super::clients::Asked;
 use super::{Happening, World, new_manager};
 use crate::counts::Fault;
 use crate::memory::{Memory, Tag};
@@ -54,11 +55,17 @@ impl World {
         if self.random.chance(self.plan.operator_permille) {
             let space = self.random.index(self.spaces.len()) as u32;
             let current = self.generation(space)?.0;
-            let target = self.random.chance(300).then(|| Generation(self.random.between(1, current + 2)));
+            let target = self
+                .random
+                .chance(300)
+                .then(|| Generation(self.random.between(1, current + 2)));
             self.invalidate(space, target)?;
         }
         if self.random.chance(self.plan.operator_permille / 3) {
-            let domain = self.random.chance(500).then(|| TrustDomain(self.random.below(u64::from(self.plan.domains)) as u32));
+            let domain = self
+                .random
+                .chance(500)
+                .then(|| TrustDomain(self.random.below(u64::from(self.plan.domains)) as u32));
             self.flush(domain)?;
         }
         if rates.drain && !self.draining && self.steps_left < self.plan.steps / 8 && self.strikes(20) {
@@ -81,24 +88,43 @@ impl World {
         let current = self.generation(space)?;
         let at_least = target.unwrap_or(Generation(current.0 + 1)).max(current);
         self.step += 1;
-        let operation = self.manager.invalidate(self.spaces[space as usize].id, target, self.now);
+        let operation = self
+            .manager
+            .invalidate(self.spaces[space as usize].id, target, self.now);
         self.note(|| format!("invalidate {space} to {target:?}: {operation:?}"));
-        if self.errands.insert(operation, Errand::Invalidate { space, at_least }).is_some() {
+        if self
+            .errands
+            .insert(operation, Errand::Invalidate { space, at_least })
+            .is_some()
+        {
             return found(format!("{operation:?} is used for a second errand"));
         }
         self.pump()
     }
 
-    pub(super) fn invalidated(&mut self, operation: OperationId, namespace: NamespaceId, generation: Generation) -> Check {
+    pub(super) fn invalidated(
+        &mut self,
+        operation: OperationId,
+        namespace: NamespaceId,
+        generation: Generation,
+    ) -> Check {
         let Some(Errand::Invalidate { space, at_least }) = self.errands.remove(&operation) else {
-            return found(format!("{operation:?} is acknowledged as an invalidation nobody waits for"));
+            return found(format!(
+                "{operation:?} is acknowledged as an invalidation nobody waits for"
+            ));
         };
         let open = &mut self.spaces[space as usize];
         if open.id != namespace || generation < at_least {
-            return found(format!("the invalidation of {:?} to {at_least:?} is acknowledged as {namespace:?} to {generation:?}", open.id));
+            return found(format!(
+                "the invalidation of {:?} to {at_least:?} is acknowledged as {namespace:?} to {generation:?}",
+                open.id
+            ));
         }
         if open.recorded < generation {
-            return found(format!("{namespace:?} {generation:?} is acknowledged, on record is {:?}", open.recorded));
+            return found(format!(
+                "{namespace:?} {generation:?} is acknowledged, on record is {:?}",
+                open.recorded
+            ));
         }
         open.acknowledged = open.acknowledged.max(generation);
         self.step += 1;
@@ -112,13 +138,31 @@ impl World {
         self.step += 1;
         let domain = self.spaces[space as usize].domain;
         for realization in 0..self.plan.realizations {
-            let keys: Vec<Key> = self.nodes().map(|node| Key { space, realization, node }).collect();
+            let keys: Vec<Key> = self
+                .nodes()
+                .map(|node| Key {
+                    space,
+                    realization,
+                    node,
+                })
+                .collect();
             self.check_lookup(auditor(domain), &keys)?;
         }
-        let client = self.clients.iter().find(|(_, client)| client.domain == domain && !client.lost && client.stalled_until <= self.now).map(|(client, _)| *client);
+        let client = self
+            .clients
+            .iter()
+            .find(|(_, client)| client.domain == domain && !client.lost && client.stalled_until <= self.now)
+            .map(|(client, _)| *client);
         let Some(client) = client else { return Ok(()) };
         let realization = self.random.below(u64::from(self.plan.realizations)) as u32;
-        let keys: Vec<Key> = self.nodes().map(|node| Key { space, realization, node }).collect();
+        let keys: Vec<Key> = self
+            .nodes()
+            .map(|node| Key {
+                space,
+                realization,
+                node,
+            })
+            .collect();
         self.fetch_keys(client, keys, FetchScope::Each, self.now)
     }
 
@@ -128,8 +172,14 @@ impl World {
 
     pub(super) fn flush(&mut self, domain: Option<TrustDomain>) -> Check {
         let present = self.present()?;
-        let spaces: BTreeSet<u32> = (0..self.spaces.len() as u32).filter(|space| domain.is_none_or(|domain| self.spaces[*space as usize].domain == domain)).collect();
-        let cached = self.ledger.live_keys().filter(|(key, _)| spaces.contains(&key.space) && present.contains(key)).collect();
+        let spaces: BTreeSet<u32> = (0..self.spaces.len() as u32)
+            .filter(|space| domain.is_none_or(|domain| self.spaces[*space as usize].domain == domain))
+            .collect();
+        let cached = self
+            .ledger
+            .live_keys()
+            .filter(|(key, _)| spaces.contains(&key.space) && present.contains(key))
+            .collect();
         self.step += 1;
         let operation = self.manager.flush(domain, self.now);
         self.note(|| format!("flush {domain:?}: {operation:?}"));
@@ -171,9 +221,21 @@ impl World {
         for space in 0..self.spaces.len() as u32 {
             let domain = self.spaces[space as usize].domain;
             for realization in 0..self.plan.realizations {
-                let keys: Vec<Key> = self.nodes().map(|node| Key { space, realization, node }).collect();
+                let keys: Vec<Key> = self
+                    .nodes()
+                    .map(|node| Key {
+                        space,
+                        realization,
+                        node,
+                    })
+                    .collect();
                 let tiers = self.check_lookup(auditor(domain), &keys)?;
-                present.extend(keys.iter().zip(tiers).filter(|(_, tier)| tier.is_some()).map(|(key, _)| *key));
+                present.extend(
+                    keys.iter()
+                        .zip(tiers)
+                        .filter(|(_, tier)| tier.is_some())
+                        .map(|(key, _)| *key),
+                );
             }
         }
         Ok(present)
@@ -186,17 +248,29 @@ impl World {
         self.ledger.check_present(&present)?;
         let statistics = self.manager.statistics();
         let settings = &self.plan.settings;
-        let (leases, slots) = self.clients.keys().map(|client| self.holdings(*client)).fold((0, 0), |sum, holds| (sum.0 + holds.0, sum.1 + holds.1));
+        let (leases, slots) = self
+            .clients
+            .keys()
+            .map(|client| self.holdings(*client))
+            .fold((0, 0), |sum, holds| (sum.0 + holds.0, sum.1 + holds.1));
+        // What a request that waits was given already is counted, but its client does not know of it yet.
+        let (mut leases_to_come, mut slots_to_come) = (0, 0);
+        for wait in self.waits.values() {
+            match wait.asked {
+                Asked::Fetch { .. } => leases_to_come += wait.keys.len(),
+                Asked::Reserve { .. } => slots_to_come += wait.keys.len(),
+            }
+        }
         let clients = self.clients.len() + self.plan.domains as usize;
-        for (name, said, counted) in [
-            ("leases", statistics.leases, leases),
-            ("reservations", statistics.reservations, slots),
-            ("waiting", statistics.waiting, self.waits.len()),
-            ("clients", statistics.clients, clients),
-            ("operations in flight", statistics.operations_in_flight, self.flights.len()),
-            ("host segments", statistics.host_segments, self.host.segments.len()),
+        for (name, said, counted, to_come) in [
+            ("leases", statistics.leases, leases, leases_to_come),
+            ("reservations", statistics.reservations, slots, slots_to_come),
+            ("waiting", statistics.waiting, self.waits.len(), 0),
+            ("clients", statistics.clients, clients, 0),
+            ("operations in flight", statistics.operations_in_flight, self.flights.len(), 0),
+            ("host segments", statistics.host_segments, self.host.segments.len(), 0),
         ] {
-            if said != counted as u64 {
+            if said < counted as u64 || said > (counted + to_come) as u64 {
                 return found(format!("{said} {name} are said to be, {counted} are"));
             }
         }
@@ -214,7 +288,11 @@ impl World {
             }
         }
         self.check_quotas(&present)?;
-        let gone = self.seen.difference(&present).filter(|key| self.ledger.live(**key).is_some()).count() as u64;
+        let gone = self
+            .seen
+            .difference(&present)
+            .filter(|key| self.ledger.live(**key).is_some())
+            .count() as u64;
         let forgotten = statistics.forgotten - self.forgotten_before;
         if gone > forgotten {
             return found(format!("{gone} blocks are gone, {forgotten} are said to be forgotten"));
@@ -226,8 +304,13 @@ impl World {
 
     fn check_quotas(&self, present: &BTreeSet<Key>) -> Check {
         for (index, space) in self.plan.spaces.iter().enumerate() {
-            let Some(quota) = space.quota_bytes.or(self.plan.settings.namespace_quota_bytes) else { continue };
-            let lengths = present.iter().filter(|key| key.space == index as u32).filter_map(|key| self.ledger.written(self.ledger.live(*key)?));
+            let Some(quota) = space.quota_bytes.or(self.plan.settings.namespace_quota_bytes) else {
+                continue;
+            };
+            let lengths = present
+                .iter()
+                .filter(|key| key.space == index as u32)
+                .filter_map(|key| self.ledger.written(self.ledger.live(*key)?));
             let bytes: u64 = lengths.map(|written| u64::from(written.length)).sum();
             if bytes > quota {
                 return found(format!("namespace {index} caches {bytes} bytes, its quota is {quota}"));
@@ -247,7 +330,8 @@ impl World {
         self.waits.clear();
         self.errands.clear();
         self.clients.clear();
-        self.queue.retain(|_, happening| matches!(happening, Happening::Operate));
+        self.queue
+            .retain(|_, happening| matches!(happening, Happening::Operate));
         self.seen.clear();
         self.forgotten_before = 0;
         self.corrupt_answers = 0;
@@ -260,19 +344,31 @@ impl World {
             let recorded = self.spaces[space as usize].recorded;
             let id = self.spaces[space as usize].id;
             let operation = self.manager.invalidate(id, Some(recorded), self.now);
-            self.errands.insert(operation, Errand::Invalidate { space, at_least: recorded });
+            self.errands.insert(
+                operation,
+                Errand::Invalidate {
+                    space,
+                    at_least: recorded,
+                },
+            );
             self.pump()?;
         }
         let end = self.now.after(self.patience());
         while !self.errands.is_empty() {
             if !self.happen(end)? {
-                return found(format!("after a restart the generations on record are not in force: {:?}", self.errands));
+                return found(format!(
+                    "after a restart the generations on record are not in force: {:?}",
+                    self.errands
+                ));
             }
         }
         for space in 0..self.spaces.len() as u32 {
             let generation = self.generation(space)?;
             if generation < self.spaces[space as usize].recorded {
-                return found(format!("after a restart namespace {space} is at {generation:?}, on record is {:?}", self.spaces[space as usize].recorded));
+                return found(format!(
+                    "after a restart namespace {space} is at {generation:?}, on record is {:?}",
+                    self.spaces[space as usize].recorded
+                ));
             }
         }
         for _ in 0..self.plan.clients {
@@ -290,7 +386,8 @@ impl World {
     /// The last to leave.
     pub(super) fn dismiss_auditors(&mut self) -> Check {
         for domain in 0..self.plan.domains {
-            self.manager.disconnect(auditor(TrustDomain(domain)), kvtier_core::Departure::Clean, self.now);
+            self.manager
+                .disconnect(auditor(TrustDomain(domain)), kvtier_core::Departure::Clean, self.now);
             self.pump()?;
         }
         Ok(())
@@ -300,7 +397,14 @@ impl World {
     pub(super) fn delete_everything(&mut self) -> Check {
         for space in 0..self.spaces.len() as u32 {
             for realization in 0..self.plan.realizations {
-                let keys: Vec<Key> = self.nodes().map(|node| Key { space, realization, node }).collect();
+                let keys: Vec<Key> = self
+                    .nodes()
+                    .map(|node| Key {
+                        space,
+                        realization,
+                        node,
+                    })
+                    .collect();
                 let domain = self.spaces[space as usize].domain;
                 self.delete_keys(auditor(domain), &keys)?;
             }

@@ -46,6 +46,24 @@ impl NvmeSettings {
             request_deadline: Duration::from_secs(10),
         }
     }
+
+    pub(super) fn check(&self) -> Result<(), NvmeError> {
+        let refuse = |field, value: usize, remedy| Err(NvmeError::Settings { field, value: value as u64, remedy });
+        let bounds = &self.bounds;
+        if !(1..=4096).contains(&bounds.queue_depth) {
+            return refuse("queue_depth", bounds.queue_depth, "must be between 1 and 4096");
+        }
+        if bounds.queue_max == 0 {
+            return refuse("queue_max", bounds.queue_max, "must be at least 1");
+        }
+        if !(1..=1024).contains(&bounds.threads) {
+            return refuse("threads", bounds.threads, "must be between 1 and 1024");
+        }
+        if bounds.piece_bytes == 0 || !bounds.piece_bytes.is_multiple_of(4096) {
+            return refuse("piece_bytes", bounds.piece_bytes, "must be a positive multiple of 4 KiB");
+        }
+        Ok(())
+    }
 }
 
 /// Why an NVMe tier did not open.

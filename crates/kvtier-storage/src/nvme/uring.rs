@@ -189,7 +189,9 @@ impl<'shared> Ring<'shared> {
             self.fill();
             if !self.finished.is_empty() {
                 // The device goes on while the callbacks run.
-                self.enter(0, None);
+                if !self.ring.submission().is_empty() {
+                    self.enter(0, None);
+                }
                 self.finish();
                 continue;
             }
@@ -200,25 +202,26 @@ impl<'shared> Ring<'shared> {
         }
     }
 
-    /// Waits for a completion, or for a request if there is room for one.
+    /// Waits for a completion or a request. While the device is full and something waits, only for a while: should the device be stuck, what waits
+    /// must still meet its deadlines.
     fn sleep(&mut self) {
         self.arm_wake();
-        if self.pieces_in_flight < self.settings.queue_depth {
-            self.shared.sleeping.store(true, Ordering::SeqCst);
-            // Looked at after the store: who pushes later sees `sleeping` and writes the eventfd.
-            if self.shared.queue.is_empty() && !(self.shared.queue.is_closed() && self.pieces_in_flight == 0) {
-                self.enter(1, None);
-            }
+        let full = self.pieces_in_flight >= self.settings.queue_depth;
+        self.shared.sleeping.store(true, Ordering::SeqCst);
+        // Looked at after the store: who pushes later sees `sleeping` and writes the eventfd.
+        let waiting = !self.shared.queue.is_empty();
+        if full && waiting {
             self.shared.sleeping.store(false, Ordering::SeqCst);
-            return;
+            self.enter(1, Some(SWEEP_INTERVAL));
+            let now = Instant::now();
+            if now - self.swept >= SWEEP_INTERVAL {
+                self.swept = now;
+                self.shared.queue.expire(now);
+            }
+        } else if !waiting && !(self.pieces_in_flight == 0 && self.shared.queue.is_closed()) {
+            self.enter(1, None);
         }
-        // The device is full and tells when it is not. If it is stuck, what waits in the queue must still meet its deadlines.
-        self.enter(1, (!self.shared.queue.is_empty()).then_some(SWEEP_INTERVAL));
-        let now = Instant::now();
-        if now - self.swept >= SWEEP_INTERVAL {
-            self.swept = now;
-            self.shared.queue.expire(now);
-        }
+        self.shared.sleeping.store(false, Ordering::SeqCst);
     }
 
     /// Submits what was pushed and waits for `completions`.

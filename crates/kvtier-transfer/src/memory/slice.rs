@@ -5,9 +5,6 @@ use std::sync::Arc;
 
 use super::{Access, MemoryRegion, PAGE_BYTES};
 
-/// Checksums read shared memory through a buffer of this size: small enough to stay in the first-level cache.
-const CHECKSUM_CHUNK_BYTES: usize = 8 << 10;
-
 /// A range that does not lie in its region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("bytes {offset}..+{length} do not lie in a range of {bytes} bytes")]
@@ -179,18 +176,8 @@ impl MemorySlice {
     /// CRC32C of the bytes. If somebody writes them meanwhile, the sum of no particular state.
     #[must_use]
     pub fn crc32c(&self) -> u32 {
-        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-        let mut chunk = [0u8; CHECKSUM_CHUNK_BYTES];
-        let mut done = 0;
-        while done < self.length {
-            let length = CHECKSUM_CHUNK_BYTES.min(self.length - done);
-            let source = self.region.pointer(self.offset + done);
-            // SAFETY: `done + length <= self.length`, so the bytes lie in a mapping that `self` keeps alive; `chunk` has at least `length` bytes.
-            unsafe { std::ptr::copy_nonoverlapping(source, chunk.as_mut_ptr(), length) }
-            digest.update(&chunk[..length]);
-            done += length;
-        }
-        u32::try_from(digest.finalize()).expect("a sum of 32 bits")
+        // SAFETY: the range lies in a mapping that `self` keeps alive.
+        unsafe { super::checksum::crc32c_at(self.as_ptr(), self.length) }
     }
 
     /// Reads from `file` at `file_offset` straight into the memory: one pread. Returns how many bytes came, 0 at the end of the file.

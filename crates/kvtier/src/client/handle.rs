@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kvtier_core::{LeaseId, ReservationId, Tier};
+use kvtier_core::{Generation, LeaseId, ReservationId, SealItem, Sealed, Tier};
 use kvtier_transfer::memory::MemorySlice;
 
 use super::ClientError;
@@ -123,5 +123,48 @@ impl Drop for HeldSlot {
 impl fmt::Debug for HeldSlot {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("HeldSlot").field("slice", &self.slice).finish_non_exhaustive()
+    }
+}
+
+/// A slot that a caller writes in place: what both clients' writers hold.
+#[derive(Debug)]
+pub(super) struct OpenSlot {
+    held: HeldSlot,
+    /// In force when the slot was given: what it must be sealed under.
+    pub(super) generation: Generation,
+    item: SealItem,
+}
+
+impl OpenSlot {
+    pub(super) fn new(held: HeldSlot, generation: Generation, item: SealItem) -> OpenSlot {
+        OpenSlot { held, generation, item }
+    }
+
+    pub(super) fn slice(&self) -> &MemorySlice {
+        &self.held.slice
+    }
+
+    pub(super) fn write(&mut self, offset: usize, source: &[u8]) -> Result<(), ClientError> {
+        self.held.check()?;
+        let target = self.held.slice.subslice(offset, source.len());
+        Ok(target.map_err(|error| ClientError::invalid(error.to_string()))?.copy_from_slice(source)?)
+    }
+
+    /// What the block will be called.
+    pub(super) fn item(&self) -> SealItem {
+        self.item
+    }
+
+    /// What to seal, as long as the connection is the one that the slot was given over.
+    pub(super) fn checked_item(&self) -> Result<SealItem, ClientError> {
+        self.held.check()?;
+        Ok(self.item)
+    }
+
+    pub(super) fn settle(&mut self, sealed: Sealed) {
+        // The node keeps a slot whose seal is invalid: dropping it gives it back.
+        if sealed != Sealed::Invalid {
+            self.held.settle();
+        }
     }
 }

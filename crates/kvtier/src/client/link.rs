@@ -11,45 +11,50 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use super::session::Session;
 use super::{ClientError, ClientOptions};
 use crate::ErrorKind;
-use crate::wire::{Envelope, FrameStream, Reply, Request, VERSION_MAX, VERSION_MIN};
+use crate::wire::{Envelope, Frame, FrameStream, Reply, Request, VERSION_MAX, VERSION_MIN, Welcome};
 
 /// Bytes that one read takes. Replies of a few keys are far smaller; of thousands, larger.
 pub(super) const READ_BYTES: usize = 64 << 10;
 /// The node answers at the deadline at the latest; its answer may take a little longer to get here.
-const GRACE: Duration = Duration::from_millis(250);
+pub(super) const GRACE: Duration = Duration::from_millis(250);
+/// The number of the first request.
+pub(super) const HELLO_REQUEST: u64 = 1;
+/// A hello is shorter.
+const HELLO_BYTES: usize = 512;
 
 /// A blocking socket of the node's, with what was received and not yet looked at.
 pub(super) struct Link {
-    pub(super) socket: OwnedFd,
     pub(super) session: Session,
-    stream: FrameStream,
-    fds: VecDeque<OwnedFd>,
-    received: Vec<OwnedFd>,
+    socket: OwnedFd,
+    incoming: Incoming,
     next_request: u64,
     timeout: Duration,
 }
 
 /// Opens a connection. Waits at most `timeout` for a node that does not accept.
 pub(super) fn open_socket(path: &Path, timeout: Duration) -> Result<OwnedFd, ClientError> {
-    let failed = |error: rustix::io::Errno| {
-        let place = path.display();
-        match error {
-            rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => ClientError::new(
-                ErrorKind::Denied,
-                format!("{place}: {error}: this user may not use the socket; see the node's socket_mode"),
-            ),
-            error => ClientError::new(
-                ErrorKind::Unavailable,
-                format!("{place}: {error}: is kv-daemon running, and is this its socket?"),
-            ),
-        }
-    };
+    let failed = |error: rustix::io::Errno| refused(path, &error.into());
     let address = SocketAddrUnix::new(path)
         .map_err(|_| ClientError::invalid(format!("{}: not a path that a socket can have", path.display())))?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
     wait_at_most(&socket, timeout)?;
     connect(&socket, &address).map_err(failed)?;
     Ok(socket)
+}
+
+/// No connection, and what to do about it.
+pub(super) fn refused(path: &Path, error: &io::Error) -> ClientError {
+    let place = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => ClientError::new(
+            ErrorKind::Denied,
+            format!("{place}: {error}: this user may not use the socket; see the node's socket_mode"),
+        ),
+        _ => ClientError::new(
+            ErrorKind::Unavailable,
+            format!("{place}: {error}: is kv-daemon running, and is this its socket?"),
+        ),
+    }
 }
 
 fn wait_at_most(socket: &OwnedFd, timeout: Duration) -> Result<(), ClientError> {
@@ -64,7 +69,7 @@ pub(super) fn encode_hello(options: &ClientOptions, frames: &mut Vec<u8>) -> Res
     let token = options.token.as_deref().unwrap_or_default();
     let hello = Request::Hello { version_min: VERSION_MIN, version_max: VERSION_MAX, token };
     let deadline_us = micros(options.timeout);
-    Ok(hello.encode(&Envelope { request: 1, deadline_us, ..Envelope::default() }, frames)?)
+    Ok(hello.encode(&Envelope { request: HELLO_REQUEST, deadline_us, ..Envelope::default() }, frames)?)
 }
 
 pub(super) fn micros(duration: Duration) -> u64 {
@@ -75,34 +80,19 @@ impl Link {
     /// Connects and says hello.
     pub(super) fn open(options: &ClientOptions, epoch: u64) -> Result<Link, ClientError> {
         let socket = open_socket(&options.socket, options.timeout + GRACE)?;
-        let mut frames = Vec::with_capacity(4096);
+        let mut frames = Vec::with_capacity(HELLO_BYTES);
         encode_hello(options, &mut frames)?;
         send_all(&socket, &frames)?;
-        let mut incoming = Incoming {
-            stream: FrameStream::new(READ_BYTES),
-            fds: VecDeque::new(),
-            received: Vec::new(),
-        };
+        let mut incoming = Incoming { stream: FrameStream::new(READ_BYTES), fds: VecDeque::new(), received: Vec::new() };
         let until = Instant::now() + options.timeout + GRACE;
         let welcome = loop {
             if let Some(frame) = incoming.stream.next()? {
-                match Reply::decode(&frame.header, frame.body)?.0 {
-                    Reply::Welcome(welcome) => break welcome,
-                    Reply::Error { kind, message } => return Err(ClientError::new(kind, message)),
-                    _ => return Err(ClientError::protocol("something else than a welcome")),
-                }
+                break welcome_of(&frame)?;
             }
             incoming.read(&socket, until)?;
         };
-        Ok(Link {
-            socket,
-            session: Session::begin(welcome, epoch, options)?,
-            stream: incoming.stream,
-            fds: incoming.fds,
-            received: incoming.received,
-            next_request: 2,
-            timeout: options.timeout,
-        })
+        let session = Session::begin(welcome, epoch, options)?;
+        Ok(Link { session, socket, incoming, next_request: HELLO_REQUEST + 1, timeout: options.timeout })
     }
 
     /// A number for the next request.
@@ -133,10 +123,10 @@ impl Link {
     ) -> Result<Result<T, ClientError>, ClientError> {
         let until = Instant::now() + self.timeout + GRACE;
         loop {
-            while let Some(frame) = self.stream.next()? {
+            while let Some(frame) = self.incoming.stream.next()? {
                 let (reply, _) = Reply::decode(&frame.header, frame.body)?;
                 if reply.is_notice() {
-                    self.session.absorb_notice(&reply, &mut self.fds)?;
+                    self.session.absorb_notice(&reply, &mut self.incoming.fds)?;
                 } else if frame.header.request == request {
                     if let Reply::Error { kind, message } = reply {
                         return Ok(Err(ClientError::new(kind, message)));
@@ -144,8 +134,17 @@ impl Link {
                     return absorb(&mut self.session, reply).map(Ok);
                 }
             }
-            read(&self.socket, &mut self.stream, &mut self.fds, &mut self.received, until)?;
+            self.incoming.read(&self.socket, until)?;
         }
+    }
+}
+
+/// What the node said first.
+pub(super) fn welcome_of(frame: &Frame<'_>) -> Result<Welcome, ClientError> {
+    match Reply::decode(&frame.header, frame.body)?.0 {
+        Reply::Welcome(welcome) => Ok(welcome),
+        Reply::Error { kind, message } => Err(ClientError::new(kind, message)),
+        _ => Err(ClientError::protocol("something else than a welcome")),
     }
 }
 
@@ -156,29 +155,21 @@ struct Incoming {
 }
 
 impl Incoming {
+    /// One read. A process that was stopped past `until` still finds the answer that came meanwhile.
     fn read(&mut self, socket: &OwnedFd, until: Instant) -> Result<(), ClientError> {
-        read(socket, &mut self.stream, &mut self.fds, &mut self.received, until)
+        let count = receive_with_fds(socket, self.stream.space(), &mut self.received);
+        let count = count.map_err(|error| ClientError::lost(&error))?;
+        if count == 0 {
+            return Err(ClientError::unanswered());
+        }
+        self.stream.advance(count);
+        self.fds.extend(self.received.drain(..));
+        // A node that drips bytes must not keep the call alive: the socket bounds each read, this their sum.
+        if !self.stream.is_ready() && Instant::now() > until {
+            return Err(ClientError::late());
+        }
+        Ok(())
     }
-}
-
-fn read(
-    socket: &OwnedFd,
-    stream: &mut FrameStream,
-    fds: &mut VecDeque<OwnedFd>,
-    received: &mut Vec<OwnedFd>,
-    until: Instant,
-) -> Result<(), ClientError> {
-    // A node that drips bytes must not keep the call alive: each read is bounded by the socket, their sum here.
-    if stream.held_bytes() > 0 && Instant::now() > until {
-        return Err(ClientError::late());
-    }
-    let count = receive_with_fds(socket, stream.space(), received).map_err(|error| ClientError::lost(&error))?;
-    if count == 0 {
-        return Err(ClientError::unanswered());
-    }
-    stream.advance(count);
-    fds.extend(received.drain(..));
-    Ok(())
 }
 
 fn send_all(socket: &OwnedFd, mut frames: &[u8]) -> Result<(), ClientError> {

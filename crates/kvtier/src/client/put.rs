@@ -25,6 +25,8 @@ pub(super) struct Put<'a> {
 pub(super) struct PutRound {
     index: usize,
     items: Vec<Item>,
+    /// Slots held ahead were given back because the reserve found no room.
+    made_room: bool,
 }
 
 struct Item {
@@ -43,6 +45,13 @@ enum Place {
     /// The reserve found no room.
     Refused,
     Settled(PutOutcome),
+}
+
+/// What a round asks slots for.
+pub(super) struct Asking {
+    pub(super) lineage: Lineage,
+    pub(super) hashes: Vec<BlockHash>,
+    pub(super) lengths: Vec<u32>,
 }
 
 impl<'a> Put<'a> {
@@ -106,14 +115,24 @@ impl<'a> Put<'a> {
             }
             items.push(Item { block, place });
         }
-        Ok(if items.is_empty() { None } else { Some(PutRound { index, items }) })
+        Ok(if items.is_empty() { None } else { Some(PutRound { index, items, made_room: false }) })
     }
 
     /// What to reserve first, if anything.
-    pub(super) fn reserve(&self, round: &PutRound) -> Option<(Vec<BlockHash>, Vec<u32>)> {
-        let asked = round.items.iter().filter(|item| matches!(item.place, Place::Asked));
-        let (hashes, lengths): (Vec<_>, Vec<_>) = asked.map(|item| (self.blocks[item.block].0, self.length(item))).unzip();
-        if hashes.is_empty() { None } else { Some((hashes, lengths)) }
+    pub(super) fn reserve(&self, round: &PutRound) -> Option<Asking> {
+        let mut asking = Asking { lineage: Lineage::Independent, hashes: Vec::new(), lengths: Vec::new() };
+        let (mut first, mut last) = (None, None);
+        for item in round.items.iter().filter(|item| matches!(item.place, Place::Asked)) {
+            first = first.or(Some(item.block));
+            last = Some(item.block);
+            asking.hashes.push(self.blocks[item.block].0);
+            asking.lengths.push(self.length(item));
+        }
+        let (first, last) = first.zip(last)?;
+        if self.lineage != Lineage::Independent && last - first + 1 == asking.hashes.len() {
+            asking.lineage = Lineage::Chain(parent_in(self.lineage, first, |before| self.blocks[before].0));
+        }
+        Some(asking)
     }
 
     fn length(&self, item: &Item) -> u32 {
@@ -166,6 +185,13 @@ impl<'a> Put<'a> {
                 }
             };
         }
+        if round.is_refused() {
+            // What is held ahead counts against the same bound.
+            let mut held = Vec::new();
+            session.slots.give_back(&mut held);
+            round.made_room = !held.is_empty();
+            home.returns().abandon(session.epoch, held);
+        }
         Ok(())
     }
 
@@ -185,7 +211,7 @@ impl<'a> Put<'a> {
 
     /// Slots for the next put like this one.
     pub(super) fn ahead(&self, round: &PutRound, session: &Session) -> Ahead {
-        let Some(first) = round.items.first() else { return Ahead::default() };
+        let Some(first) = round.items.first().filter(|_| !round.is_refused()) else { return Ahead::default() };
         let length = self.length(first);
         let class = super::slots::Slots::class_of(length);
         let alike = |item: &&Item| super::slots::Slots::class_of(self.length(item)) == class;
@@ -224,18 +250,23 @@ impl<'a> Put<'a> {
 
     /// Notes the outcomes; what deserves another round is queued again.
     pub(super) fn finish(&mut self, round: PutRound) {
-        let progress = round.items.iter().any(|item| {
-            matches!(item.place, Place::Settled(PutOutcome::Published | PutOutcome::Present))
-        });
+        let published = |item: &Item| matches!(item.place, Place::Settled(PutOutcome::Published));
+        let made_room = round.made_room || round.items.iter().any(published);
         for item in round.items.into_iter().rev() {
             match item.place {
                 Place::Settled(outcome) => self.outcomes[item.block] = outcome,
                 Place::Asked => self.queue.push_front((item.block, false)),
-                // What was sealed made room under this client's own bound, so asking again can help.
-                Place::Refused if progress => self.queue.push_front((item.block, false)),
+                // Slots that were sealed or given back made room under this client's own bound: asking again can help.
+                Place::Refused if made_room => self.queue.push_front((item.block, true)),
                 Place::Refused | Place::Ahead(_) | Place::Granted(_) => self.outcomes[item.block] = PutOutcome::Busy,
             }
         }
+    }
+}
+
+impl PutRound {
+    fn is_refused(&self) -> bool {
+        self.items.iter().any(|item| matches!(item.place, Place::Refused))
     }
 }
 

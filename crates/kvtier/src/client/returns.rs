@@ -6,7 +6,7 @@ use kvtier_core::{LeaseId, ReservationId};
 use parking_lot::{Condvar, Mutex};
 
 use super::ClientError;
-use crate::wire::KEYS_MAX;
+use crate::wire::{Array, Envelope, KEYS_MAX, Request};
 
 /// How long something may wait for a request to ride in front of.
 pub(super) const FLUSH_AFTER: Duration = Duration::from_millis(10);
@@ -60,6 +60,15 @@ pub(super) struct Taken {
 impl Taken {
     pub(super) fn is_empty(&self) -> bool {
         self.leases.is_empty() && self.reservations.is_empty()
+    }
+
+    /// Slots given back unsealed go in front, in a frame that nobody answers.
+    pub(super) fn encode_abandoned(&self, frames: &mut Vec<u8>) -> Result<(), ClientError> {
+        if self.reservations.is_empty() {
+            return Ok(());
+        }
+        let request = Request::Abandon { reservations: Array::from(&self.reservations) };
+        Ok(request.encode(&Envelope::default(), frames)?)
     }
 }
 

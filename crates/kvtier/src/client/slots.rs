@@ -80,6 +80,11 @@ impl Slots {
         self.classes.retain(|_, class| !class.is_empty());
     }
 
+    /// Takes everything out, to abandon it.
+    pub(super) fn give_back(&mut self, slots: &mut Vec<ReservationId>) {
+        slots.extend(self.classes.drain().flat_map(|(_, class)| class).map(|(slot, _)| slot.reservation));
+    }
+
     /// How long until [`Slots::expire`] has something to do; `None` while nothing is held.
     pub(super) fn expires_in(&self, now: Instant) -> Option<Duration> {
         let oldest = self.classes.values().flatten().map(|(_, granted)| *granted).min()?;

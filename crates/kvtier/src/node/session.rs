@@ -63,7 +63,6 @@ pub(crate) struct Session {
 }
 
 struct Handle {
-    name: String,
     namespace: NamespaceId,
     realization: RealizationId,
 }
@@ -389,7 +388,7 @@ impl Session {
                 return Err(Refused(ErrorKind::Busy, "too many namespaces on one connection: open another".into()));
             }
             None => {
-                self.handles.push(Handle { name: name.to_string(), namespace, realization });
+                self.handles.push(Handle { namespace, realization });
                 self.handles.len() - 1
             }
         };

@@ -18,6 +18,12 @@ impl Default for Lineage {
     }
 }
 
+impl From<Parent> for Lineage {
+    fn from(parent: Parent) -> Self {
+        Lineage::Chain(parent)
+    }
+}
+
 /// A batch of keys of one namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Keys<'a> {

@@ -1,0 +1,331 @@
+use super::{TierManager, mutant_is};
+use crate::host_table::{HostTable, SlotState, pages};
+use crate::index::{BlockIndex, Entry, NONE, flag};
+use crate::{BlockId, Extent, Generation, ListId, NamespaceId, Plane, RealizationId, RecordLabel, Verdict};
+
+/// Whether a block may be forgotten to make room: not while it is held, not before its cached children.
+pub(super) fn judge_forget(index: &BlockIndex, host: &HostTable, block: u32, careless: bool) -> Verdict {
+    let entry = index.entry(block);
+    if is_held(host, entry) {
+        Verdict::Shelve
+    } else if entry.children > 0 && !careless {
+        Verdict::Park
+    } else {
+        Verdict::Take
+    }
+}
+
+/// Somebody reads the block, or a device moves it.
+pub(super) fn is_held(host: &HostTable, entry: &Entry) -> bool {
+    entry.is(flag::DEMOTING | flag::RELOCATING | flag::PROMOTING)
+        || (entry.in_host() && host.slot(entry.host_segment, entry.host_slot).is_held())
+}
+
+impl TierManager {
+    /// The list of a group: of blocks in use, or of those that can be dropped at once.
+    pub(super) fn group_list(group: u32, clean: bool) -> ListId {
+        ListId { plane: Plane::Host, index: group * 2 + u32::from(clean) }
+    }
+
+    pub(super) fn host_list(&self, entry: &Entry) -> ListId {
+        TierManager::group_list(self.host.segment(entry.host_segment).group, entry.is(flag::CLEAN))
+    }
+
+    pub(super) fn nvme_list(redundant: bool) -> ListId {
+        ListId { plane: Plane::Nvme, index: u32::from(redundant) }
+    }
+
+    fn namespace_list(entry: &Entry) -> ListId {
+        ListId { plane: Plane::Namespace, index: entry.namespace }
+    }
+
+    pub(super) fn host_extent(&self, segment: u32, slot: u32, length: u32) -> Extent {
+        let offset = u64::from(slot) * self.host.slot_bytes(segment);
+        Extent { segment: self.host.segment(segment).id, offset, length }
+    }
+
+    pub(super) fn label(&self, entry: &Entry) -> RecordLabel {
+        RecordLabel {
+            namespace: NamespaceId(entry.namespace),
+            generation: self.generation_of(entry),
+            realization: RealizationId(u32::from(entry.realization)),
+            hash: entry.hash,
+        }
+    }
+
+    fn generation_of(&self, entry: &Entry) -> Generation {
+        let namespace = self.namespaces.at(entry.namespace);
+        if mutant_is!(self, SkippedGenerationCheck) {
+            return namespace.generation;
+        }
+        assert_eq!(entry.epoch, namespace.epoch, "only blocks of the generation in force are written or read");
+        namespace.generation
+    }
+
+    /// Whether the block's generation is in force.
+    pub(super) fn is_current(&self, entry: &Entry) -> bool {
+        entry.epoch == self.namespaces.at(entry.namespace).epoch || mutant_is!(self, SkippedGenerationCheck)
+    }
+
+    /// A host copy exists from now on; the slot becomes the block's.
+    pub(super) fn attach_host(&mut self, block: u32, segment: u32, slot: u32) {
+        let entry = self.host.slot_mut(segment, slot);
+        entry.state = SlotState::Block;
+        entry.owner = block;
+        self.count_first_copy(block);
+        let entry = self.index.entry_mut(block);
+        assert!(!entry.in_host(), "block {block} is in host memory already");
+        entry.host_segment = segment;
+        entry.host_slot = slot;
+        self.namespaces.at_mut(entry.namespace).host_blocks += 1;
+        self.counters.host_blocks += 1;
+        let list = TierManager::group_list(self.host.segment(segment).group, false);
+        self.policy.insert(list, BlockId(block), self.now);
+    }
+
+    /// An NVMe copy exists from now on. `redundant`: the host copy is in use, so this one may go first.
+    pub(super) fn attach_nvme(&mut self, block: u32, segment: u32, page: u32, redundant: bool) {
+        let entry = self.index.entry_mut(block);
+        assert!(!entry.on_nvme(), "block {block} is on NVMe already");
+        entry.nvme_segment = segment;
+        entry.nvme_page = page;
+        if redundant {
+            entry.set(flag::REDUNDANT);
+        }
+        self.namespaces.at_mut(entry.namespace).nvme_blocks += 1;
+        self.counters.nvme_blocks += 1;
+        let bytes = pages(entry.length);
+        self.nvme_mut().used_bytes += bytes;
+        self.policy.insert(TierManager::nvme_list(redundant), BlockId(block), self.now);
+    }
+
+    fn count_first_copy(&mut self, block: u32) {
+        let entry = self.index.entry_mut(block);
+        if !entry.is_ghost() {
+            return;
+        }
+        let namespace = self.namespaces.at_mut(entry.namespace);
+        namespace.blocks += 1;
+        namespace.used_bytes += u64::from(entry.length);
+        self.counters.blocks += 1;
+        if namespace.quota_bytes.is_some() {
+            entry.set(flag::ENROLLED);
+            let list = TierManager::namespace_list(entry);
+            self.policy.insert(list, BlockId(block), self.now);
+        }
+    }
+
+    /// The block was used: it goes last, on every list.
+    pub(super) fn touch(&mut self, block: u32) {
+        let now = self.now;
+        let id = BlockId(block);
+        let entry = self.index.entry(block);
+        if entry.is(flag::ENROLLED) {
+            self.policy.touch(TierManager::namespace_list(entry), id, now);
+        }
+        if !entry.in_host() {
+            if entry.on_nvme() {
+                self.policy.touch(TierManager::nvme_list(entry.is(flag::REDUNDANT)), id, now);
+            }
+            return;
+        }
+        if entry.is(flag::CLEAN) {
+            self.move_to_used(block);
+            self.move_to_redundant(block);
+            return;
+        }
+        self.policy.touch(self.host_list(entry), id, now);
+        if entry.is(flag::DEMOTING) {
+            self.index.entry_mut(block).set(flag::USED);
+        }
+    }
+
+    /// From the clean list to the newest end of the list of blocks in use.
+    fn move_to_used(&mut self, block: u32) {
+        let list = self.host_list(self.index.entry(block));
+        self.policy.remove(list, BlockId(block));
+        self.index.entry_mut(block).clear(flag::CLEAN);
+        let list = self.host_list(self.index.entry(block));
+        self.policy.insert(list, BlockId(block), self.now);
+    }
+
+    /// From the list of blocks in use to the clean list: the next victims. The NVMe copy is what will be left.
+    pub(super) fn move_to_clean(&mut self, block: u32) {
+        let list = self.host_list(self.index.entry(block));
+        self.policy.remove(list, BlockId(block));
+        let entry = self.index.entry_mut(block);
+        entry.set(flag::CLEAN);
+        entry.clear(flag::USED);
+        let list = self.host_list(self.index.entry(block));
+        self.policy.insert(list, BlockId(block), self.now);
+        self.keep_on_nvme(block);
+    }
+
+    /// The host copy is in use: should NVMe run out of room, the NVMe copy goes first.
+    pub(super) fn move_to_redundant(&mut self, block: u32) {
+        let entry = self.index.entry_mut(block);
+        if entry.on_nvme() && !entry.is(flag::REDUNDANT) {
+            entry.set(flag::REDUNDANT);
+            self.policy.remove(TierManager::nvme_list(false), BlockId(block));
+            self.policy.insert(TierManager::nvme_list(true), BlockId(block), self.now);
+        }
+    }
+
+    /// The NVMe copy will be the only one: it becomes the last to go.
+    fn keep_on_nvme(&mut self, block: u32) {
+        let entry = self.index.entry_mut(block);
+        if entry.is(flag::REDUNDANT) {
+            entry.clear(flag::REDUNDANT);
+            self.policy.remove(TierManager::nvme_list(true), BlockId(block));
+            self.policy.insert(TierManager::nvme_list(false), BlockId(block), self.now);
+        } else {
+            self.policy.touch(TierManager::nvme_list(false), BlockId(block), self.now);
+        }
+    }
+
+    /// What kept the block off the order is gone.
+    pub(super) fn unpark(&mut self, block: u32) {
+        let id = BlockId(block);
+        let entry = self.index.entry(block);
+        if entry.in_host() {
+            let segment = entry.host_segment;
+            self.policy.unpark(self.host_list(entry), id);
+            if let Some(drain) = self.host_reclaim.as_mut().filter(|drain| drain.segment == segment) {
+                drain.again = true;
+                self.host.attend(drain.group);
+            }
+        }
+        let entry = self.index.entry(block);
+        if entry.on_nvme() {
+            self.policy.unpark(TierManager::nvme_list(entry.is(flag::REDUNDANT)), id);
+        }
+        if entry.is(flag::ENROLLED) {
+            self.policy.unpark(TierManager::namespace_list(entry), id);
+        }
+    }
+
+    /// Drops the host copy. Its slot is free, or free once nobody holds it. The last copy takes the block with it.
+    pub(super) fn drop_host(&mut self, block: u32) {
+        self.unlink_host(block);
+        let entry = self.index.entry(block);
+        if entry.is_ghost() {
+            self.vanish(block);
+        } else {
+            self.keep_on_nvme(block);
+        }
+    }
+
+    fn unlink_host(&mut self, block: u32) {
+        let list = self.host_list(self.index.entry(block));
+        self.policy.remove(list, BlockId(block));
+        let entry = self.index.entry_mut(block);
+        let (segment, slot) = (entry.host_segment, entry.host_slot);
+        entry.host_segment = NONE;
+        entry.host_slot = NONE;
+        entry.clear(flag::CLEAN | flag::USED);
+        self.namespaces.at_mut(entry.namespace).host_blocks -= 1;
+        self.counters.host_blocks -= 1;
+        let leak = self.index.entry(block).is_ghost() && mutant_is!(self, ForgetLeaksSlot);
+        let early = mutant_is!(self, EarlySlotReuse);
+        let memory = self.host.slot_mut(segment, slot);
+        memory.state = SlotState::Orphan;
+        memory.owner = NONE;
+        if early && memory.operations == 0 {
+            memory.leases = 0;
+        }
+        if !leak {
+            self.host.settle_slot(segment, slot);
+        }
+    }
+
+    /// Drops the NVMe copy. The last copy takes the block with it.
+    pub(super) fn drop_nvme(&mut self, block: u32) {
+        self.unlink_nvme(block);
+        let entry = self.index.entry_mut(block);
+        if entry.is_ghost() {
+            self.vanish(block);
+        } else if entry.is(flag::CLEAN) {
+            // Nothing else holds the bytes now: it has to be written again before it may go.
+            let list = self.host_list(self.index.entry(block));
+            self.policy.remove(list, BlockId(block));
+            self.index.entry_mut(block).clear(flag::CLEAN);
+            let list = self.host_list(self.index.entry(block));
+            self.policy.insert_oldest(list, BlockId(block));
+        }
+    }
+
+    fn unlink_nvme(&mut self, block: u32) {
+        if self.index.entry(block).is(flag::RELOCATING) {
+            self.detach_write(block);
+        }
+        let entry = self.index.entry_mut(block);
+        let redundant = entry.is(flag::REDUNDANT);
+        self.policy.remove(TierManager::nvme_list(redundant), BlockId(block));
+        let (segment, length) = (entry.nvme_segment, entry.length);
+        entry.nvme_segment = NONE;
+        entry.clear(flag::REDUNDANT);
+        self.namespaces.at_mut(entry.namespace).nvme_blocks -= 1;
+        self.counters.nvme_blocks -= 1;
+        let nvme = self.nvme_mut();
+        nvme.used_bytes -= pages(length);
+        nvme.kill(segment, length);
+    }
+
+    /// Drops all copies.
+    pub(super) fn forget(&mut self, block: u32) {
+        let entry = self.index.entry(block);
+        let (in_host, on_nvme) = (entry.in_host(), entry.on_nvme());
+        if in_host {
+            self.unlink_host(block);
+        }
+        if on_nvme {
+            self.unlink_nvme(block);
+        }
+        self.vanish(block);
+    }
+
+    /// The last copy is gone. Moves in flight go on for nobody; the entry stays while it has children.
+    fn vanish(&mut self, block: u32) {
+        if self.index.entry(block).is(flag::DEMOTING | flag::RELOCATING) {
+            self.detach_write(block);
+        }
+        if self.index.entry(block).is(flag::PROMOTING) {
+            self.detach_promotion(block);
+        }
+        let entry = self.index.entry_mut(block);
+        if entry.is(flag::ENROLLED) {
+            self.policy.remove(TierManager::namespace_list(entry), BlockId(block));
+        }
+        entry.flags = flag::LIVE;
+        let namespace = self.namespaces.at_mut(entry.namespace);
+        namespace.blocks -= 1;
+        namespace.used_bytes -= u64::from(entry.length);
+        self.counters.blocks -= 1;
+        self.counters.forgotten += 1;
+        if entry.children == 0 {
+            self.remove_entry(block);
+        }
+    }
+
+    /// Removes an entry without copies or children, and its ghost ancestors that were kept for it.
+    pub(super) fn remove_entry(&mut self, block: u32) {
+        let mut block = block;
+        loop {
+            let parent = self.index.entry(block).parent;
+            self.index.remove(block);
+            if parent == NONE {
+                return;
+            }
+            let entry = self.index.entry_mut(parent);
+            entry.children -= 1;
+            if entry.children > 0 {
+                return;
+            }
+            if !entry.is_ghost() {
+                self.unpark(parent);
+                return;
+            }
+            block = parent;
+        }
+    }
+}

@@ -1,0 +1,149 @@
+use super::waiting::{Waiting, WaitingKind};
+use super::TierManager;
+use crate::host_table::SlotState;
+use crate::index::NONE;
+use crate::{Answer, BlockHash, BlockKey, FetchScope, Fetched, NamespaceId, RealizationId, Refusal, Request, Tier, Time};
+
+impl TierManager {
+    /// Where each key is, one answer a key. Touches nothing, holds nothing: the answer may be stale at once.
+    ///
+    /// # Errors
+    /// `Denied`, `UnknownClient` or `Invalid`.
+    pub fn lookup(&mut self, request: &Request<'_>, now: Time) -> Result<Vec<Option<Tier>>, Refusal> {
+        self.advance(now);
+        self.admit_request(request)?;
+        let find = |hash: &BlockHash| {
+            let block = self.find(request.namespace, request.realization, *hash)?;
+            Some(if self.index.entry(block).in_host() { Tier::Host } else { Tier::Nvme })
+        };
+        Ok(request.hashes.iter().map(find).collect())
+    }
+
+    /// Leases blocks where they can be read. Those on NVMe are read first: the answer is `Pending` then, and at the latest
+    /// when the deadline passes `FetchDone` carries what is there; bytes that come later stay for the next fetch.
+    ///
+    /// # Errors
+    /// `Denied`, `UnknownClient`, `Invalid`, `Draining`, or `Busy` for a client with too much in quarantine.
+    pub fn fetch(
+        &mut self,
+        request: &Request<'_>,
+        scope: FetchScope,
+        now: Time,
+    ) -> Result<Answer<Vec<Fetched>>, Refusal> {
+        self.advance(now);
+        let client = self.admit_request(request)?;
+        self.may_hold_more(client)?;
+        let mut found = Vec::with_capacity(request.hashes.len());
+        for &hash in request.hashes {
+            let block = self.find(request.namespace, request.realization, hash);
+            self.counters.fetch_misses += u64::from(block.is_none());
+            if block.is_none() && scope == FetchScope::Prefix {
+                break;
+            }
+            found.push(block.unwrap_or(NONE));
+        }
+        // The deepest first: the start of a prefix is what most requests share, so it must be the last to go.
+        for &block in found.iter().rev().filter(|&&block| block != NONE) {
+            self.touch(block);
+        }
+        let mut results = vec![Fetched::Miss; request.hashes.len()];
+        let mut absent = 0;
+        for (result, &block) in results.iter_mut().zip(&found).filter(|(_, block)| **block != NONE) {
+            if self.index.entry(block).in_host() {
+                *result = self.lease(client, block, Tier::Host);
+            } else {
+                absent += 1;
+            }
+        }
+        if absent == 0 {
+            return Ok(Answer::Ready(results));
+        }
+        if !self.may_wait(client) || request.deadline <= self.now {
+            for (result, &block) in results.iter_mut().zip(&found) {
+                if block != NONE && *result == Fetched::Miss {
+                    *result = Fetched::Busy;
+                }
+            }
+            if scope == FetchScope::Prefix {
+                self.end_at_first_gap(client, &mut results);
+            }
+            self.pump();
+            return Ok(Answer::Ready(results));
+        }
+        let operation = self.take_operation_id();
+        let undecided: Vec<(u32, u32)> = (0..)
+            .zip(&found)
+            .zip(&results)
+            .filter(|((_, block), result)| **block != NONE && **result == Fetched::Miss)
+            .map(|((position, block), _)| (position, *block))
+            .collect();
+        let waiting = Waiting {
+            client,
+            client_id: request.client,
+            deadline: request.deadline,
+            outstanding: absent,
+            kind: WaitingKind::Fetch { scope, results },
+        };
+        self.start_waiting(operation, waiting);
+        for (position, block) in undecided {
+            self.promote(block, operation, position);
+        }
+        self.pump();
+        Ok(Answer::Pending(operation))
+    }
+
+    /// A block that may be read: of the generation in force, and on a tier in service.
+    pub(super) fn find(&self, namespace: NamespaceId, realization: RealizationId, hash: BlockHash) -> Option<u32> {
+        let key = BlockKey { namespace, realization, hash };
+        let block = self.find_any_generation(key)?;
+        let entry = self.index.entry(block);
+        (entry.in_host() || (entry.on_nvme() && self.nvme_in_service())).then_some(block)
+    }
+
+    fn find_any_generation(&self, key: BlockKey) -> Option<u32> {
+        #[cfg(feature = "mutants")]
+        if self.mutant_is(crate::Mutant::SkippedGenerationCheck) {
+            return self.index.find_any_epoch(key);
+        }
+        self.index.find(key, self.namespaces.at(key.namespace.0).epoch)
+    }
+
+    /// Last looks before a fetch is answered: what became unreadable meanwhile is a miss, and so is what follows a gap.
+    pub(super) fn settle_fetch(&mut self, client: u32, scope: FetchScope, results: &mut [Fetched]) {
+        for result in results.iter_mut() {
+            let Some((lease, block)) = self.leased_block(result) else { continue };
+            if block.is_none_or(|block| !self.is_current(self.index.entry(block))) {
+                self.end_lease(lease);
+                *result = Fetched::Miss;
+            }
+        }
+        if scope == FetchScope::Prefix {
+            self.end_at_first_gap(client, results);
+        }
+        // Blocks arrived in any order: once more the deepest first.
+        for result in results.iter().rev() {
+            if let Some((_, Some(block))) = self.leased_block(result) {
+                self.touch(block);
+            }
+        }
+    }
+
+    /// In a prefix nothing after the first gap is of use.
+    fn end_at_first_gap(&mut self, _client: u32, results: &mut [Fetched]) {
+        let gap = results.iter().position(|result| !matches!(result, Fetched::Leased { .. })).unwrap_or(results.len());
+        for result in results.iter_mut().skip(gap + 1) {
+            if let Fetched::Leased { lease, .. } = result {
+                self.end_lease(lease.0);
+                *result = Fetched::Miss;
+            }
+        }
+    }
+
+    /// The lease of a result, and the block whose host copy it still is.
+    fn leased_block(&self, result: &Fetched) -> Option<(u64, Option<u32>)> {
+        let Fetched::Leased { lease, .. } = result else { return None };
+        let holding = self.leases.find(lease.0)?;
+        let slot = self.host.slot(holding.segment, holding.slot);
+        Some((lease.0, (slot.state == SlotState::Block).then_some(slot.owner)))
+    }
+}

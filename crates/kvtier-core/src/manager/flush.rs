@@ -1,0 +1,197 @@
+use super::TierManager;
+use super::demote::Demotion;
+use super::nvme::Placement;
+use super::operation::{Operation, Purpose};
+use crate::index::flag;
+use crate::{Action, OperationId, Tier, Time, TrustDomain};
+
+/// Failed writes and syncs that one flush puts up with.
+const FAILURES_MAX: u32 = 16;
+
+/// A flush that is waiting, writing or syncing.
+#[derive(Debug)]
+pub(super) struct Flush {
+    operation: OperationId,
+    domain: Option<TrustDomain>,
+    started: bool,
+    /// Next place in the index to look at.
+    cursor: u32,
+    /// Blocks that came later lie behind this, or were put into a place before it and are written too.
+    end: u32,
+    again: Vec<u32>,
+    in_flight: u32,
+    written: u64,
+    written_cost: u64,
+    left_out: u64,
+    failures: u32,
+    syncing: bool,
+}
+
+impl TierManager {
+    /// Writes every block of the domain (`None`: of all) that is cached only in host memory, as far as NVMe has room, and
+    /// makes what was written survive a power cut. `Flushed` follows. Flushes run one after another.
+    pub fn flush(&mut self, domain: Option<TrustDomain>, now: Time) -> OperationId {
+        self.advance(now);
+        let operation = self.take_operation_id();
+        self.flushes.push_back(Flush {
+            operation,
+            domain,
+            started: false,
+            cursor: 0,
+            end: 0,
+            again: Vec::new(),
+            in_flight: 0,
+            written: 0,
+            written_cost: 0,
+            left_out: 0,
+            failures: 0,
+            syncing: false,
+        });
+        match &mut self.nvme {
+            Some(nvme) => nvme.attention = true,
+            None => self.abort_flush(),
+        }
+        if !self.nvme_in_service() {
+            self.abort_flush();
+        }
+        self.pump();
+        operation
+    }
+
+    /// Issues writes for the flush at the front, then its sync, then says so.
+    pub(super) fn pump_flush(&mut self) {
+        let Some(flush) = self.flushes.front_mut() else { return };
+        if !flush.started {
+            flush.started = true;
+            flush.end = self.index.places();
+        }
+        loop {
+            let flush = self.flushes.front_mut().expect("the flush in progress");
+            let block = match flush.again.last() {
+                Some(&block) => block,
+                None if flush.cursor < flush.end => flush.cursor,
+                None => break,
+            };
+            if !self.flush_block(block) {
+                return;
+            }
+            let flush = self.flushes.front_mut().expect("the flush in progress");
+            if flush.again.pop().is_none() {
+                flush.cursor += 1;
+            }
+        }
+        let flush = self.flushes.front().expect("the flush in progress");
+        if flush.in_flight > 0 || flush.syncing || !self.nvme_accepts() {
+            return;
+        }
+        let operation = self.issue(Operation::Sync);
+        self.actions.push_back(Action::SyncTier { operation, tier: Tier::Nvme });
+        self.flushes.front_mut().expect("the flush in progress").syncing = true;
+    }
+
+    fn is_in_flush(&self, block: u32) -> bool {
+        let entry = self.index.entry(block);
+        let domain = self.flushes.front().and_then(|flush| flush.domain);
+        entry.is(flag::LIVE)
+            && entry.in_host()
+            && !entry.on_nvme()
+            && self.is_current(entry)
+            && domain.is_none_or(|domain| self.namespaces.at(entry.namespace).domain == domain)
+    }
+
+    /// False where the block has to wait.
+    fn flush_block(&mut self, block: u32) -> bool {
+        if !self.is_in_flush(block) {
+            return true;
+        }
+        let entry = self.index.entry(block);
+        let length = entry.length;
+        if entry.is(flag::DEMOTING) {
+            let operation = self.flushes.front().expect("the flush in progress").operation;
+            if self.join_demotion(block, operation) {
+                self.flushes.front_mut().expect("the flush in progress").in_flight += 1;
+            }
+            return true;
+        }
+        let cost = self.nvme_ref().cost(length);
+        let fits = cost <= self.nvme_ref().room();
+        let live_max = self.nvme_ref().live_max;
+        let flush = self.flushes.front_mut().expect("the flush in progress");
+        let operation = flush.operation;
+        // Beyond this, what is written would push out what was written before.
+        if !fits || flush.written_cost + cost > live_max {
+            flush.left_out += 1;
+            return true;
+        }
+        if !self.may_write() {
+            return false;
+        }
+        match self.start_demotion(block, Purpose::Flush(operation)) {
+            Placement::Placed => {
+                let flush = self.flushes.front_mut().expect("the flush in progress");
+                flush.in_flight += 1;
+                flush.written_cost += cost;
+                true
+            }
+            Placement::Wait if self.nvme_ref().operations > 0 => false,
+            Placement::Wait | Placement::Full => {
+                self.flushes.front_mut().expect("the flush in progress").left_out += 1;
+                true
+            }
+        }
+    }
+
+    /// A write that the flush waits for was answered.
+    pub(super) fn flush_answered(&mut self, demotion: &Demotion, written: bool) {
+        // An aborted flush may have left writes behind that the next one does not count.
+        let Some(flush) = self.flushes.front_mut().filter(|flush| demotion.flush == Some(flush.operation)) else { return };
+        flush.in_flight -= 1;
+        if written {
+            flush.written += 1;
+        } else if demotion.block != crate::index::NONE {
+            flush.failures += 1;
+            if flush.failures <= FAILURES_MAX {
+                flush.again.push(demotion.block);
+            } else {
+                flush.left_out += 1;
+            }
+        }
+    }
+
+    pub(super) fn sync_answered(&mut self, synced: bool) {
+        let Some(flush) = self.flushes.front_mut().filter(|flush| flush.syncing) else { return };
+        flush.syncing = false;
+        flush.failures += 1;
+        if !synced && flush.failures <= FAILURES_MAX {
+            return;
+        }
+        self.finish_flush(synced);
+    }
+
+    fn finish_flush(&mut self, synced: bool) {
+        let Some(flush) = self.flushes.pop_front() else { return };
+        let (written, lost) = if synced { (flush.written, 0) } else { (0, flush.written) };
+        let left_out = flush.left_out + lost;
+        self.actions.push_back(Action::Flushed { operation: flush.operation, written, left_out });
+        if let Some(nvme) = &mut self.nvme {
+            nvme.attention = true;
+        }
+    }
+
+    /// The tier went out of service: what a flush has not written stays unwritten.
+    pub(super) fn abort_flush(&mut self) {
+        while let Some(flush) = self.flushes.front_mut() {
+            flush.started = true;
+            flush.left_out = 0;
+            let mut unwritten = 0;
+            for block in 0..self.index.places() {
+                unwritten += u64::from(self.is_in_flush(block));
+            }
+            let flush = self.flushes.front_mut().expect("found above");
+            // What was written but not synced may not survive.
+            flush.left_out = unwritten;
+            self.finish_flush(false);
+        }
+    }
+
+}

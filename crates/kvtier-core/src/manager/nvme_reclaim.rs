@@ -1,0 +1,199 @@
+use super::nvme::Placement;
+use super::operation::Operation;
+use super::{TierManager, mutant_is};
+use crate::index::{NONE, flag};
+use crate::nvme_table::{Drain, NvmeSegmentState, Writer};
+use crate::{Action, BlockId, Completion, Failure, OperationId};
+
+/// Segments kept empty or nearly so: one for demotion to open next, one for reclaim.
+const FREE_SEGMENTS: u32 = 2;
+
+/// A record being copied to another segment.
+#[derive(Clone, Debug)]
+pub(super) struct Relocation {
+    /// [`NONE`] once the block is forgotten.
+    pub(super) block: u32,
+    pub(super) source_segment: u32,
+    pub(super) segment: u32,
+    pub(super) page: u32,
+    pub(super) length: u32,
+}
+
+impl TierManager {
+    /// Empties segments while too few are free.
+    pub(super) fn reclaim_nvme(&mut self) {
+        let nvme = self.nvme_ref();
+        let closing = self.unsettled.iter().filter(|&&place| nvme.segment(place).state == NvmeSegmentState::Closing).count();
+        let free = nvme.unopened() as usize + closing;
+        if nvme.draining.is_none() && free < FREE_SEGMENTS as usize {
+            self.start_drain();
+        }
+        self.drain_nvme();
+    }
+
+    /// Chooses the segment with the fewest live bytes. False where none has dead ones, or its live records have no place.
+    pub(super) fn start_drain(&mut self) -> bool {
+        let nvme = self.nvme_ref();
+        let choice = (0..)
+            .zip(&nvme.segments)
+            .filter_map(|(place, segment)| segment.as_ref().map(|segment| (place, segment)))
+            .filter(|(_, segment)| segment.state == NvmeSegmentState::Sealed)
+            .min_by_key(|(place, segment)| (segment.live, *place));
+        let Some((place, segment)) = choice else { return false };
+        let filled = segment.end - nvme.header_bytes + segment.records.len() as u64 * nvme.record_bytes;
+        let has_place = nvme.unopened() > 0 || nvme.open[Writer::Relocation as usize].is_some();
+        if segment.live >= filled || (segment.live > 0 && !has_place) {
+            return false;
+        }
+        let nvme = self.nvme_mut();
+        nvme.segment_mut(place).state = NvmeSegmentState::Draining;
+        nvme.draining = Some(Drain { segment: place, cursor: 0, writes: 0, again: false });
+        nvme.attention = true;
+        true
+    }
+
+    /// Copies the live records of the segment that is being emptied, or drops those not worth it.
+    fn drain_nvme(&mut self) {
+        while let Some(drain) = self.nvme_ref().draining {
+            let segment = self.nvme_ref().segment(drain.segment);
+            if drain.cursor == segment.records.len() {
+                self.finish_drain(drain);
+                return;
+            }
+            let block = segment.records[drain.cursor];
+            let step = if self.is_record_of(block, drain.segment) {
+                self.move_record(block, drain.segment)
+            } else {
+                true
+            };
+            if !step {
+                return;
+            }
+            self.nvme_mut().draining.as_mut().expect("checked above").cursor += 1;
+        }
+    }
+
+    fn finish_drain(&mut self, drain: Drain) {
+        let now = self.now;
+        let nvme = self.nvme_mut();
+        if drain.again && drain.writes == 0 {
+            let drain = nvme.draining.as_mut().expect("the caller's");
+            drain.cursor = 0;
+            drain.again = false;
+            nvme.attention = nvme.not_before <= now;
+            return;
+        }
+        if drain.writes > 0 || nvme.segment(drain.segment).live > 0 {
+            return;
+        }
+        nvme.segment_mut(drain.segment).state = NvmeSegmentState::Closing;
+        nvme.draining = None;
+        nvme.attention = true;
+        self.unsettled.push(drain.segment);
+    }
+
+    /// Whether the block's NVMe copy lies in this segment. Its place in the index may be another block's by now, which then
+    /// has a record of its own.
+    fn is_record_of(&self, block: u32, segment: u32) -> bool {
+        let entry = self.index.entry(block);
+        entry.is(flag::LIVE) && entry.nvme_segment == segment && !entry.is(flag::RELOCATING)
+    }
+
+    /// False where the record has to wait.
+    fn move_record(&mut self, block: u32, source_segment: u32) -> bool {
+        let entry = self.index.entry(block);
+        if !self.is_current(entry) {
+            self.forget(block);
+            return true;
+        }
+        let entry = self.index.entry(block);
+        let needed = entry.is(flag::PROMOTING) || (!entry.in_host() && entry.children > 0);
+        let worth = needed || (!entry.is(flag::REDUNDANT) && self.policy.keep(BlockId(block)));
+        if !worth {
+            self.counters.evictions_nvme += 1;
+            self.drop_nvme(block);
+            return true;
+        }
+        if !self.may_write() {
+            return false;
+        }
+        let entry = self.index.entry(block);
+        let (length, source_page, checksum) = (entry.length, entry.nvme_page, entry.checksum);
+        let (placement, segment, page) = self.place(block, length, Writer::Relocation);
+        match placement {
+            Placement::Wait if self.has_relocation_target() => return false,
+            Placement::Placed => {}
+            // Writes that failed used up the room: better to lose one block than to stand still.
+            Placement::Wait | Placement::Full => {
+                self.counters.evictions_nvme += 1;
+                self.drop_nvme(block);
+                return true;
+            }
+        }
+        let source = self.nvme_extent(source_segment, source_page, length);
+        let target = self.nvme_extent(segment, page, length);
+        let label = self.label(self.index.entry(block));
+        let operation =
+            self.issue(Operation::Relocate(Relocation { block, source_segment, segment, page, length }));
+        self.writes.put(u64::from(block), operation);
+        self.index.entry_mut(block).set(flag::RELOCATING);
+        let nvme = self.nvme_mut();
+        nvme.writes += 1;
+        nvme.segment_mut(source_segment).reads += 1;
+        nvme.draining.as_mut().expect("records are moved while a segment is emptied").writes += 1;
+        self.actions.push_back(Action::Relocate { operation, source, target, checksum, label });
+        true
+    }
+
+    fn has_relocation_target(&self) -> bool {
+        self.nvme_ref().open[Writer::Relocation as usize].is_some()
+    }
+
+    pub(super) fn relocation_answered(
+        &mut self,
+        operation: OperationId,
+        relocation: &Relocation,
+        outcome: Result<Completion, Failure>,
+        lost: bool,
+    ) {
+        let Relocation { block, source_segment, segment, page, length } = *relocation;
+        let nvme = self.nvme_mut();
+        nvme.writes -= 1;
+        nvme.segment_mut(segment).writes -= 1;
+        nvme.segment_mut(source_segment).reads -= 1;
+        nvme.attention = true;
+        let drain = nvme.draining.as_mut().expect("a segment is emptied until its last relocation is answered");
+        drain.writes -= 1;
+        let retry = lost || outcome == Err(Failure::Busy);
+        drain.again |= retry && block != NONE;
+        if block == NONE {
+            self.nvme_mut().kill(segment, length);
+            return;
+        }
+        assert_eq!(self.writes.take(u64::from(block)), Some(operation), "one write of a block at a time");
+        self.index.entry_mut(block).clear(flag::RELOCATING);
+        match outcome {
+            Ok(_) => {
+                self.counters.relocations += 1;
+                self.counters.relocated_bytes += u64::from(length);
+                self.nvme_mut().kill(source_segment, length);
+                let stay = mutant_is!(self, WrongExtentOnRelocate);
+                let entry = self.index.entry_mut(block);
+                entry.nvme_segment = segment;
+                if !stay {
+                    entry.nvme_page = page;
+                }
+                self.unpark(block);
+            }
+            Err(_) => {
+                self.nvme_mut().kill(segment, length);
+                if retry {
+                    self.unpark(block);
+                } else {
+                    // The record cannot be read, or not be written: the segment must be emptied all the same.
+                    self.drop_nvme(block);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+use super::{TierManager, mutant_is};
+use crate::index::{NONE, flag};
+use crate::{
+    BlockKey, ClientId, Generation, NamespaceId, Parent, RealizationId, Refusal, ReservationId, SealItem, Sealed,
+    Time,
+};
+
+impl TierManager {
+    /// Publishes written slots under the generation that the caller wrote them for. Whatever the answer but `Invalid`, the
+    /// reservation is over. Items in prefix order, so that a block finds its parent.
+    ///
+    /// # Errors
+    /// `Denied`, `UnknownClient` or `Invalid`; nothing changed then.
+    pub fn seal(
+        &mut self,
+        client: ClientId,
+        namespace: NamespaceId,
+        realization: RealizationId,
+        generation: Generation,
+        items: &[SealItem],
+        now: Time,
+    ) -> Result<Vec<Sealed>, Refusal> {
+        self.advance(now);
+        let place = self.admit(client, namespace)?;
+        if items.len() > self.settings.batch_keys_max {
+            return Err(Refusal::Invalid("more items than a batch may have"));
+        }
+        if realization.0 as usize >= self.realizations.len() {
+            return Err(Refusal::Invalid("open the realization first"));
+        }
+        let current = generation == self.namespaces.at(namespace.0).generation || mutant_is!(self, SealIgnoresGeneration);
+        let mut published = Vec::with_capacity(items.len());
+        let mut answers = Vec::with_capacity(items.len());
+        for item in items {
+            let key = BlockKey { namespace, realization, hash: item.hash };
+            let answer = self.seal_one(place, key, current, item);
+            match answer {
+                Sealed::Published => self.counters.puts_published += 1,
+                Sealed::Present => self.counters.puts_present += 1,
+                Sealed::Stale => self.counters.puts_stale += 1,
+                Sealed::Busy => self.counters.puts_busy += 1,
+                Sealed::Invalid => {}
+            }
+            if answer == Sealed::Published {
+                published.push(key);
+            }
+            answers.push(answer);
+        }
+        // The deepest first, as a fetch would: the start of the prefix must be the last to go.
+        let epoch = self.namespaces.at(namespace.0).epoch;
+        for key in published.iter().rev().skip(1) {
+            if let Some(block) = self.index.find(*key, epoch) {
+                self.touch(block);
+            }
+        }
+        self.pump();
+        Ok(answers)
+    }
+
+    fn seal_one(&mut self, client: u32, key: BlockKey, current: bool, item: &SealItem) -> Sealed {
+        let ReservationId(reservation) = item.reservation;
+        let Some(holding) = self.reservations.find(reservation) else {
+            self.counters.foreign_ids += 1;
+            return Sealed::Stale;
+        };
+        if holding.client != client {
+            self.counters.foreign_ids += 1;
+            return Sealed::Invalid;
+        }
+        let (segment, slot) = (holding.segment, holding.slot);
+        if item.length == 0
+            || item.length > self.settings.block_bytes_max
+            || u64::from(item.length) > self.host.slot_bytes(segment)
+        {
+            return Sealed::Invalid;
+        }
+        let stale = !current || holding.expired || holding.expires <= self.now;
+        let holding = self.end_reservation(reservation);
+        if holding.is_published() {
+            return Sealed::Published;
+        }
+        let answer = if stale { Sealed::Stale } else { self.may_publish(key, item) };
+        if answer != Sealed::Published {
+            self.give_back_slot(&holding);
+            return answer;
+        }
+        let parent = match item.parent {
+            Parent::Unknown | Parent::Root => NONE,
+            Parent::Block(hash) => {
+                let epoch = self.namespaces.at(key.namespace.0).epoch;
+                self.index.find(BlockKey { hash, ..key }, epoch).unwrap_or(NONE)
+            }
+        };
+        self.publish(key, parent, (segment, slot), item.length, item.tokens);
+        Sealed::Published
+    }
+
+    fn may_publish(&mut self, key: BlockKey, item: &SealItem) -> Sealed {
+        if self.find(key.namespace, key.realization, key.hash).is_some() {
+            return Sealed::Present;
+        }
+        // A copy on a tier out of service cannot be read: the new bytes take its place.
+        let epoch = self.namespaces.at(key.namespace.0).epoch;
+        if let Some(block) = self.index.find(key, epoch)
+            && !self.index.entry(block).is_ghost()
+        {
+            self.forget(block);
+        }
+        if !self.make_quota_room(key.namespace.0, u64::from(item.length)) {
+            return Sealed::Busy;
+        }
+        while self.index.len() >= self.settings.blocks_max {
+            if !self.evict_nvme() && !self.forget_any_leaf() {
+                return Sealed::Busy;
+            }
+        }
+        Sealed::Published
+    }
+
+    /// Makes a written slot the host copy of a block that is not cached.
+    pub(super) fn publish(&mut self, key: BlockKey, parent: u32, place: (u32, u32), length: u32, tokens: u32) {
+        let epoch = self.namespaces.at(key.namespace.0).epoch;
+        let block = match self.index.find(key, epoch) {
+            Some(ghost) => ghost,
+            None => self.index.insert(key, epoch),
+        };
+        let entry = self.index.entry_mut(block);
+        assert!(entry.is_ghost(), "a block that is published is not cached");
+        entry.flags = flag::LIVE;
+        entry.length = length;
+        entry.tokens = u16::try_from(tokens).unwrap_or(u16::MAX);
+        if entry.parent == NONE && parent != NONE && !self.descends_from(parent, block) {
+            self.index.entry_mut(block).parent = parent;
+            self.index.entry_mut(parent).children += 1;
+        }
+        self.attach_host(block, place.0, place.1);
+    }
+
+    /// Whether `ancestor` comes before `block`, or is it. Only a ghost has descendants when it is published again.
+    fn descends_from(&self, block: u32, ancestor: u32) -> bool {
+        if self.index.entry(ancestor).children == 0 {
+            return block == ancestor;
+        }
+        let mut block = block;
+        while block != NONE && block != ancestor {
+            block = self.index.entry(block).parent;
+        }
+        block == ancestor
+    }
+}
+

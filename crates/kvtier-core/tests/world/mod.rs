@@ -1,0 +1,374 @@
+//! A tiny driver: carries out actions in memory, at once or when told to, and remembers what lies where.
+#![allow(dead_code, reason = "each story uses its part")]
+
+use kvtier_core::{
+    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope, Fetched,
+    Generation, Hints, LeaseId, LeafFirstLru, NamespaceId, OperationId, Parent, Realization, RealizationId, Request,
+    ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
+};
+use std::collections::BTreeMap;
+
+pub const KIB: u32 = 1024;
+pub const SECOND: u64 = 1_000_000_000;
+pub const ME: ClientId = ClientId(1);
+pub const DOMAIN: TrustDomain = TrustDomain(7);
+
+/// What lies at an extent: the hash of the block that was written there.
+type Memory = BTreeMap<(SegmentId, u64), BlockHash>;
+
+pub struct World {
+    pub core: TierManager,
+    pub now: Time,
+    pub namespace: NamespaceId,
+    pub generation: Generation,
+    pub realization: RealizationId,
+    pub host: Memory,
+    pub nvme: Memory,
+    /// Actions not yet answered, oldest first.
+    pub held: Vec<Action>,
+    /// Kinds of actions that are held back instead of being answered at once.
+    pub hold: fn(&Action) -> bool,
+    /// Kinds of actions that fail, and how.
+    pub fail: fn(&Action) -> Option<Failure>,
+    pub fetched: BTreeMap<OperationId, Vec<Fetched>>,
+    pub reserved: BTreeMap<OperationId, Vec<Reserved>>,
+    pub invalidated: Vec<OperationId>,
+    pub flushed: BTreeMap<OperationId, (u64, u64)>,
+    pub seen: BTreeMap<&'static str, u64>,
+}
+
+pub fn settings(host_bytes: u64, nvme_bytes: u64) -> CoreSettings {
+    CoreSettings { host_bytes, nvme_bytes, host_segment_bytes: 64 << 10, nvme_segment_bytes: 128 << 10, ..CoreSettings::default() }
+}
+
+pub fn hash(number: u64) -> BlockHash {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    BlockHash(bytes)
+}
+
+pub fn hashes(numbers: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
+    numbers.into_iter().map(hash).collect()
+}
+
+impl World {
+    pub fn new(settings: CoreSettings) -> World {
+        let mut core = TierManager::new(settings.check().unwrap(), Box::new(LeafFirstLru::new()));
+        let now = Time(SECOND);
+        let (namespace, generation) = core.open_namespace(DOMAIN, "story").unwrap();
+        let realization = core.open_realization(Realization::digest(&[("model", "m")])).unwrap();
+        core.connect(ME, DOMAIN, now).unwrap();
+        World {
+            core,
+            now,
+            namespace,
+            generation,
+            realization,
+            host: Memory::new(),
+            nvme: Memory::new(),
+            held: Vec::new(),
+            hold: |_| false,
+            fail: |_| None,
+            fetched: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            invalidated: Vec::new(),
+            flushed: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    pub fn request<'a>(&self, client: ClientId, hashes: &'a [BlockHash]) -> Request<'a> {
+        Request {
+            client,
+            namespace: self.namespace,
+            realization: self.realization,
+            hashes,
+            hints: Hints::default(),
+            deadline: Time(self.now.0 + SECOND),
+        }
+    }
+
+    /// Carries out what the core wants done until it wants nothing more.
+    pub fn run(&mut self) {
+        while let Some(action) = self.core.poll_action() {
+            *self.seen.entry(name(&action)).or_default() += 1;
+            if (self.hold)(&action) {
+                self.held.push(action);
+            } else {
+                self.answer(&action);
+            }
+        }
+    }
+
+    /// Answers everything that was held back.
+    pub fn let_go(&mut self) {
+        self.hold = |_| false;
+        for action in std::mem::take(&mut self.held) {
+            self.answer(&action);
+        }
+        self.run();
+    }
+
+    pub fn answer(&mut self, action: &Action) {
+        let outcome = match (self.fail)(action) {
+            Some(failure) => Err(failure),
+            None => Ok(self.carry_out(action)),
+        };
+        if let Some(operation) = answered(action) {
+            self.core.handle_event(Event { operation, outcome }, self.now);
+        }
+    }
+
+    fn carry_out(&mut self, action: &Action) -> Completion {
+        match action {
+            Action::Demote { source, target, label, .. } => {
+                let bytes = self.host[&at(source)];
+                assert_eq!(bytes, label.hash, "a block is written under its own hash");
+                self.nvme.insert(at(target), bytes);
+                return Completion::Written { checksum: checksum(bytes) };
+            }
+            Action::Promote { source, target, checksum: expected, label, .. } => {
+                let bytes = self.nvme[&at(source)];
+                assert_eq!((bytes, checksum(bytes)), (label.hash, *expected), "wrong bytes are read");
+                self.host.insert(at(target), bytes);
+            }
+            Action::Relocate { source, target, checksum: expected, label, .. } => {
+                let bytes = self.nvme[&at(source)];
+                assert_eq!((bytes, checksum(bytes)), (label.hash, *expected), "wrong bytes are moved");
+                self.nvme.insert(at(target), bytes);
+            }
+            Action::CloseSegment { tier, segment, .. } => {
+                let memory = if *tier == Tier::Host { &mut self.host } else { &mut self.nvme };
+                memory.retain(|(other, _), _| other != segment);
+            }
+            Action::FetchDone { operation, results, .. } => {
+                self.fetched.insert(*operation, results.clone());
+            }
+            Action::ReserveDone { operation, results, .. } => {
+                self.reserved.insert(*operation, results.clone());
+            }
+            Action::Invalidated { operation, .. } => self.invalidated.push(*operation),
+            Action::Flushed { operation, written, left_out } => {
+                self.flushed.insert(*operation, (*written, *left_out));
+            }
+            _ => {}
+        }
+        Completion::Done
+    }
+
+    /// Lets time pass, timeouts included.
+    pub fn pass(&mut self, nanoseconds: u64) {
+        let end = self.now.0 + nanoseconds;
+        while let Some(due) = self.core.poll_timeout().filter(|due| due.0 <= end) {
+            self.now = Time(due.0.max(self.now.0));
+            self.core.handle_timeout(self.now);
+            self.run();
+        }
+        self.now = Time(end);
+    }
+
+    /// Waits as long as it takes, at most two seconds.
+    fn wait_for<T>(&mut self, mut done: impl FnMut(&mut World) -> Option<T>) -> T {
+        let end = self.now.0 + 2 * SECOND;
+        loop {
+            self.run();
+            if let Some(answer) = done(self) {
+                return answer;
+            }
+            let due = self.core.poll_timeout().expect("something will happen");
+            assert!(due.0 <= end, "nothing happens");
+            self.now = Time(due.0.max(self.now.0));
+            self.core.handle_timeout(self.now);
+        }
+    }
+
+    pub fn fetch_as(&mut self, client: ClientId, hashes: &[BlockHash], scope: FetchScope) -> Vec<Fetched> {
+        let request = self.request(client, hashes);
+        match self.core.fetch(&request, scope, self.now).unwrap() {
+            Answer::Ready(results) => {
+                self.run();
+                results
+            }
+            Answer::Pending(operation) => self.wait_for(|world| world.fetched.remove(&operation)),
+        }
+    }
+
+    /// Fetches a prefix, checks the bytes and releases. Answers where each block was found.
+    pub fn fetch(&mut self, hashes: &[BlockHash]) -> Vec<Option<Tier>> {
+        let results = self.fetch_as(ME, hashes, FetchScope::Prefix);
+        self.check_and_release(hashes, &results)
+    }
+
+    pub fn check_and_release(&mut self, hashes: &[BlockHash], results: &[Fetched]) -> Vec<Option<Tier>> {
+        let mut leases = Vec::new();
+        let mut tiers = Vec::new();
+        for (hash, result) in hashes.iter().zip(results) {
+            tiers.push(match result {
+                Fetched::Leased { lease, extent, tier, .. } => {
+                    assert_eq!(self.host.get(&at(extent)), Some(hash), "wrong bytes at {extent:?}");
+                    leases.push(*lease);
+                    Some(*tier)
+                }
+                Fetched::Miss | Fetched::Busy => None,
+            });
+        }
+        assert_eq!(self.core.release(ME, &leases, self.now), 0);
+        self.run();
+        tiers
+    }
+
+    pub fn reserve_as(&mut self, client: ClientId, hashes: &[BlockHash], length: u32) -> Vec<Reserved> {
+        let request = self.request(client, hashes);
+        match self.core.reserve(&request, &vec![length; hashes.len()], self.now).unwrap() {
+            Answer::Ready(results) => {
+                self.run();
+                results
+            }
+            Answer::Pending(operation) => self.wait_for(|world| world.reserved.remove(&operation)),
+        }
+    }
+
+    /// Puts a chain behind `parent`; answers what became of each.
+    pub fn put_after(&mut self, parent: Parent, hashes: &[BlockHash], length: u32) -> Vec<Sealed> {
+        let results = self.reserve_as(ME, hashes, length);
+        let mut items = Vec::new();
+        let mut outcomes = vec![Sealed::Busy; hashes.len()];
+        let mut places = Vec::new();
+        let mut parent = parent;
+        for (place, (&hash, result)) in hashes.iter().zip(&results).enumerate() {
+            match *result {
+                Reserved::Granted { reservation, extent } => {
+                    self.write(&extent, hash);
+                    items.push(SealItem { reservation, hash, parent, length, tokens: 512 });
+                    places.push(place);
+                }
+                Reserved::Present => outcomes[place] = Sealed::Present,
+                Reserved::Busy => {}
+            }
+            parent = Parent::Block(hash);
+        }
+        let sealed = self.seal(&items);
+        for (place, outcome) in places.into_iter().zip(sealed) {
+            outcomes[place] = outcome;
+        }
+        outcomes
+    }
+
+    pub fn put(&mut self, hashes: &[BlockHash], length: u32) -> Vec<Sealed> {
+        self.put_after(Parent::Root, hashes, length)
+    }
+
+    pub fn seal(&mut self, items: &[SealItem]) -> Vec<Sealed> {
+        let sealed =
+            self.core.seal(ME, self.namespace, self.realization, self.generation, items, self.now).unwrap();
+        self.run();
+        sealed
+    }
+
+    pub fn write(&mut self, extent: &Extent, hash: BlockHash) {
+        self.host.insert(at(extent), hash);
+    }
+
+    pub fn lookup(&mut self, hashes: &[BlockHash]) -> Vec<Option<Tier>> {
+        let request = self.request(ME, hashes);
+        self.core.lookup(&request, self.now).unwrap()
+    }
+
+    pub fn present(&mut self, numbers: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let numbers: Vec<u64> = numbers.into_iter().collect();
+        let found = self.lookup(&hashes(numbers.iter().copied()));
+        numbers.into_iter().zip(found).filter(|(_, tier)| tier.is_some()).map(|(number, _)| number).collect()
+    }
+
+    pub fn invalidate(&mut self) -> OperationId {
+        let operation = self.core.invalidate(self.namespace, None, self.now);
+        self.run();
+        operation
+    }
+
+    pub fn flush(&mut self) -> OperationId {
+        let operation = self.core.flush(None, self.now);
+        self.run();
+        operation
+    }
+
+    pub fn delete(&mut self, hashes: &[BlockHash]) -> Vec<bool> {
+        let request = self.request(ME, hashes);
+        let deleted = self.core.delete(&request, self.now).unwrap();
+        self.run();
+        deleted
+    }
+
+    pub fn leave(&mut self, client: ClientId, departure: Departure) {
+        self.core.disconnect(client, departure, self.now);
+        self.run();
+    }
+}
+
+pub fn leases(results: &[Fetched]) -> Vec<LeaseId> {
+    results
+        .iter()
+        .filter_map(|result| if let Fetched::Leased { lease, .. } = result { Some(*lease) } else { None })
+        .collect()
+}
+
+pub fn extents(results: &[Fetched]) -> Vec<Extent> {
+    results
+        .iter()
+        .filter_map(|result| if let Fetched::Leased { extent, .. } = result { Some(*extent) } else { None })
+        .collect()
+}
+
+pub fn granted(results: &[Reserved]) -> Vec<(ReservationId, Extent)> {
+    results
+        .iter()
+        .filter_map(|result| match result {
+            Reserved::Granted { reservation, extent } => Some((*reservation, *extent)),
+            Reserved::Present | Reserved::Busy => None,
+        })
+        .collect()
+}
+
+fn at(extent: &Extent) -> (SegmentId, u64) {
+    (extent.segment, extent.offset)
+}
+
+fn checksum(hash: BlockHash) -> u32 {
+    u32::from_le_bytes(hash.0[..4].try_into().unwrap()) ^ 0x5eed
+}
+
+pub fn name(action: &Action) -> &'static str {
+    match action {
+        Action::OpenSegment { .. } => "open",
+        Action::CloseSegment { .. } => "close",
+        Action::SealSegment { .. } => "seal",
+        Action::Demote { .. } => "demote",
+        Action::Promote { .. } => "promote",
+        Action::Relocate { .. } => "relocate",
+        Action::SyncTier { .. } => "sync",
+        Action::ResetTier { .. } => "reset",
+        Action::RecordGeneration { .. } => "record",
+        Action::FetchDone { .. } => "fetch done",
+        Action::ReserveDone { .. } => "reserve done",
+        Action::Invalidated { .. } => "invalidated",
+        Action::Flushed { .. } => "flushed",
+    }
+}
+
+pub fn answered(action: &Action) -> Option<OperationId> {
+    match action {
+        Action::OpenSegment { operation, .. }
+        | Action::CloseSegment { operation, .. }
+        | Action::SealSegment { operation, .. }
+        | Action::Demote { operation, .. }
+        | Action::Promote { operation, .. }
+        | Action::Relocate { operation, .. }
+        | Action::SyncTier { operation, .. }
+        | Action::ResetTier { operation, .. }
+        | Action::RecordGeneration { operation, .. } => Some(*operation),
+        Action::FetchDone { .. }
+        | Action::ReserveDone { .. }
+        | Action::Invalidated { .. }
+        | Action::Flushed { .. } => None,
+    }
+}

@@ -1,0 +1,209 @@
+//! What clients read: fetches, the bytes they read in place, lookups.
+
+use kvtier_core::{Answer, ClientId, FetchScope, Fetched, LeaseId, OperationId, Tier, Time};
+
+use super::World;
+use super::clients::{Asked, Held, Wait};
+use crate::oracle::{Check, Finding, Key, found};
+
+impl World {
+    pub(super) fn fetch(&mut self, client: ClientId) -> Check {
+        let keys = self.draw_keys(client);
+        let scope = if self.random.chance(700) {
+            FetchScope::Prefix
+        } else {
+            FetchScope::Each
+        };
+        let deadline = self.draw_deadline();
+        self.fetch_keys(client, keys, scope, deadline)
+    }
+
+    pub(super) fn fetch_keys(&mut self, client: ClientId, keys: Vec<Key>, scope: FetchScope, deadline: Time) -> Check {
+        let nodes: Vec<u32> = keys.iter().map(|key| key.node).collect();
+        let hashes = Self::hashes(&nodes);
+        let request = self.request(client, keys[0].space, keys[0].realization, &hashes, deadline);
+        self.step += 1;
+        let start = self.step;
+        let answer = self.manager.fetch(&request, scope, self.now);
+        self.note(|| {
+            format!(
+                "{client:?} fetch {scope:?} {}/{} {nodes:?} by {deadline:?}: {answer:?}",
+                keys[0].space, keys[0].realization
+            )
+        });
+        match answer {
+            Ok(Answer::Ready(results)) => self.fetched(client, start, &keys, scope, &results)?,
+            Ok(Answer::Pending(operation)) => {
+                self.tally.answer("fetch_waited");
+                self.wait(
+                    operation,
+                    Wait {
+                        client,
+                        deadline,
+                        start,
+                        keys,
+                        asked: Asked::Fetch { scope },
+                    },
+                )?;
+            }
+            Err(refusal) => self.refused(refusal)?,
+        }
+        self.pump()
+    }
+
+    pub(super) fn fetch_done(&mut self, operation: OperationId, client: ClientId, results: &[Fetched]) -> Check {
+        match self.waits.remove(&operation) {
+            Some(Wait {
+                client: asker,
+                start,
+                keys,
+                asked: Asked::Fetch { scope },
+                ..
+            }) if asker == client => self.fetched(client, start, &keys, scope, results),
+            _ => found(format!(
+                "{client:?} is told of the fetch {operation:?}, for which nobody waits"
+            )),
+        }
+    }
+
+    pub(super) fn fetched(
+        &mut self,
+        client: ClientId,
+        start: u64,
+        keys: &[Key],
+        scope: FetchScope,
+        results: &[Fetched],
+    ) -> Check {
+        if results.len() != keys.len() {
+            return found(format!("{} results for {} keys", results.len(), keys.len()));
+        }
+        let mut ended = false;
+        for (key, result) in keys.iter().zip(results) {
+            match *result {
+                Fetched::Miss | Fetched::Busy => {
+                    ended = true;
+                    self.tally.answer(if matches!(result, Fetched::Miss) {
+                        "fetched_miss"
+                    } else {
+                        "fetched_busy"
+                    });
+                }
+                Fetched::Leased {
+                    lease,
+                    extent,
+                    tier,
+                    checksum,
+                } => {
+                    if ended && scope == FetchScope::Prefix {
+                        return found(format!("a prefix fetch leases {key:?} after a miss"));
+                    }
+                    self.tally.answer(if tier == Tier::Host {
+                        "fetched_from_host"
+                    } else {
+                        "fetched_from_nvme"
+                    });
+                    let domain = self.clients[&client].domain;
+                    if self.host.domain(&extent) != Some(domain) {
+                        return found(format!(
+                            "{client:?} of {domain:?} is given {extent:?} of {:?}",
+                            self.host.domain(&extent)
+                        ));
+                    }
+                    self.host.begin_read(&extent)?;
+                    let tag = self
+                        .ledger
+                        .check_seen(*key, self.host.content(&extent), extent.length, start)?;
+                    if checksum.is_some_and(|checksum| checksum != self.host.checksum(&extent)) {
+                        return found(format!(
+                            "the lease of {key:?} carries a checksum that its bytes do not have"
+                        ));
+                    }
+                    if tier == Tier::Nvme && checksum.is_none() {
+                        return found(format!("{key:?} crossed a device, but its lease carries no checksum"));
+                    }
+                    if self
+                        .clients
+                        .values()
+                        .any(|other| other.held.iter().any(|held| held.lease == lease))
+                    {
+                        return found(format!("{lease:?} is given out twice"));
+                    }
+                    self.client(client).held.push(Held { lease, extent, tag });
+                }
+            }
+        }
+        let held = self.clients[&client].held.len();
+        if held > self.plan.settings.leases_per_client_max {
+            return found(format!(
+                "{client:?} holds {held} leases, the bound is {}",
+                self.plan.settings.leases_per_client_max
+            ));
+        }
+        Ok(())
+    }
+
+    /// Every lease still shows what it showed when it was given.
+    pub(super) fn read_in_place(&self, client: ClientId) -> Check {
+        for held in &self.clients[&client].held {
+            let content = self.host.content(&held.extent);
+            if content != Some(held.tag) {
+                return found(format!(
+                    "{client:?} holds {:?} of write {}, but {:?} shows {content:?}",
+                    held.lease, held.tag, held.extent
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn release_some(&mut self, client: ClientId) -> Check {
+        let count = self.random.between(1, 8) as usize;
+        let oldest = self.random.chance(700);
+        let state = self.client(client);
+        let count = count.min(state.held.len());
+        let from = if oldest { 0 } else { state.held.len() - count };
+        let held: Vec<Held> = state.held.drain(from..from + count).collect();
+        self.release(client, held)
+    }
+
+    pub(super) fn release(&mut self, client: ClientId, held: Vec<Held>) -> Check {
+        for held in &held {
+            self.host.end_read(&held.extent);
+        }
+        let leases: Vec<LeaseId> = held.iter().map(|held| held.lease).collect();
+        self.step += 1;
+        let unknown = self.manager.release(client, &leases, self.now);
+        self.note(|| format!("{client:?} release {leases:?}: {unknown} unknown"));
+        if unknown != 0 {
+            return found(format!(
+                "{client:?} releases {leases:?}, which it holds, but {unknown} are unknown"
+            ));
+        }
+        self.pump()
+    }
+
+    pub(super) fn lookup(&mut self, client: ClientId) -> Check {
+        let keys = self.draw_keys(client);
+        self.check_lookup(client, &keys).map(drop)
+    }
+
+    /// Looks keys of one namespace and realization up; only what may be seen may be there.
+    pub(super) fn check_lookup(&mut self, client: ClientId, keys: &[Key]) -> Result<Vec<Option<Tier>>, Finding> {
+        let nodes: Vec<u32> = keys.iter().map(|key| key.node).collect();
+        let hashes = Self::hashes(&nodes);
+        let request = self.request(client, keys[0].space, keys[0].realization, &hashes, self.now);
+        match self.manager.lookup(&request, self.now) {
+            Ok(tiers) if tiers.len() == keys.len() => {
+                for (key, tier) in keys.iter().zip(&tiers) {
+                    if tier.is_some() && self.ledger.live(*key).is_none() {
+                        return found(format!(
+                            "{key:?} is listed in {tier:?} but nothing that may be seen was published for it"
+                        ));
+                    }
+                }
+                Ok(tiers)
+            }
+            other => found(format!("a sound lookup is answered {other:?}")),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+use std::sync::Arc;
+
+use kvtier_core::{BlockHash, LeaseId, Parent, Reserved, SealItem};
+
+use super::handle::{HeldSlot, OpenSlot};
+use super::put::{outcome_of, parent_in};
+use super::returns::Home;
+use super::session::{Got, Session};
+use super::{ClientError, GetOutcome, PutOutcome};
+use crate::wire::{Lineage, Reply};
+
+/// Copies a leased block to the front of the caller's buffer.
+pub(super) fn copy_out(got: &Got, target: &mut [u8]) -> Result<GetOutcome, ClientError> {
+    let leased = match got {
+        Got::Miss => return Ok(GetOutcome::Miss),
+        Got::Busy => return Ok(GetOutcome::Busy),
+        Got::Leased(leased) => leased,
+    };
+    let length = u32::try_from(leased.slice.len()).unwrap_or(u32::MAX);
+    let Some(front) = target.get_mut(..leased.slice.len()) else { return Ok(GetOutcome::TooSmall { length }) };
+    leased.slice.copy_to_slice(front)?;
+    Ok(GetOutcome::Hit { length, tier: leased.tier })
+}
+
+/// What a fetch leased.
+pub(super) fn leases_of(got: &[Got]) -> impl Iterator<Item = LeaseId> {
+    got.iter().filter_map(|got| match got {
+        Got::Leased(leased) => Some(leased.lease),
+        Got::Miss | Got::Busy => None,
+    })
+}
+
+/// Pieces that fit a message, each with the parent of its first key as far as it is known.
+pub(super) fn chunks(hashes: &[BlockHash], keys_max: usize) -> impl Iterator<Item = (&[BlockHash], Lineage)> {
+    hashes.chunks(keys_max.max(1)).enumerate().map(move |(number, chunk)| {
+        let before = (number * keys_max).checked_sub(1).and_then(|before| hashes.get(before));
+        (chunk, Lineage::Chain(before.map_or(Parent::Unknown, |hash| Parent::Block(*hash))))
+    })
+}
+
+/// Refuses an answer that is not one entry per key.
+pub(super) fn check_count(count: usize, keys: usize) -> Result<(), ClientError> {
+    if count == keys { Ok(()) } else { Err(ClientError::protocol("another number of answers than keys")) }
+}
+
+/// Refuses what the node would refuse.
+pub(super) fn check_lengths(blocks: &[(BlockHash, u32)], session: &Session) -> Result<(), ClientError> {
+    let (most, longest) = (session.keys_max(), session.welcome.block_bytes_max);
+    if blocks.len() > most {
+        return Err(ClientError::invalid(format!("{} keys: at most {most} at once", blocks.len())));
+    }
+    if blocks.iter().any(|(_, length)| *length == 0 || *length > longest) {
+        return Err(ClientError::invalid(format!("a block has 1 to {longest} bytes")));
+    }
+    Ok(())
+}
+
+/// Slots asked for, to be written in place.
+pub(super) struct Opening<'a> {
+    pub(super) index: usize,
+    pub(super) hashes: &'a [BlockHash],
+    pub(super) lengths: &'a [u32],
+    pub(super) lineage: Lineage,
+    pub(super) tokens: u32,
+}
+
+/// One key's answer.
+pub(super) enum OpenedSlot {
+    Open(OpenSlot),
+    Present,
+    Busy,
+}
+
+impl Opening<'_> {
+    pub(super) fn absorb(
+        &self,
+        session: &mut Session,
+        reply: Reply<'_>,
+        home: &Arc<dyn Home>,
+    ) -> Result<Vec<OpenedSlot>, ClientError> {
+        let Reply::Reserved { generation, outcomes } = reply else { return Err(unexpected()) };
+        check_count(outcomes.len(), self.hashes.len())?;
+        session.observe(self.index, generation);
+        let opened = outcomes.iter().enumerate().map(|(at, outcome)| {
+            Ok(match outcome {
+                Reserved::Present => OpenedSlot::Present,
+                Reserved::Busy => OpenedSlot::Busy,
+                Reserved::Granted { reservation, extent } => {
+                    let held = HeldSlot::new(reservation, session.slice(&extent)?, session.epoch, Arc::clone(home));
+                    let parent = parent_in(self.lineage, at, |before| self.hashes[before]);
+                    let (hash, length) = (self.hashes[at], self.lengths[at]);
+                    let item = SealItem { reservation, hash, parent, length, tokens: self.tokens };
+                    OpenedSlot::Open(OpenSlot::new(held, generation, item))
+                }
+            })
+        });
+        opened.collect()
+    }
+}
+
+/// Settles written slots by the answer to their seal.
+pub(super) fn absorb_sealed<'s>(
+    session: &mut Session,
+    index: usize,
+    reply: Reply<'_>,
+    slots: impl ExactSizeIterator<Item = &'s mut OpenSlot>,
+    outcomes: &mut Vec<PutOutcome>,
+) -> Result<(), ClientError> {
+    let Reply::Sealed { generation, outcomes: sealed, granted } = reply else { return Err(unexpected()) };
+    if sealed.len() != slots.len() {
+        return Err(unexpected());
+    }
+    session.observe(index, generation);
+    session.absorb_slots(granted);
+    for (slot, sealed) in slots.zip(sealed) {
+        slot.settle(sealed);
+        outcomes.push(outcome_of(sealed));
+    }
+    Ok(())
+}
+
+pub(super) fn unexpected() -> ClientError {
+    ClientError::protocol("an answer of another kind than the request")
+}

@@ -1,0 +1,305 @@
+use std::sync::Arc;
+
+use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Tier};
+
+use super::writer::{BlockWriter, Writing};
+use super::Shared;
+use crate::client::batch::{
+    Opening, absorb_sealed, check_count, check_lengths, chunks, copy_out, leases_of, unexpected,
+};
+use crate::client::handle::BlockHandle;
+use crate::client::put::Put;
+use crate::client::returns::Home;
+use crate::client::session::{Got, Leased};
+use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome};
+use crate::wire::{Ahead, Array, Keys, Reply, Request};
+
+/// A namespace in one form, over a [`super::Client`]'s connection. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Namespace {
+    shared: Arc<Shared>,
+    index: usize,
+    hints: Hints,
+}
+
+impl Namespace {
+    pub(super) fn new(shared: Arc<Shared>, index: usize) -> Namespace {
+        Namespace { shared, index, hints: Hints::default() }
+    }
+
+    pub(super) fn is(&self, shared: &Arc<Shared>, index: usize) -> bool {
+        Arc::ptr_eq(&self.shared, shared) && self.index == index
+    }
+
+    /// The same namespace, whose requests carry these hints.
+    #[must_use]
+    pub fn with_hints(&self, hints: Hints) -> Namespace {
+        Namespace { hints, ..self.clone() }
+    }
+
+    /// The generation in force, as of the latest answer.
+    ///
+    /// # Errors
+    /// As any call: it connects again when the connection was lost.
+    pub fn generation(&self) -> Result<Generation, ClientError> {
+        Ok(self.shared.line()?.opened(&self.shared, self.index)?.1.generation)
+    }
+
+    /// Leases blocks, keys in prefix order. One entry per key; `None` is a miss (or no room for another lease).
+    ///
+    /// # Errors
+    /// As any call: `Unavailable` when the node is gone or late.
+    pub fn get(&self, hashes: &[BlockHash], scope: FetchScope) -> Result<Vec<Option<BlockHandle>>, ClientError> {
+        let (got, epoch) = self.fetch(hashes, scope)?;
+        let handle = |leased: Leased| {
+            let home: Arc<dyn Home> = self.shared.clone();
+            BlockHandle::new(leased.slice, leased.tier, leased.lease, epoch, home)
+        };
+        let entries = got.into_iter().map(|got| match got {
+            Got::Leased(leased) => Some(handle(leased)),
+            Got::Miss | Got::Busy => None,
+        });
+        Ok(entries.collect())
+    }
+
+    /// Copies blocks into the caller's buffers, one per key, each at least as long as its block. One trip.
+    ///
+    /// # Errors
+    /// `Invalid` unless there are as many targets as keys; otherwise as any call. Targets may be written on an error.
+    pub fn get_into(&self, hashes: &[BlockHash], targets: &mut [&mut [u8]]) -> Result<Vec<GetOutcome>, ClientError> {
+        self.get_into_scoped(hashes, targets, FetchScope::Each)
+    }
+
+    /// As [`Namespace::get_into`]; with [`FetchScope::Prefix`] nothing behind the first miss is read.
+    ///
+    /// # Errors
+    /// As [`Namespace::get_into`].
+    pub fn get_into_scoped(
+        &self,
+        hashes: &[BlockHash],
+        targets: &mut [&mut [u8]],
+        scope: FetchScope,
+    ) -> Result<Vec<GetOutcome>, ClientError> {
+        if hashes.len() != targets.len() {
+            return Err(ClientError::invalid(format!("{} targets for {} keys", targets.len(), hashes.len())));
+        }
+        let (got, epoch) = self.fetch(hashes, scope)?;
+        let copied: Result<Vec<GetOutcome>, ClientError> =
+            got.iter().zip(targets.iter_mut()).map(|(got, target)| copy_out(got, target)).collect();
+        self.shared.returns.release(epoch, leases_of(&got));
+        copied
+    }
+
+    fn fetch(&self, hashes: &[BlockHash], scope: FetchScope) -> Result<(Vec<Got>, u64), ClientError> {
+        let mut line = self.shared.line()?;
+        let (session, opened) = line.opened(&self.shared, self.index)?;
+        let (keys_max, epoch) = (session.keys_max(), session.epoch);
+        let mut got = Vec::with_capacity(hashes.len());
+        for (chunk, lineage) in chunks(hashes, keys_max) {
+            if scope == FetchScope::Prefix && got.last().is_some_and(|got| !matches!(got, Got::Leased(_))) {
+                break;
+            }
+            let keys = Keys { handle: opened.handle, lineage, hashes: Array::from(chunk) };
+            let request = Request::Fetch { scope, keys };
+            let result = line.call(&self.shared, &request, self.hints, |session, reply| match reply {
+                Reply::Fetched { generation, outcomes } => {
+                    session.absorb_fetched(self.index, chunk, generation, outcomes, &mut got)
+                }
+                _ => Err(unexpected()),
+            });
+            if let Err(error) = result {
+                self.shared.returns.release(epoch, leases_of(&got));
+                return Err(error);
+            }
+        }
+        got.resize_with(hashes.len(), || Got::Miss);
+        Ok((got, epoch))
+    }
+
+    /// Copies blocks from the caller's buffers and publishes them, keys in prefix order; each block holds `tokens`.
+    ///
+    /// A key that is known to be present moves no bytes. Whether another is, the node is asked before more than
+    /// [`ClientOptions::ahead_bytes_max`](crate::client::ClientOptions::ahead_bytes_max) (or one block) moves.
+    ///
+    /// # Errors
+    /// As any call. Blocks of a call that fails may or may not have been published.
+    pub fn put_from(
+        &self,
+        lineage: impl Into<Lineage>,
+        blocks: &[(BlockHash, &[u8])],
+        tokens: u32,
+    ) -> Result<Vec<PutOutcome>, ClientError> {
+        let shared = &self.shared;
+        let home: Arc<dyn Home> = shared.clone();
+        let mut put = Put::new(blocks, lineage.into(), tokens, shared.options.put_bytes_max);
+        let mut line = shared.line()?;
+        loop {
+            let (session, mut opened) = line.opened(shared, self.index)?;
+            let Some(mut round) = put.next_round(session, self.index, &home)? else { break };
+            if let Some(asking) = put.reserve(&round) {
+                let hashes = Array::from(&asking.hashes);
+                let keys = Keys { handle: opened.handle, lineage: asking.lineage, hashes };
+                let request = Request::Reserve { keys, lengths: Array::from(&asking.lengths) };
+                let number = line.send(shared, &request, self.hints, shared.options.timeout)?;
+                put.copy_ahead(&round)?;
+                line.receive(shared, number, |session, reply| match reply {
+                    Reply::Reserved { generation, outcomes } => {
+                        session.observe(self.index, generation);
+                        opened.generation = generation;
+                        put.absorb_reserved(&mut round, session, outcomes, &home)
+                    }
+                    _ => Err(unexpected()),
+                })?;
+                put.copy_granted(&round)?;
+            } else {
+                put.copy_ahead(&round)?;
+            }
+            let items = put.seal_items(&round);
+            if !items.is_empty() {
+                let ahead = put.ahead(&round, line.opened(shared, self.index)?.0);
+                let (handle, generation) = (opened.handle, opened.generation);
+                let request = Request::Seal { handle, generation, ahead, items: Array::from(&items) };
+                line.call(shared, &request, self.hints, |session, reply| match reply {
+                    Reply::Sealed { generation, outcomes, granted } => {
+                        session.observe(self.index, generation);
+                        put.absorb_sealed(&mut round, session, outcomes, granted)
+                    }
+                    _ => Err(unexpected()),
+                })?;
+                if ahead.count > 0 {
+                    shared.returns.rouse();
+                }
+            }
+            put.finish(round);
+        }
+        Ok(put.into_outcomes())
+    }
+
+    /// A slot of `length` bytes to write in place and seal.
+    ///
+    /// # Errors
+    /// As any call.
+    pub fn writer(&self, hash: BlockHash, parent: Parent, length: u32, tokens: u32) -> Result<Writing, ClientError> {
+        let mut writers = self.writers(parent, &[(hash, length)], tokens)?;
+        writers.pop().ok_or_else(unexpected)
+    }
+
+    /// Slots to write in place and seal, keys in prefix order, one entry per key.
+    ///
+    /// # Errors
+    /// `Invalid` for a block that is empty or over the node's limit, or more keys than one message takes; otherwise as
+    /// any call.
+    pub fn writers(
+        &self,
+        lineage: impl Into<Lineage>,
+        blocks: &[(BlockHash, u32)],
+        tokens: u32,
+    ) -> Result<Vec<Writing>, ClientError> {
+        let lineage = lineage.into();
+        let mut line = self.shared.line()?;
+        let (session, opened) = line.opened(&self.shared, self.index)?;
+        check_lengths(blocks, session)?;
+        let (hashes, lengths): (Vec<BlockHash>, Vec<u32>) = blocks.iter().copied().unzip();
+        let keys = Keys { handle: opened.handle, lineage, hashes: Array::from(&hashes) };
+        let request = Request::Reserve { keys, lengths: Array::from(&lengths) };
+        let opening = Opening { index: self.index, hashes: &hashes, lengths: &lengths, lineage, tokens };
+        let home: Arc<dyn Home> = self.shared.clone();
+        let slots = line.call(&self.shared, &request, self.hints, |session, reply| opening.absorb(session, reply, &home))?;
+        Ok(slots.into_iter().map(|slot| Writing::new(self, slot)).collect())
+    }
+
+    /// Publishes written slots of this namespace in one trip.
+    ///
+    /// # Errors
+    /// `Invalid` for writers of another namespace; `Closed` for writers of a connection that is gone; otherwise as any call.
+    pub fn seal(&self, mut writers: Vec<BlockWriter>) -> Result<Vec<PutOutcome>, ClientError> {
+        if writers.iter().any(|writer| !writer.belongs_to(&self.shared, self.index)) {
+            return Err(ClientError::invalid("writers of another namespace: seal them there"));
+        }
+        let mut line = self.shared.line()?;
+        let mut outcomes = Vec::with_capacity(writers.len());
+        let (session, opened) = line.opened(&self.shared, self.index)?;
+        let most = session.keys_max();
+        // One message carries one generation; writers of different ones are rare and go one after the other.
+        let mut rest = writers.as_mut_slice();
+        while let Some(first) = rest.first() {
+            let generation = first.generation();
+            let alike = rest.iter().take(most).take_while(|writer| writer.generation() == generation).count();
+            let (batch, later) = rest.split_at_mut(alike);
+            rest = later;
+            let items = batch.iter().map(BlockWriter::checked_item).collect::<Result<Vec<SealItem>, _>>()?;
+            let (handle, ahead, items) = (opened.handle, Ahead::default(), Array::from(&items));
+            let request = Request::Seal { handle, generation, ahead, items };
+            line.call(&self.shared, &request, self.hints, |session, reply| {
+                let slots = batch.iter_mut().map(BlockWriter::slot);
+                absorb_sealed(session, self.index, reply, slots, &mut outcomes)
+            })?;
+        }
+        Ok(outcomes)
+    }
+
+    /// Which keys are cached, and where. Leases nothing and moves no bytes.
+    ///
+    /// # Errors
+    /// As any call.
+    pub fn lookup(&self, hashes: &[BlockHash]) -> Result<Vec<Option<Tier>>, ClientError> {
+        let mut found = Vec::with_capacity(hashes.len());
+        self.each_chunk(hashes, Request::Lookup, |chunk, reply| {
+            let Reply::Found { generation, tiers } = reply else { return Err(unexpected()) };
+            found.extend(tiers.iter());
+            check_count(tiers.len(), chunk.len()).map(|()| generation)
+        })?;
+        Ok(found)
+    }
+
+    /// Whether one key is cached.
+    ///
+    /// # Errors
+    /// As any call.
+    pub fn exists(&self, hash: BlockHash) -> Result<bool, ClientError> {
+        Ok(self.lookup(&[hash])?.first().is_some_and(Option::is_some))
+    }
+
+    /// Forgets keys; whether each was there. Whoever holds a lease keeps its bytes until it lets go.
+    ///
+    /// # Errors
+    /// As any call.
+    pub fn delete(&self, hashes: &[BlockHash]) -> Result<Vec<bool>, ClientError> {
+        let mut deleted = Vec::with_capacity(hashes.len());
+        self.each_chunk(hashes, Request::Delete, |chunk, reply| {
+            let Reply::Deleted { generation, removed } = reply else { return Err(unexpected()) };
+            deleted.extend(removed.iter());
+            check_count(removed.len(), chunk.len()).map(|()| generation)
+        })?;
+        let mut line = self.shared.line()?;
+        let (session, opened) = line.opened(&self.shared, self.index)?;
+        hashes.iter().for_each(|hash| session.known.remove(opened.handle, *hash));
+        Ok(deleted)
+    }
+
+    fn each_chunk<'h>(
+        &self,
+        hashes: &'h [BlockHash],
+        request: impl Fn(Keys<'h>) -> Request<'h>,
+        mut absorb: impl FnMut(&[BlockHash], Reply<'_>) -> Result<Generation, ClientError>,
+    ) -> Result<(), ClientError> {
+        let mut line = self.shared.line()?;
+        let keys_max = line.opened(&self.shared, self.index)?.0.keys_max();
+        for (chunk, lineage) in chunks(hashes, keys_max) {
+            let (_, opened) = line.opened(&self.shared, self.index)?;
+            let keys = Keys { handle: opened.handle, lineage, hashes: Array::from(chunk) };
+            line.call(&self.shared, &request(keys), self.hints, |session, reply| {
+                let generation = absorb(chunk, reply)?;
+                session.observe(self.index, generation);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Namespace {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Namespace").field("hints", &self.hints).finish_non_exhaustive()
+    }
+}

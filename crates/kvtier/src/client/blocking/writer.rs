@@ -1,0 +1,98 @@
+use std::sync::Arc;
+
+use kvtier_core::{BlockHash, Generation, SealItem};
+use kvtier_transfer::memory::MemorySlice;
+
+use super::{Namespace, Shared};
+use crate::client::batch::{OpenedSlot, unexpected};
+use crate::client::handle::OpenSlot;
+use crate::client::{ClientError, PutOutcome};
+
+/// What a request for a slot came to.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a slot is the usual answer: a box would cost an allocation a block")]
+pub enum Writing {
+    /// Write, then seal.
+    Open(BlockWriter),
+    /// The block is cached: move no bytes.
+    Present,
+    /// No room in time: skip it.
+    Busy,
+}
+
+/// An unpublished block in shared memory that only this writer may write. Dropping it gives the slot back.
+#[derive(Debug)]
+pub struct BlockWriter {
+    namespace: Namespace,
+    slot: OpenSlot,
+}
+
+impl Writing {
+    pub(super) fn new(namespace: &Namespace, slot: OpenedSlot) -> Writing {
+        match slot {
+            OpenedSlot::Open(slot) => Writing::Open(BlockWriter { namespace: namespace.clone(), slot }),
+            OpenedSlot::Present => Writing::Present,
+            OpenedSlot::Busy => Writing::Busy,
+        }
+    }
+}
+
+impl BlockWriter {
+    /// What the block will be called.
+    #[must_use]
+    pub fn hash(&self) -> BlockHash {
+        self.slot.item().hash
+    }
+
+    /// Bytes of the block.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slot.slice().len()
+    }
+
+    /// Whether the block has no bytes: never.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slot.slice().is_empty()
+    }
+
+    /// The memory itself. In a forked child it is not mapped; [`BlockWriter::write`] checks that.
+    #[must_use]
+    pub fn slice(&self) -> &MemorySlice {
+        self.slot.slice()
+    }
+
+    /// Copies `source` to `offset`.
+    ///
+    /// # Errors
+    /// `Invalid` when it does not fit; `Closed` when the connection is gone or the process forked.
+    pub fn write(&mut self, offset: usize, source: &[u8]) -> Result<(), ClientError> {
+        self.slot.write(offset, source)
+    }
+
+    /// Publishes the block. Everything up to its length must have been written: what was not is what the slot held before.
+    ///
+    /// # Errors
+    /// `Closed` when the connection that the slot was granted over is gone; otherwise as any call.
+    pub fn seal(self) -> Result<PutOutcome, ClientError> {
+        let namespace = self.namespace.clone();
+        let mut outcomes = namespace.seal(vec![self])?;
+        outcomes.pop().ok_or_else(unexpected)
+    }
+
+    pub(super) fn belongs_to(&self, shared: &Arc<Shared>, index: usize) -> bool {
+        self.namespace.is(shared, index)
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        self.slot.generation
+    }
+
+    pub(super) fn checked_item(&self) -> Result<SealItem, ClientError> {
+        self.slot.checked_item()
+    }
+
+    pub(super) fn slot(&mut self) -> &mut OpenSlot {
+        &mut self.slot
+    }
+}

@@ -1,0 +1,226 @@
+//! A node and its clients in one process: what an engine sees.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use kvtier::client::blocking::{Client, Namespace};
+use kvtier::client::{ClientOptions, PutOutcome};
+use kvtier::node::Node;
+use kvtier::settings::{DomainSettings, NvmeEngine, Settings};
+use kvtier::{BlockHash, ErrorKind, Parent, Realization, Tier};
+use kvtier_core::FetchScope;
+
+const MIB: u64 = 1 << 20;
+const BLOCK: usize = 64 << 10;
+
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Directory {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("kvtier-node-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("a temporary directory");
+        Directory(path)
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            state_dir: self.0.clone(),
+            host_bytes: 16 * MIB,
+            nvme_bytes: 64 * MIB,
+            nvme_engine: NvmeEngine::Threads,
+            lock_memory: false,
+            ..Settings::default()
+        }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn start(settings: Settings) -> Node {
+    Node::start(settings.check().expect("good settings"), Box::new(|_| {})).expect("a node starts")
+}
+
+fn connect(node: &Node) -> Client {
+    Client::connect(ClientOptions::new(node.socket())).expect("a client connects")
+}
+
+fn namespace(client: &Client, name: &str) -> Namespace {
+    client.namespace(name, Realization::digest(&[("model", "test")])).expect("a namespace opens")
+}
+
+fn hash(number: u64) -> BlockHash {
+    let mut hash = [0; 16];
+    hash[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    hash[8..].copy_from_slice(&number.to_le_bytes());
+    BlockHash(hash)
+}
+
+fn bytes(number: u64, length: usize) -> Vec<u8> {
+    let mut state = number | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+fn put(namespace: &Namespace, numbers: std::ops::Range<u64>, length: usize) -> Vec<PutOutcome> {
+    let payloads: Vec<(BlockHash, Vec<u8>)> = numbers.map(|number| (hash(number), bytes(number, length))).collect();
+    let items: Vec<(BlockHash, &[u8])> = payloads.iter().map(|(hash, bytes)| (*hash, bytes.as_slice())).collect();
+    namespace.put_from(Parent::Root, &items, 16).expect("a put is answered")
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_was_put_is_got_back_in_place_and_copied() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    assert!(put(&space, 0..8, BLOCK).iter().all(|outcome| *outcome == PutOutcome::Published));
+    let hashes: Vec<BlockHash> = (0..10).map(hash).collect();
+    let handles = space.get(&hashes, FetchScope::Prefix).expect("a get is answered");
+    for (number, handle) in (0..).zip(&handles) {
+        match handle {
+            Some(handle) => assert!(number < 8 && handle.slice().to_vec() == bytes(number, BLOCK), "block {number}"),
+            None => assert!(number >= 8, "block {number} is missing"),
+        }
+    }
+    drop(handles);
+    let mut target = vec![0; BLOCK];
+    let outcomes = space.get_into(&[hash(3)], &mut [&mut target]).expect("a get is answered");
+    assert!(outcomes[0].is_hit());
+    assert_eq!(target, bytes(3, BLOCK));
+    assert!(space.delete(&[hash(3)]).expect("a delete is answered")[0]);
+    assert!(!space.exists(hash(3)).expect("answered"));
+    client.goodbye().expect("goodbye");
+    let status = node.status();
+    assert_eq!((status.counters.leases, status.counters.reservations, status.counters.quarantined_slots), (0, 0, 0));
+}
+
+#[test]
+fn putting_a_present_key_publishes_nothing() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    put(&space, 0..4, BLOCK);
+    assert!(put(&space, 0..4, BLOCK).iter().all(|outcome| *outcome == PutOutcome::Present));
+    assert_eq!(node.status().counters.puts_published, 4);
+}
+
+#[test]
+fn blocks_move_to_nvme_and_back_with_the_same_bytes() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    // Twice the host memory: the first blocks must have gone down.
+    let count = 2 * 16 * MIB / BLOCK as u64;
+    for first in (0..count).step_by(16) {
+        let outcomes = put(&space, first..first + 16, BLOCK);
+        assert!(outcomes.iter().all(|outcome| *outcome == PutOutcome::Published), "{outcomes:?}");
+    }
+    let status = node.status().counters;
+    assert!(status.demotions > 0 && status.nvme_blocks > 0, "{status:?}");
+    let mut from_nvme = 0;
+    for number in 0..count {
+        let handles = space.get(&[hash(number)], FetchScope::Each).expect("a get is answered");
+        let handle = handles[0].as_ref().unwrap_or_else(|| panic!("block {number} was lost with room to spare"));
+        from_nvme += u64::from(handle.tier() == Tier::Nvme);
+        assert_eq!(handle.slice().to_vec(), bytes(number, BLOCK), "block {number}");
+    }
+    assert!(from_nvme > count / 4, "{from_nvme} of {count}");
+}
+
+#[test]
+fn an_invalidated_namespace_misses_and_a_late_seal_is_stale() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let (space, other) = (namespace(&client, "a"), namespace(&client, "b"));
+    put(&space, 0..4, BLOCK);
+    put(&other, 0..4, BLOCK);
+    let writer = space.writer(hash(9), Parent::Unknown, 4096, 16).expect("a slot");
+    let kvtier::client::Writing::Writer(writer) = writer else { panic!("a slot was there") };
+    node.invalidate("a", Duration::from_secs(5)).expect("recorded");
+    assert!(space.lookup(&[hash(0)]).expect("answered")[0].is_none());
+    assert!(other.lookup(&[hash(0)]).expect("answered")[0].is_some());
+    assert_eq!(writer.seal().expect("answered"), PutOutcome::Stale);
+    assert!(put(&space, 0..4, BLOCK).iter().all(|outcome| *outcome == PutOutcome::Published));
+}
+
+#[test]
+fn clients_of_another_token_see_nothing_of_a_domain() {
+    let directory = Directory::new();
+    let domain = |name: &str, token: &str| DomainSettings { name: name.into(), ..Default::default() }.with_token(token);
+    let domains = vec![domain("a", "token-a"), domain("b", "token-b")];
+    let node = start(Settings { domains, ..directory.settings() });
+    let with = |token: &str| Client::connect(ClientOptions::new(node.socket()).with_token(token));
+    let (first, second) = (with("token-a").expect("a"), with("token-b").expect("b"));
+    let (space, same_name) = (namespace(&first, "tenant"), namespace(&second, "tenant"));
+    put(&space, 0..4, BLOCK);
+    assert!(same_name.lookup(&[hash(0)]).expect("answered")[0].is_none());
+    assert!(same_name.get(&[hash(0)], FetchScope::Each).expect("answered")[0].is_none());
+    node.invalidate("b/tenant", Duration::from_secs(5)).expect("recorded");
+    assert!(space.exists(hash(0)).expect("answered"));
+    let error = with("token-c").err().expect("nobody's token");
+    assert_eq!(error.kind, ErrorKind::Denied);
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_nothing_behind() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    put(&space, 0..4, BLOCK);
+    let handles = space.get(&[hash(0), hash(1)], FetchScope::Prefix).expect("answered");
+    assert_eq!(node.status().counters.leases, 2);
+    drop(handles);
+    drop(space);
+    drop(client);
+    wait_until("leases and reservations are given back", || {
+        let counters = node.status().counters;
+        counters.leases + counters.reservations + counters.quarantined_slots + counters.clients == 0
+    });
+}
+
+#[test]
+fn a_drained_node_flushes_and_refuses_new_leases() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    put(&space, 0..4, BLOCK);
+    drop((space, client));
+    let report = node.drain_and_stop(Duration::from_secs(10));
+    let flush = report.flush.expect("the flush ended");
+    assert_eq!((report.held, flush.written, flush.left_out), (0, 4, 0));
+}
+
+#[test]
+fn a_second_node_on_the_same_directory_refuses() {
+    let directory = Directory::new();
+    let _node = start(directory.settings());
+    let socket = directory.0.join("other.sock");
+    let again = Settings { socket, ..directory.settings() }.check().expect("good settings");
+    let error = Node::start(again, Box::new(|_| {})).err().expect("the directory is taken");
+    assert!(error.to_string().contains("in use"), "{error}");
+}
