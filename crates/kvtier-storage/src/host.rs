@@ -1,7 +1,8 @@
 //! The host tier: segments of shared memory, each a memory file of its own.
 //!
-//! Segments of the base size come from a pool that is prefaulted at start and refilled in the background, so that opening one costs nothing; other
-//! sizes are made on demand, for which pooled memory is given back. Together they never exceed the capacity.
+//! Segments of the base size come from a pool that is prefaulted at start and refilled in the background, so that
+//! opening one costs nothing; other sizes are made on demand, for which pooled memory is given back. Together they
+//! never exceed the capacity.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -11,7 +12,8 @@ use std::thread::{self, JoinHandle};
 
 use kvtier_core::{Extent, SegmentId};
 use kvtier_transfer::memory::{
-    HUGE_PAGE_BYTES, MemoryError, MemoryRegion, MemorySlice, OutOfRange, PAGE_BYTES, PageKind, PageRequest, free_huge_pages, shared_huge_pages_allowed,
+    HUGE_PAGE_BYTES, MemoryError, MemoryRegion, MemorySlice, OutOfRange, PAGE_BYTES, PageKind, PageRequest,
+    free_huge_pages, shared_huge_pages_allowed,
 };
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::FallocateFlags;
@@ -33,7 +35,8 @@ pub enum HugePages {
 pub struct HostSettings {
     /// Memory for all segments, pooled ones included, bytes.
     pub capacity_bytes: u64,
-    /// Size of a pooled segment, bytes (multiple of 4 KiB; of 2 MiB to lie on reserved huge pages). Each segment is one open file and one mapping.
+    /// Size of a pooled segment, bytes (multiple of 4 KiB; of 2 MiB to lie on reserved huge pages). Each segment is one
+    /// open file and one mapping.
     pub base_segment_bytes: u64,
     /// Preferred NUMA node; `None`: wherever the kernel likes.
     pub numa_node: Option<u32>,
@@ -148,7 +151,8 @@ impl State {
 }
 
 impl HostTier {
-    /// Makes the tier and fills its pool, on as many threads as there are cores. Calls `progress` with bytes done and bytes in total.
+    /// Makes the tier and fills its pool, on as many threads as there are cores. Calls `progress` with bytes done and
+    /// bytes in total.
     pub fn start(settings: HostSettings, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<HostTier, HostError> {
         check(&settings)?;
         let base = settings.base_segment_bytes;
@@ -168,11 +172,14 @@ impl HostTier {
                 move || shared.refill()
             })
             .map_err(HostError::Thread)?;
-        Ok(HostTier { shared, refill: Some(refill) })
+        Ok(HostTier {
+            shared,
+            refill: Some(refill),
+        })
     }
 
-    /// Makes a segment of `bytes` ready: zeroed, mapped and present. One of the base size comes from the pool at once; others are made here, which
-    /// takes time: call it from a thread that may wait.
+    /// Makes a segment of `bytes` ready: zeroed, mapped and present. One of the base size comes from the pool at once;
+    /// others are made here, which takes time: call it from a thread that may wait.
     pub fn open(&self, segment: SegmentId, bytes: u64) -> Result<(), HostError> {
         let shared = &*self.shared;
         let given_back = match shared.claim(segment, bytes)? {
@@ -219,10 +226,21 @@ impl HostTier {
     pub fn slice(&self, extent: &Extent) -> Result<MemorySlice, HostError> {
         let region = {
             let state = self.shared.state.lock();
-            Arc::clone(&state.open.get(&extent.segment).ok_or(HostError::NotOpen(extent.segment))?.region)
+            Arc::clone(
+                &state
+                    .open
+                    .get(&extent.segment)
+                    .ok_or(HostError::NotOpen(extent.segment))?
+                    .region,
+            )
         };
         let offset = usize::try_from(extent.offset).unwrap_or(usize::MAX);
-        region.slice(offset, extent.length as usize).map_err(|source| HostError::Extent { segment: extent.segment, source })
+        region
+            .slice(offset, extent.length as usize)
+            .map_err(|source| HostError::Extent {
+                segment: extent.segment,
+                source,
+            })
     }
 
     /// An open segment.
@@ -234,14 +252,23 @@ impl HostTier {
     /// The memory file of an open segment, to pass to a client.
     #[must_use]
     pub fn file(&self, segment: SegmentId) -> Option<Arc<OwnedFd>> {
-        self.shared.state.lock().open.get(&segment).map(|open| Arc::clone(&open.file))
+        self.shared
+            .state
+            .lock()
+            .open
+            .get(&segment)
+            .map(|open| Arc::clone(&open.file))
     }
 
     /// What is held now.
     #[must_use]
     pub fn usage(&self) -> HostUsage {
         let state = self.shared.state.lock();
-        HostUsage { segments: state.open.len() as u64, segment_bytes: state.open_bytes, pool_bytes: state.pool_bytes }
+        HostUsage {
+            segments: state.open.len() as u64,
+            segment_bytes: state.open_bytes,
+            pool_bytes: state.pool_bytes,
+        }
     }
 
     /// Size of the smallest pages in use, KiB.
@@ -278,7 +305,10 @@ enum Claim {
 impl Shared {
     fn claim(&self, segment: SegmentId, bytes: u64) -> Result<Claim, HostError> {
         if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES as u64) || usize::try_from(bytes).is_err() {
-            return Err(MemoryError::Size { bytes: usize::try_from(bytes).unwrap_or(usize::MAX) }.into());
+            return Err(MemoryError::Size {
+                bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            }
+            .into());
         }
         let capacity = self.settings.capacity_bytes;
         let mut state = self.state.lock();
@@ -296,7 +326,11 @@ impl Shared {
                 return Ok(Claim::Pooled);
             }
             if state.open_bytes.saturating_add(bytes) > capacity {
-                return Err(HostError::Full { bytes, used_bytes: state.open_bytes, capacity_bytes: capacity });
+                return Err(HostError::Full {
+                    bytes,
+                    used_bytes: state.open_bytes,
+                    capacity_bytes: capacity,
+                });
             }
             let mut given_back = Vec::new();
             while state.used_bytes() + bytes > capacity
@@ -333,8 +367,12 @@ impl Shared {
         if settings.lock && !region.lock() {
             self.locked.store(false, Ordering::Relaxed);
         }
-        self.smallest_page_kib.fetch_min(u64::from(region.page_kib()), Ordering::Relaxed);
-        Ok(HostSegment { region, file: Arc::new(file) })
+        self.smallest_page_kib
+            .fetch_min(u64::from(region.page_kib()), Ordering::Relaxed);
+        Ok(HostSegment {
+            region,
+            file: Arc::new(file),
+        })
     }
 
     /// Keeps the pool as full as the capacity allows, until the tier goes.
@@ -376,9 +414,15 @@ impl Shared {
                 "host memory lies on 4 KiB pages ({} 2 MiB pages are free, shared memory {} transparent ones): copies and device reads are faster after \
                  `sysctl vm.nr_hugepages={huge_pages}` or `echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled`",
                 free_huge_pages(),
-                if shared_huge_pages_allowed() { "may have" } else { "gets no" },
+                if shared_huge_pages_allowed() {
+                    "may have"
+                } else {
+                    "gets no"
+                },
             ),
-            (HugePages::Auto, _) if shared_huge_pages_allowed() => "host memory lies on 2 MiB pages (reserved or transparent ones)".to_owned(),
+            (HugePages::Auto, _) if shared_huge_pages_allowed() => {
+                "host memory lies on 2 MiB pages (reserved or transparent ones)".to_owned()
+            }
             (HugePages::Auto, _) => "host memory lies on reserved 2 MiB pages".to_owned(),
         };
         if self.settings.lock && !self.locked.load(Ordering::Relaxed) {
@@ -392,13 +436,25 @@ fn check(settings: &HostSettings) -> Result<(), HostError> {
     let page = PAGE_BYTES as u64;
     let base = settings.base_segment_bytes;
     if base == 0 || !base.is_multiple_of(page) {
-        return Err(HostError::Settings { field: "base_segment_bytes", value: base, remedy: "must be a positive multiple of 4 KiB" });
+        return Err(HostError::Settings {
+            field: "base_segment_bytes",
+            value: base,
+            remedy: "must be a positive multiple of 4 KiB",
+        });
     }
     if settings.huge == HugePages::Require && !base.is_multiple_of(HUGE_PAGE_BYTES as u64) {
-        return Err(HostError::Settings { field: "base_segment_bytes", value: base, remedy: "must be a multiple of 2 MiB when huge pages are required" });
+        return Err(HostError::Settings {
+            field: "base_segment_bytes",
+            value: base,
+            remedy: "must be a multiple of 2 MiB when huge pages are required",
+        });
     }
     if settings.capacity_bytes < base {
-        return Err(HostError::Settings { field: "capacity_bytes", value: settings.capacity_bytes, remedy: "must hold at least one base segment" });
+        return Err(HostError::Settings {
+            field: "capacity_bytes",
+            value: settings.capacity_bytes,
+            remedy: "must hold at least one base segment",
+        });
     }
     Ok(())
 }
@@ -407,9 +463,14 @@ fn fill_pool(shared: &Shared, count: u64, progress: &(dyn Fn(u64, u64) + Sync)) 
     let base = shared.settings.base_segment_bytes;
     let left = AtomicU64::new(count);
     let done = Mutex::new(0);
-    let threads = thread::available_parallelism().map_or(1, |cores| cores.get() as u64).min(count);
+    let threads = thread::available_parallelism()
+        .map_or(1, |cores| cores.get() as u64)
+        .min(count);
     let worker = || -> Result<(), HostError> {
-        while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+        while left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+            .is_ok()
+        {
             let ready = shared.make(base).inspect_err(|_| left.store(0, Ordering::Relaxed))?;
             let mut state = shared.state.lock();
             state.pool_bytes += base;
@@ -423,7 +484,9 @@ fn fill_pool(shared: &Shared, count: u64, progress: &(dyn Fn(u64, u64) + Sync)) 
     };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("a prefaulting thread does not panic"))
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().expect("a prefaulting thread does not panic"))
     })
 }
 

@@ -1,10 +1,10 @@
 //! KEEP: bytes in host memory and on NVMe.
 //!
-//! This room carries out what the core decided and answers with events. Absent on purpose: choosing a victim, a tier or a retry; block lookups;
-//! clients.
+//! This room carries out what the core decided and answers with events. Absent on purpose: choosing a victim, a tier or
+//! a retry; block lookups; clients.
 //!
-//! Read first: [`host::HostTier`] (segments of shared memory), [`nvme::NvmeTier`] (actions in, events out) and [`nvme::NvmeEngine`] (who moves the
-//! bytes: an io_uring ring or a pool of threads).
+//! Read first: [`host::HostTier`] (segments of shared memory), [`nvme::NvmeTier`] (actions in, events out) and
+//! [`nvme::NvmeEngine`] (who moves the bytes: an io_uring ring or a pool of threads).
 
 pub mod host;
 pub mod nvme;

@@ -1,7 +1,7 @@
 //! The NVMe tier: segment files in a directory, written front to back, moved by an engine.
 //!
-//! [`NvmeTier`] turns the core's actions into requests of an [`NvmeEngine`] and their completions into events. It keeps no index of blocks: the core
-//! says where each one lies.
+//! [`NvmeTier`] turns the core's actions into requests of an [`NvmeEngine`] and their completions into events. It keeps
+//! no index of blocks: the core says where each one lies.
 
 mod action;
 mod bounce;

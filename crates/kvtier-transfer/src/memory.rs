@@ -1,9 +1,13 @@
 //! Memory regions and checked ranges of them.
 //!
-//! A region may be mapped by other processes that write to it at any time, so nothing here hands out a reference to its bytes: every access is a
-//! copy, a system call or a pointer given to a device. What such a copy reads while somebody writes is unspecified bytes, which the layers above
-//! check (a checksum, a seal); it is never used as a length, an offset or a pointer.
-#![expect(unsafe_code, reason = "maps memory and copies through raw pointers, so that no reference to memory shared with other processes exists")]
+//! A region may be mapped by other processes that write to it at any time, so nothing here hands out a reference to its
+//! bytes: every access is a copy, a system call or a pointer given to a device. What such a copy reads while somebody
+//! writes is unspecified bytes, which the layers above check (a checksum, a seal); it is never used as a length, an
+//! offset or a pointer.
+#![expect(
+    unsafe_code,
+    reason = "maps memory and copies through raw pointers, so that no reference to memory shared with other processes exists"
+)]
 
 mod checksum;
 mod pages;
@@ -65,7 +69,10 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// No memory file.
-    #[error("cannot create a memory file of {bytes} bytes: {source}{}", file_limit_remedy(source))]
+    #[error(
+        "cannot create a memory file of {bytes} bytes: {source}{}",
+        file_limit_remedy(source)
+    )]
     Create {
         /// What was asked for.
         bytes: usize,
@@ -73,7 +80,9 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// No mapping.
-    #[error("cannot map {bytes} bytes: {source} (each region is one mapping: see sysctl vm.max_map_count and ulimit -v)")]
+    #[error(
+        "cannot map {bytes} bytes: {source} (each region is one mapping: see sysctl vm.max_map_count and ulimit -v)"
+    )]
     Map {
         /// What was asked for.
         bytes: usize,
@@ -81,7 +90,9 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// The pages could not be had.
-    #[error("cannot make {bytes} bytes of memory present: {source} (lower the memory asked for, or raise the container's limit)")]
+    #[error(
+        "cannot make {bytes} bytes of memory present: {source} (lower the memory asked for, or raise the container's limit)"
+    )]
     Prefault {
         /// The region's size.
         bytes: usize,
@@ -111,7 +122,9 @@ pub enum MemoryError {
 
 fn file_limit_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::EMFILE | libc::ENFILE) => " (each host segment is one open file: raise LimitNOFILE or use larger segments)",
+        Some(libc::EMFILE | libc::ENFILE) => {
+            " (each host segment is one open file: raise LimitNOFILE or use larger segments)"
+        }
         _ => "",
     }
 }
@@ -128,41 +141,69 @@ pub struct MemoryRegion {
 
 // SAFETY: the mapping belongs to no thread; `base` stays valid until drop, which needs exclusive ownership.
 unsafe impl Send for MemoryRegion {}
-// SAFETY: all access through `&self` is by copies and system calls that other threads and processes may race with; no reference to the bytes exists.
+// SAFETY: all access through `&self` is by copies and system calls that other threads and processes may race with; no
+// reference to the bytes exists.
 unsafe impl Sync for MemoryRegion {}
 
 impl fmt::Debug for MemoryRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryRegion").field("bytes", &self.bytes).field("pages", &self.pages).field("access", &self.access).finish_non_exhaustive()
+        f.debug_struct("MemoryRegion")
+            .field("bytes", &self.bytes)
+            .field("pages", &self.pages)
+            .field("access", &self.access)
+            .finish_non_exhaustive()
     }
 }
 
 impl MemoryRegion {
-    /// A zeroed region in a memory file of its own, sealed against any change of size. The descriptor can be passed to other processes; the region
-    /// does not need it.
+    /// A zeroed region in a memory file of its own, sealed against any change of size. The descriptor can be passed to
+    /// other processes; the region does not need it.
     pub fn create(name: &str, bytes: usize, pages: PageRequest) -> Result<(Arc<MemoryRegion>, OwnedFd), MemoryError> {
         check_size(bytes)?;
         if pages != PageRequest::Small {
             match create_huge(name, bytes) {
                 Ok(made) => return Ok(made),
-                Err(source) if pages == PageRequest::Huge => return Err(MemoryError::NoHugePages { bytes, free: free_huge_pages(), source }),
+                Err(source) if pages == PageRequest::Huge => {
+                    return Err(MemoryError::NoHugePages {
+                        bytes,
+                        free: free_huge_pages(),
+                        source,
+                    });
+                }
                 Err(_) => {}
             }
         }
-        let file = memory_file(name, bytes, MemfdFlags::empty()).map_err(|source| MemoryError::Create { bytes, source })?;
+        let file =
+            memory_file(name, bytes, MemfdFlags::empty()).map_err(|source| MemoryError::Create { bytes, source })?;
         let mut region = map_shared(&file, bytes, Access::ReadWrite)?;
-        if pages == PageRequest::Auto && bytes >= HUGE_PAGE_BYTES && shared_huge_pages_allowed() && region.advise(Advice::LinuxHugepage).is_ok() {
+        if pages == PageRequest::Auto
+            && bytes >= HUGE_PAGE_BYTES
+            && shared_huge_pages_allowed()
+            && region.advise(Advice::LinuxHugepage).is_ok()
+        {
             region.pages = PageKind::Transparent;
         }
         Ok((Arc::new(region), file))
     }
 
-    /// Maps a memory file that another process made. It must have exactly `bytes` bytes and be sealed against shrinking, else it is refused.
+    /// Maps a memory file that another process made. It must have exactly `bytes` bytes and be sealed against
+    /// shrinking, else it is refused.
     ///
-    /// With `populate` the page tables are filled now, so that first touches cost nothing later. The mapping is not inherited by forks.
-    pub fn attach(file: OwnedFd, bytes: usize, access: Access, populate: bool) -> Result<Arc<MemoryRegion>, MemoryError> {
+    /// With `populate` the page tables are filled now, so that first touches cost nothing later. The mapping is not
+    /// inherited by forks.
+    pub fn attach(
+        file: OwnedFd,
+        bytes: usize,
+        access: Access,
+        populate: bool,
+    ) -> Result<Arc<MemoryRegion>, MemoryError> {
         check_size(bytes)?;
-        let actual = rustix::fs::fstat(&file).map_err(|error| MemoryError::Map { bytes, source: error.into() })?.st_size;
+        let actual = rustix::fs::fstat(&file)
+            .map_err(|error| MemoryError::Map {
+                bytes,
+                source: error.into(),
+            })?
+            .st_size;
         let actual = u64::try_from(actual).unwrap_or(0);
         if actual != bytes as u64 {
             return Err(MemoryError::SizeMismatch { claimed: bytes, actual });
@@ -190,24 +231,50 @@ impl MemoryRegion {
     pub fn anonymous(bytes: usize) -> Result<Arc<MemoryRegion>, MemoryError> {
         check_size(bytes)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing.
-        let mapped = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
+        let mapped = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        };
         let mut region = MemoryRegion::from_mapping(mapped, bytes, Access::ReadWrite)?;
-        if bytes >= HUGE_PAGE_BYTES && pages::private_huge_pages_allowed() && region.advise(Advice::LinuxHugepage).is_ok() {
+        if bytes >= HUGE_PAGE_BYTES
+            && pages::private_huge_pages_allowed()
+            && region.advise(Advice::LinuxHugepage).is_ok()
+        {
             region.pages = PageKind::Transparent;
         }
         Ok(Arc::new(region))
     }
 
-    fn from_mapping(mapped: rustix::io::Result<*mut libc::c_void>, bytes: usize, access: Access) -> Result<MemoryRegion, MemoryError> {
-        let base = mapped.map_err(|error| MemoryError::Map { bytes, source: error.into() })?;
-        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| MemoryError::Map { bytes, source: io::ErrorKind::AddrNotAvailable.into() })?;
-        let region = MemoryRegion { base, bytes, pages: PageKind::Small, access };
+    fn from_mapping(
+        mapped: rustix::io::Result<*mut libc::c_void>,
+        bytes: usize,
+        access: Access,
+    ) -> Result<MemoryRegion, MemoryError> {
+        let base = mapped.map_err(|error| MemoryError::Map {
+            bytes,
+            source: error.into(),
+        })?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| MemoryError::Map {
+            bytes,
+            source: io::ErrorKind::AddrNotAvailable.into(),
+        })?;
+        let region = MemoryRegion {
+            base,
+            bytes,
+            pages: PageKind::Small,
+            access,
+        };
         // A child that inherits the mapping would keep the memory alive and could write it behind its owner's back.
         let _ = region.advise(Advice::LinuxDontFork);
         Ok(region)
     }
 
-    /// Makes every page present, so that no later touch waits for the kernel. Calls `progress` with the bytes done so far.
+    /// Makes every page present, so that no later touch waits for the kernel. Calls `progress` with the bytes done so
+    /// far.
     pub fn prefault(&self, progress: &dyn Fn(usize)) -> Result<(), MemoryError> {
         let mut done = 0;
         while done < self.bytes {
@@ -217,7 +284,12 @@ impl MemoryRegion {
                 // A kernel before 5.14: touch the pages ourselves.
                 Err(rustix::io::Errno::INVAL) => self.touch_for_write(done, chunk),
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => continue,
-                Err(error) => return Err(MemoryError::Prefault { bytes: self.bytes, source: error.into() }),
+                Err(error) => {
+                    return Err(MemoryError::Prefault {
+                        bytes: self.bytes,
+                        source: error.into(),
+                    });
+                }
             }
             done += chunk;
             progress(done);
@@ -226,7 +298,10 @@ impl MemoryRegion {
     }
 
     fn touch_for_write(&self, offset: usize, length: usize) {
-        assert!(self.access == Access::ReadWrite, "prefaulting for write through a read-only mapping");
+        assert!(
+            self.access == Access::ReadWrite,
+            "prefaulting for write through a read-only mapping"
+        );
         for page in (offset..offset + length).step_by(PAGE_BYTES) {
             let byte = self.pointer(page);
             // SAFETY: `pointer` checked that the byte lies in this writable mapping, which lives as long as `self`.
@@ -243,21 +318,42 @@ impl MemoryRegion {
         unsafe { rustix::mm::mlock(self.base.as_ptr().cast(), self.bytes) }.is_ok()
     }
 
-    /// Prefers NUMA node `node` for pages that are not present yet: call it before [`MemoryRegion::prefault`]. When the node is full the kernel takes
-    /// another one.
+    /// Prefers NUMA node `node` for pages that are not present yet: call it before [`MemoryRegion::prefault`]. When the
+    /// node is full the kernel takes another one.
     pub fn bind(&self, node: u32) -> Result<(), MemoryError> {
         const MPOL_PREFERRED: libc::c_ulong = 1;
         const NODES_MAX: u32 = 1024;
         if node >= NODES_MAX {
-            return Err(MemoryError::Bind { node, source: io::ErrorKind::InvalidInput.into() });
+            return Err(MemoryError::Bind {
+                node,
+                source: io::ErrorKind::InvalidInput.into(),
+            });
         }
         let mut mask = [0u64; (NODES_MAX / 64) as usize];
         mask[(node / 64) as usize] |= 1 << (node % 64);
         // The kernel ignores the last bit it is told of, hence one more.
         let bits = libc::c_ulong::from(NODES_MAX + 1);
-        // SAFETY: the range is this mapping, the mask lives across the call and has the number of bits that the kernel reads.
-        let answer = unsafe { libc::syscall(libc::SYS_mbind, self.base.as_ptr(), self.bytes, MPOL_PREFERRED, mask.as_ptr(), bits, 0 as libc::c_ulong) };
-        if answer == 0 { Ok(()) } else { Err(MemoryError::Bind { node, source: io::Error::last_os_error() }) }
+        // SAFETY: the range is this mapping, the mask lives across the call and has the number of bits that the kernel
+        // reads.
+        let answer = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.base.as_ptr(),
+                self.bytes,
+                MPOL_PREFERRED,
+                mask.as_ptr(),
+                bits,
+                0 as libc::c_ulong,
+            )
+        };
+        if answer == 0 {
+            Ok(())
+        } else {
+            Err(MemoryError::Bind {
+                node,
+                source: io::Error::last_os_error(),
+            })
+        }
     }
 
     /// Zeroes all of it.
@@ -319,7 +415,8 @@ impl MemoryRegion {
 
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
-        // SAFETY: this mapping was made in a constructor here and every slice of it holds the region, so nobody points into it any more.
+        // SAFETY: this mapping was made in a constructor here and every slice of it holds the region, so nobody points
+        // into it any more.
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
         debug_assert!(unmapped.is_ok(), "unmapping our own mapping: {unmapped:?}");
     }
@@ -349,7 +446,8 @@ fn create_huge(name: &str, bytes: usize) -> io::Result<(Arc<MemoryRegion>, Owned
 fn memory_file(name: &str, bytes: usize, flags: MemfdFlags) -> io::Result<OwnedFd> {
     let flags = flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Kernels before 6.3 do not know the flag that forbids executing the file.
-    let file = rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|_| rustix::fs::memfd_create(name, flags))?;
+    let file = rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL)
+        .or_else(|_| rustix::fs::memfd_create(name, flags))?;
     rustix::fs::ftruncate(&file, bytes as u64)?;
     rustix::fs::fcntl_add_seals(&file, SIZE_SEALS)?;
     Ok(file)
@@ -361,7 +459,8 @@ fn map_shared(file: &OwnedFd, bytes: usize, access: Access) -> Result<MemoryRegi
         Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
     };
     let file: BorrowedFd<'_> = file.as_fd();
-    // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing; the file is sealed against shrinking, so no touch can fault.
+    // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing; the file is sealed against
+    // shrinking, so no touch can fault.
     let mapped = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, 0) };
     MemoryRegion::from_mapping(mapped, bytes, access)
 }

@@ -1,5 +1,8 @@
 //! Unix sockets that carry file descriptors, and who is at the other end.
-#![expect(unsafe_code, reason = "rustix has no SO_PEERPIDFD, and its peer credentials cannot express a peer of another pid namespace")]
+#![expect(
+    unsafe_code,
+    reason = "rustix has no SO_PEERPIDFD, and its peer credentials cannot express a peer of another pid namespace"
+)]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -7,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 
 /// Most descriptors in one message.
@@ -24,10 +28,11 @@ pub struct PeerCredentials {
     pub gid: u32,
 }
 
-/// Sends `bytes` with `fds`, in one message. Returns how many bytes went; the descriptors went with the first of them, so a caller that must send the
-/// rest sends it without.
+/// Sends `bytes` with `fds`, in one message. Returns how many bytes went; the descriptors went with the first of them,
+/// so a caller that must send the rest sends it without.
 ///
-/// On a non-blocking socket it fails with `WouldBlock`; then nothing was sent. A peer that is gone is an error, not a signal.
+/// On a non-blocking socket it fails with `WouldBlock`; then nothing was sent. A peer that is gone is an error, not a
+/// signal.
 ///
 /// # Errors
 /// `InvalidInput` with more than [`FDS_MAX`] descriptors, or descriptors without a byte to carry them.
@@ -78,22 +83,31 @@ pub fn send_all_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]
     }
 }
 
-/// Receives up to `bytes.len()` bytes, and appends the descriptors that came with them to `fds` (closed on exec). 0 bytes: the peer has closed.
+/// Receives up to `bytes.len()` bytes, and appends the descriptors that came with them to `fds` (closed on exec). 0
+/// bytes: the peer has closed.
 ///
-/// # Errors
-/// `InvalidData` when the message carried more than [`FDS_MAX`] descriptors or anything else that had to be cut off; what did arrive is closed.
+/// # Errors `InvalidData` when the message carried more than [`FDS_MAX`] descriptors or anything else that had to be
+/// cut off; what did arrive is closed.
 pub fn receive_with_fds(socket: impl AsFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     loop {
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = match recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+        let received = match recvmsg(
+            &socket,
+            &mut [IoSliceMut::new(bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
             Ok(received) => received,
         };
         if received.flags.contains(ReturnFlags::CTRUNC) {
             // Dropping the buffer closes every descriptor that did fit.
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a message with more descriptors than agreed"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a message with more descriptors than agreed",
+            ));
         }
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(received) = message {
@@ -110,25 +124,44 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
     let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).expect("12 bytes");
     // SAFETY: the kernel writes at most `length` bytes, which is the size of `credentials`.
     let answer = unsafe {
-        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut credentials).cast(), &raw mut length)
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
     };
     if answer != 0 {
         return Err(io::Error::last_os_error());
     }
     let pid = u32::try_from(credentials.pid).ok().filter(|pid| *pid != 0);
-    Ok(PeerCredentials { pid, uid: credentials.uid, gid: credentials.gid })
+    Ok(PeerCredentials {
+        pid,
+        uid: credentials.uid,
+        gid: credentials.gid,
+    })
 }
 
-/// A descriptor of the process that connected, which says when that process is gone and cannot be fooled by a reused pid.
+/// A descriptor of the process that connected, which says when that process is gone and cannot be fooled by a reused
+/// pid.
 ///
-/// From the socket itself on Linux 6.5 and later; before that by the pid, and only as long as the connection is open after it was looked up, which means
-/// that the pid still belonged to the peer.
+/// From the socket itself on Linux 6.5 and later; before that by the pid, and only as long as the connection is open
+/// after it was looked up, which means that the pid still belonged to the peer.
 pub fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
     const SO_PEERPIDFD: libc::c_int = 77;
     let mut pidfd: libc::c_int = -1;
     let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("4 bytes");
     // SAFETY: the kernel writes at most `length` bytes, which is the size of `pidfd`.
-    let answer = unsafe { libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut pidfd).cast(), &raw mut length) };
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut pidfd).cast(),
+            &raw mut length,
+        )
+    };
     if answer == 0 && pidfd >= 0 {
         // SAFETY: the kernel just made this descriptor for us and nobody else knows its number.
         return Ok(unsafe { OwnedFd::from_raw_fd(pidfd) });
@@ -153,7 +186,8 @@ fn peer_pidfd_by_pid(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 pub fn process_is_gone(pidfd: impl AsFd) -> bool {
     let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
     // An error means that the descriptor is none: report life, the side that keeps memory.
-    rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 1 && polled[0].revents().contains(PollFlags::IN))
+    rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+        .is_ok_and(|ready| ready == 1 && polled[0].revents().contains(PollFlags::IN))
 }
 
 #[cfg(test)]

@@ -24,11 +24,11 @@ mod returns;
 mod session;
 mod slots;
 
-pub use asynchronous::{BlockWriter, Client, Namespace, Writing};
+pub use asynchronous::{BlockWriter, Client, Namespace};
 pub use error::ClientError;
 pub use handle::BlockHandle;
 pub use kvtier_core::FetchScope;
 pub use options::ClientOptions;
-pub use outcome::{Flushed, GetOutcome, PutOutcome};
+pub use outcome::{Flushed, GetOutcome, PutOutcome, Writing};
 
 pub use crate::wire::Lineage;

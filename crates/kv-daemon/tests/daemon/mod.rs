@@ -45,17 +45,22 @@ pub(crate) fn directory() -> TempDir {
 pub(crate) struct Daemon {
     pub(crate) child: Child,
     pub(crate) directory: TempDir,
-    log: std::thread::JoinHandle<String>,
+    log: Option<std::thread::JoinHandle<String>>,
 }
 
 impl Daemon {
-    /// Starts one with these flags after small defaults, and waits until it is ready.
+    /// Starts one with these flags over small defaults, and waits until it is ready.
     pub(crate) fn start(flags: &[&str]) -> Daemon {
         Daemon::start_with(flags, "")
     }
 
     /// The same with a settings file.
     pub(crate) fn start_with(flags: &[&str], settings: &str) -> Daemon {
+        Daemon::try_start(flags, settings).unwrap_or_else(|log| panic!("not ready: {log}"))
+    }
+
+    /// The same, or what it said before it ended.
+    pub(crate) fn try_start(flags: &[&str], settings: &str) -> Result<Daemon, String> {
         let directory = directory();
         let file = directory.path().join("kv-daemon.toml");
         std::fs::write(&file, settings).expect("a settings file");
@@ -67,8 +72,11 @@ impl Daemon {
             .arg(directory.path().join("state"))
             .arg("--socket")
             .arg(directory.path().join("s"))
-            .args(["--http", "127.0.0.1:0", "--host-bytes", "16MiB", "--lock-memory", "false", "--log-level", "debug"])
             .args(flags)
+            .env("KVTIER_HTTP", "127.0.0.1:0")
+            .env("KVTIER_HOST_BYTES", "16MiB")
+            .env("KVTIER_LOCK_MEMORY", "false")
+            .env("KVTIER_LOG_LEVEL", "debug")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -82,12 +90,12 @@ impl Daemon {
         let mut line = String::new();
         let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
         output.read_line(&mut line).expect("a line");
-        let mut daemon = Daemon { child, directory, log };
+        let mut daemon = Daemon { child, directory, log: Some(log) };
         if !line.contains("ready") {
-            let status = daemon.child.wait();
-            panic!("not ready: {status:?}: {}", daemon.into_log());
+            let status = wait(&mut daemon.child);
+            return Err(format!("{status}: {}", daemon.into_log()));
         }
-        daemon
+        Ok(daemon)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -190,12 +198,9 @@ impl Daemon {
         (status, self.into_log())
     }
 
-    fn into_log(self) -> String {
-        // The destructor must not run before the log is read, and the child has ended by now.
-        let mut this = std::mem::ManuallyDrop::new(self);
-        let log = std::mem::replace(&mut this.log, std::thread::spawn(String::new));
-        std::mem::ManuallyDrop::into_inner(this);
-        log.join().expect("the log's thread")
+    /// What an ended daemon said.
+    fn into_log(mut self) -> String {
+        self.log.take().and_then(|log| log.join().ok()).unwrap_or_default()
     }
 }
 

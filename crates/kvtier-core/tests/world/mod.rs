@@ -1,5 +1,5 @@
 //! A tiny driver: carries out actions in memory, at once or when told to, and remembers what lies where.
-#![allow(dead_code, reason = "each story uses its part")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each story uses its part")]
 
 use kvtier_core::{
     Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope, Fetched,

@@ -1,6 +1,7 @@
 //! Clients: they ask, read in place, write, stall, lie and die. Each remembers what it truly maps and may touch,
 //! whatever the manager believes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kvtier_core::{
@@ -53,6 +54,8 @@ pub(super) struct Client {
     pub(super) lost: bool,
     pub(super) held: Vec<Held>,
     pub(super) slots: Vec<Slot>,
+    /// Leases and slots at most that it was given in answers which its broken connection never brought.
+    pub(super) never_told: (usize, usize),
     /// Its process is stopped until then.
     pub(super) stalled_until: Time,
 }
@@ -100,6 +103,7 @@ impl World {
                 lost: false,
                 held: Vec::new(),
                 slots: Vec::new(),
+                never_told: (0, 0),
                 stalled_until: Time::ZERO,
             },
         );
@@ -274,7 +278,18 @@ impl World {
     pub(super) fn lose(&mut self, client: ClientId) -> Check {
         self.note(|| format!("{client:?} is lost but alive"));
         self.step += 1;
-        self.waits.retain(|_, wait| wait.client != client);
+        let (dropped, kept) = std::mem::take(&mut self.waits)
+            .into_iter()
+            .partition(|(_, wait)| wait.client == client);
+        self.waits = kept;
+        let dropped: BTreeMap<OperationId, Wait> = dropped;
+        for wait in dropped.into_values() {
+            let never_told = &mut self.client(client).never_told;
+            match wait.asked {
+                Asked::Fetch { .. } => never_told.0 += wait.keys.len(),
+                Asked::Reserve { .. } => never_told.1 += wait.keys.len(),
+            }
+        }
         self.client(client).lost = true;
         self.manager.disconnect(client, Departure::Alive, self.now);
         self.pump()?;

@@ -3,8 +3,8 @@ use kvtier_transfer::memory::MemorySlice;
 
 /// A core action for this tier, with memory in place of host extents. Each is answered by exactly one event.
 ///
-/// A slice that starts at a multiple of 4 KiB in its region owns its bytes up to the next multiple: host slots are made so. Reads may scribble on that
-/// tail and writes carry it, zeroed, to the disk.
+/// A slice that starts at a multiple of 4 KiB in its region owns its bytes up to the next multiple: host slots are made
+/// so. Reads may scribble on that tail and writes carry it, zeroed, to the disk.
 #[derive(Clone, Debug)]
 pub enum StorageAction {
     /// Make a segment file of `bytes`.
@@ -95,8 +95,12 @@ impl StorageAction {
         }
     }
 
-    /// Whether it reads or writes payloads: those are refused when too many are under way, the rest is rare and always taken.
+    /// Whether it reads or writes payloads: those are refused when too many are under way, the rest is rare and always
+    /// taken.
     pub(super) fn moves_bytes(&self) -> bool {
-        matches!(self, StorageAction::Demote { .. } | StorageAction::Promote { .. } | StorageAction::Relocate { .. })
+        matches!(
+            self,
+            StorageAction::Demote { .. } | StorageAction::Promote { .. } | StorageAction::Relocate { .. }
+        )
     }
 }

@@ -28,7 +28,10 @@ pub(super) struct Bounce {
 impl BouncePool {
     pub(super) fn new(budget_bytes: u64) -> Arc<BouncePool> {
         let budget_bytes = usize::try_from(budget_bytes).unwrap_or(usize::MAX);
-        Arc::new(BouncePool { budget_bytes, state: Mutex::new(State::default()) })
+        Arc::new(BouncePool {
+            budget_bytes,
+            state: Mutex::new(State::default()),
+        })
     }
 
     /// `length` bytes, page-aligned; `None` while the budget is lent out. A length over the budget is lent alone.
@@ -49,7 +52,11 @@ impl BouncePool {
         state.lent_bytes += size;
         drop(state);
         let slice = region.slice(0, length).expect("regions are as long as asked for");
-        Ok(Some(Bounce { pool: Arc::clone(self), region, slice }))
+        Ok(Some(Bounce {
+            pool: Arc::clone(self),
+            region,
+            slice,
+        }))
     }
 }
 
@@ -84,11 +91,16 @@ mod tests {
     #[test]
     fn the_budget_bounds_what_is_lent_and_what_stays_warm() {
         let pool = BouncePool::new(256 << 10);
-        let held: Vec<_> = (0..4).map(|_| pool.take(50_000).expect("memory").expect("within the budget")).collect();
+        let held: Vec<_> = (0..4)
+            .map(|_| pool.take(50_000).expect("memory").expect("within the budget"))
+            .collect();
         assert!(pool.take(1).expect("memory").is_none(), "the budget is lent out");
         drop(held);
         let large = pool.take(10 << 20).expect("memory").expect("lent alone");
-        assert!(pool.take(1).expect("memory").is_none(), "beside a record over the budget nothing is lent");
+        assert!(
+            pool.take(1).expect("memory").is_none(),
+            "beside a record over the budget nothing is lent"
+        );
         drop(large);
         assert!(pool.state.lock().free_bytes <= 256 << 10);
         assert!(pool.take(200_000).expect("memory").is_some());

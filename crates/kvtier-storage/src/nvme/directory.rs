@@ -32,7 +32,11 @@ impl Directory {
             let path = path.to_owned();
             move |source: io::Error| NvmeError::Directory { doing, path, source }
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the directory", path))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed("make the directory", path))?;
         let handle = File::open(path).map_err(failed("open the directory", path))?;
         let lock = lock(path)?;
         let mut removed = 0u64;
@@ -53,9 +57,17 @@ impl Directory {
         if removed > 0 {
             tracing::info!(directory = %path.display(), segments = removed, "removed the segments of an earlier run");
         }
-        let mut directory = Directory { path: path.to_owned(), handle, direct: true, changed: AtomicBool::new(true), _lock: lock };
+        let mut directory = Directory {
+            path: path.to_owned(),
+            handle,
+            direct: true,
+            changed: AtomicBool::new(true),
+            _lock: lock,
+        };
         let probe = directory.segment_path(PROBE);
-        directory.direct = directory.takes_direct_writes(&probe).map_err(failed("write to", &probe))?;
+        directory.direct = directory
+            .takes_direct_writes(&probe)
+            .map_err(failed("write to", &probe))?;
         Ok(directory)
     }
 
@@ -72,7 +84,13 @@ impl Directory {
     /// A new, empty file.
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
         let flags = if self.direct { libc::O_DIRECT } else { 0 };
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).custom_flags(flags).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(path)?;
         self.changed.store(true, Ordering::Release);
         Ok(file)
     }
@@ -80,7 +98,9 @@ impl Directory {
     /// Makes the names of new files survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
         if self.changed.swap(false, Ordering::AcqRel) {
-            self.handle.sync_all().inspect_err(|_| self.changed.store(true, Ordering::Release))?;
+            self.handle
+                .sync_all()
+                .inspect_err(|_| self.changed.store(true, Ordering::Release))?;
         }
         Ok(())
     }
@@ -88,7 +108,10 @@ impl Directory {
     /// Some file systems refuse direct I/O at open, some only when it is tried.
     fn takes_direct_writes(&self, probe: &Path) -> io::Result<bool> {
         let tried = self.create(probe).and_then(|file| {
-            let page = MemoryRegion::anonymous(4096).map_err(io::Error::other)?.slice(0, 4096).map_err(io::Error::other)?;
+            let page = MemoryRegion::anonymous(4096)
+                .map_err(io::Error::other)?
+                .slice(0, 4096)
+                .map_err(io::Error::other)?;
             page.write_at(&file, 0)
         });
         let _ = fs::remove_file(probe);
@@ -108,14 +131,23 @@ fn lock(directory: &Path) -> Result<File, NvmeError> {
         let path = path.clone();
         move |source: io::Error| NvmeError::Directory { doing, path, source }
     };
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("open the lock file"))?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("open the lock file"))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder);
-            return Err(NvmeError::InUse { directory: directory.to_owned(), holder: holder.trim().parse().ok() });
+            return Err(NvmeError::InUse {
+                directory: directory.to_owned(),
+                holder: holder.trim().parse().ok(),
+            });
         }
         Err(error) => return Err(failed("lock")(error.into())),
     }
@@ -127,7 +159,8 @@ fn lock(directory: &Path) -> Result<File, NvmeError> {
 fn parse_name(name: &str) -> Option<SegmentId> {
     let digits = name.strip_prefix("segment-")?.strip_suffix(".kvs")?;
     let ours = digits.len() == 8 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-    ours.then(|| u32::from_str_radix(digits, 16).ok().map(SegmentId)).flatten()
+    ours.then(|| u32::from_str_radix(digits, 16).ok().map(SegmentId))
+        .flatten()
 }
 
 #[cfg(test)]
@@ -137,7 +170,13 @@ mod tests {
     #[test]
     fn only_names_that_we_give_are_ours() {
         assert_eq!(parse_name("segment-0000002a.kvs"), Some(SegmentId(42)));
-        for foreign in ["segment-2a.kvs", "segment-0000002A.kvs", "segment-0000002a.kvs.bak", "segment-+000002a.kvs", "notes.txt"] {
+        for foreign in [
+            "segment-2a.kvs",
+            "segment-0000002A.kvs",
+            "segment-0000002a.kvs.bak",
+            "segment-+000002a.kvs",
+            "notes.txt",
+        ] {
             assert_eq!(parse_name(foreign), None, "{foreign}");
         }
     }

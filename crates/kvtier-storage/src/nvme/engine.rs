@@ -24,14 +24,14 @@ pub enum Priority {
     Background,
 }
 
-/// Called once, with the outcome and the request's memory, when no device touches it any more. Runs on the engine's thread: keep it short, and never
-/// call [`NvmeEngine::shutdown`] from it.
+/// Called once, with the outcome and the request's memory, when no device touches it any more. Runs on the engine's
+/// thread: keep it short, and never call [`NvmeEngine::shutdown`] from it.
 pub type Done = Box<dyn FnOnce(Finished) + Send>;
 
 /// One read or write of a file.
 ///
-/// The engine owns the memory from submission until [`Request::done`] runs. With direct I/O, `offset` and the memory's address and length are multiples
-/// of 4 KiB; elsewhere anything goes.
+/// The engine owns the memory from submission until [`Request::done`] runs. With direct I/O, `offset` and the memory's
+/// address and length are multiples of 4 KiB; elsewhere anything goes.
 pub struct Request {
     /// Which way.
     pub direction: Direction,
@@ -62,7 +62,11 @@ impl fmt::Debug for Request {
 
 impl Request {
     pub(crate) fn finish(self, outcome: Result<(), EngineError>, idle: bool) {
-        (self.done)(Finished { memory: self.memory, outcome, idle });
+        (self.done)(Finished {
+            memory: self.memory,
+            outcome,
+            idle,
+        });
     }
 }
 
@@ -104,10 +108,12 @@ pub trait NvmeEngine: Send + Sync {
     /// Queues a request, or hands it back at once when the queue is full or the engine is shut down.
     fn submit(&self, request: Request) -> Result<(), Request>;
 
-    /// Finishes every request that the device was not asked for yet with [`EngineError::Cancelled`], on the calling thread.
+    /// Finishes every request that the device was not asked for yet with [`EngineError::Cancelled`], on the calling
+    /// thread.
     fn cancel_queued(&self);
 
-    /// Cancels what is queued, waits for what is in flight, ends the threads. Later submissions are handed back. Idempotent.
+    /// Cancels what is queued, waits for what is in flight, ends the threads. Later submissions are handed back.
+    /// Idempotent.
     fn shutdown(&self);
 
     /// `io_uring` or `threads`.
@@ -129,7 +135,12 @@ pub struct EngineSettings {
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        EngineSettings { queue_depth: 32, queue_max: 1024, threads: 8, piece_bytes: 512 << 10 }
+        EngineSettings {
+            queue_depth: 32,
+            queue_max: 1024,
+            threads: 8,
+            piece_bytes: 512 << 10,
+        }
     }
 }
 

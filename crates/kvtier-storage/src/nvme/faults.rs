@@ -39,7 +39,11 @@ impl FaultyEngine {
     /// Faultless until told otherwise.
     #[must_use]
     pub fn new(inner: Arc<dyn NvmeEngine>) -> Arc<FaultyEngine> {
-        Arc::new(FaultyEngine { inner, script: Mutex::new(VecDeque::new()), held: Mutex::new(Vec::new()) })
+        Arc::new(FaultyEngine {
+            inner,
+            script: Mutex::new(VecDeque::new()),
+            held: Mutex::new(Vec::new()),
+        })
     }
 
     /// The next request in this direction that has no fault yet gets this one.
@@ -75,12 +79,18 @@ impl FaultyEngine {
 
     /// Writes `memory` in place of the request's own, which its owner gets back.
     fn write_instead(&self, request: Request, memory: MemorySlice) -> Result<(), Request> {
-        let Request { memory: original, done, .. } = request;
+        let Request {
+            memory: original, done, ..
+        } = request;
         let done = Box::new(move |mut finished: super::Finished| {
             finished.memory = original;
             done(finished);
         });
-        self.inner.submit(Request { memory, done, ..request })
+        self.inner.submit(Request {
+            memory,
+            done,
+            ..request
+        })
     }
 }
 
@@ -108,7 +118,9 @@ impl NvmeEngine for FaultyEngine {
                 }
             },
             Fault::Torn => {
-                let half = (request.memory.len() / 2).next_multiple_of(PAGE_BYTES).min(request.memory.len());
+                let half = (request.memory.len() / 2)
+                    .next_multiple_of(PAGE_BYTES)
+                    .min(request.memory.len());
                 let first = request.memory.subslice(0, half).expect("a half lies in its whole");
                 return self.write_instead(request, first);
             }

@@ -1,7 +1,7 @@
 use kvtier_core::{BlockHash, NamespaceId, RealizationId};
 
-/// Names blocks outside host memory: a digest under a key per namespace, so that files of one tenant tell nothing about another's prompts, nor whether
-/// two tenants hold the same one.
+/// Names blocks outside host memory: a digest under a key per namespace, so that files of one tenant tell nothing about
+/// another's prompts, nor whether two tenants hold the same one.
 ///
 /// The key is drawn at start and never leaves memory.
 pub(super) struct Fingerprints {
@@ -35,6 +35,9 @@ mod tests {
         assert_eq!(first, fingerprints.of(NamespaceId(1), RealizationId(1), hash));
         assert_ne!(first, fingerprints.of(NamespaceId(2), RealizationId(1), hash));
         assert_ne!(first, fingerprints.of(NamespaceId(1), RealizationId(2), hash));
-        assert_ne!(first, Fingerprints::new([2; 32]).of(NamespaceId(1), RealizationId(1), hash));
+        assert_ne!(
+            first,
+            Fingerprints::new([2; 32]).of(NamespaceId(1), RealizationId(1), hash)
+        );
     }
 }

@@ -5,17 +5,18 @@
 //! | header  | seal    | payloads ...            | free ...  | entry n-1 ... | entry 0 |
 //! ```
 //!
-//! Payloads start at multiples of 4 KiB and take their length rounded up to 4 KiB, nothing more: what describes them lies in the index at the end of the
-//! file. The index grows downwards, entry 0 last, so that its place is known before its length is, and it can be written while the segment is open. The
-//! seal page says that the segment is complete, how many entries it has and what they sum up to; it is zero before. Reopening a segment therefore takes
-//! one read at the front and one at the end.
+//! Payloads start at multiples of 4 KiB and take their length rounded up to 4 KiB, nothing more: what describes them
+//! lies in the index at the end of the file. The index grows downwards, entry 0 last, so that its place is known before
+//! its length is, and it can be written while the segment is open. The seal page says that the segment is complete, how
+//! many entries it has and what they sum up to; it is zero before. Reopening a segment therefore takes one read at the
+//! front and one at the end.
 //!
 //! Header (page 0):
 //! ```text
 //!    0  8  magic "kvtier\x01H"
 //!    8  4  version (1)
 //!   12  4  segment id
-//!   16 32  incarnation: random, drawn when the segment is opened; binds seal and entries to this life of the file (and salts record keys)
+//!   16 32  incarnation: random, drawn when the segment is opened; binds seal and entries to this life of the file
 //!   48  8  file size, bytes
 //!   56  8  opened at, ms since 1970
 //!   64  4  encryption of payloads: 0 none
@@ -122,7 +123,12 @@ impl Header {
         if page[64..PAGE - 4].iter().any(|byte| *byte != 0) {
             return Err(FormatError::Damaged("header"));
         }
-        Ok(Header { segment: word(page, 12), incarnation: array(page, 16), bytes: double(page, 48), opened_ms: double(page, 56) })
+        Ok(Header {
+            segment: word(page, 12),
+            incarnation: array(page, 16),
+            bytes: double(page, 48),
+            opened_ms: double(page, 56),
+        })
     }
 }
 
@@ -283,13 +289,18 @@ pub fn encode_index(entries: &[Entry], file_bytes: u64, incarnation: &Incarnatio
 
 /// Reads an index back from the end of a file (`tail` may be longer than the index). Entry 0 comes first.
 pub fn decode_index(tail: &[u8], header: &Header, seal: &Seal) -> Result<Vec<Entry>, FormatError> {
-    let length = (seal.entries as usize).checked_mul(ENTRY_BYTES as usize).filter(|length| *length <= tail.len()).ok_or(FormatError::Short("index"))?;
+    let length = (seal.entries as usize)
+        .checked_mul(ENTRY_BYTES as usize)
+        .filter(|length| *length <= tail.len())
+        .ok_or(FormatError::Short("index"))?;
     let index = &tail[tail.len() - length..];
     if crc32c(index) != seal.index_checksum {
         return Err(FormatError::Damaged("index"));
     }
-    let entries: Vec<Entry> =
-        index.rchunks_exact(ENTRY_BYTES as usize).map(|bytes| Entry::decode(bytes, &header.incarnation)).collect::<Result<_, _>>()?;
+    let entries: Vec<Entry> = index
+        .rchunks_exact(ENTRY_BYTES as usize)
+        .map(|bytes| Entry::decode(bytes, &header.incarnation))
+        .collect::<Result<_, _>>()?;
     let limit = header.bytes.saturating_sub(length as u64);
     let mut places: Vec<(u64, u64, u32)> = Vec::with_capacity(entries.len());
     for (ordinal, entry) in (0..).zip(&entries) {

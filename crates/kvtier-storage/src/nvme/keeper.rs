@@ -8,10 +8,22 @@ use super::tier::{Inner, Ticket};
 
 /// What is done to whole files, one after another on a thread of its own, for any of it may wait for the disk.
 pub(super) enum Chore {
-    Open { ticket: Ticket, segment: SegmentId, bytes: u64 },
-    Close { ticket: Ticket, segment: SegmentId },
-    Seal { ticket: Ticket, segment: Arc<Segment> },
-    Sync { ticket: Ticket },
+    Open {
+        ticket: Ticket,
+        segment: SegmentId,
+        bytes: u64,
+    },
+    Close {
+        ticket: Ticket,
+        segment: SegmentId,
+    },
+    Seal {
+        ticket: Ticket,
+        segment: Arc<Segment>,
+    },
+    Sync {
+        ticket: Ticket,
+    },
     Stop,
 }
 
@@ -20,7 +32,9 @@ pub(super) type Chores = Sender<Chore>;
 pub(super) fn run(inner: &Arc<Inner>, chores: &Receiver<Chore>) {
     for chore in chores {
         match chore {
-            Chore::Open { ticket, .. } | Chore::Seal { ticket, .. } | Chore::Sync { ticket } if ticket.is_cancelled() => {
+            Chore::Open { ticket, .. } | Chore::Seal { ticket, .. } | Chore::Sync { ticket }
+                if ticket.is_cancelled() =>
+            {
                 ticket.answer(Err(Failure::Deadline));
             }
             Chore::Open { ticket, segment, bytes } => open(inner, ticket, segment, bytes),

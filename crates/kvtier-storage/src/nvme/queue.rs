@@ -47,7 +47,12 @@ impl Lanes {
 
 impl RequestQueue {
     pub(super) fn new(capacity: usize) -> RequestQueue {
-        RequestQueue { lanes: Mutex::new(Lanes::default()), changed: Condvar::new(), watched: Condvar::new(), capacity: capacity.max(1) }
+        RequestQueue {
+            lanes: Mutex::new(Lanes::default()),
+            changed: Condvar::new(),
+            watched: Condvar::new(),
+            capacity: capacity.max(1),
+        }
     }
 
     /// Hands the request back when the queue is full or closed.
@@ -123,7 +128,9 @@ impl RequestQueue {
     pub(super) fn cancel(&self) {
         let cancelled: Vec<Request> = {
             let mut lanes = self.lanes.lock();
-            let Lanes { foreground, background, .. } = &mut *lanes;
+            let Lanes {
+                foreground, background, ..
+            } = &mut *lanes;
             foreground.drain(..).chain(background.drain(..)).collect()
         };
         for request in cancelled {
@@ -136,11 +143,17 @@ impl RequestQueue {
         let mut expired = Vec::new();
         {
             let mut lanes = self.lanes.lock();
-            let Lanes { foreground, background, .. } = &mut *lanes;
+            let Lanes {
+                foreground, background, ..
+            } = &mut *lanes;
             for lane in [foreground, background] {
                 for _ in 0..lane.len() {
                     let Some(request) = lane.pop_front() else { break };
-                    if is_late(&request, now) { expired.push(request) } else { lane.push_back(request) }
+                    if is_late(&request, now) {
+                        expired.push(request)
+                    } else {
+                        lane.push_back(request)
+                    }
                 }
             }
         }

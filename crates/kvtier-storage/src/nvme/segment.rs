@@ -51,7 +51,15 @@ impl Segment {
         let mut incarnation = Incarnation::default();
         getrandom::fill(&mut incarnation).map_err(|error| io::Error::other(error.to_string()))?;
         let file = Arc::new(directory.create(&path)?);
-        let segment = Segment { id, file, bytes, path, incarnation, dirty: AtomicBool::new(true), records: Mutex::new(Records::default()) };
+        let segment = Segment {
+            id,
+            file,
+            bytes,
+            path,
+            incarnation,
+            dirty: AtomicBool::new(true),
+            records: Mutex::new(Records::default()),
+        };
         segment.prepare().inspect_err(|_| segment.remove())?;
         Ok(segment)
     }
@@ -67,7 +75,12 @@ impl Segment {
     }
 
     fn header(&self) -> Header {
-        Header { segment: self.id.0, incarnation: self.incarnation, bytes: self.bytes, opened_ms: now_ms() }
+        Header {
+            segment: self.id.0,
+            incarnation: self.incarnation,
+            bytes: self.bytes,
+            opened_ms: now_ms(),
+        }
     }
 
     /// Writes the index and the seal page. Only once no write is left that could add a record.
@@ -78,9 +91,27 @@ impl Segment {
             records.sealed = true;
             std::mem::take(&mut records.entries)
         };
-        let (index, index_checksum) = format::encode_index(&entries, self.bytes, &self.incarnation).ok_or(io::ErrorKind::InvalidData)?;
+        let (index, index_checksum) =
+            format::encode_index(&entries, self.bytes, &self.incarnation).ok_or(io::ErrorKind::InvalidData)?;
+        let payload_end = entries
+            .iter()
+            .map(|entry| entry.offset + format::padded(u64::from(entry.length)))
+            .max()
+            .unwrap_or(0);
+        if payload_end > self.bytes - index.len() as u64 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the records leave no room for their index",
+            ));
+        }
         let count = u32::try_from(entries.len()).map_err(|_| io::ErrorKind::InvalidData)?;
-        let seal = Seal { segment: self.id.0, incarnation: self.incarnation, entries: count, index_checksum, sealed_ms: now_ms() };
+        let seal = Seal {
+            segment: self.id.0,
+            incarnation: self.incarnation,
+            entries: count,
+            index_checksum,
+            sealed_ms: now_ms(),
+        };
         if !index.is_empty() {
             self.write(self.bytes - index.len() as u64, &index)?;
         }
@@ -90,7 +121,10 @@ impl Segment {
 
     /// Lengths and offsets are multiples of 4 KiB.
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let memory = MemoryRegion::anonymous(bytes.len()).map_err(io::Error::other)?.slice(0, bytes.len()).map_err(io::Error::other)?;
+        let memory = MemoryRegion::anonymous(bytes.len())
+            .map_err(io::Error::other)?
+            .slice(0, bytes.len())
+            .map_err(io::Error::other)?;
         memory.copy_from_slice(bytes).map_err(io::Error::other)?;
         self.dirty.store(true, Ordering::Release);
         match memory.write_at(&*self.file, offset)? {
@@ -102,7 +136,9 @@ impl Segment {
     /// Makes everything written so far survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
         if self.dirty.swap(false, Ordering::AcqRel) {
-            self.file.sync_data().inspect_err(|_| self.dirty.store(true, Ordering::Release))?;
+            self.file
+                .sync_data()
+                .inspect_err(|_| self.dirty.store(true, Ordering::Release))?;
         }
         Ok(())
     }
@@ -121,10 +157,13 @@ impl Segment {
             return None;
         }
         records.writing += 1;
-        Some(Writing { segment: Arc::clone(self) })
+        Some(Writing {
+            segment: Arc::clone(self),
+        })
     }
 
-    /// Hands the ticket back when the segment can be sealed now; else it is kept until the last write has ended. A second seal is refused.
+    /// Hands the ticket back when the segment can be sealed now; else it is kept until the last write has ended. A
+    /// second seal is refused.
     pub(super) fn seal_after_writes(&self, ticket: Ticket) -> Result<Option<Ticket>, Ticket> {
         let mut records = self.records.lock();
         if records.sealed || records.seal.is_some() {
@@ -155,7 +194,11 @@ impl Drop for Writing {
         let seal = {
             let mut records = self.segment.records.lock();
             records.writing -= 1;
-            if records.writing == 0 { records.seal.take() } else { None }
+            if records.writing == 0 {
+                records.seal.take()
+            } else {
+                None
+            }
         };
         if let Some(ticket) = seal {
             ticket.seal(&self.segment);
@@ -164,5 +207,7 @@ impl Drop for Writing {
 }
 
 fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -21,7 +21,8 @@ pub enum EngineChoice {
 pub struct NvmeSettings {
     /// The directory of the segment files, made if absent and locked while the tier is open.
     pub directory: PathBuf,
-    /// Bytes of all segment files together. The core keeps to it; here it is compared with the space on the file system.
+    /// Bytes of all segment files together. The core keeps to it; here it is compared with the space on the file
+    /// system.
     pub capacity_bytes: u64,
     /// Which engine.
     pub engine: EngineChoice,
@@ -48,7 +49,13 @@ impl NvmeSettings {
     }
 
     pub(super) fn check(&self) -> Result<(), NvmeError> {
-        let refuse = |field, value: usize, remedy| Err(NvmeError::Settings { field, value: value as u64, remedy });
+        let refuse = |field, value: usize, remedy| {
+            Err(NvmeError::Settings {
+                field,
+                value: value as u64,
+                remedy,
+            })
+        };
         let bounds = &self.bounds;
         if !(1..=4096).contains(&bounds.queue_depth) {
             return refuse("queue_depth", bounds.queue_depth, "must be between 1 and 4096");
@@ -60,7 +67,11 @@ impl NvmeSettings {
             return refuse("threads", bounds.threads, "must be between 1 and 1024");
         }
         if bounds.piece_bytes == 0 || !bounds.piece_bytes.is_multiple_of(4096) {
-            return refuse("piece_bytes", bounds.piece_bytes, "must be a positive multiple of 4 KiB");
+            return refuse(
+                "piece_bytes",
+                bounds.piece_bytes,
+                "must be a positive multiple of 4 KiB",
+            );
         }
         Ok(())
     }
@@ -98,7 +109,10 @@ pub enum NvmeError {
         source: io::Error,
     },
     /// io_uring was asked for by name and is not to be had.
-    #[error("io_uring cannot be used: {source} ({}); set the engine to auto or threads to go on without", uring_remedy(source))]
+    #[error(
+        "io_uring cannot be used: {source} ({}); set the engine to auto or threads to go on without",
+        uring_remedy(source)
+    )]
     Uring {
         /// The kernel's answer.
         source: io::Error,
@@ -115,7 +129,9 @@ pub enum NvmeError {
 pub(crate) fn uring_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ENOSYS) => "this kernel or a seccomp profile has no io_uring",
-        Some(libc::EPERM | libc::EACCES) => "a seccomp profile or sysctl kernel.io_uring_disabled forbids it: allow io_uring_setup, io_uring_enter and io_uring_register",
+        Some(libc::EPERM | libc::EACCES) => {
+            "a seccomp profile or sysctl kernel.io_uring_disabled forbids it: allow io_uring_setup, io_uring_enter and io_uring_register"
+        }
         Some(libc::ENOMEM) => "RLIMIT_MEMLOCK is too small on this kernel: raise LimitMEMLOCK",
         Some(libc::EMFILE | libc::ENFILE) => "too many open files: raise LimitNOFILE",
         _ => "see dmesg",

@@ -16,7 +16,10 @@ fn uring(settings: EngineSettings) -> Option<Arc<dyn NvmeEngine>> {
         Ok(engine) => Some(Arc::new(engine)),
         Err(error) => {
             let denied = [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::ENOMEM];
-            assert!(error.raw_os_error().is_some_and(|number| denied.contains(&number)), "io_uring failed for no reason of the system: {error}");
+            assert!(
+                error.raw_os_error().is_some_and(|number| denied.contains(&number)),
+                "io_uring failed for no reason of the system: {error}"
+            );
             eprintln!("skipped: io_uring: {error}");
             None
         }
@@ -28,7 +31,10 @@ fn threads(settings: EngineSettings) -> Option<Arc<dyn NvmeEngine>> {
 }
 
 fn memory(bytes: usize) -> MemorySlice {
-    MemoryRegion::anonymous(bytes.next_multiple_of(4096)).expect("memory").slice(0, bytes).expect("as long as asked for")
+    MemoryRegion::anonymous(bytes.next_multiple_of(4096))
+        .expect("memory")
+        .slice(0, bytes)
+        .expect("as long as asked for")
 }
 
 /// Bytes that differ at every place and between seeds.

@@ -17,7 +17,10 @@ pub struct ThreadsEngine {
 impl ThreadsEngine {
     /// Starts the threads.
     pub fn start(settings: EngineSettings) -> io::Result<ThreadsEngine> {
-        let engine = ThreadsEngine { queue: Arc::new(RequestQueue::new(settings.queue_max)), threads: Mutex::new(Vec::new()) };
+        let engine = ThreadsEngine {
+            queue: Arc::new(RequestQueue::new(settings.queue_max)),
+            threads: Mutex::new(Vec::new()),
+        };
         for _ in 0..settings.threads.max(1) {
             engine.spawn("kvtier-nvme-io", |queue| {
                 while let Some(request) = queue.wait() {
@@ -80,7 +83,10 @@ fn transfer(request: &Request) -> Result<(), EngineError> {
     let length = request.memory.len();
     let mut done = 0;
     while done < length {
-        let rest = request.memory.subslice(done, length - done).expect("a rest lies in its whole");
+        let rest = request
+            .memory
+            .subslice(done, length - done)
+            .expect("a rest lies in its whole");
         let at = request.offset + done as u64;
         let moved = match request.direction {
             Direction::Read => rest.read_at(&*request.file, at),

@@ -22,7 +22,8 @@ use super::uring::UringEngine;
 
 mod moves;
 
-/// Told each answer, on a thread of the tier or the one that submitted. Keep it short, and do not shut the tier down from it.
+/// Told each answer, on a thread of the tier or the one that submitted. Keep it short, and do not shut the tier down
+/// from it.
 pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// Counters since the tier opened.
@@ -125,8 +126,13 @@ impl NvmeTier {
             settings,
         });
         // Dropping the tier on the way out ends what was started.
-        let tier = NvmeTier { inner: Arc::clone(&inner), workers: Mutex::new(Workers::default()) };
-        let keeper = thread::Builder::new().name("kvtier-nvme-dir".into()).spawn(move || keeper::run(&inner, &chores_of_keeper));
+        let tier = NvmeTier {
+            inner: Arc::clone(&inner),
+            workers: Mutex::new(Workers::default()),
+        };
+        let keeper = thread::Builder::new()
+            .name("kvtier-nvme-dir".into())
+            .spawn(move || keeper::run(&inner, &chores_of_keeper));
         tier.workers.lock().keeper = Some(keeper.map_err(NvmeError::Thread)?);
         let checker = thread::Builder::new().name("kvtier-nvme-crc".into()).spawn(move || {
             while let Ok(Some(check)) = checks_of_checker.recv() {
@@ -137,7 +143,8 @@ impl NvmeTier {
         Ok(tier)
     }
 
-    /// Takes an action. Never blocks; the answer comes through the events, possibly before this returns and on this thread.
+    /// Takes an action. Never blocks; the answer comes through the events, possibly before this returns and on this
+    /// thread.
     pub fn submit(&self, action: StorageAction) {
         let inner = &self.inner;
         let operation = action.operation();
@@ -146,16 +153,34 @@ impl NvmeTier {
         }
         let ticket = match inner.admit(operation, action.moves_bytes()) {
             Ok(ticket) => ticket,
-            Err(failure) => return (inner.events)(Event { operation, outcome: Err(failure) }),
+            Err(failure) => {
+                return (inner.events)(Event {
+                    operation,
+                    outcome: Err(failure),
+                });
+            }
         };
         match action {
             StorageAction::Open { segment, bytes, .. } => inner.chore(Chore::Open { ticket, segment, bytes }),
             StorageAction::Close { segment, .. } => inner.chore(Chore::Close { ticket, segment }),
             StorageAction::Seal { segment, .. } => inner.seal(ticket, segment),
             StorageAction::Sync { .. } => inner.chore(Chore::Sync { ticket }),
-            StorageAction::Demote { source, target, label, .. } => inner.demote(ticket, source, target, label),
-            StorageAction::Promote { source, target, checksum, .. } => inner.promote(ticket, source, target, checksum),
-            StorageAction::Relocate { source, target, checksum, label, .. } => inner.relocate(ticket, source, target, checksum, label),
+            StorageAction::Demote {
+                source, target, label, ..
+            } => inner.demote(ticket, source, target, label),
+            StorageAction::Promote {
+                source,
+                target,
+                checksum,
+                ..
+            } => inner.promote(ticket, source, target, checksum),
+            StorageAction::Relocate {
+                source,
+                target,
+                checksum,
+                label,
+                ..
+            } => inner.relocate(ticket, source, target, checksum, label),
             StorageAction::Reset { .. } => unreachable!("answered above"),
         }
     }
@@ -178,7 +203,8 @@ impl NvmeTier {
         self.inner.counters.read()
     }
 
-    /// Cancels what is queued, waits for what is in flight, ends the threads; every action is answered before this returns. Idempotent, and done on drop.
+    /// Cancels what is queued, waits for what is in flight, ends the threads; every action is answered before this
+    /// returns. Idempotent, and done on drop.
     pub fn shutdown(&self) {
         let inner = &self.inner;
         inner.closed.store(true, Ordering::SeqCst);
@@ -212,10 +238,15 @@ fn start_engine(settings: &NvmeSettings, notes: &mut Vec<String>) -> Result<Arc<
         match UringEngine::start(settings.bounds) {
             Ok(engine) => return Ok(Arc::new(engine)),
             Err(source) if settings.engine == EngineChoice::IoUring => return Err(NvmeError::Uring { source }),
-            Err(source) => notes.push(format!("NVMe through threads, for io_uring cannot be used: {source} ({})", uring_remedy(&source))),
+            Err(source) => notes.push(format!(
+                "NVMe through threads, for io_uring cannot be used: {source} ({})",
+                uring_remedy(&source)
+            )),
         }
     }
-    Ok(Arc::new(ThreadsEngine::start(settings.bounds).map_err(NvmeError::Thread)?))
+    Ok(Arc::new(
+        ThreadsEngine::start(settings.bounds).map_err(NvmeError::Thread)?,
+    ))
 }
 
 /// What all threads of the tier share.
@@ -292,7 +323,8 @@ fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Ordering::Relaxed);
 }
 
-/// The duty to answer one action. Dropped unanswered (a thread died), it answers with an I/O failure: the core never waits in vain.
+/// The duty to answer one action. Dropped unanswered (a thread died), it answers with an I/O failure: the core never
+/// waits in vain.
 pub(super) struct Ticket {
     inner: Arc<Inner>,
     operation: OperationId,
@@ -315,7 +347,10 @@ impl Ticket {
     /// The segment's last write has ended.
     pub(super) fn seal(self, segment: &Arc<Segment>) {
         let inner = Arc::clone(&self.inner);
-        inner.chore(Chore::Seal { ticket: self, segment: Arc::clone(segment) });
+        inner.chore(Chore::Seal {
+            ticket: self,
+            segment: Arc::clone(segment),
+        });
     }
 }
 
@@ -329,15 +364,25 @@ impl Drop for Ticket {
             Err(Failure::Deadline) => add(&counters.late, 1),
             Err(Failure::Io | Failure::Full) => add(&counters.io_errors, 1),
         }
-        (self.inner.events)(Event { operation: self.operation, outcome: self.answer });
+        (self.inner.events)(Event {
+            operation: self.operation,
+            outcome: self.answer,
+        });
         let resets = {
             let mut outstanding = self.inner.outstanding.lock();
             outstanding.count -= 1;
             outstanding.moving -= usize::from(self.moving);
-            if outstanding.count == 0 { std::mem::take(&mut outstanding.resets) } else { Vec::new() }
+            if outstanding.count == 0 {
+                std::mem::take(&mut outstanding.resets)
+            } else {
+                Vec::new()
+            }
         };
         for operation in resets {
-            (self.inner.events)(Event { operation, outcome: Ok(Completion::Done) });
+            (self.inner.events)(Event {
+                operation,
+                outcome: Ok(Completion::Done),
+            });
         }
         self.inner.pump();
     }
@@ -354,7 +399,13 @@ impl Inner {
         outstanding.count += 1;
         outstanding.moving += usize::from(moving);
         let epoch = self.epoch.load(Ordering::SeqCst);
-        Ok(Ticket { inner: Arc::clone(self), operation, epoch, moving, answer: Err(Failure::Io) })
+        Ok(Ticket {
+            inner: Arc::clone(self),
+            operation,
+            epoch,
+            moving,
+            answer: Err(Failure::Io),
+        })
     }
 
     fn reset(self: &Arc<Self>, operation: OperationId) {
@@ -367,7 +418,10 @@ impl Inner {
             outstanding.count == 0
         };
         if idle {
-            return (self.events)(Event { operation, outcome: Ok(Completion::Done) });
+            return (self.events)(Event {
+                operation,
+                outcome: Ok(Completion::Done),
+            });
         }
         self.engine.cancel_queued();
         self.pump();
@@ -423,8 +477,8 @@ impl Inner {
         self.pump();
     }
 
-    /// Serves what waits for bounce memory. Whoever comes while it runs only makes it look again, so that answers given from within do not pile up on
-    /// the stack.
+    /// Serves what waits for bounce memory. Whoever comes while it runs only makes it look again, so that answers given
+    /// from within do not pile up on the stack.
     fn pump(self: &Arc<Self>) {
         if self.pumps.fetch_add(1, Ordering::SeqCst) > 0 {
             return;
@@ -451,7 +505,9 @@ impl Inner {
                 taken => Some(taken),
             }
         };
-        let Some(Waiting { ticket, then, .. }) = waiting.pop_front() else { return false };
+        let Some(Waiting { ticket, then, .. }) = waiting.pop_front() else {
+            return false;
+        };
         drop(waiting);
         match bounce {
             None => ticket.answer(Err(Failure::Deadline)),
@@ -488,7 +544,9 @@ impl Inner {
 
 fn failure(error: &EngineError) -> Failure {
     match error {
-        EngineError::Io(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM)) => Failure::Full,
+        EngineError::Io(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM)) => {
+            Failure::Full
+        }
         EngineError::Io(_) | EngineError::EndOfFile => Failure::Io,
         EngineError::Busy => Failure::Busy,
         EngineError::Deadline | EngineError::Cancelled => Failure::Deadline,

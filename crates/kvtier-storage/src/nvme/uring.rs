@@ -1,8 +1,12 @@
 //! The io_uring engine: one ring on a thread of its own.
 //!
-//! Requests come through a bounded queue. The ring thread starts as many pieces as the disk's depth allows, and sleeps in the kernel until one completes
-//! or an eventfd, which is itself read through the ring, says that there is more; the eventfd is written only while the thread sleeps.
-#![expect(unsafe_code, reason = "gives the kernel pointers into memory that the ring owns until their completions arrive")]
+//! Requests come through a bounded queue. The ring thread starts as many pieces as the disk's depth allows, and sleeps
+//! in the kernel until one completes or an eventfd, which is itself read through the ring, says that there is more; the
+//! eventfd is written only while the thread sleeps.
+#![expect(
+    unsafe_code,
+    reason = "gives the kernel pointers into memory that the ring owns until their completions arrive"
+)]
 
 use std::collections::VecDeque;
 use std::io;
@@ -52,7 +56,11 @@ impl UringEngine {
     /// Sets up a ring and starts its thread. Fails where the kernel, a container or a limit denies io_uring.
     pub fn start(settings: EngineSettings) -> io::Result<UringEngine> {
         let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        let shared = Arc::new(Shared { queue: RequestQueue::new(settings.queue_max), sleeping: AtomicBool::new(false), wake });
+        let shared = Arc::new(Shared {
+            queue: RequestQueue::new(settings.queue_max),
+            sleeping: AtomicBool::new(false),
+            wake,
+        });
         let (report, started) = crossbeam_channel::bounded(1);
         let thread = thread::Builder::new().name("kvtier-nvme-ring".into()).spawn({
             let shared = Arc::clone(&shared);
@@ -67,8 +75,13 @@ impl UringEngine {
                 }
             }
         })?;
-        let engine = UringEngine { shared, thread: Mutex::new(Some(thread)) };
-        started.recv().unwrap_or_else(|_| Err(io::Error::other("the ring thread ended")))?;
+        let engine = UringEngine {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        };
+        started
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the ring thread ended")))?;
         Ok(engine)
     }
 }
@@ -168,8 +181,16 @@ impl<'shared> Ring<'shared> {
         Ok(Ring {
             shared,
             ring,
-            settings: EngineSettings { queue_depth: depth, piece_bytes: settings.piece_bytes.next_multiple_of(ALIGNMENT).max(ALIGNMENT), ..settings },
-            owned: ManuallyDrop::new(Owned { actives: Vec::new(), pieces: Vec::new(), wake_count: Box::new(0) }),
+            settings: EngineSettings {
+                queue_depth: depth,
+                piece_bytes: settings.piece_bytes.next_multiple_of(ALIGNMENT).max(ALIGNMENT),
+                ..settings
+            },
+            owned: ManuallyDrop::new(Owned {
+                actives: Vec::new(),
+                pieces: Vec::new(),
+                wake_count: Box::new(0),
+            }),
             free_pieces: Vec::new(),
             free_actives: Vec::new(),
             partial_foreground: None,
@@ -202,8 +223,8 @@ impl<'shared> Ring<'shared> {
         }
     }
 
-    /// Waits for a completion or a request. While the device is full and something waits, only for a while: should the device be stuck, what waits
-    /// must still meet its deadlines.
+    /// Waits for a completion or a request. While the device is full and something waits, only for a while: should the
+    /// device be stuck, what waits must still meet its deadlines.
     fn sleep(&mut self) {
         self.arm_wake();
         let full = self.pieces_in_flight >= self.settings.queue_depth;
@@ -218,8 +239,11 @@ impl<'shared> Ring<'shared> {
                 self.swept = now;
                 self.shared.queue.expire(now);
             }
-        } else if !waiting && !(self.pieces_in_flight == 0 && self.shared.queue.is_closed()) {
-            self.enter(1, None);
+        } else {
+            let ending = self.pieces_in_flight == 0 && self.shared.queue.is_closed();
+            if !waiting && !ending {
+                self.enter(1, None);
+            }
         }
         self.shared.sleeping.store(false, Ordering::SeqCst);
     }
@@ -230,11 +254,16 @@ impl<'shared> Ring<'shared> {
             None => self.ring.submit_and_wait(completions),
             Some(timeout) => {
                 let timeout = types::Timespec::from(timeout);
-                self.ring.submitter().submit_with_args(completions, &types::SubmitArgs::new().timespec(&timeout))
+                self.ring
+                    .submitter()
+                    .submit_with_args(completions, &types::SubmitArgs::new().timespec(&timeout))
             }
         };
         if let Err(error) = entered
-            && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN))
+            && !matches!(
+                error.raw_os_error(),
+                Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
+            )
         {
             tracing::error!(%error, "io_uring_enter failed; trying again");
             thread::sleep(SWEEP_INTERVAL);
@@ -246,7 +275,9 @@ impl<'shared> Ring<'shared> {
             return;
         }
         let target: *mut u64 = &raw mut *self.owned.wake_count;
-        let entry = opcode::Read::new(types::Fd(self.shared.wake.as_raw_fd()), target.cast(), 8).build().user_data(WAKE);
+        let entry = opcode::Read::new(types::Fd(self.shared.wake.as_raw_fd()), target.cast(), 8)
+            .build()
+            .user_data(WAKE);
         self.wake_armed = self.push(&entry);
     }
 
@@ -278,12 +309,19 @@ impl<'shared> Ring<'shared> {
             (Ok(0), Direction::Read) => Err(EngineError::EndOfFile),
             (Ok(0), Direction::Write) => Err(EngineError::Io(io::ErrorKind::WriteZero.into())),
             (Ok(moved), _) if moved >= piece.length => Ok(0),
-            // Go on at an aligned place; where that would be where this piece began, the file ends in the middle of a page.
-            (Ok(moved), _) => Ok(if moved >= ALIGNMENT { moved - moved % ALIGNMENT } else { moved }),
+            // Go on at an aligned place; where that would be where this piece began, the file ends in the middle of a
+            // page.
+            (Ok(moved), _) => Ok(if moved >= ALIGNMENT {
+                moved - moved % ALIGNMENT
+            } else {
+                moved
+            }),
             (Err(_), _) => Err(EngineError::Io(io::Error::from_raw_os_error(-result))),
         };
         let outcome = match outcome {
-            Err(EngineError::Io(error)) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) && piece.retries < RETRIES_MAX => {
+            Err(EngineError::Io(error))
+                if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) && piece.retries < RETRIES_MAX =>
+            {
                 piece.retries += 1;
                 self.again.push_back(index);
                 return;
@@ -360,7 +398,12 @@ impl<'shared> Ring<'shared> {
             self.finished.push((request, Ok(())));
             return None;
         }
-        let active = Some(Active { request, issued: 0, pieces: 0, failed: None });
+        let active = Some(Active {
+            request,
+            issued: 0,
+            pieces: 0,
+            failed: None,
+        });
         Some(match self.free_actives.pop() {
             Some(index) => {
                 self.owned.actives[index] = active;
@@ -377,7 +420,12 @@ impl<'shared> Ring<'shared> {
         let active = self.owned.actives[index].as_mut().expect("an active request");
         let rest = active.request.memory.len() - active.issued;
         let length = rest.min(self.settings.piece_bytes);
-        let piece = Some(Piece { active: index, start: active.issued, length, retries: 0 });
+        let piece = Some(Piece {
+            active: index,
+            start: active.issued,
+            length,
+            retries: 0,
+        });
         active.issued += length;
         active.pieces += 1;
         let unfinished = (length < rest).then_some(index);
@@ -406,13 +454,21 @@ impl<'shared> Ring<'shared> {
 
     fn start(&mut self, index: usize) {
         let piece = self.owned.pieces[index].expect("a piece to start");
-        let request = &self.owned.actives[piece.active].as_ref().expect("a piece of an active request").request;
-        let memory = request.memory.subslice(piece.start, piece.length).expect("a piece lies in its request");
+        let request = &self.owned.actives[piece.active]
+            .as_ref()
+            .expect("a piece of an active request")
+            .request;
+        let memory = request
+            .memory
+            .subslice(piece.start, piece.length)
+            .expect("a piece lies in its request");
         let file = types::Fd(request.file.as_raw_fd());
         let offset = request.offset + piece.start as u64;
         let length = u32::try_from(piece.length).expect("pieces are smaller than 4 GiB");
         let entry = match request.direction {
-            Direction::Read => opcode::Read::new(file, memory.as_mut_ptr(), length).offset(offset).build(),
+            Direction::Read => opcode::Read::new(file, memory.as_mut_ptr(), length)
+                .offset(offset)
+                .build(),
             Direction::Write => opcode::Write::new(file, memory.as_ptr(), length).offset(offset).build(),
         };
         self.pieces_in_flight += 1;

@@ -1,7 +1,9 @@
-//! CRC32C (Castagnoli, as in iSCSI, RFC 3720 B.4), read through pointers so that it may run over memory that others write.
+//! CRC32C (Castagnoli, as in iSCSI, RFC 3720 B.4), read through pointers so that it may run over memory that others
+//! write.
 //!
-//! On x86-64 three streams of the processor's own instruction run side by side, because it takes three cycles and one can begin in each; their sums are
-//! joined by a table that appends zeroes (Mark Adler, "Fast CRC32C in hardware", <https://stackoverflow.com/a/17646775>).
+//! On x86-64 three streams of the processor's own instruction run side by side, because it takes three cycles and one
+//! can begin in each; their sums are joined by a table that appends zeroes (Mark Adler, "Fast CRC32C in hardware",
+//! <https://stackoverflow.com/a/17646775>).
 
 /// CRC32C of `bytes`.
 #[must_use]
@@ -32,7 +34,8 @@ unsafe fn by_copies(start: *const u8, length: usize) -> u32 {
     let mut done = 0;
     while done < length {
         let count = CHUNK_BYTES.min(length - done);
-        // SAFETY: `done + count <= length` bytes from `start` are readable by the caller's promise; `chunk` has at least `count`.
+        // SAFETY: `done + count <= length` bytes from `start` are readable by the caller's promise; `chunk` has at
+        // least `count`.
         unsafe { std::ptr::copy_nonoverlapping(start.wrapping_add(done), chunk.as_mut_ptr(), count) }
         digest.update(&chunk[..count]);
         done += count;
@@ -101,7 +104,9 @@ mod streams {
             // SAFETY: 8 bytes of the second stream.
             second = _mm_crc32_u64(second, unsafe { at.wrapping_add(lane).cast::<u64>().read_volatile() });
             // SAFETY: 8 bytes of the third stream.
-            third = _mm_crc32_u64(third, unsafe { at.wrapping_add(2 * lane).cast::<u64>().read_volatile() });
+            third = _mm_crc32_u64(third, unsafe {
+                at.wrapping_add(2 * lane).cast::<u64>().read_volatile()
+            });
             at = at.wrapping_add(8);
         }
         let joined = append(table, low(first)) ^ low(second);
@@ -181,8 +186,22 @@ mod tests {
 
     #[test]
     fn every_length_and_alignment_sums_up_to_the_same_as_the_library() {
-        let bytes: Vec<u8> = (0..70_000u32).map(|at| (at.wrapping_mul(0x9E37_79B9) >> 24).to_le_bytes()[0]).collect();
-        let lengths = (0..300).chain([767, 768, 769, 3071, 6143, 6144, 6145, 6144 + 768, 16_384, 65_536, 69_990]);
+        let bytes: Vec<u8> = (0..70_000u32)
+            .map(|at| (at.wrapping_mul(0x9E37_79B9) >> 24).to_le_bytes()[0])
+            .collect();
+        let lengths = (0..300).chain([
+            767,
+            768,
+            769,
+            3071,
+            6143,
+            6144,
+            6145,
+            6144 + 768,
+            16_384,
+            65_536,
+            69_990,
+        ]);
         for length in lengths {
             for start in 0..9 {
                 let part = &bytes[start..start + length];

@@ -39,7 +39,10 @@ impl PageKind {
 pub fn free_huge_pages() -> u64 {
     let counter = |name: &str| -> u64 {
         let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
-        fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        fs::read_to_string(path)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
     };
     counter("free_hugepages").saturating_sub(counter("resv_hugepages"))
 }
@@ -53,12 +56,18 @@ pub fn shared_huge_pages_allowed() -> bool {
         Some("never") => return false,
         _ => {}
     }
-    matches!(chosen(&format!("{root}/shmem_enabled")).as_deref(), Some("always" | "within_size" | "advise" | "force"))
+    matches!(
+        chosen(&format!("{root}/shmem_enabled")).as_deref(),
+        Some("always" | "within_size" | "advise" | "force")
+    )
 }
 
 /// Whether private memory may get transparent huge pages when it asks.
 pub(super) fn private_huge_pages_allowed() -> bool {
-    matches!(chosen("/sys/kernel/mm/transparent_hugepage/enabled").as_deref(), Some("always" | "madvise"))
+    matches!(
+        chosen("/sys/kernel/mm/transparent_hugepage/enabled").as_deref(),
+        Some("always" | "madvise")
+    )
 }
 
 /// The word in brackets, as these files mark what is in force.
@@ -77,7 +86,10 @@ mod tests {
 
     #[test]
     fn the_bracketed_word_is_the_one_in_force() {
-        assert_eq!(bracketed("always within_size advise [never] deny force\n").as_deref(), Some("never"));
+        assert_eq!(
+            bracketed("always within_size advise [never] deny force\n").as_deref(),
+            Some("never")
+        );
         assert_eq!(bracketed("[always] madvise never").as_deref(), Some("always"));
         assert_eq!(bracketed("always madvise never"), None);
     }

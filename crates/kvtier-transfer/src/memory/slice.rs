@@ -46,16 +46,28 @@ pub struct MemorySlice {
 
 impl fmt::Debug for MemorySlice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemorySlice").field("offset", &self.offset).field("length", &self.length).field("region_bytes", &self.region.bytes).finish()
+        f.debug_struct("MemorySlice")
+            .field("offset", &self.offset)
+            .field("length", &self.length)
+            .field("region_bytes", &self.region.bytes)
+            .finish()
     }
 }
 
 impl MemorySlice {
     pub(super) fn new(region: &Arc<MemoryRegion>, offset: usize, length: usize) -> Result<MemorySlice, OutOfRange> {
         if offset.checked_add(length).is_none_or(|end| end > region.bytes) {
-            return Err(OutOfRange { offset, length, bytes: region.bytes });
+            return Err(OutOfRange {
+                offset,
+                length,
+                bytes: region.bytes,
+            });
         }
-        Ok(MemorySlice { region: Arc::clone(region), offset, length })
+        Ok(MemorySlice {
+            region: Arc::clone(region),
+            offset,
+            length,
+        })
     }
 
     /// Length in bytes.
@@ -85,12 +97,17 @@ impl MemorySlice {
     /// The `length` bytes from `offset` on.
     pub fn subslice(&self, offset: usize, length: usize) -> Result<MemorySlice, OutOfRange> {
         if offset.checked_add(length).is_none_or(|end| end > self.length) {
-            return Err(OutOfRange { offset, length, bytes: self.length });
+            return Err(OutOfRange {
+                offset,
+                length,
+                bytes: self.length,
+            });
         }
         MemorySlice::new(&self.region, self.offset + offset, length)
     }
 
-    /// The same start with another length, longer too as long as the region reaches that far: for callers who know that what follows is theirs.
+    /// The same start with another length, longer too as long as the region reaches that far: for callers who know that
+    /// what follows is theirs.
     pub fn with_length(&self, length: usize) -> Result<MemorySlice, OutOfRange> {
         MemorySlice::new(&self.region, self.offset, length)
     }
@@ -107,7 +124,10 @@ impl MemorySlice {
     /// When the mapping is read-only.
     #[must_use]
     pub fn as_mut_ptr(&self) -> *mut u8 {
-        assert!(self.region.access == Access::ReadWrite, "a writable pointer into a read-only mapping");
+        assert!(
+            self.region.access == Access::ReadWrite,
+            "a writable pointer into a read-only mapping"
+        );
         self.region.pointer(self.offset)
     }
 
@@ -120,7 +140,8 @@ impl MemorySlice {
     /// Copies all of `source` in.
     pub fn copy_from_slice(&self, source: &[u8]) -> Result<(), CopyError> {
         self.check_copy(source.len(), self)?;
-        // SAFETY: both sides have `length` bytes; this one lies in a writable mapping that `self` keeps alive; a `&[u8]` never lies in a region.
+        // SAFETY: both sides have `length` bytes; this one lies in a writable mapping that `self` keeps alive; a
+        // `&[u8]` never lies in a region.
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), self.as_mut_ptr(), self.length) }
         Ok(())
     }
@@ -128,9 +149,13 @@ impl MemorySlice {
     /// Copies everything out to `target`.
     pub fn copy_to_slice(&self, target: &mut [u8]) -> Result<(), CopyError> {
         if target.len() != self.length {
-            return Err(CopyError::Length { slice: self.length, other: target.len() });
+            return Err(CopyError::Length {
+                slice: self.length,
+                other: target.len(),
+            });
         }
-        // SAFETY: both sides have `length` bytes; this one lies in a mapping that `self` keeps alive; a `&mut [u8]` never lies in a region.
+        // SAFETY: both sides have `length` bytes; this one lies in a mapping that `self` keeps alive; a `&mut [u8]`
+        // never lies in a region.
         unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), target.as_mut_ptr(), self.length) }
         Ok(())
     }
@@ -150,9 +175,16 @@ impl MemorySlice {
 
     fn check_copy(&self, other: usize, target: &MemorySlice) -> Result<(), CopyError> {
         if other != self.length {
-            return Err(CopyError::Length { slice: self.length, other });
+            return Err(CopyError::Length {
+                slice: self.length,
+                other,
+            });
         }
-        if target.is_writable() { Ok(()) } else { Err(CopyError::ReadOnly) }
+        if target.is_writable() {
+            Ok(())
+        } else {
+            Err(CopyError::ReadOnly)
+        }
     }
 
     /// Everything, in a vector of its own.
@@ -180,14 +212,22 @@ impl MemorySlice {
         unsafe { super::checksum::crc32c_at(self.as_ptr(), self.length) }
     }
 
-    /// Reads from `file` at `file_offset` straight into the memory: one pread. Returns how many bytes came, 0 at the end of the file.
+    /// Reads from `file` at `file_offset` straight into the memory: one pread. Returns how many bytes came, 0 at the
+    /// end of the file.
     pub fn read_at(&self, file: impl AsFd, file_offset: u64) -> io::Result<usize> {
         if !self.is_writable() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let file_offset = file_position(file_offset)?;
         // SAFETY: the kernel writes at most `length` bytes from the start of this slice, before the call returns.
-        let count = unsafe { libc::pread64(file.as_fd().as_raw_fd(), self.as_mut_ptr().cast(), self.length, file_offset) };
+        let count = unsafe {
+            libc::pread64(
+                file.as_fd().as_raw_fd(),
+                self.as_mut_ptr().cast(),
+                self.length,
+                file_offset,
+            )
+        };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
@@ -205,7 +245,8 @@ impl MemorySlice {
         let mut sum = 0u64;
         for at in (0..self.length).step_by(PAGE_BYTES) {
             let byte = self.region.pointer(self.offset + at);
-            // SAFETY: `at < length`, so the byte lies in a mapping that `self` keeps alive; volatile, for others may write it.
+            // SAFETY: `at < length`, so the byte lies in a mapping that `self` keeps alive; volatile, for others may
+            // write it.
             sum = sum.wrapping_add(u64::from(unsafe { byte.read_volatile() }));
         }
         sum

@@ -3,7 +3,9 @@ use crate::crc32c;
 use std::cell::Cell;
 
 fn region(bytes: usize) -> Arc<MemoryRegion> {
-    MemoryRegion::create("kvtier-test", bytes, PageRequest::Auto).expect("memory").0
+    MemoryRegion::create("kvtier-test", bytes, PageRequest::Auto)
+        .expect("memory")
+        .0
 }
 
 fn counting(length: usize) -> Vec<u8> {
@@ -30,10 +32,20 @@ fn bytes_copied_in_come_back_out_and_nothing_else_changes() {
 fn ranges_outside_a_region_cannot_be_made() {
     let region = region(8192);
     for (offset, length) in [(0, 8193), (8192, 1), (8193, 0), (usize::MAX, 2), (1, usize::MAX)] {
-        assert_eq!(region.slice(offset, length).err(), Some(OutOfRange { offset, length, bytes: 8192 }));
+        assert_eq!(
+            region.slice(offset, length).err(),
+            Some(OutOfRange {
+                offset,
+                length,
+                bytes: 8192
+            })
+        );
     }
     let slice = region.slice(4096, 100).expect("in range");
-    assert!(slice.subslice(50, 51).is_err(), "not past the slice, though within the region");
+    assert!(
+        slice.subslice(50, 51).is_err(),
+        "not past the slice, though within the region"
+    );
     assert!(slice.subslice(50, 50).is_ok());
     assert!(slice.with_length(4096).is_ok());
     assert!(slice.with_length(4097).is_err());
@@ -43,17 +55,33 @@ fn ranges_outside_a_region_cannot_be_made() {
 #[test]
 fn copies_between_unequal_lengths_are_refused_and_copy_nothing() {
     let slice = region(4096).slice(0, 10).expect("in range");
-    assert_eq!(slice.copy_from_slice(&[1; 9]), Err(CopyError::Length { slice: 10, other: 9 }));
-    assert_eq!(slice.copy_to_slice(&mut [1; 11]), Err(CopyError::Length { slice: 10, other: 11 }));
-    assert_eq!(slice.copy_to(&slice.subslice(0, 5).expect("in range")), Err(CopyError::Length { slice: 10, other: 5 }));
+    assert_eq!(
+        slice.copy_from_slice(&[1; 9]),
+        Err(CopyError::Length { slice: 10, other: 9 })
+    );
+    assert_eq!(
+        slice.copy_to_slice(&mut [1; 11]),
+        Err(CopyError::Length { slice: 10, other: 11 })
+    );
+    assert_eq!(
+        slice.copy_to(&slice.subslice(0, 5).expect("in range")),
+        Err(CopyError::Length { slice: 10, other: 5 })
+    );
     assert_eq!(slice.to_vec(), [0; 10]);
 }
 
 #[test]
 fn overlapping_ranges_of_one_region_copy_as_if_by_way_of_a_buffer() {
     let region = region(4096);
-    region.slice(0, 1000).expect("in range").copy_from_slice(&counting(1000)).expect("equal lengths");
-    let (source, target) = (region.slice(0, 900).expect("in range"), region.slice(100, 900).expect("in range"));
+    region
+        .slice(0, 1000)
+        .expect("in range")
+        .copy_from_slice(&counting(1000))
+        .expect("equal lengths");
+    let (source, target) = (
+        region.slice(0, 900).expect("in range"),
+        region.slice(100, 900).expect("in range"),
+    );
     source.copy_to(&target).expect("equal lengths");
     assert_eq!(target.to_vec(), counting(900));
 }
@@ -61,17 +89,31 @@ fn overlapping_ranges_of_one_region_copy_as_if_by_way_of_a_buffer() {
 #[test]
 fn sizes_that_no_region_can_have_are_refused() {
     for bytes in [0, 1, 4095, 4097, usize::MAX, usize::MAX - 4095] {
-        assert!(matches!(MemoryRegion::create("x", bytes, PageRequest::Auto), Err(MemoryError::Size { .. })), "{bytes}");
-        assert!(matches!(MemoryRegion::anonymous(bytes), Err(MemoryError::Size { .. })), "{bytes}");
+        assert!(
+            matches!(
+                MemoryRegion::create("x", bytes, PageRequest::Auto),
+                Err(MemoryError::Size { .. })
+            ),
+            "{bytes}"
+        );
+        assert!(
+            matches!(MemoryRegion::anonymous(bytes), Err(MemoryError::Size { .. })),
+            "{bytes}"
+        );
     }
 }
 
 #[test]
 fn an_attached_region_shares_bytes_and_outlives_its_maker() {
     let (maker, file) = MemoryRegion::create("kvtier-test", 8192, PageRequest::Auto).expect("memory");
-    let writer = MemoryRegion::attach(file.try_clone().expect("a descriptor"), 8192, Access::ReadWrite, true).expect("attached");
+    let writer =
+        MemoryRegion::attach(file.try_clone().expect("a descriptor"), 8192, Access::ReadWrite, true).expect("attached");
     let reader = MemoryRegion::attach(file, 8192, Access::ReadOnly, true).expect("attached");
-    writer.slice(0, 5).expect("in range").copy_from_slice(b"hello").expect("equal lengths");
+    writer
+        .slice(0, 5)
+        .expect("in range")
+        .copy_from_slice(b"hello")
+        .expect("equal lengths");
     assert_eq!(maker.slice(0, 5).expect("in range").to_vec(), b"hello");
     drop((maker, writer));
     assert_eq!(reader.slice(0, 5).expect("in range").to_vec(), b"hello");
@@ -83,9 +125,15 @@ fn a_read_only_mapping_refuses_every_write() {
     let reader = MemoryRegion::attach(file, 8192, Access::ReadOnly, false).expect("attached");
     let slice = reader.slice(0, 4).expect("in range");
     assert_eq!(slice.copy_from_slice(&[1; 4]), Err(CopyError::ReadOnly));
-    assert_eq!(maker.slice(0, 4).expect("in range").copy_to(&slice), Err(CopyError::ReadOnly));
+    assert_eq!(
+        maker.slice(0, 4).expect("in range").copy_to(&slice),
+        Err(CopyError::ReadOnly)
+    );
     let source = tempfile_with(b"data");
-    assert_eq!(slice.read_at(&source, 0).map_err(|error| error.kind()), Err(io::ErrorKind::PermissionDenied));
+    assert_eq!(
+        slice.read_at(&source, 0).map_err(|error| error.kind()),
+        Err(io::ErrorKind::PermissionDenied)
+    );
     assert!(std::panic::catch_unwind(|| slice.zero()).is_err());
     assert!(std::panic::catch_unwind(|| slice.as_mut_ptr()).is_err());
     assert_eq!(slice.to_vec(), [0; 4]);
@@ -95,19 +143,34 @@ fn a_read_only_mapping_refuses_every_write() {
 fn a_file_of_another_size_than_claimed_is_refused() {
     let (_, file) = MemoryRegion::create("kvtier-test", 8192, PageRequest::Auto).expect("memory");
     for claimed in [4096, 12_288] {
-        let refused = MemoryRegion::attach(file.try_clone().expect("a descriptor"), claimed, Access::ReadWrite, false);
-        assert!(matches!(refused, Err(MemoryError::SizeMismatch { actual: 8192, .. })), "{claimed}");
+        let refused = MemoryRegion::attach(
+            file.try_clone().expect("a descriptor"),
+            claimed,
+            Access::ReadWrite,
+            false,
+        );
+        assert!(
+            matches!(refused, Err(MemoryError::SizeMismatch { actual: 8192, .. })),
+            "{claimed}"
+        );
     }
 }
 
 #[test]
 fn a_file_that_may_shrink_is_refused_for_touching_it_could_kill() {
-    let unsealed = rustix::fs::memfd_create("kvtier-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("a memory file");
+    let unsealed = rustix::fs::memfd_create("kvtier-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .expect("a memory file");
     rustix::fs::ftruncate(&unsealed, 8192).expect("sized");
     rustix::fs::fcntl_add_seals(&unsealed, SealFlags::GROW).expect("sealed against growth only");
-    assert!(matches!(MemoryRegion::attach(unsealed, 8192, Access::ReadWrite, false), Err(MemoryError::NotSealed)));
+    assert!(matches!(
+        MemoryRegion::attach(unsealed, 8192, Access::ReadWrite, false),
+        Err(MemoryError::NotSealed)
+    ));
     let ordinary: OwnedFd = tempfile_with(&[0; 8192]).into();
-    assert!(matches!(MemoryRegion::attach(ordinary, 8192, Access::ReadWrite, false), Err(MemoryError::NotSealed)));
+    assert!(matches!(
+        MemoryRegion::attach(ordinary, 8192, Access::ReadWrite, false),
+        Err(MemoryError::NotSealed)
+    ));
 }
 
 #[test]
@@ -116,7 +179,11 @@ fn nobody_can_change_the_size_of_what_is_passed_on() {
     for bytes in [0, 4096, 1 << 20] {
         assert_eq!(rustix::fs::ftruncate(&file, bytes), Err(rustix::io::Errno::PERM));
     }
-    assert_eq!(rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE), Err(rustix::io::Errno::PERM), "nor its seals");
+    assert_eq!(
+        rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE),
+        Err(rustix::io::Errno::PERM),
+        "nor its seals"
+    );
 }
 
 #[test]
@@ -142,16 +209,34 @@ fn the_checksum_of_a_slice_is_that_of_its_bytes() {
     let region = region(1 << 20);
     let all = region.slice(0, 1 << 20).expect("all of it");
     all.copy_from_slice(&counting(1 << 20)).expect("equal lengths");
-    for (offset, length) in [(0, 0), (1, 1), (3, 8191), (0, 8192), (7, 8193), (4096, 16_384), (11, 1_000_003)] {
+    for (offset, length) in [
+        (0, 0),
+        (1, 1),
+        (3, 8191),
+        (0, 8192),
+        (7, 8193),
+        (4096, 16_384),
+        (11, 1_000_003),
+    ] {
         let slice = region.slice(offset, length).expect("in range");
-        assert_eq!(slice.crc32c(), crc32c(&counting(1 << 20)[offset..offset + length]), "{length} bytes at {offset}");
+        assert_eq!(
+            slice.crc32c(),
+            crc32c(&counting(1 << 20)[offset..offset + length]),
+            "{length} bytes at {offset}"
+        );
     }
 }
 
 fn tempfile_with(bytes: &[u8]) -> std::fs::File {
     use std::io::Write;
     let path = std::env::temp_dir().join(format!("kvtier-memory-test-{}-{:p}", std::process::id(), bytes));
-    let mut file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).expect("a temporary file");
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .expect("a temporary file");
     std::fs::remove_file(&path).expect("ours");
     file.write_all(bytes).expect("written");
     file
@@ -176,17 +261,30 @@ fn files_are_read_and_written_straight_from_the_mapping() {
 #[test]
 fn touching_reads_one_byte_of_each_page() {
     let region = region(16_384);
-    region.slice(0, 16_384).expect("all of it").copy_from_slice(&counting(16_384)).expect("equal lengths");
-    let expected: u64 = [0, 4096, 8192, 12_288].iter().map(|at| u64::from(counting(16_384)[*at])).sum();
+    region
+        .slice(0, 16_384)
+        .expect("all of it")
+        .copy_from_slice(&counting(16_384))
+        .expect("equal lengths");
+    let expected: u64 = [0, 4096, 8192, 12_288]
+        .iter()
+        .map(|at| u64::from(counting(16_384)[*at]))
+        .sum();
     assert_eq!(region.slice(0, 16_384).expect("all of it").touch_pages(), expected);
-    assert_eq!(region.slice(0, 12_288).expect("in range").touch_pages(), expected - u64::from(counting(16_384)[12_288]));
+    assert_eq!(
+        region.slice(0, 12_288).expect("in range").touch_pages(),
+        expected - u64::from(counting(16_384)[12_288])
+    );
 }
 
 #[test]
 fn a_numa_node_that_is_not_there_is_refused_in_words() {
     let region = region(4096);
     let refused = region.bind(1000).expect_err("no machine has a node 1000").to_string();
-    assert!(refused.contains("1000") && refused.contains("/sys/devices/system/node"), "{refused}");
+    assert!(
+        refused.contains("1000") && refused.contains("/sys/devices/system/node"),
+        "{refused}"
+    );
     match region.bind(0) {
         Ok(()) => region.prefault(&|_| {}).expect("memory"),
         Err(error) => eprintln!("skipped: NUMA policy: {error}"),
@@ -204,7 +302,10 @@ fn required_huge_pages_are_had_or_refused_with_the_remedy() {
         }
         Err(error) => assert!(error.to_string().contains("vm.nr_hugepages"), "{error}"),
     }
-    assert!(matches!(MemoryRegion::create("kvtier-test", 4096, PageRequest::Huge), Err(MemoryError::NoHugePages { .. })));
+    assert!(matches!(
+        MemoryRegion::create("kvtier-test", 4096, PageRequest::Huge),
+        Err(MemoryError::NoHugePages { .. })
+    ));
     assert_eq!(region(4096).page_kib(), 4, "a small region lies on small pages");
 }
 
@@ -213,7 +314,16 @@ fn a_forked_child_does_not_inherit_the_mapping() {
     let region = region(8192);
     let start = region.slice(0, 1).expect("in range").as_ptr() as usize;
     let smaps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
-    let of_region = smaps.split_once(&format!("{start:08x}-")).expect("the mapping is listed").1;
-    let flags = of_region.lines().find(|line| line.starts_with("VmFlags:")).expect("flags");
-    assert!(flags.split_whitespace().any(|flag| flag == "dc"), "do not copy on fork: {flags}");
+    let of_region = smaps
+        .split_once(&format!("{start:08x}-"))
+        .expect("the mapping is listed")
+        .1;
+    let flags = of_region
+        .lines()
+        .find(|line| line.starts_with("VmFlags:"))
+        .expect("flags");
+    assert!(
+        flags.split_whitespace().any(|flag| flag == "dc"),
+        "do not copy on fork: {flags}"
+    );
 }

@@ -27,7 +27,12 @@ fn descriptors_arrive_with_the_bytes_they_were_sent_with() {
     assert_eq!(&bytes[..4], b"here");
     drop(writer);
     let arrived = fds.pop().expect("one descriptor");
-    assert!(rustix::io::fcntl_getfd(&arrived).expect("flags").contains(rustix::io::FdFlags::CLOEXEC), "no child inherits it");
+    assert!(
+        rustix::io::fcntl_getfd(&arrived)
+            .expect("flags")
+            .contains(rustix::io::FdFlags::CLOEXEC),
+        "no child inherits it"
+    );
     rustix::io::write(&arrived, b"through").expect("it is the pipe's");
     let mut through = [0; 7];
     rustix::io::read(&reader, &mut through).expect("read");
@@ -57,7 +62,10 @@ fn as_many_descriptors_as_agreed_pass_and_one_more_is_refused() {
     assert_eq!(fds.len(), FDS_MAX);
     let refused = send_with_fds(&left, b"x", &[reader.as_fd(); FDS_MAX + 1]).expect_err("too many");
     assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
-    assert!(send_with_fds(&left, b"", &[reader.as_fd()]).is_err(), "descriptors need a byte to ride on");
+    assert!(
+        send_with_fds(&left, b"", &[reader.as_fd()]).is_err(),
+        "descriptors need a byte to ride on"
+    );
 }
 
 /// Alone in its process, for it counts descriptors.
@@ -103,7 +111,10 @@ fn large_messages_on_a_non_blocking_socket_are_sent_to_the_end() {
         let first = receive_with_fds(&right, &mut received, &mut fds).expect("received");
         received.truncate(first);
         assert_eq!(fds.len(), 1, "with the first bytes");
-        (&right).take((message.len() - first) as u64).read_to_end(&mut received).expect("the rest");
+        (&right)
+            .take((message.len() - first) as u64)
+            .read_to_end(&mut received)
+            .expect("the rest");
         sending.join().expect("no panic").expect("sent");
         assert!(received == message);
     });
@@ -126,11 +137,15 @@ fn a_full_non_blocking_socket_would_block_and_takes_no_descriptor() {
 
 #[test]
 fn packets_keep_their_boundaries() {
-    let (left, right) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
+    let (left, right) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
     send_with_fds(&left, b"one", &[]).expect("sent");
     send_with_fds(&left, b"two", &[]).expect("sent");
     let mut bytes = [0; 16];
-    assert_eq!(receive_with_fds(&right, &mut bytes, &mut Vec::new()).expect("received"), 3);
+    assert_eq!(
+        receive_with_fds(&right, &mut bytes, &mut Vec::new()).expect("received"),
+        3
+    );
     assert_eq!(&bytes[..3], b"one");
 }
 
@@ -139,7 +154,10 @@ fn the_peer_is_known() {
     let (left, _right) = pair();
     let peer = peer_credentials(&left).expect("credentials");
     assert_eq!(peer.pid, Some(std::process::id()));
-    assert_eq!((peer.uid, peer.gid), (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
+    assert_eq!(
+        (peer.uid, peer.gid),
+        (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+    );
     for pidfd in [peer_pidfd(&left), peer_pidfd_by_pid(left.as_fd())] {
         match pidfd {
             Ok(pidfd) => assert!(!process_is_gone(&pidfd), "we are alive"),
@@ -152,23 +170,30 @@ fn the_peer_is_known() {
 fn a_peer_by_pid_is_refused_once_it_hung_up() {
     let (left, right) = pair();
     drop(right);
-    assert!(peer_pidfd_by_pid(left.as_fd()).is_err(), "the pid may belong to somebody else by now");
+    assert!(
+        peer_pidfd_by_pid(left.as_fd()).is_err(),
+        "the pid may belong to somebody else by now"
+    );
 }
 
 #[test]
 fn a_process_that_ended_is_gone() {
-    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
+    let mut child = Command::new("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("cat");
     let pid = rustix::process::Pid::from_child(&child);
-    let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(error) => {
-            eprintln!("skipped: pidfd: {error}");
-            return;
-        }
-    };
+    let pidfd =
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("a kernel of 5.3 or later");
     let mut input = child.stdin.take().expect("a pipe");
     input.write_all(b"x").expect("written");
-    child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("it lives");
+    child
+        .stdout
+        .as_mut()
+        .expect("a pipe")
+        .read_exact(&mut [0])
+        .expect("it lives");
     assert!(!process_is_gone(&pidfd));
     child.kill().expect("killed");
     // Not waited for yet: a zombie maps no memory any more.

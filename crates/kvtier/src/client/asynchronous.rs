@@ -18,7 +18,7 @@ mod namespace;
 mod writer;
 
 pub use namespace::Namespace;
-pub use writer::{BlockWriter, Writing};
+pub use writer::BlockWriter;
 
 /// A connection to a node, for tasks. Many requests are in flight on it at once. Cloning it shares the connection.
 ///

@@ -6,7 +6,7 @@ use super::handle::{HeldSlot, OpenSlot};
 use super::put::{outcome_of, parent_in};
 use super::returns::Home;
 use super::session::{Got, Session};
-use super::{ClientError, GetOutcome, PutOutcome};
+use super::{ClientError, GetOutcome, PutOutcome, Writing};
 use crate::wire::{Lineage, Reply};
 
 /// Copies a leased block to the front of the caller's buffer.
@@ -64,33 +64,26 @@ pub(super) struct Opening<'a> {
     pub(super) tokens: u32,
 }
 
-/// One key's answer.
-pub(super) enum OpenedSlot {
-    Open(OpenSlot),
-    Present,
-    Busy,
-}
-
 impl Opening<'_> {
     pub(super) fn absorb(
         &self,
         session: &mut Session,
         reply: Reply<'_>,
         home: &Arc<dyn Home>,
-    ) -> Result<Vec<OpenedSlot>, ClientError> {
+    ) -> Result<Vec<Writing<OpenSlot>>, ClientError> {
         let Reply::Reserved { generation, outcomes } = reply else { return Err(unexpected()) };
         check_count(outcomes.len(), self.hashes.len())?;
         session.observe(self.index, generation);
         let opened = outcomes.iter().enumerate().map(|(at, outcome)| {
             Ok(match outcome {
-                Reserved::Present => OpenedSlot::Present,
-                Reserved::Busy => OpenedSlot::Busy,
+                Reserved::Present => Writing::Present,
+                Reserved::Busy => Writing::Busy,
                 Reserved::Granted { reservation, extent } => {
                     let held = HeldSlot::new(reservation, session.slice(&extent)?, session.epoch, Arc::clone(home));
                     let parent = parent_in(self.lineage, at, |before| self.hashes[before]);
                     let (hash, length) = (self.hashes[at], self.lengths[at]);
                     let item = SealItem { reservation, hash, parent, length, tokens: self.tokens };
-                    OpenedSlot::Open(OpenSlot::new(held, generation, item))
+                    Writing::Writer(OpenSlot::new(held, generation, item))
                 }
             })
         });

@@ -23,8 +23,9 @@ use crate::ErrorKind;
 use crate::wire::{NAME_BYTES_MAX, Reply, Request, Welcome};
 use line::Line;
 
+pub use super::Writing;
 pub use namespace::Namespace;
-pub use writer::{BlockWriter, Writing};
+pub use writer::BlockWriter;
 
 /// A connection to a node. Cloning it shares the connection.
 ///

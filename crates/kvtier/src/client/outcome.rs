@@ -44,6 +44,32 @@ pub enum PutOutcome {
     Invalid,
 }
 
+/// What a request for a slot came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Writing<W> {
+    /// Write, then seal.
+    Writer(W),
+    /// The block is cached: move no bytes.
+    Present,
+    /// No room in time: skip it.
+    Busy,
+}
+
+impl<W> Writing<W> {
+    /// The writer, if there is one.
+    pub fn writer(self) -> Option<W> {
+        if let Writing::Writer(writer) = self { Some(writer) } else { None }
+    }
+
+    pub(super) fn map<V>(self, map: impl FnOnce(W) -> V) -> Writing<V> {
+        match self {
+            Writing::Writer(writer) => Writing::Writer(map(writer)),
+            Writing::Present => Writing::Present,
+            Writing::Busy => Writing::Busy,
+        }
+    }
+}
+
 /// What a flush wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flushed {

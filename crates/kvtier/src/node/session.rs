@@ -183,11 +183,13 @@ impl Session {
                         Some(End::Lost)
                     }
                 };
-                if end.is_some() || self.replies.len() > GATHER_BYTES {
-                    self.send()?;
-                }
                 if let Some(end) = end {
+                    // A client that said goodbye need not stay for the answer; its promise holds all the same.
+                    let _ = self.send();
                     return Ok(end);
+                }
+                if self.replies.len() > GATHER_BYTES {
+                    self.send()?;
                 }
             }
             self.send()?;

@@ -2,8 +2,8 @@ use std::time::{Duration, Instant};
 
 use crate::fake_node::FakeNode;
 use crate::{bytes, hash};
-use kvtier::client::blocking::{Client, Namespace, Writing};
-use kvtier::client::{ClientOptions, FetchScope, GetOutcome, Lineage, PutOutcome};
+use kvtier::client::blocking::{Client, Namespace};
+use kvtier::client::{ClientOptions, FetchScope, GetOutcome, Lineage, PutOutcome, Writing};
 use kvtier::wire::Kind;
 use kvtier::{BlockHash, ErrorKind, Hints, Parent, Realization, Tier};
 
@@ -148,7 +148,7 @@ fn a_writer_opened_before_an_invalidation_seals_stale() {
     let node = FakeNode::start("writer");
     let (client, namespace) = connect(&node);
     let open = |number| match namespace.writer(hash(number), Parent::Root, 6000, 7).expect("answered") {
-        Writing::Open(writer) => writer,
+        Writing::Writer(writer) => writer,
         other => panic!("a slot, not {other:?}"),
     };
     let mut writer = open(0);

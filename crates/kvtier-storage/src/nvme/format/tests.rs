@@ -3,7 +3,12 @@ use super::*;
 const FILE_BYTES: u64 = 1 << 20;
 
 fn header() -> Header {
-    Header { segment: 7, incarnation: [9; 32], bytes: FILE_BYTES, opened_ms: 1_700_000_000_000 }
+    Header {
+        segment: 7,
+        incarnation: [9; 32],
+        bytes: FILE_BYTES,
+        opened_ms: 1_700_000_000_000,
+    }
 }
 
 fn entry(ordinal: u32) -> Entry {
@@ -21,7 +26,16 @@ fn entry(ordinal: u32) -> Entry {
 fn sealed(count: u32) -> (Vec<u8>, Seal) {
     let entries: Vec<Entry> = (0..count).map(entry).collect();
     let (tail, index_checksum) = encode_index(&entries, FILE_BYTES, &header().incarnation).expect("the index fits");
-    (tail, Seal { segment: 7, incarnation: header().incarnation, entries: count, index_checksum, sealed_ms: 5 })
+    (
+        tail,
+        Seal {
+            segment: 7,
+            incarnation: header().incarnation,
+            entries: count,
+            index_checksum,
+            sealed_ms: 5,
+        },
+    )
 }
 
 #[test]
@@ -55,23 +69,36 @@ fn every_flipped_bit_is_refused() {
     for bit in 0..index.len() * 8 {
         let mut damaged = index.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        assert_eq!(decode_index(&damaged, &header(), &seal), Err(FormatError::Damaged("index")), "index bit {bit}");
+        assert_eq!(
+            decode_index(&damaged, &header(), &seal),
+            Err(FormatError::Damaged("index")),
+            "index bit {bit}"
+        );
     }
     let alone = entry(1).encode(&header().incarnation);
     for bit in 0..64 * 8 {
         let mut damaged = alone;
         damaged[bit / 8] ^= 1 << (bit % 8);
-        assert!(Entry::decode(&damaged, &header().incarnation).is_err(), "entry bit {bit}");
+        assert!(
+            Entry::decode(&damaged, &header().incarnation).is_err(),
+            "entry bit {bit}"
+        );
     }
 }
 
 #[test]
 fn what_an_earlier_life_of_the_file_left_is_refused() {
     let (_, seal) = sealed(1);
-    let reborn = Header { incarnation: [8; 32], ..header() };
+    let reborn = Header {
+        incarnation: [8; 32],
+        ..header()
+    };
     assert_eq!(Seal::decode(&seal.encode(), &reborn), Err(FormatError::Foreign("seal")));
     let stale = entry(0).encode(&header().incarnation);
-    assert_eq!(Entry::decode(&stale, &reborn.incarnation), Err(FormatError::Damaged("entry")));
+    assert_eq!(
+        Entry::decode(&stale, &reborn.incarnation),
+        Err(FormatError::Damaged("entry"))
+    );
 }
 
 #[test]
@@ -86,22 +113,63 @@ fn a_newer_version_is_named() {
 #[test]
 fn an_index_that_lies_about_places_is_refused() {
     let cases = [
-        ("into the header", vec![Entry { offset: 4096, ..entry(0) }]),
-        ("past the index", vec![Entry { offset: FILE_BYTES - 4096, length: 4096, ..entry(0) }]),
-        ("into another record", vec![entry(0), Entry { offset: HEADER_BYTES + 4096, ..entry(1) }]),
+        (
+            "into the header",
+            vec![Entry {
+                offset: 4096,
+                ..entry(0)
+            }],
+        ),
+        (
+            "past the index",
+            vec![Entry {
+                offset: FILE_BYTES - 4096,
+                length: 4096,
+                ..entry(0)
+            }],
+        ),
+        (
+            "into another record",
+            vec![
+                entry(0),
+                Entry {
+                    offset: HEADER_BYTES + 4096,
+                    ..entry(1)
+                },
+            ],
+        ),
         ("nothing", vec![Entry { length: 0, ..entry(0) }]),
     ];
     for (case, entries) in cases {
         let (tail, index_checksum) = encode_index(&entries, FILE_BYTES, &header().incarnation).expect("the index fits");
-        let seal = Seal { segment: 7, incarnation: header().incarnation, entries: u32::try_from(entries.len()).expect("few"), index_checksum, sealed_ms: 0 };
-        assert!(matches!(decode_index(&tail, &header(), &seal), Err(FormatError::Misplaced(_))), "{case}");
+        let seal = Seal {
+            segment: 7,
+            incarnation: header().incarnation,
+            entries: u32::try_from(entries.len()).expect("few"),
+            index_checksum,
+            sealed_ms: 0,
+        };
+        assert!(
+            matches!(decode_index(&tail, &header(), &seal), Err(FormatError::Misplaced(_))),
+            "{case}"
+        );
     }
 }
 
 #[test]
 fn a_seal_that_promises_more_entries_than_the_file_has_is_refused() {
     let (tail, seal) = sealed(3);
-    assert_eq!(decode_index(&tail, &header(), &Seal { entries: u32::MAX, ..seal }), Err(FormatError::Short("index")));
+    assert_eq!(
+        decode_index(
+            &tail,
+            &header(),
+            &Seal {
+                entries: u32::MAX,
+                ..seal
+            }
+        ),
+        Err(FormatError::Short("index"))
+    );
 }
 
 #[test]

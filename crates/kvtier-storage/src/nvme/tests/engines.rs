@@ -10,15 +10,32 @@ use kvtier_transfer::memory::MemorySlice;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn small() -> EngineSettings {
-    EngineSettings { queue_depth: 4, queue_max: 8, threads: 2, piece_bytes: 64 << 10 }
+    EngineSettings {
+        queue_depth: 4,
+        queue_max: 8,
+        threads: 2,
+        piece_bytes: 64 << 10,
+    }
 }
 
 fn alone() -> EngineSettings {
-    EngineSettings { queue_depth: 1, queue_max: 8, threads: 1, piece_bytes: 64 << 10 }
+    EngineSettings {
+        queue_depth: 1,
+        queue_max: 8,
+        threads: 1,
+        piece_bytes: 64 << 10,
+    }
 }
 
 /// A request that reports its outcome, with `tag`, on `report`.
-fn request(direction: Direction, file: &Arc<File>, offset: u64, memory: &MemorySlice, tag: u64, report: &Sender<(u64, Finished)>) -> Request {
+fn request(
+    direction: Direction,
+    file: &Arc<File>,
+    offset: u64,
+    memory: &MemorySlice,
+    tag: u64,
+    report: &Sender<(u64, Finished)>,
+) -> Request {
     let report = report.clone();
     Request {
         direction,
@@ -63,16 +80,32 @@ fn scratch() -> Arc<File> {
 fn bytes_come_back_at_odd_lengths_and_offsets(engine: &dyn NvmeEngine) {
     let file = scratch();
     let (report, reports) = channel();
-    for (length, offset) in [(1, 0), (4095, 1), (4096, 4096), (65_537, 3), (1_000_003, 12_345), (300_000, 1 << 20)] {
+    for (length, offset) in [
+        (1, 0),
+        (4095, 1),
+        (4096, 4096),
+        (65_537, 3),
+        (1_000_003, 12_345),
+        (300_000, 1 << 20),
+    ] {
         let written = memory(length);
-        written.copy_from_slice(&pattern(length as u64, length)).expect("equal lengths");
-        engine.submit(request(Direction::Write, &file, offset, &written, 0, &report)).expect("room");
+        written
+            .copy_from_slice(&pattern(length as u64, length))
+            .expect("equal lengths");
+        engine
+            .submit(request(Direction::Write, &file, offset, &written, 0, &report))
+            .expect("room");
         take(&reports).1.outcome.expect("the write succeeds");
         let read = memory(length);
-        engine.submit(request(Direction::Read, &file, offset, &read, 0, &report)).expect("room");
+        engine
+            .submit(request(Direction::Read, &file, offset, &read, 0, &report))
+            .expect("room");
         let finished = take(&reports).1;
         finished.outcome.expect("the read succeeds");
-        assert!(finished.memory.to_vec() == pattern(length as u64, length), "{length} bytes at {offset}");
+        assert!(
+            finished.memory.to_vec() == pattern(length as u64, length),
+            "{length} bytes at {offset}"
+        );
     }
 }
 
@@ -110,9 +143,14 @@ fn a_read_past_the_end_fails(engine: &dyn NvmeEngine) {
     file.set_len(10_000).expect("a longer file");
     let (report, reports) = channel();
     for (offset, length) in [(0, 10_001), (8192, 4096), (10_000, 1), (1 << 30, 4096), (4096, 200_000)] {
-        engine.submit(request(Direction::Read, &file, offset, &memory(length), 0, &report)).expect("room");
+        engine
+            .submit(request(Direction::Read, &file, offset, &memory(length), 0, &report))
+            .expect("room");
         let outcome = take(&reports).1.outcome;
-        assert!(matches!(outcome, Err(EngineError::EndOfFile)), "{length} bytes at {offset}: {outcome:?}");
+        assert!(
+            matches!(outcome, Err(EngineError::EndOfFile)),
+            "{length} bytes at {offset}: {outcome:?}"
+        );
     }
 }
 
@@ -121,10 +159,18 @@ fn an_error_of_the_system_comes_back(engine: &dyn NvmeEngine) {
     let file = Arc::new(File::open(read_only.path()).expect("it opens"));
     let (report, reports) = channel();
     // In several pieces: all of them fail, the request once.
-    engine.submit(request(Direction::Write, &file, 0, &memory(300_000), 0, &report)).expect("room");
+    engine
+        .submit(request(Direction::Write, &file, 0, &memory(300_000), 0, &report))
+        .expect("room");
     let outcome = take(&reports).1.outcome;
-    assert!(matches!(&outcome, Err(EngineError::Io(error)) if error.raw_os_error() == Some(libc::EBADF)), "{outcome:?}");
-    assert!(reports.recv_timeout(Duration::from_millis(20)).is_err(), "answered twice");
+    assert!(
+        matches!(&outcome, Err(EngineError::Io(error)) if error.raw_os_error() == Some(libc::EBADF)),
+        "{outcome:?}"
+    );
+    assert!(
+        reports.recv_timeout(Duration::from_millis(20)).is_err(),
+        "answered twice"
+    );
 }
 
 fn a_full_queue_hands_the_request_back(engine: &dyn NvmeEngine) {
@@ -132,9 +178,13 @@ fn a_full_queue_hands_the_request_back(engine: &dyn NvmeEngine) {
     let (report, reports) = channel();
     let unblock = block(engine, &file);
     for tag in 0..8 {
-        engine.submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report)).expect("room for 8");
+        engine
+            .submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report))
+            .expect("room for 8");
     }
-    let refused = engine.submit(request(Direction::Write, &file, 0, &memory(4096), 99, &report)).expect_err("the ninth does not fit");
+    let refused = engine
+        .submit(request(Direction::Write, &file, 0, &memory(4096), 99, &report))
+        .expect_err("the ninth does not fit");
     assert_eq!(refused.memory.len(), 4096);
     drop(unblock);
     for _ in 0..8 {
@@ -149,11 +199,16 @@ fn the_foreground_goes_first(engine: &dyn NvmeEngine) {
     let (report, reports) = channel();
     let unblock = block(engine, &file);
     for tag in 0..3 {
-        let background = Request { priority: Priority::Background, ..request(Direction::Write, &file, 0, &memory(4096), 100 + tag, &report) };
+        let background = Request {
+            priority: Priority::Background,
+            ..request(Direction::Write, &file, 0, &memory(4096), 100 + tag, &report)
+        };
         engine.submit(background).expect("room");
     }
     for tag in 0..3 {
-        engine.submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report)).expect("room");
+        engine
+            .submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report))
+            .expect("room");
     }
     drop(unblock);
     let order: Vec<u64> = (0..6).map(|_| take(&reports).0).collect();
@@ -164,17 +219,24 @@ fn a_steady_foreground_does_not_starve_the_background(engine: &dyn NvmeEngine) {
     let file = scratch();
     let (report, reports) = channel();
     let unblock = block(engine, &file);
-    let background = Request { priority: Priority::Background, ..request(Direction::Write, &file, 0, &memory(4096), 1000, &report) };
+    let background = Request {
+        priority: Priority::Background,
+        ..request(Direction::Write, &file, 0, &memory(4096), 1000, &report)
+    };
     engine.submit(background).expect("room");
     for tag in 0..4 {
-        engine.submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report)).expect("room");
+        engine
+            .submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report))
+            .expect("room");
     }
     drop(unblock);
     for tag in 4..500 {
         if take(&reports).0 == 1000 {
             return;
         }
-        engine.submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report)).expect("room");
+        engine
+            .submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report))
+            .expect("room");
     }
     panic!("500 foreground requests went before one in the background");
 }
@@ -185,7 +247,10 @@ fn a_request_that_waited_too_long_fails_unasked(engine: &dyn NvmeEngine) {
     let unblock = block(engine, &file);
     let target = memory(4096);
     target.copy_from_slice(&[7; 4096]).expect("equal lengths");
-    let late = Request { deadline: Some(Instant::now()), ..request(Direction::Read, &file, 0, &target, 1, &report) };
+    let late = Request {
+        deadline: Some(Instant::now()),
+        ..request(Direction::Read, &file, 0, &target, 1, &report)
+    };
     engine.submit(late).expect("room");
     drop(unblock);
     let finished = take(&reports).1;
@@ -198,14 +263,18 @@ fn what_is_queued_can_be_cancelled(engine: &dyn NvmeEngine) {
     let (report, reports) = channel();
     let unblock = block(engine, &file);
     for tag in 0..5 {
-        engine.submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report)).expect("room");
+        engine
+            .submit(request(Direction::Write, &file, 0, &memory(4096), tag, &report))
+            .expect("room");
     }
     engine.cancel_queued();
     for _ in 0..5 {
         assert!(matches!(take(&reports).1.outcome, Err(EngineError::Cancelled)));
     }
     drop(unblock);
-    engine.submit(request(Direction::Write, &file, 0, &memory(4096), 9, &report)).expect("the engine goes on");
+    engine
+        .submit(request(Direction::Write, &file, 0, &memory(4096), 9, &report))
+        .expect("the engine goes on");
     take(&reports).1.outcome.expect("it succeeds");
 }
 
@@ -214,14 +283,30 @@ fn shutting_down_answers_everything(engine: &dyn NvmeEngine) {
     let (report, reports) = channel();
     let mut taken = 0;
     for tag in 0..8 {
-        taken += u64::from(engine.submit(request(Direction::Write, &file, tag << 20, &memory(1 << 20), tag, &report)).is_ok());
+        taken += u64::from(
+            engine
+                .submit(request(
+                    Direction::Write,
+                    &file,
+                    tag << 20,
+                    &memory(1 << 20),
+                    tag,
+                    &report,
+                ))
+                .is_ok(),
+        );
     }
     engine.shutdown();
     for _ in 0..taken {
         let outcome = reports.try_recv().expect("answered before shutdown returned").1.outcome;
         assert!(matches!(outcome, Ok(()) | Err(EngineError::Cancelled)), "{outcome:?}");
     }
-    assert!(engine.submit(request(Direction::Write, &file, 0, &memory(1), 0, &report)).is_err(), "a closed engine takes nothing");
+    assert!(
+        engine
+            .submit(request(Direction::Write, &file, 0, &memory(1), 0, &report))
+            .is_err(),
+        "a closed engine takes nothing"
+    );
     engine.shutdown();
 }
 
@@ -260,8 +345,14 @@ fn threads_stuck_in_the_device_still_let_others_meet_their_deadline() {
     let file = scratch();
     let (report, reports) = channel();
     let unblock = block(&*engine, &file);
-    let late = Request { deadline: Some(Instant::now()), ..request(Direction::Read, &file, 0, &memory(4096), 1, &report) };
+    let late = Request {
+        deadline: Some(Instant::now()),
+        ..request(Direction::Read, &file, 0, &memory(4096), 1, &report)
+    };
     engine.submit(late).expect("room");
-    assert!(matches!(take(&reports).1.outcome, Err(EngineError::Deadline)), "while the only thread is stuck");
+    assert!(
+        matches!(take(&reports).1.outcome, Err(EngineError::Deadline)),
+        "while the only thread is stuck"
+    );
     drop(unblock);
 }

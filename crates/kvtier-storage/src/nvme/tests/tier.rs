@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use kvtier_core::{BlockHash, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, RealizationId, RecordLabel, SegmentId};
+use kvtier_core::{
+    BlockHash, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, RealizationId, RecordLabel,
+    SegmentId,
+};
 use kvtier_transfer::crc32c;
 use kvtier_transfer::memory::{MemoryRegion, MemorySlice};
 
@@ -29,7 +32,11 @@ struct Rig {
 }
 
 fn settings(directory: &Path, engine: EngineChoice) -> NvmeSettings {
-    NvmeSettings { engine, bounce_bytes: 1 << 20, ..NvmeSettings::new(directory.join("nvme"), 64 << 20) }
+    NvmeSettings {
+        engine,
+        bounce_bytes: 1 << 20,
+        ..NvmeSettings::new(directory.join("nvme"), 64 << 20)
+    }
 }
 
 impl Rig {
@@ -56,8 +63,21 @@ impl Rig {
             },
         );
         let tier = tier.expect("the tier opens");
-        let rig = Rig { tier, faults: faults.expect("wrapped"), events, operations: AtomicU64::new(1), directory };
-        assert_eq!(rig.ask(|operation| StorageAction::Open { operation, segment: FIRST, bytes: SEGMENT_BYTES }), Ok(Completion::Done));
+        let rig = Rig {
+            tier,
+            faults: faults.expect("wrapped"),
+            events,
+            operations: AtomicU64::new(1),
+            directory,
+        };
+        assert_eq!(
+            rig.ask(|operation| StorageAction::Open {
+                operation,
+                segment: FIRST,
+                bytes: SEGMENT_BYTES
+            }),
+            Ok(Completion::Done)
+        );
         Some(rig)
     }
 
@@ -80,33 +100,61 @@ impl Rig {
     }
 
     fn demote(&self, source: MemorySlice, target: Extent) -> Result<Completion, Failure> {
-        self.ask(|operation| StorageAction::Demote { operation, source, target, label: label() })
+        self.ask(|operation| StorageAction::Demote {
+            operation,
+            source,
+            target,
+            label: label(),
+        })
     }
 
     fn promote(&self, source: Extent, target: MemorySlice, checksum: u32) -> Result<Completion, Failure> {
-        self.ask(|operation| StorageAction::Promote { operation, source, target, checksum, label: label() })
+        self.ask(|operation| StorageAction::Promote {
+            operation,
+            source,
+            target,
+            checksum,
+            label: label(),
+        })
     }
 
     fn write(&self, target: Extent, bytes: &[u8]) -> u32 {
         let source = filled(bytes);
-        assert_eq!(self.demote(source, target), Ok(Completion::Written { checksum: crc32c(bytes) }));
+        assert_eq!(
+            self.demote(source, target),
+            Ok(Completion::Written {
+                checksum: crc32c(bytes)
+            })
+        );
         crc32c(bytes)
     }
 
     fn path(&self, segment: SegmentId) -> PathBuf {
-        self.directory.path().join(format!("nvme/segment-{:08x}.kvs", segment.0))
+        self.directory
+            .path()
+            .join(format!("nvme/segment-{:08x}.kvs", segment.0))
     }
 }
 
 fn label() -> RecordLabel {
-    RecordLabel { namespace: NamespaceId(3), generation: Generation(5), realization: RealizationId(1), hash: BlockHash([0xAB; 16]) }
+    RecordLabel {
+        namespace: NamespaceId(3),
+        generation: Generation(5),
+        realization: RealizationId(1),
+        hash: BlockHash([0xAB; 16]),
+    }
 }
 
 fn at(offset: u64, length: usize) -> Extent {
-    Extent { segment: FIRST, offset: format::HEADER_BYTES + offset, length: u32::try_from(length).expect("small") }
+    Extent {
+        segment: FIRST,
+        offset: format::HEADER_BYTES + offset,
+        length: u32::try_from(length).expect("small"),
+    }
 }
 
-/// A slot as the host tier has them: whole pages, of which the slice is the payload. Past it lies what an earlier owner left.
+/// A slot as the host tier has them: whole pages, of which the slice is the payload. Past it lies what an earlier owner
+/// left.
 fn slot(length: usize) -> MemorySlice {
     let region = MemoryRegion::anonymous(length.next_multiple_of(4096)).expect("memory");
     let all = region.slice(0, region.bytes()).expect("all of it");
@@ -140,10 +188,15 @@ fn memory_that_starts_inside_a_page_keeps_its_neighbours(rig: &Rig) {
     all.copy_from_slice(&pattern(1, 64 << 10)).expect("equal lengths");
     let source = region.slice(100, 20_000).expect("a part of it");
     let place = at(0, 20_000);
-    let Ok(Completion::Written { checksum }) = rig.demote(source.clone(), place) else { panic!("the write succeeds") };
+    let Ok(Completion::Written { checksum }) = rig.demote(source.clone(), place) else {
+        panic!("the write succeeds")
+    };
     source.zero();
     assert_eq!(rig.promote(place, source, checksum), Ok(Completion::Done));
-    assert!(all.to_vec() == pattern(1, 64 << 10), "as before, the neighbours included");
+    assert!(
+        all.to_vec() == pattern(1, 64 << 10),
+        "as before, the neighbours included"
+    );
 }
 
 fn what_an_earlier_owner_left_behind_the_payload_stays_off_the_disk(rig: &Rig) {
@@ -157,13 +210,20 @@ fn a_damaged_payload_is_a_miss_and_its_target_holds_zeroes(rig: &Rig) {
     for length in [5000, 300_000] {
         let place = at(0, length);
         let checksum = rig.write(place, &pattern(7, length));
-        let file = fs::OpenOptions::new().write(true).open(rig.path(FIRST)).expect("the segment file");
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(rig.path(FIRST))
+            .expect("the segment file");
         // Direct writes went around the page cache; so must this damage, as far as readers can tell.
-        file.write_all_at(&[!pattern(7, length)[length / 2]], place.offset + length as u64 / 2).expect("damaged");
+        file.write_all_at(&[!pattern(7, length)[length / 2]], place.offset + length as u64 / 2)
+            .expect("damaged");
         file.sync_all().expect("on disk");
         let target = slot(length);
         assert_eq!(rig.promote(place, target.clone(), checksum), Err(Failure::Corrupt));
-        assert!(target.to_vec().iter().all(|byte| *byte == 0), "neither damaged nor old bytes");
+        assert!(
+            target.to_vec().iter().all(|byte| *byte == 0),
+            "neither damaged nor old bytes"
+        );
     }
     assert_eq!(rig.tier.statistics().corrupt, 2);
 }
@@ -171,13 +231,21 @@ fn a_damaged_payload_is_a_miss_and_its_target_holds_zeroes(rig: &Rig) {
 fn silent_faults_of_the_device_are_caught_by_the_check(rig: &Rig) {
     const LENGTH: usize = 50_000;
     let bytes = pattern(3, LENGTH);
-    for (direction, fault) in [(Direction::Read, Fault::FlipBit(399_999)), (Direction::Write, Fault::FlipBit(0)), (Direction::Write, Fault::Torn)] {
+    for (direction, fault) in [
+        (Direction::Read, Fault::FlipBit(399_999)),
+        (Direction::Write, Fault::FlipBit(0)),
+        (Direction::Write, Fault::Torn),
+    ] {
         // Whatever lay there before: a torn write must not pass for the new record.
         rig.write(at(0, LENGTH), &pattern(4, LENGTH));
         rig.faults.inject(direction, fault);
         let checksum = rig.write(at(0, LENGTH), &bytes);
         let target = slot(LENGTH);
-        assert_eq!(rig.promote(at(0, LENGTH), target.clone(), checksum), Err(Failure::Corrupt), "{direction:?} {fault:?}");
+        assert_eq!(
+            rig.promote(at(0, LENGTH), target.clone(), checksum),
+            Err(Failure::Corrupt),
+            "{direction:?} {fault:?}"
+        );
         assert!(target.to_vec().iter().all(|byte| *byte == 0));
     }
 }
@@ -195,20 +263,43 @@ fn errors_of_the_device_have_names(rig: &Rig) {
         assert_eq!(rig.demote(slot(9000), at(16_384, 9000)), Err(failure), "{fault:?}");
         rig.faults.inject(Direction::Read, fault);
         let target = slot(9000);
-        assert_eq!(rig.promote(at(0, 9000), target.clone(), checksum), Err(failure), "{fault:?}");
-        assert!(target.to_vec().iter().all(|byte| *byte == 0), "no part of a failed read is left");
+        assert_eq!(
+            rig.promote(at(0, 9000), target.clone(), checksum),
+            Err(failure),
+            "{fault:?}"
+        );
+        assert!(
+            target.to_vec().iter().all(|byte| *byte == 0),
+            "no part of a failed read is left"
+        );
     }
     assert_eq!(rig.tier.statistics().io_errors, 8);
 }
 
 fn a_relocated_record_is_checked_and_then_the_same(rig: &Rig) {
     let second = SegmentId(2);
-    assert_eq!(rig.ask(|operation| StorageAction::Open { operation, segment: second, bytes: SEGMENT_BYTES }), Ok(Completion::Done));
+    assert_eq!(
+        rig.ask(|operation| StorageAction::Open {
+            operation,
+            segment: second,
+            bytes: SEGMENT_BYTES
+        }),
+        Ok(Completion::Done)
+    );
     for length in [3000, 16_384, 1_200_000] {
         let source = at(0, length);
-        let target = Extent { segment: second, ..source };
+        let target = Extent {
+            segment: second,
+            ..source
+        };
         let checksum = rig.write(source, &pattern(9, length));
-        let relocate = |operation| StorageAction::Relocate { operation, source, target, checksum, label: label() };
+        let relocate = |operation| StorageAction::Relocate {
+            operation,
+            source,
+            target,
+            checksum,
+            label: label(),
+        };
         assert_eq!(rig.ask(relocate), Ok(Completion::Done));
         let read = slot(length);
         assert_eq!(rig.promote(target, read.clone(), checksum), Ok(Completion::Done));
@@ -220,11 +311,27 @@ fn a_relocated_record_is_checked_and_then_the_same(rig: &Rig) {
 
 fn relocations_beyond_the_bounce_memory_wait_their_turn(rig: &Rig) {
     let second = SegmentId(2);
-    assert_eq!(rig.ask(|operation| StorageAction::Open { operation, segment: second, bytes: SEGMENT_BYTES }), Ok(Completion::Done));
+    assert_eq!(
+        rig.ask(|operation| StorageAction::Open {
+            operation,
+            segment: second,
+            bytes: SEGMENT_BYTES
+        }),
+        Ok(Completion::Done)
+    );
     let checksum = rig.write(at(0, 500_000), &pattern(9, 500_000));
     for number in 0..7 {
-        let target = Extent { segment: second, ..at(number * 503_808, 500_000) };
-        rig.submit(|operation| StorageAction::Relocate { operation, source: at(0, 500_000), target, checksum, label: label() });
+        let target = Extent {
+            segment: second,
+            ..at(number * 503_808, 500_000)
+        };
+        rig.submit(|operation| StorageAction::Relocate {
+            operation,
+            source: at(0, 500_000),
+            target,
+            checksum,
+            label: label(),
+        });
     }
     for _ in 0..7 {
         assert_eq!(rig.next().outcome, Ok(Completion::Done));
@@ -237,14 +344,26 @@ fn a_sealed_segment_says_what_it_holds(rig: &Rig) {
     let mut offset = 0;
     let mut sums = Vec::new();
     for length in lengths {
-        sums.push((format::HEADER_BYTES + offset, rig.write(at(offset, length), &pattern(length as u64, length))));
+        sums.push((
+            format::HEADER_BYTES + offset,
+            rig.write(at(offset, length), &pattern(length as u64, length)),
+        ));
         offset += format::padded(length as u64);
     }
     // A seal waits for the writes before it.
-    rig.faults.inject(Direction::Write, Fault::Delay(Duration::from_millis(50)));
+    rig.faults
+        .inject(Direction::Write, Fault::Delay(Duration::from_millis(50)));
     let last = at(offset, 4096);
-    let demote = rig.submit(|operation| StorageAction::Demote { operation, source: filled(&[1; 4096]), target: last, label: label() });
-    let seal = rig.submit(|operation| StorageAction::Seal { operation, segment: FIRST });
+    let demote = rig.submit(|operation| StorageAction::Demote {
+        operation,
+        source: filled(&[1; 4096]),
+        target: last,
+        label: label(),
+    });
+    let seal = rig.submit(|operation| StorageAction::Seal {
+        operation,
+        segment: FIRST,
+    });
     let order = [rig.next(), rig.next()];
     assert_eq!(order.map(|event| event.operation), [demote, seal]);
     assert!(order.iter().all(|event| event.outcome.is_ok()), "{order:?}");
@@ -253,32 +372,79 @@ fn a_sealed_segment_says_what_it_holds(rig: &Rig) {
     let file = fs::read(rig.path(FIRST)).expect("the segment file");
     assert_eq!(file.len() as u64, SEGMENT_BYTES);
     let header = Header::decode(&file).expect("a header");
-    let seal = Seal::decode(&file[4096..], &header).expect("a seal page").expect("sealed");
+    let seal = Seal::decode(&file[4096..], &header)
+        .expect("a seal page")
+        .expect("sealed");
     let entries = format::decode_index(&file[4 << 19..], &header, &seal).expect("an index");
-    assert_eq!(entries.iter().map(|entry| (entry.offset, entry.checksum)).collect::<Vec<_>>(), sums);
+    assert_eq!(
+        entries
+            .iter()
+            .map(|entry| (entry.offset, entry.checksum))
+            .collect::<Vec<_>>(),
+        sums
+    );
     for entry in &entries {
         assert_eq!((entry.generation, entry.namespace), (5, 3));
-        assert_ne!(entry.fingerprint, label().hash.0, "blocks are not named by their hash outside host memory");
+        assert_ne!(
+            entry.fingerprint,
+            label().hash.0,
+            "blocks are not named by their hash outside host memory"
+        );
     }
-    assert!(!file.windows(16).any(|window| window == label().hash.0), "the hash is nowhere in the file");
-    assert_eq!(rig.demote(slot(4096), at(1 << 20, 4096)), Err(Failure::Io), "a sealed segment takes no more");
-    assert_eq!(rig.promote(at(0, 16_384), slot(16_384), sums[0].1), Ok(Completion::Done), "and can be read");
+    assert!(
+        !file.windows(16).any(|window| window == label().hash.0),
+        "the hash is nowhere in the file"
+    );
+    assert_eq!(
+        rig.demote(slot(4096), at(1 << 20, 4096)),
+        Err(Failure::Io),
+        "a sealed segment takes no more"
+    );
+    assert_eq!(
+        rig.promote(at(0, 16_384), slot(16_384), sums[0].1),
+        Ok(Completion::Done),
+        "and can be read"
+    );
 }
 
 fn a_closed_segment_leaves_no_file(rig: &Rig) {
     let checksum = rig.write(at(0, 4096), &[1; 4096]);
     assert!(rig.path(FIRST).exists());
-    assert_eq!(rig.ask(|operation| StorageAction::Close { operation, segment: FIRST }), Ok(Completion::Done));
+    assert_eq!(
+        rig.ask(|operation| StorageAction::Close {
+            operation,
+            segment: FIRST
+        }),
+        Ok(Completion::Done)
+    );
     assert!(!rig.path(FIRST).exists());
     assert_eq!(rig.promote(at(0, 4096), slot(4096), checksum), Err(Failure::Io));
-    assert_eq!(rig.ask(|operation| StorageAction::Sync { operation }), Ok(Completion::Done));
+    assert_eq!(
+        rig.ask(|operation| StorageAction::Sync { operation }),
+        Ok(Completion::Done)
+    );
 }
 
 fn extents_that_cannot_be_are_refused(rig: &Rig) {
-    let beyond = Extent { segment: FIRST, offset: SEGMENT_BYTES - 4096, length: 4096 };
-    let header = Extent { segment: FIRST, offset: 4096, length: 4096 };
-    let crooked = Extent { segment: FIRST, offset: format::HEADER_BYTES + 512, length: 4096 };
-    let unknown = Extent { segment: SegmentId(77), ..at(0, 4096) };
+    let beyond = Extent {
+        segment: FIRST,
+        offset: SEGMENT_BYTES - 4096,
+        length: 4096,
+    };
+    let header = Extent {
+        segment: FIRST,
+        offset: 4096,
+        length: 4096,
+    };
+    let crooked = Extent {
+        segment: FIRST,
+        offset: format::HEADER_BYTES + 512,
+        length: 4096,
+    };
+    let unknown = Extent {
+        segment: SegmentId(77),
+        ..at(0, 4096)
+    };
     for target in [beyond, header, crooked, unknown, at(0, 4095)] {
         assert_eq!(rig.demote(slot(4096), target), Err(Failure::Io), "{target:?}");
         assert_eq!(rig.promote(target, slot(4096), 0), Err(Failure::Io), "{target:?}");
@@ -292,18 +458,39 @@ fn a_reset_is_answered_last_and_only_when_no_device_holds_memory(rig: &Rig) {
     rig.faults.inject(Direction::Read, Fault::Hold);
     let target = slot(8192);
     let region = Arc::downgrade(target.region());
-    let held = rig.submit(|operation| StorageAction::Promote { operation, source: at(0, 8192), target, checksum, label: label() });
-    let seal_waits = rig.submit(|operation| StorageAction::Demote { operation, source: slot(1 << 20), target: at(1 << 20, 1 << 20), label: label() });
+    let held = rig.submit(|operation| StorageAction::Promote {
+        operation,
+        source: at(0, 8192),
+        target,
+        checksum,
+        label: label(),
+    });
+    let seal_waits = rig.submit(|operation| StorageAction::Demote {
+        operation,
+        source: slot(1 << 20),
+        target: at(1 << 20, 1 << 20),
+        label: label(),
+    });
     let reset = rig.submit(|operation| StorageAction::Reset { operation });
     let demoted = rig.next();
     assert_eq!(demoted.operation, seal_waits);
-    assert!(matches!(demoted.outcome, Ok(_) | Err(Failure::Deadline)), "written or cancelled: {demoted:?}");
-    assert!(rig.events.recv_timeout(Duration::from_millis(50)).is_err(), "the device still holds memory");
+    assert!(
+        matches!(demoted.outcome, Ok(_) | Err(Failure::Deadline)),
+        "written or cancelled: {demoted:?}"
+    );
+    assert!(
+        rig.events.recv_timeout(Duration::from_millis(50)).is_err(),
+        "the device still holds memory"
+    );
     assert!(region.upgrade().is_some());
     rig.faults.release();
     assert_eq!([rig.next().operation, rig.next().operation], [held, reset]);
     assert!(region.upgrade().is_none());
-    assert_eq!(rig.ask(|operation| StorageAction::Reset { operation }), Ok(Completion::Done), "with nothing under way at once");
+    assert_eq!(
+        rig.ask(|operation| StorageAction::Reset { operation }),
+        Ok(Completion::Done),
+        "with nothing under way at once"
+    );
     rig.write(at(0, 8192), &pattern(2, 8192));
 }
 
@@ -314,7 +501,12 @@ fn full_means_busy(rig: &Rig) {
     }
     for number in 0..bounds {
         let target = at(number * 8192, 8192);
-        rig.submit(|operation| StorageAction::Demote { operation, source: slot(8192), target, label: label() });
+        rig.submit(|operation| StorageAction::Demote {
+            operation,
+            source: slot(8192),
+            target,
+            label: label(),
+        });
     }
     assert_eq!(rig.demote(slot(8192), at(1 << 20, 8192)), Err(Failure::Busy));
     assert_eq!(rig.promote(at(0, 8192), slot(8192), 0), Err(Failure::Busy));
@@ -336,21 +528,39 @@ fn shutting_down_answers_every_action(rig: &Rig) {
     let mut asked = 0;
     for number in 0..20 {
         let target = at(number * 131_072, 131_072);
-        rig.submit(|operation| StorageAction::Demote { operation, source: slot(131_072), target, label: label() });
+        rig.submit(|operation| StorageAction::Demote {
+            operation,
+            source: slot(131_072),
+            target,
+            label: label(),
+        });
         asked += 1;
     }
     for _ in 0..3 {
         let target = at(3 << 20, 100);
-        rig.submit(|operation| StorageAction::Relocate { operation, source: at(0, 100), target, checksum: 0, label: label() });
+        rig.submit(|operation| StorageAction::Relocate {
+            operation,
+            source: at(0, 100),
+            target,
+            checksum: 0,
+            label: label(),
+        });
         asked += 1;
     }
-    rig.submit(|operation| StorageAction::Seal { operation, segment: FIRST });
+    rig.submit(|operation| StorageAction::Seal {
+        operation,
+        segment: FIRST,
+    });
     rig.submit(|operation| StorageAction::Sync { operation });
     rig.tier.shutdown();
     let answered = rig.events.try_iter().count();
     assert_eq!(answered, asked + 2);
     rig.tier.shutdown();
-    assert_eq!(rig.demote(slot(4096), at(0, 4096)), Err(Failure::Busy), "a closed tier takes nothing");
+    assert_eq!(
+        rig.demote(slot(4096), at(0, 4096)),
+        Err(Failure::Busy),
+        "a closed tier takes nothing"
+    );
 }
 
 macro_rules! suite {
@@ -393,25 +603,40 @@ suite! {
 fn a_second_tier_on_one_directory_is_told_who_has_it() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let quiet: super::super::Events = Arc::new(|_| {});
-    let first = NvmeTier::open(settings(directory.path(), EngineChoice::Threads), Arc::clone(&quiet)).expect("the first opens");
-    let refused = NvmeTier::open(settings(directory.path(), EngineChoice::Threads), Arc::clone(&quiet)).err().expect("the second is refused");
-    let NvmeError::InUse { holder, .. } = &refused else { panic!("{refused}") };
+    let first =
+        NvmeTier::open(settings(directory.path(), EngineChoice::Threads), Arc::clone(&quiet)).expect("the first opens");
+    let refused = NvmeTier::open(settings(directory.path(), EngineChoice::Threads), Arc::clone(&quiet))
+        .err()
+        .expect("the second is refused");
+    let NvmeError::InUse { holder, .. } = &refused else {
+        panic!("{refused}")
+    };
     assert_eq!(*holder, Some(std::process::id()));
-    assert!(refused.to_string().contains(directory.path().to_str().expect("a plain path")), "{refused}");
+    assert!(
+        refused
+            .to_string()
+            .contains(directory.path().to_str().expect("a plain path")),
+        "{refused}"
+    );
     drop(first);
     NvmeTier::open(settings(directory.path(), EngineChoice::Threads), quiet).expect("free again");
 }
 
 #[test]
 fn a_start_removes_the_segments_of_an_earlier_run_and_nothing_else() {
-    let Some(rig) = Rig::new(EngineChoice::Threads) else { return };
+    let Some(rig) = Rig::new(EngineChoice::Threads) else {
+        return;
+    };
     let Rig { tier, directory, .. } = rig;
     drop(tier);
     let nvme = directory.path().join("nvme");
     fs::write(nvme.join("notes.txt"), "mine").expect("a file");
     fs::create_dir(nvme.join("segment-00000009.kvs")).expect("a directory with a name of ours");
     let _tier = NvmeTier::open(settings(directory.path(), EngineChoice::Threads), Arc::new(|_| {})).expect("it opens");
-    let mut left: Vec<_> = fs::read_dir(&nvme).expect("the directory").map(|entry| entry.expect("an entry").file_name()).collect();
+    let mut left: Vec<_> = fs::read_dir(&nvme)
+        .expect("the directory")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
     left.sort();
     assert_eq!(left, ["lock", "notes.txt", "segment-00000009.kvs"]);
 }
@@ -422,13 +647,24 @@ fn automatic_choice_always_finds_an_engine_and_says_why_not_the_first() {
     let tier = NvmeTier::open(settings(directory.path(), EngineChoice::Auto), Arc::new(|_| {})).expect("it opens");
     let available = super::uring(EngineSettings::default()).is_some();
     assert_eq!(tier.engine_name(), if available { "io_uring" } else { "threads" });
-    assert_eq!(tier.notes().iter().any(|note| note.contains("io_uring")), !available, "{:?}", tier.notes());
+    assert_eq!(
+        tier.notes().iter().any(|note| note.contains("io_uring")),
+        !available,
+        "{:?}",
+        tier.notes()
+    );
 }
 
 #[test]
 fn a_segment_that_cannot_be_made_leaves_no_file() {
-    let Some(rig) = Rig::new(EngineChoice::Threads) else { return };
-    let answer = rig.ask(|operation| StorageAction::Open { operation, segment: SegmentId(5), bytes: 1 << 60 });
+    let Some(rig) = Rig::new(EngineChoice::Threads) else {
+        return;
+    };
+    let answer = rig.ask(|operation| StorageAction::Open {
+        operation,
+        segment: SegmentId(5),
+        bytes: 1 << 60,
+    });
     assert!(matches!(answer, Err(Failure::Full | Failure::Io)), "{answer:?}");
     assert!(!rig.path(SegmentId(5)).exists());
 }

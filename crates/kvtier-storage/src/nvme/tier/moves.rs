@@ -37,14 +37,20 @@ impl Record {
 
 impl Inner {
     pub(super) fn demote(self: &Arc<Self>, ticket: Ticket, source: MemorySlice, target: Extent, label: RecordLabel) {
-        let Some(record) = self.record(target, label).filter(|_| source.len() == target.length as usize) else {
+        let Some(record) = self
+            .record(target, label)
+            .filter(|_| source.len() == target.length as usize)
+        else {
             return self.refuse(ticket, "demote to an extent that cannot be");
         };
         match own_pages(&source) {
             Some(memory) if source.is_writable() || memory.len() == source.len() => {
                 if memory.len() > source.len() {
                     // What an earlier owner of the slot left there must not reach the disk.
-                    memory.subslice(source.len(), memory.len() - source.len()).expect("the tail of the last page").zero();
+                    memory
+                        .subslice(source.len(), memory.len() - source.len())
+                        .expect("the tail of the last page")
+                        .zero();
                 }
                 self.write_with_checksum(ticket, record, memory, None);
             }
@@ -63,30 +69,47 @@ impl Inner {
     }
 
     pub(super) fn promote(self: &Arc<Self>, ticket: Ticket, source: Extent, target: MemorySlice, checksum: u32) {
-        let Some(segment) = self.readable(source).filter(|_| target.len() == source.length as usize && target.is_writable()) else {
+        let Some(segment) = self
+            .readable(source)
+            .filter(|_| target.len() == source.length as usize && target.is_writable())
+        else {
             return self.refuse(ticket, "promote from an extent that cannot be");
         };
         match own_pages(&target) {
-            Some(memory) => self.read(ticket, &segment, source, memory, Priority::Foreground, move |inner, ticket, memory, idle| {
-                inner.check(memory.len(), idle, move |inner| {
-                    let verified = inner.verified(&memory, source.length, checksum);
-                    drop(memory);
-                    inner.promoted(ticket, source, verified);
-                });
-            }),
+            Some(memory) => self.read(
+                ticket,
+                &segment,
+                source,
+                memory,
+                Priority::Foreground,
+                move |inner, ticket, memory, idle| {
+                    inner.check(memory.len(), idle, move |inner| {
+                        let verified = inner.verified(&memory, source.length, checksum);
+                        drop(memory);
+                        inner.promoted(ticket, source, verified);
+                    });
+                },
+            ),
             None => {
                 let then = move |inner: &Arc<Inner>, ticket: Ticket, bounce: Bounce| {
                     let memory = bounce.slice().clone();
-                    inner.read(ticket, &segment, source, memory, Priority::Foreground, move |inner, ticket, memory, idle| {
-                        inner.check(memory.len(), idle, move |inner| {
-                            let verified = inner.verified(&memory, source.length, checksum);
-                            let payload = memory.subslice(0, target.len()).expect("padding only adds");
-                            // Zeroes, if the check failed.
-                            payload.copy_to(&target).expect("equal lengths");
-                            drop((memory, payload, target, bounce));
-                            inner.promoted(ticket, source, verified);
-                        });
-                    });
+                    inner.read(
+                        ticket,
+                        &segment,
+                        source,
+                        memory,
+                        Priority::Foreground,
+                        move |inner, ticket, memory, idle| {
+                            inner.check(memory.len(), idle, move |inner| {
+                                let verified = inner.verified(&memory, source.length, checksum);
+                                let payload = memory.subslice(0, target.len()).expect("padding only adds");
+                                // Zeroes, if the check failed.
+                                payload.copy_to(&target).expect("equal lengths");
+                                drop((memory, payload, target, bounce));
+                                inner.promoted(ticket, source, verified);
+                            });
+                        },
+                    );
                 };
                 self.with_bounce(ticket, padded(source.length as usize), Box::new(then));
             }
@@ -98,27 +121,45 @@ impl Inner {
         if verified {
             add(&self.counters.read_bytes, u64::from(source.length));
         }
-        ticket.answer(if verified { Ok(Completion::Done) } else { Err(Failure::Corrupt) });
+        ticket.answer(if verified {
+            Ok(Completion::Done)
+        } else {
+            Err(Failure::Corrupt)
+        });
     }
 
-    pub(super) fn relocate(self: &Arc<Self>, ticket: Ticket, source: Extent, target: Extent, checksum: u32, label: RecordLabel) {
+    pub(super) fn relocate(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        source: Extent,
+        target: Extent,
+        checksum: u32,
+        label: RecordLabel,
+    ) {
         let from = self.readable(source).filter(|_| source.length == target.length);
         let (Some(segment), Some(record)) = (from, self.record(target, label)) else {
             return self.refuse(ticket, "relocate between extents that cannot be");
         };
         let then = move |inner: &Arc<Inner>, ticket: Ticket, bounce: Bounce| {
             let memory = bounce.slice().clone();
-            inner.read(ticket, &segment, source, memory, Priority::Background, move |inner, ticket, memory, idle| {
-                inner.check(memory.len(), idle, move |inner| {
-                    if !inner.verified(&memory, source.length, checksum) {
-                        drop((memory, bounce, record));
-                        return ticket.answer(Err(Failure::Corrupt));
-                    }
-                    zero_tail(&memory, source.length as usize);
-                    add(&inner.counters.relocated_bytes, u64::from(source.length));
-                    inner.write(ticket, record, memory, Some(bounce), checksum, Completion::Done);
-                });
-            });
+            inner.read(
+                ticket,
+                &segment,
+                source,
+                memory,
+                Priority::Background,
+                move |inner, ticket, memory, idle| {
+                    inner.check(memory.len(), idle, move |inner| {
+                        if !inner.verified(&memory, source.length, checksum) {
+                            drop((memory, bounce, record));
+                            return ticket.answer(Err(Failure::Corrupt));
+                        }
+                        zero_tail(&memory, source.length as usize);
+                        add(&inner.counters.relocated_bytes, u64::from(source.length));
+                        inner.write(ticket, record, memory, Some(bounce), checksum, Completion::Done);
+                    });
+                },
+            );
         };
         self.with_bounce(ticket, padded(source.length as usize), Box::new(then));
     }
@@ -126,12 +167,18 @@ impl Inner {
     fn record(&self, place: Extent, label: RecordLabel) -> Option<Record> {
         let segment = self.readable(place)?;
         let fingerprint = self.fingerprints.of(label.namespace, label.realization, label.hash);
-        Some(Record { writing: segment.begin_write()?, place, fingerprint, label })
+        Some(Record {
+            writing: segment.begin_write()?,
+            place,
+            fingerprint,
+            label,
+        })
     }
 
     /// The segment of an extent, if it is open and the extent may lie in it.
     fn readable(&self, extent: Extent) -> Option<Arc<Segment>> {
-        self.segment(extent.segment).filter(|segment| format::is_payload_range(segment.bytes, extent.offset, extent.length))
+        self.segment(extent.segment)
+            .filter(|segment| format::is_payload_range(segment.bytes, extent.offset, extent.length))
     }
 
     /// Runs `work` here when that is cheap or delays nobody, else on the second thread.
@@ -153,15 +200,36 @@ impl Inner {
         verified
     }
 
-    fn write_with_checksum(self: &Arc<Self>, ticket: Ticket, record: Record, memory: MemorySlice, bounce: Option<Bounce>) {
+    fn write_with_checksum(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        record: Record,
+        memory: MemorySlice,
+        bounce: Option<Bounce>,
+    ) {
         self.check(memory.len(), false, move |inner| {
             let length = record.place.length;
             let checksum = memory.subslice(0, length as usize).expect("padding only adds").crc32c();
-            inner.write(ticket, record, memory, bounce, checksum, Completion::Written { checksum });
+            inner.write(
+                ticket,
+                record,
+                memory,
+                bounce,
+                checksum,
+                Completion::Written { checksum },
+            );
         });
     }
 
-    fn write(self: &Arc<Self>, ticket: Ticket, record: Record, memory: MemorySlice, bounce: Option<Bounce>, checksum: u32, completion: Completion) {
+    fn write(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        record: Record,
+        memory: MemorySlice,
+        bounce: Option<Bounce>,
+        checksum: u32,
+        completion: Completion,
+    ) {
         if ticket.is_cancelled() {
             drop((record, memory, bounce));
             return ticket.answer(Err(Failure::Deadline));
@@ -200,7 +268,8 @@ impl Inner {
         });
     }
 
-    /// Reads a record's pages, then runs `then` with the memory and whether the engine is idle. A failed read leaves zeroes.
+    /// Reads a record's pages, then runs `then` with the memory and whether the engine is idle. A failed read leaves
+    /// zeroes.
     fn read(
         self: &Arc<Self>,
         ticket: Ticket,
@@ -246,7 +315,10 @@ fn own_pages(slice: &MemorySlice) -> Option<MemorySlice> {
 }
 
 fn zero_tail(memory: &MemorySlice, length: usize) {
-    memory.subslice(length, memory.len() - length).expect("padding only adds").zero();
+    memory
+        .subslice(length, memory.len() - length)
+        .expect("padding only adds")
+        .zero();
 }
 
 fn padded(length: usize) -> usize {

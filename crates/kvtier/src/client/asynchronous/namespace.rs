@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Tier};
 
-use super::writer::{BlockWriter, Writing};
+use super::writer::BlockWriter;
 use super::Shared;
 use super::connection::Connection;
 use crate::client::batch::{
@@ -12,7 +12,7 @@ use crate::client::handle::BlockHandle;
 use crate::client::put::Put;
 use crate::client::returns::Home;
 use crate::client::session::{Got, Leased, Session};
-use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome};
+use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 use crate::wire::{Ahead, Array, Keys, Reply, Request};
 
 /// A namespace in one form, over a [`super::Client`]'s connection. Cloning it is cheap.
@@ -198,7 +198,7 @@ impl Namespace {
         parent: Parent,
         length: u32,
         tokens: u32,
-    ) -> Result<Writing, ClientError> {
+    ) -> Result<Writing<BlockWriter>, ClientError> {
         let mut writers = self.writers(parent, &[(hash, length)], tokens).await?;
         writers.pop().ok_or_else(unexpected)
     }
@@ -213,7 +213,7 @@ impl Namespace {
         lineage: impl Into<Lineage>,
         blocks: &[(BlockHash, u32)],
         tokens: u32,
-    ) -> Result<Vec<Writing>, ClientError> {
+    ) -> Result<Vec<Writing<BlockWriter>>, ClientError> {
         let lineage = lineage.into();
         let (connection, opened) = self.shared.opened(self.index).await?;
         connection.with_session(|session| check_lengths(blocks, session))?;
@@ -224,7 +224,7 @@ impl Namespace {
         let home: Arc<dyn Home> = self.shared.clone();
         let absorb = |session: &mut Session, reply: Reply<'_>| opening.absorb(session, reply, &home);
         let slots = self.shared.call(&connection, &request, self.hints, absorb).await?;
-        Ok(slots.into_iter().map(|slot| Writing::new(self, slot)).collect())
+        Ok(slots.into_iter().map(|slot| slot.map(|slot| BlockWriter::new(self, slot))).collect())
     }
 
     /// Publishes written slots of this namespace in one trip.

@@ -4,21 +4,9 @@ use kvtier_core::{BlockHash, Generation, SealItem};
 use kvtier_transfer::memory::MemorySlice;
 
 use super::{Namespace, Shared};
-use crate::client::batch::{OpenedSlot, unexpected};
+use crate::client::batch::unexpected;
 use crate::client::handle::OpenSlot;
 use crate::client::{ClientError, PutOutcome};
-
-/// What a request for a slot came to.
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a slot is the usual answer: a box would cost an allocation a block")]
-pub enum Writing {
-    /// Write, then seal.
-    Open(BlockWriter),
-    /// The block is cached: move no bytes.
-    Present,
-    /// No room in time: skip it.
-    Busy,
-}
 
 /// An unpublished block in shared memory that only this writer may write. Dropping it gives the slot back.
 #[derive(Debug)]
@@ -27,17 +15,11 @@ pub struct BlockWriter {
     slot: OpenSlot,
 }
 
-impl Writing {
-    pub(super) fn new(namespace: &Namespace, slot: OpenedSlot) -> Writing {
-        match slot {
-            OpenedSlot::Open(slot) => Writing::Open(BlockWriter { namespace: namespace.clone(), slot }),
-            OpenedSlot::Present => Writing::Present,
-            OpenedSlot::Busy => Writing::Busy,
-        }
-    }
-}
-
 impl BlockWriter {
+    pub(super) fn new(namespace: &Namespace, slot: OpenSlot) -> BlockWriter {
+        BlockWriter { namespace: namespace.clone(), slot }
+    }
+
     /// What the block will be called.
     #[must_use]
     pub fn hash(&self) -> BlockHash {

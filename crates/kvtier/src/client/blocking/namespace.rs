@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Tier};
 
-use super::writer::{BlockWriter, Writing};
+use super::writer::BlockWriter;
 use super::Shared;
 use crate::client::batch::{
     Opening, absorb_sealed, check_count, check_lengths, chunks, copy_out, leases_of, unexpected,
@@ -11,7 +11,7 @@ use crate::client::handle::BlockHandle;
 use crate::client::put::Put;
 use crate::client::returns::Home;
 use crate::client::session::{Got, Leased};
-use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome};
+use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 use crate::wire::{Ahead, Array, Keys, Reply, Request};
 
 /// A namespace in one form, over a [`super::Client`]'s connection. Cloning it is cheap.
@@ -179,7 +179,7 @@ impl Namespace {
     ///
     /// # Errors
     /// As any call.
-    pub fn writer(&self, hash: BlockHash, parent: Parent, length: u32, tokens: u32) -> Result<Writing, ClientError> {
+    pub fn writer(&self, hash: BlockHash, parent: Parent, length: u32, tokens: u32) -> Result<Writing<BlockWriter>, ClientError> {
         let mut writers = self.writers(parent, &[(hash, length)], tokens)?;
         writers.pop().ok_or_else(unexpected)
     }
@@ -194,7 +194,7 @@ impl Namespace {
         lineage: impl Into<Lineage>,
         blocks: &[(BlockHash, u32)],
         tokens: u32,
-    ) -> Result<Vec<Writing>, ClientError> {
+    ) -> Result<Vec<Writing<BlockWriter>>, ClientError> {
         let lineage = lineage.into();
         let mut line = self.shared.line()?;
         let (session, opened) = line.opened(&self.shared, self.index)?;
@@ -205,7 +205,7 @@ impl Namespace {
         let opening = Opening { index: self.index, hashes: &hashes, lengths: &lengths, lineage, tokens };
         let home: Arc<dyn Home> = self.shared.clone();
         let slots = line.call(&self.shared, &request, self.hints, |session, reply| opening.absorb(session, reply, &home))?;
-        Ok(slots.into_iter().map(|slot| Writing::new(self, slot)).collect())
+        Ok(slots.into_iter().map(|slot| slot.map(|slot| BlockWriter::new(self, slot))).collect())
     }
 
     /// Publishes written slots of this namespace in one trip.
