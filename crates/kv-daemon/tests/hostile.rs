@@ -189,7 +189,7 @@ fn put_in_place(namespace: &Namespace, content: &Content, ids: &[u64], random: &
     let mut bytes = vec![0; BLOCK_BYTES];
     let mut written = Vec::new();
     for (id, writing) in ids.iter().zip(writings) {
-        let Writing::Open(mut writer) = writing else { continue };
+        let Writing::Granted(mut writer) = writing else { continue };
         content.fill(*id, &mut bytes);
         writer.write(0, &bytes).expect("a slot is written");
         if random.below(4) > 0 {
@@ -268,7 +268,7 @@ fn be_a_slow_writer(socket: &Path) {
     let mut bytes = vec![0; BLOCK_BYTES];
     content.fill(WRITE_ID, &mut bytes);
     let writing = namespace.writer(block_hash(WRITE_ID), Parent::Unknown, BLOCK_BYTES as u32, 512).expect("an answer");
-    let Writing::Open(mut writer) = writing else { panic!("no slot: {writing:?}") };
+    let Writing::Granted(mut writer) = writing else { panic!("no slot: {writing:?}") };
     writer.write(0, &bytes[..BLOCK_BYTES / 2]).expect("the first half");
     say(UNDER_WAY);
     wait_for_parent();

@@ -6,19 +6,25 @@ use kvtier::node::Node;
 use kvtier::settings::Settings;
 use kvtier_bench::client::{Options, run};
 
-/// Not a test: what the measurement starts as its echo server. The last argument is the socket's path.
+/// Set for the process that the measurement starts as its echo server.
+const ECHO_SERVER: &str = "KVTIER_BENCH_ECHO_SERVER";
+
+/// Checks nothing by itself: it is the echo server of the other test. The last argument is the socket's path.
 #[test]
-#[ignore = "the echo server of the other test"]
 fn echo_server_process() {
+    if std::env::var_os(ECHO_SERVER).is_none() {
+        return;
+    }
     let path = std::env::args_os().next_back().map(PathBuf::from).expect("a path");
     kvtier_bench::echo_server_main(&path).expect("an echo until the other end closes");
 }
 
 fn options(socket: PathBuf) -> Options {
     let this = std::env::current_exe().expect("a path").display().to_string();
+    let role = format!("{ECHO_SERVER}=1");
     Options {
         socket: Some(socket),
-        echo_command: [&this, "--ignored", "--exact", "echo_server_process"]
+        echo_command: ["env", &role, &this, "--exact", "echo_server_process"]
             .map(str::to_owned)
             .to_vec(),
         quick: true,

@@ -96,7 +96,7 @@ impl Storm {
     fn step(&mut self, command: (u8, u16, u16)) {
         let (kind, a, b) = command;
         match kind {
-            0..=3 => self.fetch(a, b),
+            0..=3 | 32..=35 => self.fetch(a, b),
             4..=8 => self.put(a, b),
             9 | 10 => self.release(a),
             11 => self.delete(a, b),
@@ -110,8 +110,14 @@ impl Storm {
             17 => self.grant(a, b),
             18 => self.seal_or_abandon(a, b),
             19 => self.lie(a),
-            20..=27 => self.answer_one(a, b),
-            _ => self.pass(Duration::from_micros(u64::from(a) * 4)),
+            20..=28 => {
+                for more in 0..1 + a % 8 {
+                    self.answer_one(a.wrapping_mul(31).wrapping_add(more), b.wrapping_mul(17).wrapping_add(more * 7));
+                    self.drain();
+                }
+            }
+            29 => self.pass(Duration::from_micros(u64::from(a) * 8)),
+            _ => self.pass(Duration::from_micros(u64::from(a / 8))),
         }
         self.drain();
         self.core.check_invariants();
@@ -151,7 +157,7 @@ impl Storm {
 
     /// Chains of eight; a chain's blocks all have its own length.
     fn keys(a: u16, b: u16) -> (NamespaceId, Vec<BlockHash>, u32) {
-        let chain = u64::from(a / 8 % 12);
+        let chain = u64::from(a / 8 % 7);
         let depth = 1 + u64::from(b % 8);
         let length = [4 << 10, 12 << 10, 4000, 33 << 10][(chain % 4) as usize];
         (NamespaceId(u32::from(b / 8) % 2), (0..depth).map(|n| hash(chain * 100 + n)).collect(), length)
@@ -355,13 +361,13 @@ impl Storm {
         }
         let action = self.pending.remove(usize::from(a) % self.pending.len());
         let operation = answered(&action).expect("only such are pending");
-        if self.rough && b % 50 == 7 && matches!(action, Action::Demote { .. } | Action::Promote { .. } | Action::Relocate { .. }) {
+        if self.rough && b % 190 == 7 && matches!(action, Action::Demote { .. } | Action::Promote { .. } | Action::Relocate { .. }) {
             // Lost: only a reset helps.
             return;
         }
-        let fails = self.rough && b % 11 == 3 && !matches!(action, Action::ResetTier { .. });
+        let fails = self.rough && b % 23 == 3 && !matches!(action, Action::ResetTier { .. });
         let outcome = if fails {
-            let failure = [Failure::Busy, Failure::Io, Failure::Full, Failure::Corrupt][usize::from(b / 11 % 4)];
+            let failure = [Failure::Busy, Failure::Io, Failure::Full, Failure::Corrupt][usize::from(b / 23 % 4)];
             let corrupt = failure == Failure::Corrupt && !matches!(action, Action::Promote { .. } | Action::Relocate { .. });
             Err(if corrupt { Failure::Io } else { failure })
         } else {
@@ -478,7 +484,7 @@ impl Storm {
 }
 
 fn commands() -> impl Strategy<Value = Vec<(u8, u16, u16)>> {
-    prop::collection::vec((0_u8..32, any::<u16>(), any::<u16>()), 1..300)
+    prop::collection::vec((0_u8..36, any::<u16>(), any::<u16>()), 1..400)
 }
 
 proptest! {

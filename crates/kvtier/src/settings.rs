@@ -83,11 +83,11 @@ pub struct Settings {
     pub socket_mode: u32,
     /// Host memory for blocks, bytes. Default 1 GiB. Costs exactly that, plus up to 128 bytes a block of index.
     pub host_bytes: u64,
-    /// Base size of a host segment, bytes; 0 chooses a 32nd of `host_bytes` between 2 MiB and 64 MiB.
+    /// Base size of a host segment, bytes; 0 chooses a 32nd of `host_bytes`, at least 2 MiB and at most 64 MiB or a 512th.
     pub host_segment_bytes: u64,
     /// NVMe space, bytes; 0 switches the tier off. Default 0.
     pub nvme_bytes: u64,
-    /// Size of an NVMe segment, bytes; 0 chooses a 64th of `nvme_bytes` between 1 MiB and 256 MiB.
+    /// Size of an NVMe segment, bytes; 0 chooses a 64th of `nvme_bytes`, at least 1 MiB and at most 256 MiB or a 1024th.
     pub nvme_segment_bytes: u64,
     /// How the device is reached. Default `auto`.
     pub nvme_engine: NvmeEngine,
@@ -212,7 +212,7 @@ impl CheckedSettings {
 }
 
 /// Bytes of an NVMe segment's header, before its first record.
-pub(crate) const NVME_HEADER_BYTES: u64 = 4 * KIB;
+pub(crate) const NVME_HEADER_BYTES: u64 = kvtier_storage::nvme::format::HEADER_BYTES;
 
 impl Settings {
     /// Checks every field, replaces zeros that mean "choose", and derives the core's settings.
@@ -251,7 +251,9 @@ impl Settings {
         }
         self.host_bytes &= !(2 * MIB - 1);
         if self.host_segment_bytes == 0 {
-            self.host_segment_bytes = power_of_two_below(self.host_bytes / 32).clamp(2 * MIB, 64 * MIB);
+            // Each segment is an open file and a mapping, here and in each client: some hundreds of them, not thousands.
+            let largest = power_of_two_below(self.host_bytes / 512).max(64 * MIB);
+            self.host_segment_bytes = power_of_two_below(self.host_bytes / 32).clamp(2 * MIB, largest);
         }
         if self.host_segment_bytes % (4 * KIB) != 0 || self.host_segment_bytes > self.host_bytes / 2 {
             return Err(refuse(
@@ -272,7 +274,8 @@ impl Settings {
         }
         if self.nvme_bytes > 0 {
             if self.nvme_segment_bytes == 0 {
-                self.nvme_segment_bytes = power_of_two_below(self.nvme_bytes / 64).clamp(MIB, 256 * MIB);
+                let largest = power_of_two_below(self.nvme_bytes / 1024).clamp(256 * MIB, 2 * GIB);
+                self.nvme_segment_bytes = power_of_two_below(self.nvme_bytes / 64).clamp(MIB, largest);
             }
             if self.nvme_segment_bytes % (4 * KIB) != 0
                 || self.nvme_segment_bytes < 64 * KIB

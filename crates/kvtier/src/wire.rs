@@ -90,9 +90,11 @@
 mod array;
 mod error;
 mod extensions;
+mod field;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod header;
+mod record;
 mod reply;
 mod request;
 mod stream;

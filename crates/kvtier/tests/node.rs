@@ -158,7 +158,7 @@ fn an_invalidated_namespace_misses_and_a_late_seal_is_stale() {
     put(&space, 0..4, BLOCK);
     put(&other, 0..4, BLOCK);
     let writer = space.writer(hash(9), Parent::Unknown, 4096, 16).expect("a slot");
-    let kvtier::client::Writing::Writer(writer) = writer else { panic!("a slot was there") };
+    let kvtier::client::Writing::Open(writer) = writer else { panic!("a slot was there") };
     node.invalidate("a", Duration::from_secs(5)).expect("recorded");
     assert!(space.lookup(&[hash(0)]).expect("answered")[0].is_none());
     assert!(other.lookup(&[hash(0)]).expect("answered")[0].is_some());

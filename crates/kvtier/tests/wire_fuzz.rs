@@ -7,7 +7,10 @@ use kvtier::wire::fuzz;
 fn a_third_of_the_inputs_decode_and_nothing_is_found() {
     let report = fuzz::run(1, 2.0, false);
     assert_eq!(report.finding, None);
-    assert!(report.executions > 0 && report.decoded * 3 >= report.executions, "{report:?}");
+    assert!(
+        report.executions > 0 && report.decoded * 3 >= report.executions,
+        "{report:?}"
+    );
 }
 
 #[cfg(feature = "mutants")]

@@ -1,6 +1,8 @@
 //! Properties of the wire, over arbitrary bytes and arbitrary messages.
 
-use kvtier::wire::{Array, DecodeError, Envelope, Extensions, Frame, FrameStream, Header, Keys, Lineage, Reply, Request};
+use kvtier::wire::{
+    Array, DecodeError, Envelope, Extensions, Frame, FrameStream, Header, Keys, Lineage, Reply, Request,
+};
 use kvtier::{BlockHash, Hints, Parent, Tier};
 use kvtier_core::{Extent, Fetched, LeaseId, ReservationId, SealItem, SegmentId};
 use proptest::collection::vec;
@@ -12,31 +14,51 @@ fn hash() -> impl Strategy<Value = BlockHash> {
 }
 
 fn parent() -> impl Strategy<Value = Parent> {
-    prop_oneof![Just(Parent::Unknown), Just(Parent::Root), hash().prop_map(Parent::Block)]
+    prop_oneof![
+        Just(Parent::Unknown),
+        Just(Parent::Root),
+        hash().prop_map(Parent::Block)
+    ]
 }
 
 fn hints() -> impl Strategy<Value = Hints> {
     let some = option::of(any::<u64>());
-    (option::of(any::<u32>()), some.clone(), any::<bool>(), some.clone(), some).prop_map(
-        |(prompt_tokens, queue_wait_us, can_split, label, session)| Hints {
+    (
+        option::of(any::<u32>()),
+        some.clone(),
+        any::<bool>(),
+        some.clone(),
+        some,
+    )
+        .prop_map(|(prompt_tokens, queue_wait_us, can_split, label, session)| Hints {
             prompt_tokens,
             local_prefix_tokens: prompt_tokens,
             queue_wait_us,
             can_split,
             label,
             session,
-        },
-    )
+        })
 }
 
 fn fetched() -> impl Strategy<Value = Fetched> {
-    let leased = (any::<u64>(), any::<u32>(), any::<u64>(), any::<u32>(), any::<bool>(), option::of(any::<u32>()));
+    let leased = (
+        any::<u64>(),
+        any::<u32>(),
+        any::<u64>(),
+        any::<u32>(),
+        any::<bool>(),
+        option::of(any::<u32>()),
+    );
     prop_oneof![
         Just(Fetched::Miss),
         Just(Fetched::Busy),
         leased.prop_map(|(lease, segment, offset, length, host, checksum)| Fetched::Leased {
             lease: LeaseId(lease),
-            extent: Extent { segment: SegmentId(segment), offset, length },
+            extent: Extent {
+                segment: SegmentId(segment),
+                offset,
+                length
+            },
             tier: if host { Tier::Host } else { Tier::Nvme },
             checksum,
         }),
@@ -44,9 +66,15 @@ fn fetched() -> impl Strategy<Value = Fetched> {
 }
 
 fn item() -> impl Strategy<Value = SealItem> {
-    (any::<u64>(), hash(), parent(), any::<u32>(), any::<u32>()).prop_map(|(reservation, hash, parent, length, tokens)| {
-        SealItem { reservation: ReservationId(reservation), hash, parent, length, tokens }
-    })
+    (any::<u64>(), hash(), parent(), any::<u32>(), any::<u32>()).prop_map(
+        |(reservation, hash, parent, length, tokens)| SealItem {
+            reservation: ReservationId(reservation),
+            hash,
+            parent,
+            length,
+            tokens,
+        },
+    )
 }
 
 proptest! {

@@ -244,7 +244,9 @@ impl TierManager {
         let entry = self.index.entry_mut(block);
         if entry.is_ghost() {
             self.vanish(block);
-        } else if entry.is(flag::CLEAN) {
+            return;
+        }
+        if entry.is(flag::CLEAN) {
             // Nothing else holds the bytes now: it has to be written again before it may go.
             let list = self.host_list(self.index.entry(block));
             self.policy.remove(list, BlockId(block));
@@ -252,6 +254,8 @@ impl TierManager {
             let list = self.host_list(self.index.entry(block));
             self.policy.insert_oldest(list, BlockId(block));
         }
+        // A relocation that held it is for nobody now.
+        self.unpark(block);
     }
 
     fn unlink_nvme(&mut self, block: u32) {

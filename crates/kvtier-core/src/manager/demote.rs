@@ -192,9 +192,8 @@ impl TierManager {
             self.drop_host(block);
         } else if matches!(purpose, Purpose::Room) && !used && !leased {
             self.move_to_clean(block);
-        } else {
-            self.unpark(block);
         }
+        self.unpark(block);
         if mutant_is!(self, LostDemotion) && outcome.is_err() && self.index.entry(block).in_host() {
             self.drop_host(block);
         }

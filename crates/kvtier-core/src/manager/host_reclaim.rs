@@ -76,8 +76,13 @@ impl TierManager {
         self.host.segments.iter().flatten().any(|segment| segment.state == HostSegmentState::Closing)
     }
 
-    /// The segment with the fewest slots that somebody holds, then with the most free ones.
-    fn choose_segment(&self, group: u32) -> Option<u32> {
+    /// The segment with the fewest slots that somebody holds; of those the one of the next victim, since the blocks beside
+    /// it are likely to be as old and as deep; then the one with the most free slots.
+    fn choose_segment(&mut self, group: u32) -> Option<u32> {
+        let TierManager { policy, index, host, .. } = self;
+        let list = TierManager::group_list(group, false);
+        let next = policy.victim(list, false, &mut |block| super::copies::judge_forget(index, host, block.0, false));
+        let next = next.map(|block| self.index.entry(block.0).host_segment);
         let held = |slot: &&Slot| slot.is_held() || !matches!(slot.state, SlotState::Free | SlotState::Block);
         self.host
             .group(group)
@@ -87,7 +92,8 @@ impl TierManager {
             .filter(|&place| self.host.segment(place).state == HostSegmentState::Active)
             .min_by_key(|&place| {
                 let segment = self.host.segment(place);
-                (segment.slots.iter().filter(held).count(), std::cmp::Reverse(segment.free), place)
+                let held = segment.slots.iter().filter(held).count();
+                (held, next != Some(place), std::cmp::Reverse(segment.free), place)
             })
     }
 

@@ -134,6 +134,7 @@ impl TierManager {
             self.index.entry_mut(parent).children += 1;
         }
         self.attach_host(block, place.0, place.1);
+        self.host.attend(self.host.segment(place.0).group);
     }
 
     /// Whether `ancestor` comes before `block`, or is it. Only a ghost has descendants when it is published again.

@@ -11,6 +11,10 @@ use std::collections::BTreeMap;
 pub const KIB: u32 = 1024;
 pub const SECOND: u64 = 1_000_000_000;
 pub const ME: ClientId = ClientId(1);
+/// Of the same domain, for stories with two clients. Connects itself.
+pub const OTHER: ClientId = ClientId(2);
+/// For stories with two domains. Connects itself.
+pub const STRANGER: ClientId = ClientId(3);
 pub const DOMAIN: TrustDomain = TrustDomain(7);
 
 /// What lies at an extent: the hash of the block that was written there.
@@ -215,6 +219,45 @@ impl World {
         assert_eq!(self.core.release(ME, &leases, self.now), 0);
         self.run();
         tiers
+    }
+
+    /// Asks and does not wait: the answer will be in `fetched`.
+    pub fn fetch_later(&mut self, hashes: &[BlockHash]) -> OperationId {
+        let request = self.request(ME, hashes);
+        let Answer::Pending(operation) = self.core.fetch(&request, FetchScope::Prefix, self.now).unwrap() else {
+            panic!("it is there already")
+        };
+        self.run();
+        operation
+    }
+
+    /// Asks and does not wait: the answer will be in `reserved`.
+    pub fn reserve_later(&mut self, client: ClientId, hashes: &[BlockHash], length: u32) -> OperationId {
+        let request = self.request(client, hashes);
+        let answer = self.core.reserve(&request, &vec![length; hashes.len()], self.now).unwrap();
+        let Answer::Pending(operation) = answer else { panic!("there is room: {answer:?}") };
+        self.run();
+        operation
+    }
+
+    /// Slots ahead; the first time a segment has to be opened.
+    pub fn grant(&mut self, client: ClientId, length: u32, count: u32) -> Vec<(ReservationId, Extent)> {
+        let granted = self.core.grant(client, length, count, self.now);
+        self.run();
+        if granted.is_empty() { self.core.grant(client, length, count, self.now) } else { granted }
+    }
+
+    /// Writes and seals what was granted.
+    pub fn seal_granted(&mut self, results: &[Reserved], hashes: &[BlockHash], parent: Parent) -> Vec<Sealed> {
+        let items: Vec<SealItem> = granted(results)
+            .into_iter()
+            .zip(hashes)
+            .map(|((reservation, extent), &hash)| {
+                self.write(&extent, hash);
+                SealItem { reservation, hash, parent, length: extent.length, tokens: 512 }
+            })
+            .collect();
+        self.seal(&items)
     }
 
     pub fn reserve_as(&mut self, client: ClientId, hashes: &[BlockHash], length: u32) -> Vec<Reserved> {

@@ -247,13 +247,6 @@ impl World {
         }
         let rates = self.plan.rates;
         let writes = matches!(action, Action::Demote { .. } | Action::Relocate { .. });
-        if matches!(
-            action,
-            Action::CloseSegment { tier: Tier::Host, .. } | Action::ResetTier { .. }
-        ) {
-            // Memory is always given back, and a reset ends when it ends: its driver stops the device or itself.
-            return Fate::Done;
-        }
         let opens = matches!(action, Action::OpenSegment { .. });
         if (writes || opens) && self.random.chance(rates.full) {
             self.tally.fault(Fault::Full);
@@ -433,6 +426,8 @@ impl World {
                     return Ok(Err(failure));
                 }
                 let tag = self.nvme.content(source).unwrap_or(0);
+                // Its source lies in a segment that is closed before the next sync: what survived there counts here.
+                let synced = !half && self.record_at(source).is_some_and(|record| record.synced);
                 let pages = if half { image.len() / 2 } else { image.len() };
                 self.nvme.copy_from(target, operation.0 | DEVICE, &image, pages)?;
                 self.record(
@@ -441,7 +436,7 @@ impl World {
                         label: *label,
                         checksum: *checksum,
                         damaged: half,
-                        synced: false,
+                        synced,
                         tag,
                     },
                 );
@@ -456,7 +451,7 @@ impl World {
                     record.synced = true;
                 }
             }
-            Action::ResetTier { .. } => {
+            Action::ResetTier { .. } if !half => {
                 // Cancelled: from here on no operation in flight touches memory.
                 for flight in self.flights.values_mut().filter(|flight| is_nvme(&flight.action)) {
                     flight.cancelled = true;
@@ -480,6 +475,10 @@ impl World {
         }
     }
 
+    fn record_at(&self, extent: &Extent) -> Option<&Record> {
+        self.nvme.segments.get(&extent.segment)?.records.get(&extent.offset)
+    }
+
     /// A write that was reported as failed left no record that anybody may count on.
     fn unrecord(&mut self, action: &Action) {
         if let Action::Demote { target, .. } | Action::Relocate { target, .. } = action
@@ -496,11 +495,7 @@ impl World {
         checksum: u32,
         label: &RecordLabel,
     ) -> Result<Result<(), Failure>, crate::oracle::Finding> {
-        let record = self
-            .nvme
-            .segments
-            .get(&source.segment)
-            .and_then(|segment| segment.records.get(&source.offset));
+        let record = self.record_at(source);
         let Some(record) = record else {
             return found(format!(
                 "nothing was ever written at {source:?}, which is read for {label:?}"
@@ -542,7 +537,7 @@ impl World {
         {
             self.ledger.unlink(key);
         }
-        if let Action::ResetTier { .. } = flight.action {
+        if let (Ok(_), Action::ResetTier { .. }) = (event.outcome, &flight.action) {
             self.reset_done();
         }
     }

@@ -219,6 +219,8 @@ impl World {
         for lengths in [&[0][..], &[u32::MAX], &[4096, 4096]] {
             match self.manager.reserve(&request, lengths, self.now) {
                 Err(Refusal::Invalid(_)) => self.tally.answer("refused_invalid"),
+                // A client with too much in quarantine is refused before anything else.
+                Err(Refusal::Busy) => self.tally.answer("refused_busy"),
                 Err(Refusal::Draining) if self.draining => {}
                 other => {
                     return found(format!(

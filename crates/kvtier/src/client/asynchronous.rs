@@ -87,9 +87,15 @@ impl Client {
     /// `Invalid` for a name that is empty or over 256 bytes; `Denied` when the node refuses it; `Busy` when it has too many.
     pub async fn namespace(&self, name: &str, realization: Realization) -> Result<Namespace, ClientError> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(ClientError::invalid(format!("a namespace's name has 1 to {NAME_BYTES_MAX} bytes, not {}", name.len())));
+            return Err(ClientError::invalid(format!(
+                "a namespace's name has 1 to {NAME_BYTES_MAX} bytes, not {}",
+                name.len()
+            )));
         }
-        let wanted = NamespaceName { name: name.into(), realization };
+        let wanted = NamespaceName {
+            name: name.into(),
+            realization,
+        };
         let index = {
             let mut names = self.shared.names.lock();
             names.iter().position(|known| *known == wanted).unwrap_or_else(|| {
@@ -110,13 +116,26 @@ impl Client {
         let shared = &self.shared;
         let connection = shared.connection().await?;
         shared
-            .call(&connection, &Request::Invalidate { name }, Hints::default(), |session, reply| {
-                let Reply::Invalidated { generation } = reply else { return Err(unexpected()) };
-                for (index, _) in shared.names.lock().iter().enumerate().filter(|(_, known)| &*known.name == name) {
-                    session.observe(index, generation);
-                }
-                Ok(generation)
-            })
+            .call(
+                &connection,
+                &Request::Invalidate { name },
+                Hints::default(),
+                |session, reply| {
+                    let Reply::Invalidated { generation } = reply else {
+                        return Err(unexpected());
+                    };
+                    for (index, _) in shared
+                        .names
+                        .lock()
+                        .iter()
+                        .enumerate()
+                        .filter(|(_, known)| &*known.name == name)
+                    {
+                        session.observe(index, generation);
+                    }
+                    Ok(generation)
+                },
+            )
             .await
     }
 
@@ -127,7 +146,9 @@ impl Client {
     pub async fn flush(&self) -> Result<Flushed, ClientError> {
         let connection = self.shared.connection().await?;
         let timeout = self.shared.options.flush_timeout;
-        let answer = self.shared.send(&connection, &Request::Flush, Hints::default(), timeout)?;
+        let answer = self
+            .shared
+            .send(&connection, &Request::Flush, Hints::default(), timeout)?;
         answer
             .wait(|_, reply| match reply {
                 Reply::Flushed { written, left_out } => Ok(Flushed { written, left_out }),
@@ -146,7 +167,9 @@ impl Client {
             Reply::Status { json } => Ok(json.to_owned()),
             _ => Err(unexpected()),
         };
-        self.shared.call(&connection, &Request::Status, Hints::default(), status).await
+        self.shared
+            .call(&connection, &Request::Status, Hints::default(), status)
+            .await
     }
 
     /// The virtual time, in nanoseconds, that requests carry from here on. Only a node that runs on its clients' clock
@@ -164,15 +187,21 @@ impl Client {
         let shared = &self.shared;
         let outstanding = shared.returns.outstanding();
         if outstanding > 0 {
-            return Err(ClientError::invalid(format!("{outstanding} handles or writers still exist: drop them first")));
+            return Err(ClientError::invalid(format!(
+                "{outstanding} handles or writers still exist: drop them first"
+            )));
         }
         shared.closed.store(true, Ordering::Release);
-        let Some(connection) = shared.current.lock().clone() else { return Ok(()) };
+        let Some(connection) = shared.current.lock().clone() else {
+            return Ok(());
+        };
         let farewell = |_: &mut Session, reply: Reply<'_>| match reply {
             Reply::Farewell => Ok(()),
             _ => Err(unexpected()),
         };
-        let answered = shared.call(&connection, &Request::Goodbye, Hints::default(), farewell).await;
+        let answered = shared
+            .call(&connection, &Request::Goodbye, Hints::default(), farewell)
+            .await;
         connection.close();
         answered
     }
@@ -218,7 +247,9 @@ impl Shared {
         hints: Hints,
         absorb: impl FnOnce(&mut Session, Reply<'_>) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
-        self.send(connection, request, hints, self.options.timeout)?.wait(absorb).await
+        self.send(connection, request, hints, self.options.timeout)?
+            .wait(absorb)
+            .await
     }
 
     /// The connection, with namespace `index` open on it.
@@ -228,7 +259,10 @@ impl Shared {
             return Ok((connection, opened));
         }
         let wanted = self.names.lock()[index].clone();
-        let request = Request::OpenNamespace { name: &wanted.name, realization: wanted.realization };
+        let request = Request::OpenNamespace {
+            name: &wanted.name,
+            realization: wanted.realization,
+        };
         // Two tasks may both ask; the node answers both alike.
         let open = |session: &mut Session, reply: Reply<'_>| match reply {
             Reply::NamespaceOpened { handle, generation } => {
@@ -263,7 +297,9 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.returns.stop();
-        let Some(connection) = self.current.get_mut().take() else { return };
+        let Some(connection) = self.current.get_mut().take() else {
+            return;
+        };
         // In a forked child the connection is the parent's.
         if self.returns.check_process().is_ok() {
             connection.part();
@@ -301,6 +337,9 @@ async fn keep(returns: &Returns, alarm: &Notify, shared: &Weak<Shared>) {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Client").field("socket", &self.shared.options.socket).finish_non_exhaustive()
+        formatter
+            .debug_struct("Client")
+            .field("socket", &self.shared.options.socket)
+            .finish_non_exhaustive()
     }
 }

@@ -17,9 +17,14 @@ pub(super) fn copy_out(got: &Got, target: &mut [u8]) -> Result<GetOutcome, Clien
         Got::Leased(leased) => leased,
     };
     let length = u32::try_from(leased.slice.len()).unwrap_or(u32::MAX);
-    let Some(front) = target.get_mut(..leased.slice.len()) else { return Ok(GetOutcome::TooSmall { length }) };
+    let Some(front) = target.get_mut(..leased.slice.len()) else {
+        return Ok(GetOutcome::TooSmall { length });
+    };
     leased.slice.copy_to_slice(front)?;
-    Ok(GetOutcome::Hit { length, tier: leased.tier })
+    Ok(GetOutcome::Hit {
+        length,
+        tier: leased.tier,
+    })
 }
 
 /// What a fetch leased.
@@ -34,20 +39,30 @@ pub(super) fn leases_of(got: &[Got]) -> impl Iterator<Item = LeaseId> {
 pub(super) fn chunks(hashes: &[BlockHash], keys_max: usize) -> impl Iterator<Item = (&[BlockHash], Lineage)> {
     hashes.chunks(keys_max.max(1)).enumerate().map(move |(number, chunk)| {
         let before = (number * keys_max).checked_sub(1).and_then(|before| hashes.get(before));
-        (chunk, Lineage::Chain(before.map_or(Parent::Unknown, |hash| Parent::Block(*hash))))
+        (
+            chunk,
+            Lineage::Chain(before.map_or(Parent::Unknown, |hash| Parent::Block(*hash))),
+        )
     })
 }
 
 /// Refuses an answer that is not one entry per key.
 pub(super) fn check_count(count: usize, keys: usize) -> Result<(), ClientError> {
-    if count == keys { Ok(()) } else { Err(ClientError::protocol("another number of answers than keys")) }
+    if count == keys {
+        Ok(())
+    } else {
+        Err(ClientError::protocol("another number of answers than keys"))
+    }
 }
 
 /// Refuses what the node would refuse.
 pub(super) fn check_lengths(blocks: &[(BlockHash, u32)], session: &Session) -> Result<(), ClientError> {
     let (most, longest) = (session.keys_max(), session.welcome.block_bytes_max);
     if blocks.len() > most {
-        return Err(ClientError::invalid(format!("{} keys: at most {most} at once", blocks.len())));
+        return Err(ClientError::invalid(format!(
+            "{} keys: at most {most} at once",
+            blocks.len()
+        )));
     }
     if blocks.iter().any(|(_, length)| *length == 0 || *length > longest) {
         return Err(ClientError::invalid(format!("a block has 1 to {longest} bytes")));
@@ -71,7 +86,9 @@ impl Opening<'_> {
         reply: Reply<'_>,
         home: &Arc<dyn Home>,
     ) -> Result<Vec<Writing<OpenSlot>>, ClientError> {
-        let Reply::Reserved { generation, outcomes } = reply else { return Err(unexpected()) };
+        let Reply::Reserved { generation, outcomes } = reply else {
+            return Err(unexpected());
+        };
         check_count(outcomes.len(), self.hashes.len())?;
         session.observe(self.index, generation);
         let opened = outcomes.iter().enumerate().map(|(at, outcome)| {
@@ -82,8 +99,14 @@ impl Opening<'_> {
                     let held = HeldSlot::new(reservation, session.slice(&extent)?, session.epoch, Arc::clone(home));
                     let parent = parent_in(self.lineage, at, |before| self.hashes[before]);
                     let (hash, length) = (self.hashes[at], self.lengths[at]);
-                    let item = SealItem { reservation, hash, parent, length, tokens: self.tokens };
-                    Writing::Writer(OpenSlot::new(held, generation, item))
+                    let item = SealItem {
+                        reservation,
+                        hash,
+                        parent,
+                        length,
+                        tokens: self.tokens,
+                    };
+                    Writing::Open(OpenSlot::new(held, generation, item))
                 }
             })
         });
@@ -99,7 +122,14 @@ pub(super) fn absorb_sealed<'s>(
     slots: impl ExactSizeIterator<Item = &'s mut OpenSlot>,
     outcomes: &mut Vec<PutOutcome>,
 ) -> Result<(), ClientError> {
-    let Reply::Sealed { generation, outcomes: sealed, granted } = reply else { return Err(unexpected()) };
+    let Reply::Sealed {
+        generation,
+        outcomes: sealed,
+        granted,
+    } = reply
+    else {
+        return Err(unexpected());
+    };
     if sealed.len() != slots.len() {
         return Err(unexpected());
     }

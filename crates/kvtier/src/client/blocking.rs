@@ -89,9 +89,15 @@ impl Client {
     /// `Invalid` for a name that is empty or over 256 bytes; `Denied` when the node refuses it; `Busy` when it has too many.
     pub fn namespace(&self, name: &str, realization: Realization) -> Result<Namespace, ClientError> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(ClientError::invalid(format!("a namespace's name has 1 to {NAME_BYTES_MAX} bytes, not {}", name.len())));
+            return Err(ClientError::invalid(format!(
+                "a namespace's name has 1 to {NAME_BYTES_MAX} bytes, not {}",
+                name.len()
+            )));
         }
-        let wanted = NamespaceName { name: name.into(), realization };
+        let wanted = NamespaceName {
+            name: name.into(),
+            realization,
+        };
         let index = {
             let mut names = self.shared.names.lock();
             names.iter().position(|known| *known == wanted).unwrap_or_else(|| {
@@ -110,10 +116,15 @@ impl Client {
     /// As any call.
     pub fn invalidate(&self, name: &str) -> Result<Generation, ClientError> {
         let mut line = self.shared.line()?;
-        let generation = line.call(&self.shared, &Request::Invalidate { name }, Hints::default(), |_, reply| match reply {
-            Reply::Invalidated { generation } => Ok(generation),
-            _ => Err(unexpected()),
-        })?;
+        let generation = line.call(
+            &self.shared,
+            &Request::Invalidate { name },
+            Hints::default(),
+            |_, reply| match reply {
+                Reply::Invalidated { generation } => Ok(generation),
+                _ => Err(unexpected()),
+            },
+        )?;
         let names = self.shared.names.lock();
         let session = &mut line.link(&self.shared)?.session;
         for (index, _) in names.iter().enumerate().filter(|(_, known)| &*known.name == name) {
@@ -129,10 +140,16 @@ impl Client {
     pub fn flush(&self) -> Result<Flushed, ClientError> {
         let mut line = self.shared.line()?;
         let timeout = self.shared.options.flush_timeout;
-        line.call_within(&self.shared, &Request::Flush, Hints::default(), timeout, |_, reply| match reply {
-            Reply::Flushed { written, left_out } => Ok(Flushed { written, left_out }),
-            _ => Err(unexpected()),
-        })
+        line.call_within(
+            &self.shared,
+            &Request::Flush,
+            Hints::default(),
+            timeout,
+            |_, reply| match reply {
+                Reply::Flushed { written, left_out } => Ok(Flushed { written, left_out }),
+                _ => Err(unexpected()),
+            },
+        )
     }
 
     /// The node's status as this client's trust domain may see it: a JSON object.
@@ -141,10 +158,15 @@ impl Client {
     /// As any call.
     pub fn status(&self) -> Result<String, ClientError> {
         let mut line = self.shared.line()?;
-        line.call(&self.shared, &Request::Status, Hints::default(), |_, reply| match reply {
-            Reply::Status { json } => Ok(json.to_owned()),
-            _ => Err(unexpected()),
-        })
+        line.call(
+            &self.shared,
+            &Request::Status,
+            Hints::default(),
+            |_, reply| match reply {
+                Reply::Status { json } => Ok(json.to_owned()),
+                _ => Err(unexpected()),
+            },
+        )
     }
 
     /// The virtual time, in nanoseconds, that requests carry from here on. Only a node that runs on its clients' clock
@@ -161,14 +183,21 @@ impl Client {
         let mut line = self.shared.line()?;
         let outstanding = self.shared.returns.outstanding();
         if outstanding > 0 {
-            return Err(ClientError::invalid(format!("{outstanding} handles or writers still exist: drop them first")));
+            return Err(ClientError::invalid(format!(
+                "{outstanding} handles or writers still exist: drop them first"
+            )));
         }
         self.shared.closed.store(true, Ordering::Release);
         if line.is_connected() {
-            line.call(&self.shared, &Request::Goodbye, Hints::default(), |_, reply| match reply {
-                Reply::Farewell => Ok(()),
-                _ => Err(unexpected()),
-            })?;
+            line.call(
+                &self.shared,
+                &Request::Goodbye,
+                Hints::default(),
+                |_, reply| match reply {
+                    Reply::Farewell => Ok(()),
+                    _ => Err(unexpected()),
+                },
+            )?;
             line.disconnect(&self.shared);
         }
         Ok(())
@@ -199,6 +228,9 @@ impl Drop for Shared {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Client").field("socket", &self.shared.options.socket).finish_non_exhaustive()
+        formatter
+            .debug_struct("Client")
+            .field("socket", &self.shared.options.socket)
+            .finish_non_exhaustive()
     }
 }

@@ -17,7 +17,10 @@ pub struct ClientError {
 
 impl ClientError {
     pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> ClientError {
-        ClientError { kind, message: message.into() }
+        ClientError {
+            kind,
+            message: message.into(),
+        }
     }
 
     pub(super) fn invalid(message: impl Into<String>) -> ClientError {
@@ -32,7 +35,9 @@ impl ClientError {
     pub(super) fn protocol(message: impl std::fmt::Display) -> ClientError {
         ClientError::new(
             ErrorKind::Internal,
-            format!("the node broke the protocol ({message}): check that it is a kv-daemon of this version, and report a bug"),
+            format!(
+                "the node broke the protocol ({message}): check that it is a kv-daemon of this version, and report a bug"
+            ),
         )
     }
 

@@ -22,7 +22,13 @@ pub struct BlockHandle {
 impl BlockHandle {
     pub(super) fn new(slice: MemorySlice, tier: Tier, lease: LeaseId, epoch: u64, home: Arc<dyn Home>) -> BlockHandle {
         home.returns().hand_out();
-        BlockHandle { slice, tier, lease, epoch, home }
+        BlockHandle {
+            slice,
+            tier,
+            lease,
+            epoch,
+            home,
+        }
     }
 
     /// Bytes of the block.
@@ -57,7 +63,10 @@ impl BlockHandle {
         self.home.returns().check_epoch(self.epoch)?;
         let bytes = target.len();
         let Some(front) = target.get_mut(..self.slice.len()) else {
-            return Err(ClientError::invalid(format!("the target has {bytes} bytes, the block {}", self.slice.len())));
+            return Err(ClientError::invalid(format!(
+                "the target has {bytes} bytes, the block {}",
+                self.slice.len()
+            )));
         };
         self.slice.copy_to_slice(front)?;
         Ok(front.len())
@@ -82,7 +91,11 @@ impl Drop for BlockHandle {
 
 impl fmt::Debug for BlockHandle {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("BlockHandle").field("len", &self.len()).field("tier", &self.tier).finish_non_exhaustive()
+        formatter
+            .debug_struct("BlockHandle")
+            .field("len", &self.len())
+            .field("tier", &self.tier)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,7 +111,13 @@ pub(super) struct HeldSlot {
 impl HeldSlot {
     pub(super) fn new(reservation: ReservationId, slice: MemorySlice, epoch: u64, home: Arc<dyn Home>) -> HeldSlot {
         home.returns().hand_out();
-        HeldSlot { reservation, slice, epoch, home, sealed: false }
+        HeldSlot {
+            reservation,
+            slice,
+            epoch,
+            home,
+            sealed: false,
+        }
     }
 
     /// The node decided about it: there is nothing to give back.
@@ -122,7 +141,10 @@ impl Drop for HeldSlot {
 
 impl fmt::Debug for HeldSlot {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("HeldSlot").field("slice", &self.slice).finish_non_exhaustive()
+        formatter
+            .debug_struct("HeldSlot")
+            .field("slice", &self.slice)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,7 +169,9 @@ impl OpenSlot {
     pub(super) fn write(&mut self, offset: usize, source: &[u8]) -> Result<(), ClientError> {
         self.held.check()?;
         let target = self.held.slice.subslice(offset, source.len());
-        Ok(target.map_err(|error| ClientError::invalid(error.to_string()))?.copy_from_slice(source)?)
+        Ok(target
+            .map_err(|error| ClientError::invalid(error.to_string()))?
+            .copy_from_slice(source)?)
     }
 
     /// What the block will be called.

@@ -15,7 +15,11 @@ pub(super) struct KnownKeys {
 
 impl KnownKeys {
     pub(super) fn new(keys_max: usize) -> KnownKeys {
-        KnownKeys { young: HashSet::new(), old: HashSet::new(), keys_max }
+        KnownKeys {
+            young: HashSet::new(),
+            old: HashSet::new(),
+            keys_max,
+        }
     }
 
     pub(super) fn contains(&self, handle: u32, hash: BlockHash) -> bool {

@@ -61,15 +61,28 @@ fn wait_at_most(socket: &OwnedFd, timeout: Duration) -> Result<(), ClientError> 
     // The kernel takes a zero for "no limit".
     let timeout = Some(timeout.max(Duration::from_millis(1)));
     let set = |which| set_socket_timeout(socket, which, timeout);
-    set(Timeout::Send).and_then(|()| set(Timeout::Recv)).map_err(|error| ClientError::lost(&error.into()))
+    set(Timeout::Send)
+        .and_then(|()| set(Timeout::Recv))
+        .map_err(|error| ClientError::lost(&error.into()))
 }
 
 /// The hello of a client with these options.
 pub(super) fn encode_hello(options: &ClientOptions, frames: &mut Vec<u8>) -> Result<(), ClientError> {
     let token = options.token.as_deref().unwrap_or_default();
-    let hello = Request::Hello { version_min: VERSION_MIN, version_max: VERSION_MAX, token };
+    let hello = Request::Hello {
+        version_min: VERSION_MIN,
+        version_max: VERSION_MAX,
+        token,
+    };
     let deadline_us = micros(options.timeout);
-    Ok(hello.encode(&Envelope { request: HELLO_REQUEST, deadline_us, ..Envelope::default() }, frames)?)
+    Ok(hello.encode(
+        &Envelope {
+            request: HELLO_REQUEST,
+            deadline_us,
+            ..Envelope::default()
+        },
+        frames,
+    )?)
 }
 
 pub(super) fn micros(duration: Duration) -> u64 {
@@ -83,7 +96,11 @@ impl Link {
         let mut frames = Vec::with_capacity(HELLO_BYTES);
         encode_hello(options, &mut frames)?;
         send_all(&socket, &frames)?;
-        let mut incoming = Incoming { stream: FrameStream::new(READ_BYTES), fds: VecDeque::new(), received: Vec::new() };
+        let mut incoming = Incoming {
+            stream: FrameStream::new(READ_BYTES),
+            fds: VecDeque::new(),
+            received: Vec::new(),
+        };
         let until = Instant::now() + options.timeout + GRACE;
         let welcome = loop {
             if let Some(frame) = incoming.stream.next()? {
@@ -92,7 +109,13 @@ impl Link {
             incoming.read(&socket, until)?;
         };
         let session = Session::begin(welcome, epoch, options)?;
-        Ok(Link { session, socket, incoming, next_request: HELLO_REQUEST + 1, timeout: options.timeout })
+        Ok(Link {
+            session,
+            socket,
+            incoming,
+            next_request: HELLO_REQUEST + 1,
+            timeout: options.timeout,
+        })
     }
 
     /// A number for the next request.

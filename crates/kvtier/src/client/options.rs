@@ -39,7 +39,10 @@ impl ClientOptions {
     /// The same with a token.
     #[must_use]
     pub fn with_token(self, token: impl Into<Vec<u8>>) -> ClientOptions {
-        ClientOptions { token: Some(token.into()), ..self }
+        ClientOptions {
+            token: Some(token.into()),
+            ..self
+        }
     }
 
     /// The same with another timeout.

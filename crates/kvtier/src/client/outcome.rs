@@ -48,7 +48,7 @@ pub enum PutOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Writing<W> {
     /// Write, then seal.
-    Writer(W),
+    Open(W),
     /// The block is cached: move no bytes.
     Present,
     /// No room in time: skip it.
@@ -58,12 +58,16 @@ pub enum Writing<W> {
 impl<W> Writing<W> {
     /// The writer, if there is one.
     pub fn writer(self) -> Option<W> {
-        if let Writing::Writer(writer) = self { Some(writer) } else { None }
+        if let Writing::Open(writer) = self {
+            Some(writer)
+        } else {
+            None
+        }
     }
 
     pub(super) fn map<V>(self, map: impl FnOnce(W) -> V) -> Writing<V> {
         match self {
-            Writing::Writer(writer) => Writing::Writer(map(writer)),
+            Writing::Open(writer) => Writing::Open(map(writer)),
             Writing::Present => Writing::Present,
             Writing::Busy => Writing::Busy,
         }

@@ -88,7 +88,9 @@ impl<'a> Put<'a> {
         let mut items = Vec::with_capacity(self.queue.len().min(session.keys_max()));
         let (mut bytes, mut ahead_bytes, mut may_go_ahead) = (0usize, 0usize, true);
         while items.len() < session.keys_max() {
-            let Some((block, first_try)) = self.queue.front().copied() else { break };
+            let Some((block, first_try)) = self.queue.front().copied() else {
+                break;
+            };
             let (hash, source) = self.blocks[block];
             let length = u32::try_from(source.len()).unwrap_or(u32::MAX);
             if length == 0 || length > session.welcome.block_bytes_max {
@@ -115,12 +117,24 @@ impl<'a> Put<'a> {
             }
             items.push(Item { block, place });
         }
-        Ok(if items.is_empty() { None } else { Some(PutRound { index, items, made_room: false }) })
+        Ok(if items.is_empty() {
+            None
+        } else {
+            Some(PutRound {
+                index,
+                items,
+                made_room: false,
+            })
+        })
     }
 
     /// What to reserve first, if anything.
     pub(super) fn reserve(&self, round: &PutRound) -> Option<Asking> {
-        let mut asking = Asking { lineage: Lineage::Independent, hashes: Vec::new(), lengths: Vec::new() };
+        let mut asking = Asking {
+            lineage: Lineage::Independent,
+            hashes: Vec::new(),
+            lengths: Vec::new(),
+        };
         let (mut first, mut last) = (None, None);
         for item in round.items.iter().filter(|item| matches!(item.place, Place::Asked)) {
             first = first.or(Some(item.block));
@@ -141,12 +155,24 @@ impl<'a> Put<'a> {
 
     /// Copies the blocks that have a slot granted ahead. Do it while the reserve is on its way.
     pub(super) fn copy_ahead(&self, round: &PutRound) -> Result<(), ClientError> {
-        self.copy(round, |place| if let Place::Ahead(held) = place { Some(held) } else { None })
+        self.copy(round, |place| {
+            if let Place::Ahead(held) = place {
+                Some(held)
+            } else {
+                None
+            }
+        })
     }
 
     /// Copies the blocks that the reserve's answer gave a slot.
     pub(super) fn copy_granted(&self, round: &PutRound) -> Result<(), ClientError> {
-        self.copy(round, |place| if let Place::Granted(held) = place { Some(held) } else { None })
+        self.copy(round, |place| {
+            if let Place::Granted(held) = place {
+                Some(held)
+            } else {
+                None
+            }
+        })
     }
 
     fn copy<'r>(
@@ -157,7 +183,10 @@ impl<'a> Put<'a> {
         for item in &round.items {
             let Some(held) = choose(&item.place) else { continue };
             let source = self.blocks[item.block].1;
-            held.slice.subslice(0, source.len()).map_err(ClientError::protocol)?.copy_from_slice(source)?;
+            held.slice
+                .subslice(0, source.len())
+                .map_err(ClientError::protocol)?
+                .copy_from_slice(source)?;
         }
         Ok(())
     }
@@ -172,7 +201,9 @@ impl<'a> Put<'a> {
         let handle = session.opened(round.index).map_or(0, |opened| opened.handle);
         let mut outcomes = outcomes.iter();
         for item in round.items.iter_mut().filter(|item| matches!(item.place, Place::Asked)) {
-            let outcome = outcomes.next().ok_or_else(|| ClientError::protocol("fewer answers than keys"))?;
+            let outcome = outcomes
+                .next()
+                .ok_or_else(|| ClientError::protocol("fewer answers than keys"))?;
             item.place = match outcome {
                 Reserved::Present => {
                     session.known.insert(handle, self.blocks[item.block].0);
@@ -211,7 +242,9 @@ impl<'a> Put<'a> {
 
     /// Slots for the next put like this one.
     pub(super) fn ahead(&self, round: &PutRound, session: &Session) -> Ahead {
-        let Some(first) = round.items.first().filter(|_| !round.is_refused()) else { return Ahead::default() };
+        let Some(first) = round.items.first().filter(|_| !round.is_refused()) else {
+            return Ahead::default();
+        };
         let length = self.length(first);
         let class = super::slots::Slots::class_of(length);
         let alike = |item: &&Item| super::slots::Slots::class_of(self.length(item)) == class;
@@ -231,7 +264,9 @@ impl<'a> Put<'a> {
         for item in round.items.iter_mut() {
             let went_ahead = matches!(item.place, Place::Ahead(_));
             let Some(held) = item.held_mut() else { continue };
-            let outcome = outcomes.next().ok_or_else(|| ClientError::protocol("fewer answers than items"))?;
+            let outcome = outcomes
+                .next()
+                .ok_or_else(|| ClientError::protocol("fewer answers than items"))?;
             // The node keeps a slot whose seal is invalid.
             if outcome != Sealed::Invalid {
                 held.settle();

@@ -67,7 +67,9 @@ impl Taken {
         if self.reservations.is_empty() {
             return Ok(());
         }
-        let request = Request::Abandon { reservations: Array::from(&self.reservations) };
+        let request = Request::Abandon {
+            reservations: Array::from(&self.reservations),
+        };
         Ok(request.encode(&Envelope::default(), frames)?)
     }
 }
@@ -97,7 +99,11 @@ impl Returns {
 
     /// Refuses to work in a forked child.
     pub(super) fn check_process(&self) -> Result<(), ClientError> {
-        if std::process::id() == self.process { Ok(()) } else { Err(ClientError::forked()) }
+        if std::process::id() == self.process {
+            Ok(())
+        } else {
+            Err(ClientError::forked())
+        }
     }
 
     /// Refuses what belongs to a connection that is gone.
@@ -106,7 +112,9 @@ impl Returns {
         if self.epoch() == epoch {
             return Ok(());
         }
-        Err(ClientError::closed("the connection that this block was leased over is gone: get it again"))
+        Err(ClientError::closed(
+            "the connection that this block was leased over is gone: get it again",
+        ))
     }
 
     /// How many leases and slots are in callers' hands.

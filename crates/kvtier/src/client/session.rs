@@ -57,7 +57,9 @@ impl Session {
     /// Checks the node's welcome.
     pub(super) fn begin(welcome: Welcome, epoch: u64, options: &ClientOptions) -> Result<Session, ClientError> {
         if !(VERSION_MIN..=VERSION_MAX).contains(&welcome.version) || welcome.batch_keys_max == 0 {
-            return Err(ClientError::protocol("a welcome with a version or limit that was not offered"));
+            return Err(ClientError::protocol(
+                "a welcome with a version or limit that was not offered",
+            ));
         }
         Ok(Session {
             welcome,
@@ -71,7 +73,9 @@ impl Session {
 
     /// Most keys in one request.
     pub(super) fn keys_max(&self) -> usize {
-        usize::try_from(self.welcome.batch_keys_max).unwrap_or(KEYS_MAX).min(KEYS_MAX)
+        usize::try_from(self.welcome.batch_keys_max)
+            .unwrap_or(KEYS_MAX)
+            .min(KEYS_MAX)
     }
 
     pub(super) fn opened(&self, index: usize) -> Option<Opened> {
@@ -87,7 +91,9 @@ impl Session {
 
     /// The node said which generation is in force.
     pub(super) fn observe(&mut self, index: usize, generation: Generation) {
-        let Some(Some(opened)) = self.opened.get_mut(index) else { return };
+        let Some(Some(opened)) = self.opened.get_mut(index) else {
+            return;
+        };
         if opened.generation != generation {
             opened.generation = generation;
             self.known.clear();
@@ -107,7 +113,9 @@ impl Session {
     pub(super) fn absorb_notice(&mut self, reply: &Reply<'_>, fds: &mut VecDeque<OwnedFd>) -> Result<(), ClientError> {
         match *reply {
             Reply::SegmentAdded { segment, bytes } => {
-                let fd = fds.pop_front().ok_or_else(|| ClientError::protocol("a segment without its descriptor"))?;
+                let fd = fds
+                    .pop_front()
+                    .ok_or_else(|| ClientError::protocol("a segment without its descriptor"))?;
                 let bytes = usize::try_from(bytes).map_err(ClientError::protocol)?;
                 let region = MemoryRegion::attach(fd, bytes, Access::ReadWrite, true)?;
                 self.segments.insert(segment, region);
@@ -141,9 +149,13 @@ impl Session {
                     Got::Miss
                 }
                 Fetched::Busy => Got::Busy,
-                Fetched::Leased { lease, extent, tier, .. } => {
-                    Got::Leased(Leased { lease, slice: self.slice(&extent)?, tier })
-                }
+                Fetched::Leased {
+                    lease, extent, tier, ..
+                } => Got::Leased(Leased {
+                    lease,
+                    slice: self.slice(&extent)?,
+                    tier,
+                }),
             });
         }
         Ok(())

@@ -20,7 +20,11 @@ pub(super) struct Slots {
 
 impl Slots {
     pub(super) fn new(bytes_max: u32, ttl_ms: u64) -> Slots {
-        Slots { classes: HashMap::new(), bytes_max, life: Duration::from_millis(ttl_ms / 2) }
+        Slots {
+            classes: HashMap::new(),
+            bytes_max,
+            life: Duration::from_millis(ttl_ms / 2),
+        }
     }
 
     /// The length that slots for `length` bytes are granted with: what the node rounds to anyway.
@@ -41,7 +45,10 @@ impl Slots {
 
     pub(super) fn put(&mut self, slots: impl Iterator<Item = Slot>, now: Instant) {
         for slot in slots {
-            self.classes.entry(Slots::class_of(slot.extent.length)).or_default().push((slot, now));
+            self.classes
+                .entry(Slots::class_of(slot.extent.length))
+                .or_default()
+                .push((slot, now));
         }
     }
 
@@ -53,7 +60,10 @@ impl Slots {
         let length = Slots::class_of(length);
         let most = (self.bytes_max / length).max(1);
         let target = u32::try_from(count).unwrap_or(u32::MAX).min(most).min(1024);
-        let held = self.classes.get(&length).map_or(0, |class| u32::try_from(class.len()).unwrap_or(u32::MAX));
+        let held = self
+            .classes
+            .get(&length)
+            .map_or(0, |class| u32::try_from(class.len()).unwrap_or(u32::MAX));
         match target.saturating_sub(held) {
             0 => Ahead::default(),
             count => Ahead { length, count },
@@ -82,7 +92,12 @@ impl Slots {
 
     /// Takes everything out, to abandon it.
     pub(super) fn give_back(&mut self, slots: &mut Vec<ReservationId>) {
-        slots.extend(self.classes.drain().flat_map(|(_, class)| class).map(|(slot, _)| slot.reservation));
+        slots.extend(
+            self.classes
+                .drain()
+                .flat_map(|(_, class)| class)
+                .map(|(slot, _)| slot.reservation),
+        );
     }
 
     /// How long until [`Slots::expire`] has something to do; `None` while nothing is held.

@@ -1,7 +1,7 @@
 use kvtier_core::Hints;
 
 use super::DecodeError;
-use super::array::{Cursor, put_u32, put_u64};
+use super::field::{Cursor, put_u32, put_u64};
 
 const PROMPT_TOKENS: u16 = 1;
 const LOCAL_PREFIX_TOKENS: u16 = 2;
@@ -52,7 +52,11 @@ impl<'a> Extensions<'a> {
             last = tag;
             let wrong = DecodeError::BadExtension { tag };
             #[cfg(feature = "mutants")]
-            let value = if super::fuzz::planted::is_on() && tag == SESSION { value.get(..8).unwrap_or(value) } else { value };
+            let value = if super::fuzz::planted::is_on() && tag == SESSION {
+                value.get(..8).unwrap_or(value)
+            } else {
+                value
+            };
             let hints = &mut extensions.hints;
             match tag {
                 PROMPT_TOKENS => hints.prompt_tokens = Some(u32::from_le_bytes(value.try_into().map_err(|_| wrong)?)),
@@ -76,7 +80,10 @@ impl<'a> Extensions<'a> {
             target.extend_from_slice(&length.to_le_bytes());
         }
         let hints = &self.hints;
-        for (tag, value) in [(PROMPT_TOKENS, hints.prompt_tokens), (LOCAL_PREFIX_TOKENS, hints.local_prefix_tokens)] {
+        for (tag, value) in [
+            (PROMPT_TOKENS, hints.prompt_tokens),
+            (LOCAL_PREFIX_TOKENS, hints.local_prefix_tokens),
+        ] {
             if let Some(value) = value {
                 head(tag, 4, target);
                 put_u32(value, target);

@@ -88,7 +88,9 @@ fn check_message(frame: &Frame<'_>, bytes: &[u8]) -> Result<bool, &'static str> 
     let is_request = Kind::from_code(frame.header.kind).is_none_or(Kind::is_request);
     let mut again = Vec::with_capacity(bytes.len());
     if is_request {
-        let Ok((request, extensions)) = Request::decode(&frame.header, frame.body) else { return Ok(false) };
+        let Ok((request, extensions)) = Request::decode(&frame.header, frame.body) else {
+            return Ok(false);
+        };
         if !request_is_bounded(&request, frame.body) {
             return Err("more records than the body has bytes for");
         }
@@ -103,12 +105,18 @@ fn check_message(frame: &Frame<'_>, bytes: &[u8]) -> Result<bool, &'static str> 
             return Err("a request decodes and does not encode");
         }
     } else {
-        let Ok((reply, extensions)) = Reply::decode(&frame.header, frame.body) else { return Ok(false) };
+        let Ok((reply, extensions)) = Reply::decode(&frame.header, frame.body) else {
+            return Ok(false);
+        };
         if reply.encode_with(frame.header.request, extensions, &mut again).is_err() {
             return Err("a reply decodes and does not encode");
         }
     }
-    if again == bytes { Ok(true) } else { Err("a message encodes to other bytes than it came from") }
+    if again == bytes {
+        Ok(true)
+    } else {
+        Err("a message encodes to other bytes than it came from")
+    }
 }
 
 fn request_is_bounded(request: &Request<'_>, body: &[u8]) -> bool {
@@ -133,7 +141,11 @@ struct Yield {
 
 /// Feeds the input whole, and in pieces of random sizes.
 fn check_stream(random: &mut Random, input: &[u8]) -> Result<(), &'static str> {
-    let mut whole = Yield { frames: Vec::new(), broken: None, left: 0 };
+    let mut whole = Yield {
+        frames: Vec::new(),
+        broken: None,
+        left: 0,
+    };
     let mut rest = input;
     loop {
         match Frame::decode(rest) {
@@ -150,7 +162,11 @@ fn check_stream(random: &mut Random, input: &[u8]) -> Result<(), &'static str> {
         }
     }
     whole.left = rest.len();
-    let mut cut = Yield { frames: Vec::new(), broken: None, left: 0 };
+    let mut cut = Yield {
+        frames: Vec::new(),
+        broken: None,
+        left: 0,
+    };
     let mut stream = FrameStream::new(1 + random.below(256));
     let mut rest = input;
     while !rest.is_empty() && cut.broken.is_none() {
@@ -182,7 +198,11 @@ fn check_stream(random: &mut Random, input: &[u8]) -> Result<(), &'static str> {
         return Err("a broken stream that goes on");
     }
     cut.left = stream.held_bytes() + rest.len();
-    if cut == whole { Ok(()) } else { Err("a stream that was cut yields other frames") }
+    if cut == whole {
+        Ok(())
+    } else {
+        Err("a stream that was cut yields other frames")
+    }
 }
 
 /// The bytes that a frame came from, put together from its parts.
@@ -197,7 +217,10 @@ fn bytes_of(frame: &Frame<'_>) -> Vec<u8> {
     }
     bytes.extend_from_slice(&header.releases.to_le_bytes());
     bytes.extend_from_slice(&header.reserved.to_le_bytes());
-    frame.releases.iter().for_each(|lease| bytes.extend_from_slice(&lease.0.to_le_bytes()));
+    frame
+        .releases
+        .iter()
+        .for_each(|lease| bytes.extend_from_slice(&lease.0.to_le_bytes()));
     bytes.extend_from_slice(frame.body);
     bytes
 }

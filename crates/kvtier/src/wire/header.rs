@@ -1,6 +1,7 @@
 use kvtier_core::LeaseId;
 
-use super::array::{Array, Cursor, put_u32, put_u64};
+use super::array::Array;
+use super::field::{Cursor, put_count, put_u32, put_u64};
 use super::{DecodeError, EncodeError, Extensions, FRAME_BYTES_MAX, HEADER_BYTES, KEYS_MAX, Record};
 
 macro_rules! kinds {
@@ -128,7 +129,9 @@ impl Header {
     /// # Errors
     /// A length or a number of leases over its limit. The stream is lost then.
     pub fn decode(bytes: &[u8]) -> Result<Option<Header>, DecodeError> {
-        let Some(bytes) = bytes.get(..HEADER_BYTES) else { return Ok(None) };
+        let Some(bytes) = bytes.get(..HEADER_BYTES) else {
+            return Ok(None);
+        };
         let mut cursor = Cursor(bytes);
         let header = Header {
             length: cursor.u32("header")?,
@@ -188,12 +191,20 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// As [`Header::decode`].
     pub fn decode(bytes: &'a [u8]) -> Result<Option<Frame<'a>>, DecodeError> {
-        let Some(header) = Header::decode(bytes)? else { return Ok(None) };
-        let Some(rest) = bytes.get(HEADER_BYTES..header.frame_bytes()) else { return Ok(None) };
+        let Some(header) = Header::decode(bytes)? else {
+            return Ok(None);
+        };
+        let Some(rest) = bytes.get(HEADER_BYTES..header.frame_bytes()) else {
+            return Ok(None);
+        };
         let mut cursor = Cursor(rest);
         let count = usize::try_from(header.releases).unwrap_or(usize::MAX);
         let releases = cursor.records(count, "releases")?;
-        Ok(Some(Frame { header, releases, body: cursor.0 }))
+        Ok(Some(Frame {
+            header,
+            releases,
+            body: cursor.0,
+        }))
     }
 }
 
@@ -242,7 +253,7 @@ impl Envelope<'_> {
         for value in [self.request, self.deadline_us, self.clock_ns] {
             put_u64(value, target);
         }
-        super::array::put_count(self.releases.len(), target);
+        put_count(self.releases.len(), target);
         put_u32(0, target);
         self.releases.write_records(target);
         write(target)?;

@@ -1,6 +1,7 @@
 use kvtier_core::{ClientId, Extent, Fetched, Generation, ReservationId, Reserved, Sealed, SegmentId, Tier};
 
-use super::array::{Array, Cursor, put_bytes, put_u32, put_u64};
+use super::array::Array;
+use super::field::{Cursor, put_bytes, put_u32, put_u64};
 use super::{DecodeError, EncodeError, Envelope, Extensions, FRAME_BYTES_MAX, Header, Kind, MESSAGE_BYTES_MAX};
 use crate::ErrorKind;
 
@@ -154,44 +155,68 @@ impl<'a> Reply<'a> {
             Kind::NamespaceOpened => {
                 let handle = cursor.u32("handle")?;
                 cursor.zero::<4>("padding of namespace")?;
-                Reply::NamespaceOpened { handle, generation: Generation(cursor.u64("generation")?) }
+                Reply::NamespaceOpened {
+                    handle,
+                    generation: Generation(cursor.u64("generation")?),
+                }
             }
-            Kind::Found => {
-                Reply::Found { generation: Generation(cursor.u64("generation")?), tiers: cursor.array("tiers")? }
-            }
-            Kind::Fetched => {
-                Reply::Fetched { generation: Generation(cursor.u64("generation")?), outcomes: cursor.array("fetched")? }
-            }
-            Kind::Reserved => {
-                Reply::Reserved { generation: Generation(cursor.u64("generation")?), outcomes: cursor.array("reserved")? }
-            }
+            Kind::Found => Reply::Found {
+                generation: Generation(cursor.u64("generation")?),
+                tiers: cursor.array("tiers")?,
+            },
+            Kind::Fetched => Reply::Fetched {
+                generation: Generation(cursor.u64("generation")?),
+                outcomes: cursor.array("fetched")?,
+            },
+            Kind::Reserved => Reply::Reserved {
+                generation: Generation(cursor.u64("generation")?),
+                outcomes: cursor.array("reserved")?,
+            },
             Kind::Sealed => Reply::Sealed {
                 generation: Generation(cursor.u64("generation")?),
                 outcomes: cursor.array("sealed")?,
                 granted: cursor.array("granted")?,
             },
-            Kind::Granted => Reply::Granted { slots: cursor.array("slots")? },
-            Kind::Deleted => {
-                Reply::Deleted { generation: Generation(cursor.u64("generation")?), removed: cursor.array("removed")? }
-            }
-            Kind::Invalidated => Reply::Invalidated { generation: Generation(cursor.u64("generation")?) },
-            Kind::Flushed => Reply::Flushed { written: cursor.u64("written")?, left_out: cursor.u64("left_out")? },
-            Kind::StatusReport => Reply::Status { json: cursor.text("json", 0, FRAME_BYTES_MAX)? },
+            Kind::Granted => Reply::Granted {
+                slots: cursor.array("slots")?,
+            },
+            Kind::Deleted => Reply::Deleted {
+                generation: Generation(cursor.u64("generation")?),
+                removed: cursor.array("removed")?,
+            },
+            Kind::Invalidated => Reply::Invalidated {
+                generation: Generation(cursor.u64("generation")?),
+            },
+            Kind::Flushed => Reply::Flushed {
+                written: cursor.u64("written")?,
+                left_out: cursor.u64("left_out")?,
+            },
+            Kind::StatusReport => Reply::Status {
+                json: cursor.text("json", 0, FRAME_BYTES_MAX)?,
+            },
             Kind::Farewell => Reply::Farewell,
             Kind::Error => {
                 let code = cursor.u32("error kind")?;
                 let kind = u8::try_from(code).ok().and_then(ErrorKind::from_code);
                 Reply::Error {
-                    kind: kind.ok_or(DecodeError::UnknownCode { field: "error kind", code })?,
+                    kind: kind.ok_or(DecodeError::UnknownCode {
+                        field: "error kind",
+                        code,
+                    })?,
                     message: cursor.text("message", 0, MESSAGE_BYTES_MAX)?,
                 }
             }
             Kind::SegmentAdded => {
                 let segment = SegmentId(cursor.u32("segment")?);
                 cursor.zero::<4>("padding of segment")?;
-                Reply::SegmentAdded { segment, bytes: cursor.u64("bytes")? }
+                Reply::SegmentAdded {
+                    segment,
+                    bytes: cursor.u64("bytes")?,
+                }
             }
-            Kind::SegmentRemoved => Reply::SegmentRemoved { segment: SegmentId(cursor.u32("segment")?) },
+            Kind::SegmentRemoved => Reply::SegmentRemoved {
+                segment: SegmentId(cursor.u32("segment")?),
+            },
             kind => return Err(DecodeError::UnknownKind { kind: kind.code() }),
         })
     }
@@ -242,7 +267,11 @@ impl<'a> Reply<'a> {
         extensions: Extensions<'_>,
         target: &mut Vec<u8>,
     ) -> Result<(), EncodeError> {
-        let envelope = Envelope { request, extensions, ..Envelope::default() };
+        let envelope = Envelope {
+            request,
+            extensions,
+            ..Envelope::default()
+        };
         envelope.wrap(self.kind(), target, |target| self.encode_body(target))
     }
 
@@ -266,7 +295,11 @@ impl<'a> Reply<'a> {
                 put_u64(generation.0, target);
                 outcomes.encode("reserved", target)?;
             }
-            Reply::Sealed { generation, outcomes, granted } => {
+            Reply::Sealed {
+                generation,
+                outcomes,
+                granted,
+            } => {
                 put_u64(generation.0, target);
                 outcomes.encode("sealed", target)?;
                 granted.encode("granted", target)?;
@@ -303,7 +336,12 @@ fn decode_welcome(cursor: &mut Cursor<'_>) -> Result<Welcome, DecodeError> {
     let client_clock = match cursor.u16("client_clock")? {
         0 => false,
         1 => true,
-        code => return Err(DecodeError::UnknownCode { field: "client_clock", code: code.into() }),
+        code => {
+            return Err(DecodeError::UnknownCode {
+                field: "client_clock",
+                code: code.into(),
+            });
+        }
     };
     let batch_keys_max = cursor.u32("batch_keys_max")?;
     let block_bytes_max = cursor.u32("block_bytes_max")?;

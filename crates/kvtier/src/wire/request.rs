@@ -1,6 +1,7 @@
 use kvtier_core::{BlockHash, FetchScope, Generation, Parent, Realization, ReservationId, SealItem};
 
-use super::array::{Array, Cursor, parent_code, parent_of, put_bytes, put_u32, put_u64};
+use super::array::Array;
+use super::field::{Cursor, parent_code, parent_of, put_bytes, put_u32, put_u64};
 use super::{DecodeError, EncodeError, Envelope, Extensions, Header, Kind, NAME_BYTES_MAX, TOKEN_BYTES_MAX};
 
 /// How the keys of a batch hang together.
@@ -42,10 +43,18 @@ impl<'a> Keys<'a> {
         let parent = cursor.hash("parent")?;
         let lineage = match code {
             3 if parent == BlockHash::default() => Lineage::Independent,
-            3 => return Err(DecodeError::NotZero { field: "parent that is not there" }),
+            3 => {
+                return Err(DecodeError::NotZero {
+                    field: "parent that is not there",
+                });
+            }
             code => Lineage::Chain(parent_of(code, parent)?),
         };
-        Ok(Keys { handle, lineage, hashes: cursor.array("hashes")? })
+        Ok(Keys {
+            handle,
+            lineage,
+            hashes: cursor.array("hashes")?,
+        })
     }
 
     fn encode(&self, target: &mut Vec<u8>) -> Result<(), EncodeError> {
@@ -169,24 +178,45 @@ impl<'a> Request<'a> {
                     1 => FetchScope::Each,
                     code => return Err(DecodeError::UnknownCode { field: "scope", code }),
                 };
-                Request::Fetch { scope, keys: Keys::decode(cursor)? }
+                Request::Fetch {
+                    scope,
+                    keys: Keys::decode(cursor)?,
+                }
             }
             Kind::Reserve => {
                 let keys = Keys::decode(cursor)?;
-                Request::Reserve { keys, lengths: cursor.records(keys.hashes.len(), "lengths")? }
+                Request::Reserve {
+                    keys,
+                    lengths: cursor.records(keys.hashes.len(), "lengths")?,
+                }
             }
             Kind::Seal => {
                 let handle = cursor.u32("handle")?;
-                let ahead = Ahead { length: cursor.u32("ahead")?, count: cursor.u32("ahead")? };
+                let ahead = Ahead {
+                    length: cursor.u32("ahead")?,
+                    count: cursor.u32("ahead")?,
+                };
                 cursor.zero::<4>("padding of seal")?;
                 let generation = Generation(cursor.u64("generation")?);
-                Request::Seal { handle, generation, ahead, items: cursor.array("items")? }
+                Request::Seal {
+                    handle,
+                    generation,
+                    ahead,
+                    items: cursor.array("items")?,
+                }
             }
-            Kind::Grant => Request::Grant(Ahead { length: cursor.u32("ahead")?, count: cursor.u32("ahead")? }),
+            Kind::Grant => Request::Grant(Ahead {
+                length: cursor.u32("ahead")?,
+                count: cursor.u32("ahead")?,
+            }),
             Kind::Release => Request::Release,
-            Kind::Abandon => Request::Abandon { reservations: cursor.array("reservations")? },
+            Kind::Abandon => Request::Abandon {
+                reservations: cursor.array("reservations")?,
+            },
             Kind::Delete => Request::Delete(Keys::decode(cursor)?),
-            Kind::Invalidate => Request::Invalidate { name: cursor.text("name", 1, NAME_BYTES_MAX)? },
+            Kind::Invalidate => Request::Invalidate {
+                name: cursor.text("name", 1, NAME_BYTES_MAX)?,
+            },
             Kind::Flush => Request::Flush,
             Kind::Status => Request::Status,
             Kind::Goodbye => Request::Goodbye,
@@ -231,7 +261,11 @@ impl<'a> Request<'a> {
 
     fn encode_body(&self, target: &mut Vec<u8>) -> Result<(), EncodeError> {
         match *self {
-            Request::Hello { version_min, version_max, token } => {
+            Request::Hello {
+                version_min,
+                version_max,
+                token,
+            } => {
                 target.extend_from_slice(&version_min.to_le_bytes());
                 target.extend_from_slice(&version_max.to_le_bytes());
                 put_bytes(token, "token", (0, TOKEN_BYTES_MAX), target)
@@ -253,7 +287,12 @@ impl<'a> Request<'a> {
                 lengths.write_records(target);
                 Ok(())
             }
-            Request::Seal { handle, generation, ahead, items } => {
+            Request::Seal {
+                handle,
+                generation,
+                ahead,
+                items,
+            } => {
                 for value in [handle, ahead.length, ahead.count, 0] {
                     put_u32(value, target);
                 }

@@ -17,7 +17,12 @@ impl FrameStream {
     #[must_use]
     pub fn new(bytes: usize) -> FrameStream {
         let base = bytes.max(super::HEADER_BYTES);
-        FrameStream { buffer: vec![0; base], start: 0, end: 0, base }
+        FrameStream {
+            buffer: vec![0; base],
+            start: 0,
+            end: 0,
+            base,
+        }
     }
 
     /// Where the next received bytes go; never empty. Frames taken before are gone after this.
@@ -63,7 +68,10 @@ impl FrameStream {
     ///
     /// # Errors
     /// A broken header: the stream is lost, and says so each time.
-    #[expect(clippy::should_implement_trait, reason = "it lends: a frame lies in the stream's own buffer")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it lends: a frame lies in the stream's own buffer"
+    )]
     pub fn next(&mut self) -> Result<Option<Frame<'_>>, DecodeError> {
         let frame = Frame::decode(&self.buffer[self.start..self.end])?;
         if let Some(frame) = &frame {

@@ -3,7 +3,11 @@ use kvtier_core::{BlockHash, Hints, Parent, Realization};
 
 fn encode(request: &Request<'_>, hints: Hints) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let envelope = Envelope { request: 7, extensions: hints.into(), ..Envelope::default() };
+    let envelope = Envelope {
+        request: 7,
+        extensions: hints.into(),
+        ..Envelope::default()
+    };
     request.encode(&envelope, &mut bytes).expect("within the limits");
     bytes
 }
@@ -24,8 +28,18 @@ fn grown(mut bytes: Vec<u8>, more: &[u8]) -> Vec<u8> {
 #[test]
 fn a_frame_lies_as_it_is_drawn() {
     let hashes = [BlockHash([0xab; 16])];
-    let keys = Keys { handle: 3, lineage: Lineage::Chain(Parent::Root), hashes: hashes.as_slice().into() };
-    let bytes = encode(&Request::Lookup(keys), Hints { can_split: true, ..Hints::default() });
+    let keys = Keys {
+        handle: 3,
+        lineage: Lineage::Chain(Parent::Root),
+        hashes: hashes.as_slice().into(),
+    };
+    let bytes = encode(
+        &Request::Lookup(keys),
+        Hints {
+            can_split: true,
+            ..Hints::default()
+        },
+    );
     let mut drawn = vec![48, 0, 0, 0, 3, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0];
     drawn.extend_from_slice(&[0; 24]);
     drawn.extend_from_slice(&[3, 0, 0, 0, 1, 0, 0, 0]);
@@ -38,34 +52,62 @@ fn a_frame_lies_as_it_is_drawn() {
 
 #[test]
 fn an_extension_of_a_later_version_is_kept_and_skipped() {
-    let hints = Hints { label: Some(5), ..Hints::default() };
+    let hints = Hints {
+        label: Some(5),
+        ..Hints::default()
+    };
     let bytes = grown(encode(&Request::Flush, hints), &[99, 0, 2, 0, 1, 2, 100, 0, 0, 0]);
     let (request, extensions) = decode(&bytes).expect("valid");
     assert_eq!((request, extensions.hints), (Request::Flush, hints));
     assert_eq!(extensions.unknown(), [99, 0, 2, 0, 1, 2, 100, 0, 0, 0]);
     let mut again = Vec::new();
-    request.encode(&Envelope { request: 7, extensions, ..Envelope::default() }, &mut again).expect("short");
+    request
+        .encode(
+            &Envelope {
+                request: 7,
+                extensions,
+                ..Envelope::default()
+            },
+            &mut again,
+        )
+        .expect("short");
     assert_eq!(again, bytes);
 }
 
 #[test]
 fn extensions_out_of_order_twice_or_of_a_wrong_length_are_refused() {
-    let flush = encode(&Request::Flush, Hints { label: Some(5), ..Hints::default() });
+    let flush = encode(
+        &Request::Flush,
+        Hints {
+            label: Some(5),
+            ..Hints::default()
+        },
+    );
     for (more, tag) in [
         (vec![5, 0, 8, 0, 1, 1, 1, 1, 1, 1, 1, 1], 5),
         (vec![4, 0, 0, 0], 4),
         (vec![6, 0, 9, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1], 6),
         (vec![9, 0, 0, 0, 8, 0, 0, 0], 8),
     ] {
-        assert_eq!(decode(&grown(flush.clone(), &more)).expect_err("refused"), DecodeError::BadExtension { tag });
+        assert_eq!(
+            decode(&grown(flush.clone(), &more)).expect_err("refused"),
+            DecodeError::BadExtension { tag }
+        );
     }
     let cut = grown(flush, &[7, 0, 3, 0, 1]);
-    assert_eq!(decode(&cut).expect_err("refused"), DecodeError::Truncated { field: "extension" });
+    assert_eq!(
+        decode(&cut).expect_err("refused"),
+        DecodeError::Truncated { field: "extension" }
+    );
 }
 
 #[test]
 fn counts_lengths_and_codes_beyond_their_bounds_have_names() {
-    let keys = Keys { handle: 0, lineage: Lineage::Independent, hashes: Array::default() };
+    let keys = Keys {
+        handle: 0,
+        lineage: Lineage::Independent,
+        hashes: Array::default(),
+    };
     let lookup = encode(&Request::Lookup(keys), Hints::default());
     let with = |at: usize, value: u32| {
         let mut bytes = lookup.clone();
@@ -73,48 +115,120 @@ fn counts_lengths_and_codes_beyond_their_bounds_have_names() {
         bytes
     };
     let refused = |bytes: Vec<u8>| decode(&bytes).expect_err("refused");
-    assert_eq!(refused(with(64, 4097)), DecodeError::TooMany { field: "hashes", count: 4097, max: KEYS_MAX });
+    assert_eq!(
+        refused(with(64, 4097)),
+        DecodeError::TooMany {
+            field: "hashes",
+            count: 4097,
+            max: KEYS_MAX
+        }
+    );
     assert_eq!(refused(with(64, 1)), DecodeError::Truncated { field: "hashes" });
-    assert_eq!(refused(with(44, 4)), DecodeError::UnknownCode { field: "parent", code: 4 });
-    assert_eq!(refused(with(48, 1)), DecodeError::NotZero { field: "parent that is not there" });
+    assert_eq!(
+        refused(with(44, 4)),
+        DecodeError::UnknownCode {
+            field: "parent",
+            code: 4
+        }
+    );
+    assert_eq!(
+        refused(with(48, 1)),
+        DecodeError::NotZero {
+            field: "parent that is not there"
+        }
+    );
     assert_eq!(refused(with(36, 1)), DecodeError::NotZero { field: "reserved" });
     assert_eq!(refused(with(4, 0x0001_0003)), DecodeError::NotZero { field: "flags" });
     assert_eq!(refused(with(4, 0x77)), DecodeError::UnknownKind { kind: 0x77 });
     assert_eq!(refused(with(4, 0x8003)), DecodeError::UnknownKind { kind: 0x8003 });
     assert_eq!(refused(with(32, 4)), DecodeError::Releases { count: 4 });
     assert!(refused(with(32, 4)).is_fatal() && !refused(with(36, 1)).is_fatal());
-    assert_eq!(refused(with(0, (1 << 20) + 1)), DecodeError::FrameTooLong { length: (1 << 20) + 1 });
-    let open = encode(&Request::OpenNamespace { name: "n", realization: Realization::default() }, Hints::default());
+    assert_eq!(
+        refused(with(0, (1 << 20) + 1)),
+        DecodeError::FrameTooLong { length: (1 << 20) + 1 }
+    );
+    let open = encode(
+        &Request::OpenNamespace {
+            name: "n",
+            realization: Realization::default(),
+        },
+        Hints::default(),
+    );
     let renamed = |length: u32, last: u8| {
         let mut bytes = open.clone();
         bytes[72..76].copy_from_slice(&length.to_le_bytes());
         bytes[76] = last;
         bytes
     };
-    assert_eq!(refused(renamed(0, b'n')), DecodeError::BadLength { field: "name", length: 0, max: 256 });
-    assert_eq!(refused(renamed(257, b'n')), DecodeError::BadLength { field: "name", length: 257, max: 256 });
+    assert_eq!(
+        refused(renamed(0, b'n')),
+        DecodeError::BadLength {
+            field: "name",
+            length: 0,
+            max: 256
+        }
+    );
+    assert_eq!(
+        refused(renamed(257, b'n')),
+        DecodeError::BadLength {
+            field: "name",
+            length: 257,
+            max: 256
+        }
+    );
     assert_eq!(refused(renamed(1, 0xff)), DecodeError::NotText { field: "name" });
 }
 
 #[test]
 fn what_is_over_a_limit_does_not_encode_and_leaves_the_target_alone() {
     let hashes = vec![BlockHash::default(); KEYS_MAX + 1];
-    let keys = |count: usize| Keys { hashes: Array::from(&hashes[..count]), ..Keys::default() };
+    let keys = |count: usize| Keys {
+        hashes: Array::from(&hashes[..count]),
+        ..Keys::default()
+    };
     let long = "n".repeat(257);
     let json = "j".repeat(FRAME_BYTES_MAX - 3);
     let mut target = vec![1, 2, 3];
     let mut refused = |request: Request<'_>| {
-        let error = request.encode(&Envelope::default(), &mut target).expect_err("over a limit");
+        let error = request
+            .encode(&Envelope::default(), &mut target)
+            .expect_err("over a limit");
         assert_eq!(target, [1, 2, 3]);
         error
     };
-    assert_eq!(refused(Request::Lookup(keys(4097))), EncodeError::TooMany { field: "hashes", count: 4097 });
-    let reserve = Request::Reserve { keys: keys(2), lengths: [1].as_slice().into() };
+    assert_eq!(
+        refused(Request::Lookup(keys(4097))),
+        EncodeError::TooMany {
+            field: "hashes",
+            count: 4097
+        }
+    );
+    let reserve = Request::Reserve {
+        keys: keys(2),
+        lengths: [1].as_slice().into(),
+    };
     assert_eq!(refused(reserve), EncodeError::Unequal { field: "lengths" });
     let invalidate = Request::Invalidate { name: &long };
-    assert_eq!(refused(invalidate), EncodeError::BadLength { field: "name", length: 257, max: 256 });
-    let status = Reply::Status { json: &json }.encode(1, &mut target).expect_err("over the limit");
-    assert_eq!((status, target.len()), (EncodeError::FrameTooLong { length: FRAME_BYTES_MAX + 1 }, 3));
+    assert_eq!(
+        refused(invalidate),
+        EncodeError::BadLength {
+            field: "name",
+            length: 257,
+            max: 256
+        }
+    );
+    let status = Reply::Status { json: &json }
+        .encode(1, &mut target)
+        .expect_err("over the limit");
+    assert_eq!(
+        (status, target.len()),
+        (
+            EncodeError::FrameTooLong {
+                length: FRAME_BYTES_MAX + 1
+            },
+            3
+        )
+    );
 }
 
 #[test]

@@ -12,7 +12,10 @@ use crate::{bytes, hash};
 async fn connect(node: &FakeNode) -> (Client, Namespace) {
     let options = ClientOptions::new(node.socket()).with_timeout(Duration::from_secs(5));
     let client = Client::connect(options).await.expect("connected");
-    let namespace = client.namespace("tenant", Realization::default()).await.expect("opened");
+    let namespace = client
+        .namespace("tenant", Realization::default())
+        .await
+        .expect("opened");
     (client, namespace)
 }
 
@@ -27,7 +30,10 @@ async fn read(namespace: &Namespace, numbers: std::ops::Range<u32>, length: usiz
     let mut targets = vec![vec![0; length]; hashes.len()];
     let mut slices: Vec<&mut [u8]> = targets.iter_mut().map(Vec::as_mut_slice).collect();
     let outcomes = namespace.get_into(&hashes, &mut slices).await.expect("answered");
-    let hit = GetOutcome::Hit { length: u32::try_from(length).expect("short"), tier: Tier::Host };
+    let hit = GetOutcome::Hit {
+        length: u32::try_from(length).expect("short"),
+        tier: Tier::Host,
+    };
     assert_eq!(outcomes, vec![hit; hashes.len()]);
     for (number, target) in numbers.zip(&targets) {
         assert_eq!(*target, bytes(number, length));
@@ -55,12 +61,21 @@ async fn what_was_put_is_read_back_and_a_second_put_takes_one_trip() {
     assert_eq!(put(&namespace, 5..6, 10_000).await, [PutOutcome::Published]);
     assert_eq!(node.state().requests[before..], [Kind::Seal]);
     assert_eq!(put(&namespace, 5..6, 10_000).await, [PutOutcome::Present]);
-    assert_eq!(namespace.lookup(&[hash(0), hash(77)]).await.expect("answered"), [Some(Tier::Host), None]);
-    assert_eq!(namespace.delete(&[hash(0), hash(77)]).await.expect("answered"), [true, false]);
+    assert_eq!(
+        namespace.lookup(&[hash(0), hash(77)]).await.expect("answered"),
+        [Some(Tier::Host), None]
+    );
+    assert_eq!(
+        namespace.delete(&[hash(0), hash(77)]).await.expect("answered"),
+        [true, false]
+    );
     assert_eq!(client.status().await.expect("answered"), "{\"blocks\":0}");
     assert_eq!(client.flush().await.expect("answered").written, 5);
     client.goodbye().await.expect("answered");
-    assert_eq!(namespace.exists(hash(1)).await.expect_err("closed").kind, ErrorKind::Closed);
+    assert_eq!(
+        namespace.exists(hash(1)).await.expect_err("closed").kind,
+        ErrorKind::Closed
+    );
     assert_eq!(node.state().foreign, 0);
 }
 
@@ -73,7 +88,10 @@ async fn many_requests_are_in_flight_on_one_connection() {
             let namespace = namespace.clone();
             tokio::spawn(async move {
                 let numbers = task * 100..task * 100 + 3;
-                assert_eq!(put(&namespace, numbers.clone(), 4096).await, vec![PutOutcome::Published; 3]);
+                assert_eq!(
+                    put(&namespace, numbers.clone(), 4096).await,
+                    vec![PutOutcome::Published; 3]
+                );
                 read(&namespace, numbers, 4096).await;
             })
         })
@@ -93,13 +111,19 @@ async fn a_dropped_future_gives_back_what_its_answer_leases() {
     node.state().delay = Duration::from_millis(40);
     let hashes = [hash(0), hash(1), hash(2)];
     let fetch = namespace.get(&hashes, FetchScope::Each);
-    tokio::time::timeout(Duration::from_millis(10), fetch).await.expect_err("the answer takes longer");
+    tokio::time::timeout(Duration::from_millis(10), fetch)
+        .await
+        .expect_err("the answer takes longer");
     let data = bytes(9, 4096);
     let blocks: [(BlockHash, &[u8]); 1] = [(hash(9), &data)];
     let writing = namespace.put_from(Parent::Root, &blocks, 1);
-    tokio::time::timeout(Duration::from_millis(10), writing).await.expect_err("the answer takes longer");
+    tokio::time::timeout(Duration::from_millis(10), writing)
+        .await
+        .expect_err("the answer takes longer");
     let opening = namespace.writer(hash(10), Parent::Root, 4096, 1);
-    tokio::time::timeout(Duration::from_millis(10), opening).await.expect_err("the answer takes longer");
+    tokio::time::timeout(Duration::from_millis(10), opening)
+        .await
+        .expect_err("the answer takes longer");
     wait(&node, "all three", |node| node.state().count(Kind::Reserve) == 2).await;
     wait(&node, "the leases", |node| node.state().leases.is_empty()).await;
     wait(&node, "the slot", |node| node.state().abandoned > 0).await;
@@ -114,13 +138,21 @@ async fn a_writer_publishes_what_it_wrote_in_place() {
     let blocks = [(hash(0), 6000), (hash(1), 5000)];
     let mut writers = Vec::new();
     for writing in namespace.writers(Parent::Root, &blocks, 7).await.expect("answered") {
-        let Writing::Writer(writer) = writing else { panic!("a slot, not {writing:?}") };
+        let Writing::Open(writer) = writing else {
+            panic!("a slot, not {writing:?}")
+        };
         writers.push(writer);
     }
     writers[0].write(0, &bytes(0, 6000)).expect("fits");
     writers[1].write(0, &bytes(1, 5000)).expect("fits");
-    assert_eq!(client.clone().goodbye().await.expect_err("writers exist").kind, ErrorKind::Invalid);
-    assert_eq!(namespace.seal(writers).await.expect("answered"), [PutOutcome::Published, PutOutcome::Published]);
+    assert_eq!(
+        client.clone().goodbye().await.expect_err("writers exist").kind,
+        ErrorKind::Invalid
+    );
+    assert_eq!(
+        namespace.seal(writers).await.expect("answered"),
+        [PutOutcome::Published, PutOutcome::Published]
+    );
     read(&namespace, 0..1, 6000).await;
     read(&namespace, 1..2, 5000).await;
     let parents: Vec<Parent> = node.state().items.iter().map(|item| item.parent).collect();
@@ -132,11 +164,22 @@ async fn a_silent_node_is_unavailable_and_the_next_call_connects_again() {
     let node = FakeNode::start("async-mute");
     let options = ClientOptions::new(node.socket()).with_timeout(Duration::from_millis(50));
     let client = Client::connect(options).await.expect("connected");
-    let namespace = client.namespace("tenant", Realization::default()).await.expect("opened");
+    let namespace = client
+        .namespace("tenant", Realization::default())
+        .await
+        .expect("opened");
     put(&namespace, 0..1, 4096).await;
-    let handle = namespace.get(&[hash(0)], FetchScope::Each).await.expect("answered").remove(0).expect("a hit");
+    let handle = namespace
+        .get(&[hash(0)], FetchScope::Each)
+        .await
+        .expect("answered")
+        .remove(0)
+        .expect("a hit");
     node.state().mute = vec![Kind::Lookup];
-    assert_eq!(namespace.lookup(&[hash(0)]).await.expect_err("late").kind, ErrorKind::Unavailable);
+    assert_eq!(
+        namespace.lookup(&[hash(0)]).await.expect_err("late").kind,
+        ErrorKind::Unavailable
+    );
     node.state().mute.clear();
     assert!(namespace.exists(hash(0)).await.expect("connected again"));
     assert_eq!(node.state().connections, 2);

@@ -29,7 +29,10 @@ fn read(namespace: &Namespace, numbers: std::ops::Range<u32>, length: usize) {
     let mut targets = vec![vec![0; length + 3]; hashes.len()];
     let mut slices: Vec<&mut [u8]> = targets.iter_mut().map(Vec::as_mut_slice).collect();
     let outcomes = namespace.get_into(&hashes, &mut slices).expect("answered");
-    let hit = GetOutcome::Hit { length: u32::try_from(length).expect("short"), tier: Tier::Host };
+    let hit = GetOutcome::Hit {
+        length: u32::try_from(length).expect("short"),
+        tier: Tier::Host,
+    };
     assert_eq!(outcomes, vec![hit; hashes.len()]);
     for (number, target) in numbers.zip(&targets) {
         assert_eq!(target[..length], bytes(number, length));
@@ -43,14 +46,25 @@ fn what_was_put_is_read_back_and_misses_are_answers() {
     let (_client, namespace) = connect(&node);
     assert_eq!(put(&namespace, 0..5, 10_000), vec![PutOutcome::Published; 5]);
     read(&namespace, 0..5, 10_000);
-    assert_eq!(namespace.lookup(&[hash(0), hash(77)]).expect("answered"), vec![Some(Tier::Host), None]);
+    assert_eq!(
+        namespace.lookup(&[hash(0), hash(77)]).expect("answered"),
+        vec![Some(Tier::Host), None]
+    );
     assert!(namespace.exists(hash(4)).expect("answered"));
     let mut short = [0; 10];
     let mut targets: [&mut [u8]; 2] = [&mut [], &mut short];
-    let outcomes = namespace.get_into(&[hash(99), hash(1)], &mut targets).expect("answered");
-    assert_eq!(outcomes, vec![GetOutcome::Miss, GetOutcome::TooSmall { length: 10_000 }]);
+    let outcomes = namespace
+        .get_into(&[hash(99), hash(1)], &mut targets)
+        .expect("answered");
+    assert_eq!(
+        outcomes,
+        vec![GetOutcome::Miss, GetOutcome::TooSmall { length: 10_000 }]
+    );
     assert_eq!(short, [0; 10], "a target that is too small is not touched");
-    assert_eq!(namespace.delete(&[hash(0), hash(99)]).expect("answered"), vec![true, false]);
+    assert_eq!(
+        namespace.delete(&[hash(0), hash(99)]).expect("answered"),
+        vec![true, false]
+    );
 }
 
 #[test]
@@ -59,12 +73,20 @@ fn a_batch_carries_each_blocks_parent_and_tokens() {
     let (_client, namespace) = connect(&node);
     put(&namespace, 0..3, 4096);
     let data = bytes(9, 4096);
-    namespace.put_from(Lineage::Independent, &[(hash(8), &data), (hash(9), &data)], 1).expect("answered");
+    namespace
+        .put_from(Lineage::Independent, &[(hash(8), &data), (hash(9), &data)], 1)
+        .expect("answered");
     let items = node.state().items.clone();
     let parents: Vec<Parent> = items.iter().map(|item| item.parent).collect();
     assert_eq!(
         parents,
-        [Parent::Root, Parent::Block(hash(0)), Parent::Block(hash(1)), Parent::Unknown, Parent::Unknown]
+        [
+            Parent::Root,
+            Parent::Block(hash(0)),
+            Parent::Block(hash(1)),
+            Parent::Unknown,
+            Parent::Unknown
+        ]
     );
     assert_eq!(items[0].tokens, 512);
 }
@@ -95,7 +117,9 @@ fn releases_ride_in_the_next_request() {
     let node = FakeNode::start("ride");
     let (_client, namespace) = connect(&node);
     put(&namespace, 0..3, 4096);
-    let handles = namespace.get(&[hash(0), hash(1), hash(2)], FetchScope::Each).expect("answered");
+    let handles = namespace
+        .get(&[hash(0), hash(1), hash(2)], FetchScope::Each)
+        .expect("answered");
     assert_eq!(node.state().leases.len(), 3);
     let handle = handles[1].as_ref().expect("a hit");
     let mut target = vec![0; 5000];
@@ -148,21 +172,29 @@ fn a_writer_opened_before_an_invalidation_seals_stale() {
     let node = FakeNode::start("writer");
     let (client, namespace) = connect(&node);
     let open = |number| match namespace.writer(hash(number), Parent::Root, 6000, 7).expect("answered") {
-        Writing::Writer(writer) => writer,
+        Writing::Open(writer) => writer,
         other => panic!("a slot, not {other:?}"),
     };
     let mut writer = open(0);
     writer.write(0, &bytes(0, 6000)).expect("fits");
-    assert_eq!(writer.write(5999, &[1, 2]).expect_err("too long").kind, ErrorKind::Invalid);
+    assert_eq!(
+        writer.write(5999, &[1, 2]).expect_err("too long").kind,
+        ErrorKind::Invalid
+    );
     assert_eq!(writer.seal().expect("answered"), PutOutcome::Published);
     read(&namespace, 0..1, 6000);
-    assert!(matches!(namespace.writer(hash(0), Parent::Root, 6000, 7).expect("answered"), Writing::Present));
+    assert!(matches!(
+        namespace.writer(hash(0), Parent::Root, 6000, 7).expect("answered"),
+        Writing::Present
+    ));
     let late = open(1);
     client.invalidate("tenant").expect("answered");
     assert_eq!(late.seal().expect("answered"), PutOutcome::Stale);
     // Dropped unsealed: the slot goes back.
     drop(open(2));
-    node.wait("the slot", |state| state.abandoned == 1 && state.reservations.is_empty());
+    node.wait("the slot", |state| {
+        state.abandoned == 1 && state.reservations.is_empty()
+    });
     assert_eq!(node.state().foreign, 0);
 }
 
@@ -178,7 +210,10 @@ fn a_put_larger_than_the_nodes_bound_goes_in_rounds() {
 #[test]
 fn a_batch_over_the_message_limit_is_cut() {
     let node = FakeNode::start("large");
-    let (_client, namespace) = connect_with(&node, |options| ClientOptions { put_bytes_max: 1 << 20, ..options });
+    let (_client, namespace) = connect_with(&node, |options| ClientOptions {
+        put_bytes_max: 1 << 20,
+        ..options
+    });
     assert_eq!(put(&namespace, 0..5000, 1024), vec![PutOutcome::Published; 5000]);
     let hashes: Vec<BlockHash> = (0..9000).map(hash).collect();
     let found = namespace.lookup(&hashes).expect("answered");
@@ -186,7 +221,11 @@ fn a_batch_over_the_message_limit_is_cut() {
     assert_eq!(node.state().count(Kind::Lookup), 3);
     let prefix = namespace.get(&hashes, FetchScope::Prefix).expect("answered");
     assert_eq!((prefix.len(), prefix.iter().flatten().count()), (9000, 5000));
-    assert_eq!(node.state().count(Kind::Fetch), 2, "nothing behind the first miss is asked for");
+    assert_eq!(
+        node.state().count(Kind::Fetch),
+        2,
+        "nothing behind the first miss is asked for"
+    );
 }
 
 #[test]
@@ -196,31 +235,50 @@ fn an_empty_or_oversized_block_is_invalid_and_the_others_go() {
     let (good, huge) = (bytes(1, 4096), vec![0; (8 << 20) + 1]);
     let blocks: [(BlockHash, &[u8]); 3] = [(hash(0), &[]), (hash(1), &good), (hash(2), &huge)];
     let outcomes = namespace.put_from(Parent::Unknown, &blocks, 16).expect("answered");
-    assert_eq!(outcomes, [PutOutcome::Invalid, PutOutcome::Published, PutOutcome::Invalid]);
-    assert_eq!(namespace.get_into(&[hash(1)], &mut []).expect_err("no target").kind, ErrorKind::Invalid);
+    assert_eq!(
+        outcomes,
+        [PutOutcome::Invalid, PutOutcome::Published, PutOutcome::Invalid]
+    );
+    assert_eq!(
+        namespace.get_into(&[hash(1)], &mut []).expect_err("no target").kind,
+        ErrorKind::Invalid
+    );
 }
 
 #[test]
 fn a_node_that_does_not_answer_is_unavailable_and_the_next_call_connects_again() {
     let node = FakeNode::start("mute");
-    let (_client, namespace) =
-        connect_with(&node, |options| ClientOptions { timeout: Duration::from_millis(50), ..options });
+    let (_client, namespace) = connect_with(&node, |options| ClientOptions {
+        timeout: Duration::from_millis(50),
+        ..options
+    });
     put(&namespace, 0..1, 4096);
-    let handle = namespace.get(&[hash(0)], FetchScope::Each).expect("answered").remove(0).expect("a hit");
+    let handle = namespace
+        .get(&[hash(0)], FetchScope::Each)
+        .expect("answered")
+        .remove(0)
+        .expect("a hit");
     node.state().mute = vec![Kind::Lookup];
     let start = Instant::now();
     let error = namespace.lookup(&[hash(0)]).expect_err("nobody answers");
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
     assert!(start.elapsed() >= Duration::from_millis(50));
     node.state().mute.clear();
-    assert_eq!(namespace.lookup(&[hash(0)]).expect("connected again"), [Some(Tier::Host)]);
+    assert_eq!(
+        namespace.lookup(&[hash(0)]).expect("connected again"),
+        [Some(Tier::Host)]
+    );
     assert_eq!(node.state().connections, 2);
     // What was leased over the first connection is refused, yet still mapped.
     assert_eq!(handle.copy_to(&mut [0; 4096]).expect_err("old").kind, ErrorKind::Closed);
     assert_eq!(handle.slice().to_vec(), bytes(0, 4096));
     drop(handle);
     read(&namespace, 0..1, 4096);
-    assert_eq!(node.state().foreign, 0, "an old lease is not released over the new connection");
+    assert_eq!(
+        node.state().foreign,
+        0,
+        "an old lease is not released over the new connection"
+    );
 }
 
 #[test]
@@ -229,7 +287,9 @@ fn a_node_that_names_memory_it_did_not_share_is_refused() {
     let (_client, namespace) = connect(&node);
     node.state().lies = true;
     let data = bytes(0, 4096);
-    let error = namespace.put_from(Parent::Root, &[(hash(0), &data)], 1).expect_err("a lie");
+    let error = namespace
+        .put_from(Parent::Root, &[(hash(0), &data)], 1)
+        .expect_err("a lie");
     assert_eq!(error.kind, ErrorKind::Internal, "{error}");
     node.state().lies = false;
     assert_eq!(put(&namespace, 0..1, 4096), [PutOutcome::Published]);
@@ -251,13 +311,19 @@ fn goodbye_waits_for_handles_and_then_closes_every_clone() {
     let (client, namespace) = connect(&node);
     put(&namespace, 0..1, 4096);
     let handles = namespace.get(&[hash(0)], FetchScope::Each).expect("answered");
-    assert_eq!(client.clone().goodbye().expect_err("a handle exists").kind, ErrorKind::Invalid);
+    assert_eq!(
+        client.clone().goodbye().expect_err("a handle exists").kind,
+        ErrorKind::Invalid
+    );
     drop(handles);
     client.goodbye().expect("answered");
     let state = node.state();
     assert_eq!((state.leases.len(), state.reservations.len()), (0, 0));
     drop(state);
-    assert_eq!(namespace.lookup(&[hash(0)]).expect_err("closed").kind, ErrorKind::Closed);
+    assert_eq!(
+        namespace.lookup(&[hash(0)]).expect_err("closed").kind,
+        ErrorKind::Closed
+    );
 }
 
 #[test]
@@ -278,13 +344,22 @@ fn hints_clock_status_and_flush_pass_through() {
     let node = FakeNode::start("rest");
     let (client, namespace) = connect(&node);
     client.set_clock(123_456);
-    namespace.with_hints(Hints { session: Some(7), ..Hints::default() }).lookup(&[hash(0)]).expect("answered");
+    namespace
+        .with_hints(Hints {
+            session: Some(7),
+            ..Hints::default()
+        })
+        .lookup(&[hash(0)])
+        .expect("answered");
     assert_eq!(node.state().clock_ns, 123_456);
     assert_eq!(client.status().expect("answered"), "{\"blocks\":0}");
     let flushed = client.flush().expect("answered");
     assert_eq!((flushed.written, flushed.left_out), (5, 1));
     assert_eq!(client.welcome().expect("connected").batch_keys_max, 4096);
-    assert_eq!(client.namespace("", Realization::default()).expect_err("no name").kind, ErrorKind::Invalid);
+    assert_eq!(
+        client.namespace("", Realization::default()).expect_err("no name").kind,
+        ErrorKind::Invalid
+    );
 }
 
 #[test]

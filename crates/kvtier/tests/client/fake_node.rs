@@ -46,9 +46,16 @@ impl State {
             return None;
         }
         self.next_id += 1;
-        let extent = Extent { segment: SegmentId(if self.lies { 99 } else { 7 }), offset: self.next_offset, length };
+        let extent = Extent {
+            segment: SegmentId(if self.lies { 99 } else { 7 }),
+            offset: self.next_offset,
+            length,
+        };
         self.next_offset += u64::from(length).next_multiple_of(4096);
-        assert!(self.next_offset <= SEGMENT_BYTES as u64, "the test needs a larger segment");
+        assert!(
+            self.next_offset <= SEGMENT_BYTES as u64,
+            "the test needs a larger segment"
+        );
         self.reservations.insert(ReservationId(self.next_id), extent);
         Some((ReservationId(self.next_id), extent))
     }
@@ -68,7 +75,10 @@ impl FakeNode {
         let directory = std::env::temp_dir().join(format!("kvtier-fake-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a directory");
         let listener = UnixListener::bind(directory.join("s")).expect("a socket");
-        let state = Arc::new(Mutex::new(State { generation: 1, ..State::default() }));
+        let state = Arc::new(Mutex::new(State {
+            generation: 1,
+            ..State::default()
+        }));
         let (region, fd) = MemoryRegion::create("fake", SEGMENT_BYTES, PageRequest::Small).expect("a segment");
         drop(region);
         let shared = Arc::clone(&state);
@@ -132,15 +142,27 @@ fn serve(socket: &UnixStream, state: &Mutex<State>, segment: &OwnedFd) {
             for lease in frame.releases {
                 node.foreign += usize::from(!node.leases.remove(&lease));
             }
-            if !told && matches!(request, Request::Fetch { .. } | Request::Reserve { .. } | Request::Seal { .. }) {
+            if !told
+                && matches!(
+                    request,
+                    Request::Fetch { .. } | Request::Reserve { .. } | Request::Seal { .. }
+                )
+            {
                 told = true;
-                let notice = Reply::SegmentAdded { segment: SegmentId(7), bytes: SEGMENT_BYTES as u64 };
+                let notice = Reply::SegmentAdded {
+                    segment: SegmentId(7),
+                    bytes: SEGMENT_BYTES as u64,
+                };
                 let mut bytes = Vec::new();
                 notice.encode(0, &mut bytes).expect("short");
                 send_all_with_fds(socket, &bytes, &[segment.as_fd()]).expect("sent");
             }
             answer(node, &request, frame.header.request, &mut out);
-            let delay = if node.mute.contains(&request.kind()) { None } else { Some(node.delay) };
+            let delay = if node.mute.contains(&request.kind()) {
+                None
+            } else {
+                Some(node.delay)
+            };
             drop(guard);
             let Some(delay) = delay else { continue };
             std::thread::sleep(delay);
@@ -154,9 +176,11 @@ fn serve(socket: &UnixStream, state: &Mutex<State>, segment: &OwnedFd) {
 fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8>) {
     let generation = Generation(node.generation);
     let encoded = match *request {
-        Request::Hello { token: b"wrong", .. } => {
-            Reply::Error { kind: ErrorKind::Denied, message: "no domain has this token" }.encode(number, out)
+        Request::Hello { token: b"wrong", .. } => Reply::Error {
+            kind: ErrorKind::Denied,
+            message: "no domain has this token",
         }
+        .encode(number, out),
         Request::Hello { .. } => Reply::Welcome(Welcome {
             version: 1,
             client_clock: true,
@@ -169,19 +193,37 @@ fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8
         .encode(number, out),
         Request::OpenNamespace { .. } => Reply::NamespaceOpened { handle: 3, generation }.encode(number, out),
         Request::Lookup(keys) => {
-            let found = keys.hashes.iter().map(|hash| node.blocks.get(&hash).map(|_| Tier::Host));
+            let found = keys
+                .hashes
+                .iter()
+                .map(|hash| node.blocks.get(&hash).map(|_| Tier::Host));
             let tiers: Vec<Option<Tier>> = found.collect();
-            Reply::Found { generation, tiers: (&tiers).into() }.encode(number, out)
+            Reply::Found {
+                generation,
+                tiers: (&tiers).into(),
+            }
+            .encode(number, out)
         }
         Request::Fetch { keys, .. } => {
             let fetch = |hash: BlockHash| {
-                let Some(extent) = node.blocks.get(&hash).copied() else { return Fetched::Miss };
+                let Some(extent) = node.blocks.get(&hash).copied() else {
+                    return Fetched::Miss;
+                };
                 node.next_id += 1;
                 node.leases.insert(LeaseId(node.next_id));
-                Fetched::Leased { lease: LeaseId(node.next_id), extent, tier: Tier::Host, checksum: None }
+                Fetched::Leased {
+                    lease: LeaseId(node.next_id),
+                    extent,
+                    tier: Tier::Host,
+                    checksum: None,
+                }
             };
             let outcomes: Vec<Fetched> = keys.hashes.iter().map(fetch).collect();
-            Reply::Fetched { generation, outcomes: (&outcomes).into() }.encode(number, out)
+            Reply::Fetched {
+                generation,
+                outcomes: (&outcomes).into(),
+            }
+            .encode(number, out)
         }
         Request::Reserve { keys, lengths } => {
             let mut outcomes = Vec::new();
@@ -189,12 +231,25 @@ fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8
                 outcomes.push(if node.blocks.contains_key(&hash) {
                     Reserved::Present
                 } else {
-                    node.slot(length).map_or(Reserved::Busy, |(reservation, extent)| Reserved::Granted { reservation, extent })
+                    node.slot(length)
+                        .map_or(Reserved::Busy, |(reservation, extent)| Reserved::Granted {
+                            reservation,
+                            extent,
+                        })
                 });
             }
-            Reply::Reserved { generation, outcomes: (&outcomes).into() }.encode(number, out)
+            Reply::Reserved {
+                generation,
+                outcomes: (&outcomes).into(),
+            }
+            .encode(number, out)
         }
-        Request::Seal { generation: sealed, ahead, items, .. } => {
+        Request::Seal {
+            generation: sealed,
+            ahead,
+            items,
+            ..
+        } => {
             let mut outcomes = Vec::new();
             for item in items {
                 let extent = node.reservations.remove(&item.reservation);
@@ -203,17 +258,33 @@ fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8
                     Some(_) if sealed != generation => Sealed::Stale,
                     Some(_) if node.blocks.contains_key(&item.hash) => Sealed::Present,
                     Some(extent) => {
-                        node.blocks.insert(item.hash, Extent { length: item.length, ..extent });
+                        node.blocks.insert(
+                            item.hash,
+                            Extent {
+                                length: item.length,
+                                ..extent
+                            },
+                        );
                         node.items.push(item);
                         Sealed::Published
                     }
                 });
             }
             let slots = (0..ahead.count).map_while(|_| node.slot(ahead.length));
-            let granted: Vec<Slot> = slots.map(|(reservation, extent)| Slot { reservation, extent }).collect();
-            Reply::Sealed { generation, outcomes: (&outcomes).into(), granted: (&granted).into() }.encode(number, out)
+            let granted: Vec<Slot> = slots
+                .map(|(reservation, extent)| Slot { reservation, extent })
+                .collect();
+            Reply::Sealed {
+                generation,
+                outcomes: (&outcomes).into(),
+                granted: (&granted).into(),
+            }
+            .encode(number, out)
         }
-        Request::Grant(_) => Reply::Granted { slots: [].as_slice().into() }.encode(number, out),
+        Request::Grant(_) => Reply::Granted {
+            slots: [].as_slice().into(),
+        }
+        .encode(number, out),
         Request::Release => Ok(()),
         Request::Abandon { reservations } => {
             for reservation in reservations {
@@ -223,15 +294,30 @@ fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8
             Ok(())
         }
         Request::Delete(keys) => {
-            let removed: Vec<bool> = keys.hashes.iter().map(|hash| node.blocks.remove(&hash).is_some()).collect();
-            Reply::Deleted { generation, removed: (&removed).into() }.encode(number, out)
+            let removed: Vec<bool> = keys
+                .hashes
+                .iter()
+                .map(|hash| node.blocks.remove(&hash).is_some())
+                .collect();
+            Reply::Deleted {
+                generation,
+                removed: (&removed).into(),
+            }
+            .encode(number, out)
         }
         Request::Invalidate { .. } => {
             node.generation += 1;
             node.blocks.clear();
-            Reply::Invalidated { generation: Generation(node.generation) }.encode(number, out)
+            Reply::Invalidated {
+                generation: Generation(node.generation),
+            }
+            .encode(number, out)
         }
-        Request::Flush => Reply::Flushed { written: 5, left_out: 1 }.encode(number, out),
+        Request::Flush => Reply::Flushed {
+            written: 5,
+            left_out: 1,
+        }
+        .encode(number, out),
         Request::Status => Reply::Status { json: "{\"blocks\":0}" }.encode(number, out),
         Request::Goodbye => {
             node.leases.clear();

@@ -13,5 +13,7 @@ fn hash(number: u32) -> BlockHash {
 }
 
 fn bytes(number: u32, length: usize) -> Vec<u8> {
-    (0..length).map(|at| (at as u32).wrapping_mul(31).wrapping_add(number) as u8).collect()
+    (0..length)
+        .map(|at| (at as u32).wrapping_mul(31).wrapping_add(number) as u8)
+        .collect()
 }

@@ -61,12 +61,17 @@ impl Connection {
     pub(super) async fn open(options: &ClientOptions, returns: &Arc<Returns>) -> Result<Arc<Connection>, ClientError> {
         let patience = options.timeout + GRACE;
         let opening = async {
-            let socket = UnixStream::connect(&options.socket).await.map_err(|error| refused(&options.socket, &error))?;
+            let socket = UnixStream::connect(&options.socket)
+                .await
+                .map_err(|error| refused(&options.socket, &error))?;
             let mut frames = Vec::new();
             encode_hello(options, &mut frames)?;
             // A fresh socket takes a hello whole.
             send_with_fds(&socket, &frames, &[]).map_err(|error| ClientError::lost(&error))?;
-            let mut incoming = Incoming { stream: FrameStream::new(READ_BYTES), fds: VecDeque::new() };
+            let mut incoming = Incoming {
+                stream: FrameStream::new(READ_BYTES),
+                fds: VecDeque::new(),
+            };
             let welcome = incoming.welcome(&socket).await?;
             Ok::<_, ClientError>((socket, incoming, welcome))
         };
@@ -124,11 +129,17 @@ impl Connection {
         let envelope = Envelope {
             request: number,
             deadline_us: micros(timeout),
-            clock_ns: if state.session.welcome.client_clock { clock_ns } else { 0 },
+            clock_ns: if state.session.welcome.client_clock {
+                clock_ns
+            } else {
+                0
+            },
             releases: Array::from(&state.taken.leases),
             extensions: hints.into(),
         };
-        let encoded = state.taken.encode_abandoned(&mut state.outgoing)
+        let encoded = state
+            .taken
+            .encode_abandoned(&mut state.outgoing)
             .and_then(|()| Ok(request.encode(&envelope, &mut state.outgoing)?));
         if let Err(error) = encoded {
             state.outgoing.truncate(start);
@@ -141,7 +152,11 @@ impl Connection {
         let sent = self.push(state, start);
         drop(guard);
         sent.inspect_err(|error| self.fail(error.clone()))?;
-        Ok(Pending { connection: Arc::clone(self), answer, timeout })
+        Ok(Pending {
+            connection: Arc::clone(self),
+            answer,
+            timeout,
+        })
     }
 
     /// Sends what is to be given back, in frames of its own.
@@ -156,8 +171,13 @@ impl Connection {
             return;
         }
         let start = state.outgoing.len();
-        let envelope = Envelope { releases: Array::from(&state.taken.leases), ..Envelope::default() };
-        let encoded = state.taken.encode_abandoned(&mut state.outgoing)
+        let envelope = Envelope {
+            releases: Array::from(&state.taken.leases),
+            ..Envelope::default()
+        };
+        let encoded = state
+            .taken
+            .encode_abandoned(&mut state.outgoing)
             .and_then(|()| Ok(Request::Release.encode(&envelope, &mut state.outgoing)?));
         let sent = encoded.and_then(|()| self.push(state, start));
         drop(guard);
@@ -196,9 +216,15 @@ impl Connection {
 
     /// Waits until the socket takes bytes again, and sends some.
     async fn send_backlog(&self) -> Result<(), ClientError> {
-        self.socket.writable().await.map_err(|error| ClientError::lost(&error))?;
+        self.socket
+            .writable()
+            .await
+            .map_err(|error| ClientError::lost(&error))?;
         let mut state = self.state.lock();
-        match self.socket.try_io(Interest::WRITABLE, || send_with_fds(&self.socket, &state.outgoing, &[])) {
+        match self
+            .socket
+            .try_io(Interest::WRITABLE, || send_with_fds(&self.socket, &state.outgoing, &[]))
+        {
             Ok(sent) => {
                 state.outgoing.drain(..sent);
                 Ok(())
@@ -235,7 +261,15 @@ impl Connection {
         let state = &mut *guard;
         let number = state.next_request;
         if state.closed.is_none()
-            && Request::Goodbye.encode(&Envelope { request: number, ..Envelope::default() }, &mut state.outgoing).is_ok()
+            && Request::Goodbye
+                .encode(
+                    &Envelope {
+                        request: number,
+                        ..Envelope::default()
+                    },
+                    &mut state.outgoing,
+                )
+                .is_ok()
         {
             // If it cannot be sent, the node sees the connection end instead.
             let _ = self.drain(state);
@@ -250,7 +284,9 @@ impl Connection {
 
     /// Hands one frame to whoever waits for it.
     fn absorb(self: &Arc<Self>, incoming: &mut Incoming) -> Result<bool, ClientError> {
-        let Some(frame) = incoming.stream.next()? else { return Ok(false) };
+        let Some(frame) = incoming.stream.next()? else {
+            return Ok(false);
+        };
         let number = frame.header.request;
         if number == 0 {
             let (reply, _) = Reply::decode(&frame.header, frame.body)?;
@@ -259,7 +295,12 @@ impl Connection {
         }
         let waiting = self.state.lock().waiting.remove(&number);
         let connection = Arc::clone(self);
-        let answer = Answer { connection, header: frame.header, body: frame.body.to_vec(), looked_at: false };
+        let answer = Answer {
+            connection,
+            header: frame.header,
+            body: frame.body.to_vec(),
+            looked_at: false,
+        };
         if let Some(waiting) = waiting {
             // When its future was dropped the answer comes back, and gives back what it leases.
             drop(waiting.send(answer));

@@ -2,12 +2,10 @@ use std::sync::Arc;
 
 use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Tier};
 
-use super::writer::BlockWriter;
 use super::Shared;
 use super::connection::Connection;
-use crate::client::batch::{
-    Opening, absorb_sealed, check_count, check_lengths, copy_out, leases_of, unexpected,
-};
+use super::writer::BlockWriter;
+use crate::client::batch::{Opening, absorb_sealed, check_count, check_lengths, copy_out, leases_of, unexpected};
 use crate::client::handle::BlockHandle;
 use crate::client::put::Put;
 use crate::client::returns::Home;
@@ -25,7 +23,11 @@ pub struct Namespace {
 
 impl Namespace {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> Namespace {
-        Namespace { shared, index, hints: Hints::default() }
+        Namespace {
+            shared,
+            index,
+            hints: Hints::default(),
+        }
     }
 
     pub(super) fn is(&self, shared: &Arc<Shared>, index: usize) -> bool {
@@ -92,7 +94,11 @@ impl Namespace {
         scope: FetchScope,
     ) -> Result<Vec<GetOutcome>, ClientError> {
         if hashes.len() != targets.len() {
-            return Err(ClientError::invalid(format!("{} targets for {} keys", targets.len(), hashes.len())));
+            return Err(ClientError::invalid(format!(
+                "{} targets for {} keys",
+                targets.len(),
+                hashes.len()
+            )));
         }
         let mut outcomes = Vec::with_capacity(hashes.len());
         let (mut next, mut missed) = (0, false);
@@ -101,8 +107,11 @@ impl Namespace {
             let (got, epoch) = self.fetch(hashes, &mut next, scope).await?;
             missed = got.last().is_some_and(|got| !matches!(got, Got::Leased(_)));
             // No await between the lease and its release: dropping the future cannot lose it.
-            let copied: Result<Vec<GetOutcome>, ClientError> =
-                got.iter().zip(&mut targets[first..next]).map(|(got, target)| copy_out(got, target)).collect();
+            let copied: Result<Vec<GetOutcome>, ClientError> = got
+                .iter()
+                .zip(&mut targets[first..next])
+                .map(|(got, target)| copy_out(got, target))
+                .collect();
             self.shared.returns.release(epoch, leases_of(&got));
             outcomes.extend(copied?);
         }
@@ -120,12 +129,17 @@ impl Namespace {
         let (connection, keys) = self.keys_from(hashes, *next).await?;
         let chunk = &hashes[*next..*next + keys.hashes.len()];
         let absorb = |session: &mut Session, reply: Reply<'_>| {
-            let Reply::Fetched { generation, outcomes } = reply else { return Err(unexpected()) };
+            let Reply::Fetched { generation, outcomes } = reply else {
+                return Err(unexpected());
+            };
             let mut got = Vec::with_capacity(chunk.len());
             session.absorb_fetched(self.index, chunk, generation, outcomes, &mut got)?;
             Ok(got)
         };
-        let got = self.shared.call(&connection, &Request::Fetch { scope, keys }, self.hints, absorb).await?;
+        let got = self
+            .shared
+            .call(&connection, &Request::Fetch { scope, keys }, self.hints, absorb)
+            .await?;
         *next += chunk.len();
         Ok((got, connection.epoch()))
     }
@@ -153,12 +167,21 @@ impl Namespace {
             let Some(mut round) = round else { break };
             if let Some(asking) = put.reserve(&round) {
                 let hashes = Array::from(&asking.hashes);
-                let keys = Keys { handle: opened.handle, lineage: asking.lineage, hashes };
-                let request = Request::Reserve { keys, lengths: Array::from(&asking.lengths) };
+                let keys = Keys {
+                    handle: opened.handle,
+                    lineage: asking.lineage,
+                    hashes,
+                };
+                let request = Request::Reserve {
+                    keys,
+                    lengths: Array::from(&asking.lengths),
+                };
                 let pending = shared.send(&connection, &request, self.hints, shared.options.timeout)?;
                 put.copy_ahead(&round)?;
                 let absorb = |session: &mut Session, reply: Reply<'_>| {
-                    let Reply::Reserved { generation, outcomes } = reply else { return Err(unexpected()) };
+                    let Reply::Reserved { generation, outcomes } = reply else {
+                        return Err(unexpected());
+                    };
                     session.observe(self.index, generation);
                     put.absorb_reserved(&mut round, session, outcomes, &home)?;
                     Ok(generation)
@@ -172,9 +195,21 @@ impl Namespace {
             if !items.is_empty() {
                 let ahead = connection.with_session(|session| put.ahead(&round, session));
                 let (handle, generation) = (opened.handle, opened.generation);
-                let request = Request::Seal { handle, generation, ahead, items: Array::from(&items) };
+                let request = Request::Seal {
+                    handle,
+                    generation,
+                    ahead,
+                    items: Array::from(&items),
+                };
                 let absorb = |session: &mut Session, reply: Reply<'_>| {
-                    let Reply::Sealed { generation, outcomes, granted } = reply else { return Err(unexpected()) };
+                    let Reply::Sealed {
+                        generation,
+                        outcomes,
+                        granted,
+                    } = reply
+                    else {
+                        return Err(unexpected());
+                    };
                     session.observe(self.index, generation);
                     put.absorb_sealed(&mut round, session, outcomes, granted)
                 };
@@ -218,13 +253,29 @@ impl Namespace {
         let (connection, opened) = self.shared.opened(self.index).await?;
         connection.with_session(|session| check_lengths(blocks, session))?;
         let (hashes, lengths): (Vec<BlockHash>, Vec<u32>) = blocks.iter().copied().unzip();
-        let keys = Keys { handle: opened.handle, lineage, hashes: Array::from(&hashes) };
-        let request = Request::Reserve { keys, lengths: Array::from(&lengths) };
-        let opening = Opening { index: self.index, hashes: &hashes, lengths: &lengths, lineage, tokens };
+        let keys = Keys {
+            handle: opened.handle,
+            lineage,
+            hashes: Array::from(&hashes),
+        };
+        let request = Request::Reserve {
+            keys,
+            lengths: Array::from(&lengths),
+        };
+        let opening = Opening {
+            index: self.index,
+            hashes: &hashes,
+            lengths: &lengths,
+            lineage,
+            tokens,
+        };
         let home: Arc<dyn Home> = self.shared.clone();
         let absorb = |session: &mut Session, reply: Reply<'_>| opening.absorb(session, reply, &home);
         let slots = self.shared.call(&connection, &request, self.hints, absorb).await?;
-        Ok(slots.into_iter().map(|slot| slot.map(|slot| BlockWriter::new(self, slot))).collect())
+        Ok(slots
+            .into_iter()
+            .map(|slot| slot.map(|slot| BlockWriter::new(self, slot)))
+            .collect())
     }
 
     /// Publishes written slots of this namespace in one trip.
@@ -232,7 +283,10 @@ impl Namespace {
     /// # Errors
     /// `Invalid` for writers of another namespace; `Closed` for writers of a connection that is gone; otherwise as any call.
     pub async fn seal(&self, mut writers: Vec<BlockWriter>) -> Result<Vec<PutOutcome>, ClientError> {
-        if writers.iter().any(|writer| !writer.belongs_to(&self.shared, self.index)) {
+        if writers
+            .iter()
+            .any(|writer| !writer.belongs_to(&self.shared, self.index))
+        {
             return Err(ClientError::invalid("writers of another namespace: seal them there"));
         }
         let mut outcomes = Vec::with_capacity(writers.len());
@@ -242,14 +296,32 @@ impl Namespace {
         let mut rest = writers.as_mut_slice();
         while let Some(first) = rest.first() {
             let generation = first.generation();
-            let alike = rest.iter().take(most).take_while(|writer| writer.generation() == generation).count();
+            let alike = rest
+                .iter()
+                .take(most)
+                .take_while(|writer| writer.generation() == generation)
+                .count();
             let (batch, later) = rest.split_at_mut(alike);
             rest = later;
-            let items = batch.iter().map(BlockWriter::checked_item).collect::<Result<Vec<SealItem>, _>>()?;
+            let items = batch
+                .iter()
+                .map(BlockWriter::checked_item)
+                .collect::<Result<Vec<SealItem>, _>>()?;
             let (handle, ahead, items) = (opened.handle, Ahead::default(), Array::from(&items));
-            let request = Request::Seal { handle, generation, ahead, items };
+            let request = Request::Seal {
+                handle,
+                generation,
+                ahead,
+                items,
+            };
             let absorb = |session: &mut Session, reply: Reply<'_>| {
-                absorb_sealed(session, self.index, reply, batch.iter_mut().map(BlockWriter::slot), &mut outcomes)
+                absorb_sealed(
+                    session,
+                    self.index,
+                    reply,
+                    batch.iter_mut().map(BlockWriter::slot),
+                    &mut outcomes,
+                )
             };
             self.shared.call(&connection, &request, self.hints, absorb).await?;
         }
@@ -265,12 +337,16 @@ impl Namespace {
         while found.len() < hashes.len() {
             let (connection, keys) = self.keys_from(hashes, found.len()).await?;
             let absorb = |session: &mut Session, reply: Reply<'_>| {
-                let Reply::Found { generation, tiers } = reply else { return Err(unexpected()) };
+                let Reply::Found { generation, tiers } = reply else {
+                    return Err(unexpected());
+                };
                 session.observe(self.index, generation);
                 found.extend(tiers.iter());
                 check_count(tiers.len(), keys.hashes.len())
             };
-            self.shared.call(&connection, &Request::Lookup(keys), self.hints, absorb).await?;
+            self.shared
+                .call(&connection, &Request::Lookup(keys), self.hints, absorb)
+                .await?;
         }
         Ok(found)
     }
@@ -292,13 +368,19 @@ impl Namespace {
         while deleted.len() < hashes.len() {
             let (connection, keys) = self.keys_from(hashes, deleted.len()).await?;
             let absorb = |session: &mut Session, reply: Reply<'_>| {
-                let Reply::Deleted { generation, removed } = reply else { return Err(unexpected()) };
+                let Reply::Deleted { generation, removed } = reply else {
+                    return Err(unexpected());
+                };
                 session.observe(self.index, generation);
-                keys.hashes.iter().for_each(|hash| session.known.remove(keys.handle, hash));
+                keys.hashes
+                    .iter()
+                    .for_each(|hash| session.known.remove(keys.handle, hash));
                 deleted.extend(removed.iter());
                 check_count(removed.len(), keys.hashes.len())
             };
-            self.shared.call(&connection, &Request::Delete(keys), self.hints, absorb).await?;
+            self.shared
+                .call(&connection, &Request::Delete(keys), self.hints, absorb)
+                .await?;
         }
         Ok(deleted)
     }
@@ -312,14 +394,23 @@ impl Namespace {
         let (connection, opened) = self.shared.opened(self.index).await?;
         let keys_max = connection.with_session(|session| session.keys_max());
         let chunk = &hashes[first..hashes.len().min(first + keys_max)];
-        let parent = first.checked_sub(1).map_or(Parent::Unknown, |before| Parent::Block(hashes[before]));
-        let keys = Keys { handle: opened.handle, lineage: Lineage::Chain(parent), hashes: Array::from(chunk) };
+        let parent = first
+            .checked_sub(1)
+            .map_or(Parent::Unknown, |before| Parent::Block(hashes[before]));
+        let keys = Keys {
+            handle: opened.handle,
+            lineage: Lineage::Chain(parent),
+            hashes: Array::from(chunk),
+        };
         Ok((connection, keys))
     }
 }
 
 impl std::fmt::Debug for Namespace {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Namespace").field("hints", &self.hints).finish_non_exhaustive()
+        formatter
+            .debug_struct("Namespace")
+            .field("hints", &self.hints)
+            .finish_non_exhaustive()
     }
 }

@@ -17,7 +17,10 @@ pub struct BlockWriter {
 
 impl BlockWriter {
     pub(super) fn new(namespace: &Namespace, slot: OpenSlot) -> BlockWriter {
-        BlockWriter { namespace: namespace.clone(), slot }
+        BlockWriter {
+            namespace: namespace.clone(),
+            slot,
+        }
     }
 
     /// What the block will be called.

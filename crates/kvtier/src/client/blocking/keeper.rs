@@ -38,7 +38,9 @@ impl Shared {
 
     /// Queues slots that are past half of their life, and says when to look again.
     fn expire_slots(&self) -> Option<Duration> {
-        let Some(mut line) = self.line.try_lock() else { return Some(FLUSH_AFTER) };
+        let Some(mut line) = self.line.try_lock() else {
+            return Some(FLUSH_AFTER);
+        };
         if !line.is_connected() {
             return None;
         }

@@ -47,11 +47,17 @@ impl Line {
         timeout: Duration,
     ) -> Result<u64, ClientError> {
         self.link(shared)?;
-        let Some(link) = self.link.as_mut() else { return Err(ClientError::unanswered()) };
+        let Some(link) = self.link.as_mut() else {
+            return Err(ClientError::unanswered());
+        };
         let number = link.number();
         self.frames.clear();
         shared.returns.take(&mut self.taken);
-        let clock_ns = if link.session.welcome.client_clock { shared.clock_ns.load(Ordering::Relaxed) } else { 0 };
+        let clock_ns = if link.session.welcome.client_clock {
+            shared.clock_ns.load(Ordering::Relaxed)
+        } else {
+            0
+        };
         let envelope = Envelope {
             request: number,
             deadline_us: micros(timeout),
@@ -59,12 +65,16 @@ impl Line {
             releases: Array::from(&self.taken.leases),
             extensions: hints.into(),
         };
-        let encoded = self.taken.encode_abandoned(&mut self.frames)
+        let encoded = self
+            .taken
+            .encode_abandoned(&mut self.frames)
             .and_then(|()| Ok(request.encode(&envelope, &mut self.frames)?));
         if let Err(error) = encoded {
             // The request was refused here; what it would have taken along goes with the next one.
             shared.returns.release(link.session.epoch, self.taken.leases.drain(..));
-            shared.returns.abandon(link.session.epoch, self.taken.reservations.drain(..));
+            shared
+                .returns
+                .abandon(link.session.epoch, self.taken.reservations.drain(..));
             return Err(error);
         }
         let sent = link.set_timeout(timeout).and_then(|()| link.send(&self.frames));
@@ -109,7 +119,10 @@ impl Line {
     pub(super) fn opened(&mut self, shared: &Shared, index: usize) -> Result<(&mut Session, Opened), ClientError> {
         if self.link(shared)?.session.opened(index).is_none() {
             let wanted = shared.names.lock()[index].clone();
-            let request = Request::OpenNamespace { name: &wanted.name, realization: wanted.realization };
+            let request = Request::OpenNamespace {
+                name: &wanted.name,
+                realization: wanted.realization,
+            };
             self.call(shared, &request, Hints::default(), |session, reply| match reply {
                 Reply::NamespaceOpened { handle, generation } => {
                     session.open(index, Opened { handle, generation });
@@ -131,8 +144,13 @@ impl Line {
             return;
         }
         self.frames.clear();
-        let envelope = Envelope { releases: Array::from(&self.taken.leases), ..Envelope::default() };
-        let encoded = self.taken.encode_abandoned(&mut self.frames)
+        let envelope = Envelope {
+            releases: Array::from(&self.taken.leases),
+            ..Envelope::default()
+        };
+        let encoded = self
+            .taken
+            .encode_abandoned(&mut self.frames)
             .and_then(|()| Ok(Request::Release.encode(&envelope, &mut self.frames)?));
         if encoded.and_then(|()| link.send(&self.frames)).is_err() {
             self.disconnect(shared);
@@ -144,7 +162,10 @@ impl Line {
         let Some(mut link) = self.link.take() else { return };
         returns.begin_epoch();
         self.frames.clear();
-        let envelope = Envelope { request: link.number(), ..Envelope::default() };
+        let envelope = Envelope {
+            request: link.number(),
+            ..Envelope::default()
+        };
         if Request::Goodbye.encode(&envelope, &mut self.frames).is_ok() {
             // If it cannot be sent, the node sees the connection end instead.
             let _ = link.send(&self.frames);

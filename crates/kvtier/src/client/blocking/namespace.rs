@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Tier};
 
-use super::writer::BlockWriter;
 use super::Shared;
+use super::writer::BlockWriter;
 use crate::client::batch::{
     Opening, absorb_sealed, check_count, check_lengths, chunks, copy_out, leases_of, unexpected,
 };
@@ -24,7 +24,11 @@ pub struct Namespace {
 
 impl Namespace {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> Namespace {
-        Namespace { shared, index, hints: Hints::default() }
+        Namespace {
+            shared,
+            index,
+            hints: Hints::default(),
+        }
     }
 
     pub(super) fn is(&self, shared: &Arc<Shared>, index: usize) -> bool {
@@ -81,11 +85,18 @@ impl Namespace {
         scope: FetchScope,
     ) -> Result<Vec<GetOutcome>, ClientError> {
         if hashes.len() != targets.len() {
-            return Err(ClientError::invalid(format!("{} targets for {} keys", targets.len(), hashes.len())));
+            return Err(ClientError::invalid(format!(
+                "{} targets for {} keys",
+                targets.len(),
+                hashes.len()
+            )));
         }
         let (got, epoch) = self.fetch(hashes, scope)?;
-        let copied: Result<Vec<GetOutcome>, ClientError> =
-            got.iter().zip(targets.iter_mut()).map(|(got, target)| copy_out(got, target)).collect();
+        let copied: Result<Vec<GetOutcome>, ClientError> = got
+            .iter()
+            .zip(targets.iter_mut())
+            .map(|(got, target)| copy_out(got, target))
+            .collect();
         self.shared.returns.release(epoch, leases_of(&got));
         copied
     }
@@ -99,7 +110,11 @@ impl Namespace {
             if scope == FetchScope::Prefix && got.last().is_some_and(|got| !matches!(got, Got::Leased(_))) {
                 break;
             }
-            let keys = Keys { handle: opened.handle, lineage, hashes: Array::from(chunk) };
+            let keys = Keys {
+                handle: opened.handle,
+                lineage,
+                hashes: Array::from(chunk),
+            };
             let request = Request::Fetch { scope, keys };
             let result = line.call(&self.shared, &request, self.hints, |session, reply| match reply {
                 Reply::Fetched { generation, outcomes } => {
@@ -135,11 +150,20 @@ impl Namespace {
         let mut line = shared.line()?;
         loop {
             let (session, mut opened) = line.opened(shared, self.index)?;
-            let Some(mut round) = put.next_round(session, self.index, &home)? else { break };
+            let Some(mut round) = put.next_round(session, self.index, &home)? else {
+                break;
+            };
             if let Some(asking) = put.reserve(&round) {
                 let hashes = Array::from(&asking.hashes);
-                let keys = Keys { handle: opened.handle, lineage: asking.lineage, hashes };
-                let request = Request::Reserve { keys, lengths: Array::from(&asking.lengths) };
+                let keys = Keys {
+                    handle: opened.handle,
+                    lineage: asking.lineage,
+                    hashes,
+                };
+                let request = Request::Reserve {
+                    keys,
+                    lengths: Array::from(&asking.lengths),
+                };
                 let number = line.send(shared, &request, self.hints, shared.options.timeout)?;
                 put.copy_ahead(&round)?;
                 line.receive(shared, number, |session, reply| match reply {
@@ -158,9 +182,18 @@ impl Namespace {
             if !items.is_empty() {
                 let ahead = put.ahead(&round, line.opened(shared, self.index)?.0);
                 let (handle, generation) = (opened.handle, opened.generation);
-                let request = Request::Seal { handle, generation, ahead, items: Array::from(&items) };
+                let request = Request::Seal {
+                    handle,
+                    generation,
+                    ahead,
+                    items: Array::from(&items),
+                };
                 line.call(shared, &request, self.hints, |session, reply| match reply {
-                    Reply::Sealed { generation, outcomes, granted } => {
+                    Reply::Sealed {
+                        generation,
+                        outcomes,
+                        granted,
+                    } => {
                         session.observe(self.index, generation);
                         put.absorb_sealed(&mut round, session, outcomes, granted)
                     }
@@ -179,7 +212,13 @@ impl Namespace {
     ///
     /// # Errors
     /// As any call.
-    pub fn writer(&self, hash: BlockHash, parent: Parent, length: u32, tokens: u32) -> Result<Writing<BlockWriter>, ClientError> {
+    pub fn writer(
+        &self,
+        hash: BlockHash,
+        parent: Parent,
+        length: u32,
+        tokens: u32,
+    ) -> Result<Writing<BlockWriter>, ClientError> {
         let mut writers = self.writers(parent, &[(hash, length)], tokens)?;
         writers.pop().ok_or_else(unexpected)
     }
@@ -200,12 +239,30 @@ impl Namespace {
         let (session, opened) = line.opened(&self.shared, self.index)?;
         check_lengths(blocks, session)?;
         let (hashes, lengths): (Vec<BlockHash>, Vec<u32>) = blocks.iter().copied().unzip();
-        let keys = Keys { handle: opened.handle, lineage, hashes: Array::from(&hashes) };
-        let request = Request::Reserve { keys, lengths: Array::from(&lengths) };
-        let opening = Opening { index: self.index, hashes: &hashes, lengths: &lengths, lineage, tokens };
+        let keys = Keys {
+            handle: opened.handle,
+            lineage,
+            hashes: Array::from(&hashes),
+        };
+        let request = Request::Reserve {
+            keys,
+            lengths: Array::from(&lengths),
+        };
+        let opening = Opening {
+            index: self.index,
+            hashes: &hashes,
+            lengths: &lengths,
+            lineage,
+            tokens,
+        };
         let home: Arc<dyn Home> = self.shared.clone();
-        let slots = line.call(&self.shared, &request, self.hints, |session, reply| opening.absorb(session, reply, &home))?;
-        Ok(slots.into_iter().map(|slot| slot.map(|slot| BlockWriter::new(self, slot))).collect())
+        let slots = line.call(&self.shared, &request, self.hints, |session, reply| {
+            opening.absorb(session, reply, &home)
+        })?;
+        Ok(slots
+            .into_iter()
+            .map(|slot| slot.map(|slot| BlockWriter::new(self, slot)))
+            .collect())
     }
 
     /// Publishes written slots of this namespace in one trip.
@@ -213,7 +270,10 @@ impl Namespace {
     /// # Errors
     /// `Invalid` for writers of another namespace; `Closed` for writers of a connection that is gone; otherwise as any call.
     pub fn seal(&self, mut writers: Vec<BlockWriter>) -> Result<Vec<PutOutcome>, ClientError> {
-        if writers.iter().any(|writer| !writer.belongs_to(&self.shared, self.index)) {
+        if writers
+            .iter()
+            .any(|writer| !writer.belongs_to(&self.shared, self.index))
+        {
             return Err(ClientError::invalid("writers of another namespace: seal them there"));
         }
         let mut line = self.shared.line()?;
@@ -224,12 +284,24 @@ impl Namespace {
         let mut rest = writers.as_mut_slice();
         while let Some(first) = rest.first() {
             let generation = first.generation();
-            let alike = rest.iter().take(most).take_while(|writer| writer.generation() == generation).count();
+            let alike = rest
+                .iter()
+                .take(most)
+                .take_while(|writer| writer.generation() == generation)
+                .count();
             let (batch, later) = rest.split_at_mut(alike);
             rest = later;
-            let items = batch.iter().map(BlockWriter::checked_item).collect::<Result<Vec<SealItem>, _>>()?;
+            let items = batch
+                .iter()
+                .map(BlockWriter::checked_item)
+                .collect::<Result<Vec<SealItem>, _>>()?;
             let (handle, ahead, items) = (opened.handle, Ahead::default(), Array::from(&items));
-            let request = Request::Seal { handle, generation, ahead, items };
+            let request = Request::Seal {
+                handle,
+                generation,
+                ahead,
+                items,
+            };
             line.call(&self.shared, &request, self.hints, |session, reply| {
                 let slots = batch.iter_mut().map(BlockWriter::slot);
                 absorb_sealed(session, self.index, reply, slots, &mut outcomes)
@@ -245,7 +317,9 @@ impl Namespace {
     pub fn lookup(&self, hashes: &[BlockHash]) -> Result<Vec<Option<Tier>>, ClientError> {
         let mut found = Vec::with_capacity(hashes.len());
         self.each_chunk(hashes, Request::Lookup, |chunk, reply| {
-            let Reply::Found { generation, tiers } = reply else { return Err(unexpected()) };
+            let Reply::Found { generation, tiers } = reply else {
+                return Err(unexpected());
+            };
             found.extend(tiers.iter());
             check_count(tiers.len(), chunk.len()).map(|()| generation)
         })?;
@@ -267,13 +341,17 @@ impl Namespace {
     pub fn delete(&self, hashes: &[BlockHash]) -> Result<Vec<bool>, ClientError> {
         let mut deleted = Vec::with_capacity(hashes.len());
         self.each_chunk(hashes, Request::Delete, |chunk, reply| {
-            let Reply::Deleted { generation, removed } = reply else { return Err(unexpected()) };
+            let Reply::Deleted { generation, removed } = reply else {
+                return Err(unexpected());
+            };
             deleted.extend(removed.iter());
             check_count(removed.len(), chunk.len()).map(|()| generation)
         })?;
         let mut line = self.shared.line()?;
         let (session, opened) = line.opened(&self.shared, self.index)?;
-        hashes.iter().for_each(|hash| session.known.remove(opened.handle, *hash));
+        hashes
+            .iter()
+            .for_each(|hash| session.known.remove(opened.handle, *hash));
         Ok(deleted)
     }
 
@@ -287,7 +365,11 @@ impl Namespace {
         let keys_max = line.opened(&self.shared, self.index)?.0.keys_max();
         for (chunk, lineage) in chunks(hashes, keys_max) {
             let (_, opened) = line.opened(&self.shared, self.index)?;
-            let keys = Keys { handle: opened.handle, lineage, hashes: Array::from(chunk) };
+            let keys = Keys {
+                handle: opened.handle,
+                lineage,
+                hashes: Array::from(chunk),
+            };
             line.call(&self.shared, &request(keys), self.hints, |session, reply| {
                 let generation = absorb(chunk, reply)?;
                 session.observe(self.index, generation);
@@ -300,6 +382,9 @@ impl Namespace {
 
 impl std::fmt::Debug for Namespace {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Namespace").field("hints", &self.hints).finish_non_exhaustive()
+        formatter
+            .debug_struct("Namespace")
+            .field("hints", &self.hints)
+            .finish_non_exhaustive()
     }
 }

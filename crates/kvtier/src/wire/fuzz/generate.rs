@@ -33,7 +33,22 @@ impl Random {
 
     /// Numbers at which counts and lengths go wrong.
     pub(super) fn interesting(&mut self) -> u32 {
-        let numbers = [0, 1, 3, 39, 40, 255, 4095, 4096, 4097, 65_535, 1 << 20, (1 << 20) + 1, u32::MAX / 16, u32::MAX];
+        let numbers = [
+            0,
+            1,
+            3,
+            39,
+            40,
+            255,
+            4095,
+            4096,
+            4097,
+            65_535,
+            1 << 20,
+            (1 << 20) + 1,
+            u32::MAX / 16,
+            u32::MAX,
+        ];
         let number = numbers[self.below(numbers.len())];
         if self.below(4) == 0 { self.u32() } else { number }
     }
@@ -72,11 +87,18 @@ impl Random {
     }
 
     fn extent(&mut self) -> Extent {
-        Extent { segment: SegmentId(self.u32()), offset: self.next(), length: self.u32() }
+        Extent {
+            segment: SegmentId(self.u32()),
+            offset: self.next(),
+            length: self.u32(),
+        }
     }
 
     fn slot(&mut self) -> Slot {
-        Slot { reservation: ReservationId(self.next()), extent: self.extent() }
+        Slot {
+            reservation: ReservationId(self.next()),
+            extent: self.extent(),
+        }
     }
 
     fn tier(&mut self) -> Tier {
@@ -100,12 +122,21 @@ impl Random {
         match self.below(3) {
             0 => Reserved::Present,
             1 => Reserved::Busy,
-            _ => Reserved::Granted { reservation: ReservationId(self.next()), extent: self.extent() },
+            _ => Reserved::Granted {
+                reservation: ReservationId(self.next()),
+                extent: self.extent(),
+            },
         }
     }
 
     fn sealed(&mut self) -> Sealed {
-        let all = [Sealed::Published, Sealed::Present, Sealed::Stale, Sealed::Busy, Sealed::Invalid];
+        let all = [
+            Sealed::Published,
+            Sealed::Present,
+            Sealed::Stale,
+            Sealed::Busy,
+            Sealed::Invalid,
+        ];
         all[self.below(all.len())]
     }
 
@@ -135,18 +166,28 @@ impl Random {
 
     fn text(&mut self, min: usize, max: usize) -> String {
         let length = min + self.below((max - min).min(24) + 1);
-        (0..length).map(|_| char::from(b'a' + u8::try_from(self.below(26)).unwrap_or(0))).collect()
+        (0..length)
+            .map(|_| char::from(b'a' + u8::try_from(self.below(26)).unwrap_or(0)))
+            .collect()
     }
 }
 
 /// Appends one valid message of a random kind.
 pub(super) fn message(random: &mut Random, target: &mut Vec<u8>) {
     let kind = Kind::ALL[random.below(Kind::ALL.len())];
-    if kind.is_request() { request(random, kind, target) } else { reply(random, kind, target) }
+    if kind.is_request() {
+        request(random, kind, target)
+    } else {
+        reply(random, kind, target)
+    }
 }
 
 fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
-    let releases = if random.below(3) == 0 { random.many(|random| LeaseId(random.next())) } else { Vec::new() };
+    let releases = if random.below(3) == 0 {
+        random.many(|random| LeaseId(random.next()))
+    } else {
+        Vec::new()
+    };
     let envelope = Envelope {
         request: random.next(),
         deadline_us: random.next(),
@@ -155,25 +196,52 @@ fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
         extensions: Extensions::from(random.hints()),
     };
     let hashes = random.many(Random::hash);
-    let lineage = if random.below(4) == 0 { Lineage::Independent } else { Lineage::Chain(random.parent()) };
-    let keys = Keys { handle: random.u32(), lineage, hashes: (&hashes).into() };
+    let lineage = if random.below(4) == 0 {
+        Lineage::Independent
+    } else {
+        Lineage::Chain(random.parent())
+    };
+    let keys = Keys {
+        handle: random.u32(),
+        lineage,
+        hashes: (&hashes).into(),
+    };
     let lengths: Vec<u32> = hashes.iter().map(|_| random.u32()).collect();
-    let items = if kind == Kind::Seal { random.many(Random::item) } else { Vec::new() };
+    let items = if kind == Kind::Seal {
+        random.many(Random::item)
+    } else {
+        Vec::new()
+    };
     let reservations = random.many(|random| ReservationId(random.next()));
     let name = random.text(1, 256);
     let token = random.text(0, 256);
-    let ahead = Ahead { length: random.u32(), count: random.u32() };
+    let ahead = Ahead {
+        length: random.u32(),
+        count: random.u32(),
+    };
     let request = match kind {
-        Kind::Hello => Request::Hello { version_min: 1, version_max: 7, token: token.as_bytes() },
-        Kind::OpenNamespace => {
-            Request::OpenNamespace { name: &name, realization: Realization::digest(&[("name", &name)]) }
-        }
+        Kind::Hello => Request::Hello {
+            version_min: 1,
+            version_max: 7,
+            token: token.as_bytes(),
+        },
+        Kind::OpenNamespace => Request::OpenNamespace {
+            name: &name,
+            realization: Realization::digest(&[("name", &name)]),
+        },
         Kind::Lookup => Request::Lookup(keys),
         Kind::Fetch => {
-            let scope = if random.below(2) == 0 { FetchScope::Prefix } else { FetchScope::Each };
+            let scope = if random.below(2) == 0 {
+                FetchScope::Prefix
+            } else {
+                FetchScope::Each
+            };
             Request::Fetch { scope, keys }
         }
-        Kind::Reserve => Request::Reserve { keys, lengths: (&lengths).into() },
+        Kind::Reserve => Request::Reserve {
+            keys,
+            lengths: (&lengths).into(),
+        },
         Kind::Seal => Request::Seal {
             handle: random.u32(),
             generation: Generation(random.next()),
@@ -181,7 +249,9 @@ fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
             items: (&items).into(),
         },
         Kind::Grant => Request::Grant(ahead),
-        Kind::Abandon => Request::Abandon { reservations: (&reservations).into() },
+        Kind::Abandon => Request::Abandon {
+            reservations: (&reservations).into(),
+        },
         Kind::Delete => Request::Delete(keys),
         Kind::Invalidate => Request::Invalidate { name: &name },
         Kind::Flush => Request::Flush,
@@ -189,7 +259,10 @@ fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
         Kind::Goodbye => Request::Goodbye,
         _ => Request::Release,
     };
-    assert!(request.encode(&envelope, target).is_ok(), "within the limits: {request:?}");
+    assert!(
+        request.encode(&envelope, target).is_ok(),
+        "within the limits: {request:?}"
+    );
 }
 
 fn reply(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
@@ -212,24 +285,55 @@ fn reply(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
             lease_ttl_ms: random.next(),
             reservation_ttl_ms: random.next(),
         }),
-        Kind::NamespaceOpened => Reply::NamespaceOpened { handle: random.u32(), generation },
-        Kind::Found => Reply::Found { generation, tiers: (&tiers).into() },
-        Kind::Fetched => Reply::Fetched { generation, outcomes: (&fetched).into() },
-        Kind::Reserved => Reply::Reserved { generation, outcomes: (&reserved).into() },
-        Kind::Sealed => Reply::Sealed { generation, outcomes: (&sealed).into(), granted: (&slots).into() },
+        Kind::NamespaceOpened => Reply::NamespaceOpened {
+            handle: random.u32(),
+            generation,
+        },
+        Kind::Found => Reply::Found {
+            generation,
+            tiers: (&tiers).into(),
+        },
+        Kind::Fetched => Reply::Fetched {
+            generation,
+            outcomes: (&fetched).into(),
+        },
+        Kind::Reserved => Reply::Reserved {
+            generation,
+            outcomes: (&reserved).into(),
+        },
+        Kind::Sealed => Reply::Sealed {
+            generation,
+            outcomes: (&sealed).into(),
+            granted: (&slots).into(),
+        },
         Kind::Granted => Reply::Granted { slots: (&slots).into() },
-        Kind::Deleted => Reply::Deleted { generation, removed: (&removed).into() },
+        Kind::Deleted => Reply::Deleted {
+            generation,
+            removed: (&removed).into(),
+        },
         Kind::Invalidated => Reply::Invalidated { generation },
-        Kind::Flushed => Reply::Flushed { written: random.next(), left_out: random.next() },
+        Kind::Flushed => Reply::Flushed {
+            written: random.next(),
+            left_out: random.next(),
+        },
         Kind::StatusReport => Reply::Status { json: &text },
         Kind::Error => {
             let code = 1 + u8::try_from(random.below(8)).unwrap_or(0);
-            Reply::Error { kind: ErrorKind::from_code(code).unwrap_or(ErrorKind::Internal), message: &text }
+            Reply::Error {
+                kind: ErrorKind::from_code(code).unwrap_or(ErrorKind::Internal),
+                message: &text,
+            }
         }
-        Kind::SegmentAdded => Reply::SegmentAdded { segment, bytes: random.next() },
+        Kind::SegmentAdded => Reply::SegmentAdded {
+            segment,
+            bytes: random.next(),
+        },
         Kind::SegmentRemoved => Reply::SegmentRemoved { segment },
         _ => Reply::Farewell,
     };
     let extensions = Extensions::from(random.hints());
-    assert!(reply.encode_with(random.next(), extensions, target).is_ok(), "within the limits: {reply:?}");
+    assert!(
+        reply.encode_with(random.next(), extensions, target).is_ok(),
+        "within the limits: {reply:?}"
+    );
 }

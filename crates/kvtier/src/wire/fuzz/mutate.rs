@@ -57,8 +57,15 @@ fn lie_about_length(random: &mut Random, input: &mut [u8]) {
 
 /// Counts lie at multiples of four behind the header; the number of leases lies in it.
 fn lie_about_a_count(random: &mut Random, input: &mut [u8]) {
-    let at = if random.below(4) == 0 { 32 } else { HEADER_BYTES + 4 * random.below(12) };
-    let lie = match input.get(at..at + 4).map(|count| u32::from_le_bytes([count[0], count[1], count[2], count[3]])) {
+    let at = if random.below(4) == 0 {
+        32
+    } else {
+        HEADER_BYTES + 4 * random.below(12)
+    };
+    let lie = match input
+        .get(at..at + 4)
+        .map(|count| u32::from_le_bytes([count[0], count[1], count[2], count[3]]))
+    {
         Some(count) if random.below(2) == 0 => count.wrapping_add(1),
         Some(count) if random.below(2) == 0 => count.wrapping_sub(1),
         _ => random.interesting(),
@@ -117,6 +124,12 @@ fn change_an_id(random: &mut Random, input: &mut [u8]) {
 
 /// Says the length that the message now has, so that what was changed is looked at.
 fn mend_length(input: &mut [u8]) {
-    let Some(length) = input.len().checked_sub(HEADER_BYTES).and_then(|length| u32::try_from(length).ok()) else { return };
+    let Some(length) = input
+        .len()
+        .checked_sub(HEADER_BYTES)
+        .and_then(|length| u32::try_from(length).ok())
+    else {
+        return;
+    };
     input[..4].copy_from_slice(&length.to_le_bytes());
 }
