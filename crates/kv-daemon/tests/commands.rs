@@ -104,13 +104,13 @@ fn replay_with(engine: &str) {
         started => started.unwrap_or_else(|log| panic!("{log}")),
     };
     let trace = chat_trace(daemon.directory.path(), 7, 220);
-    let report = daemon.ask(&["replay", trace.to_str().unwrap(), "--block-bytes", "16KiB", "--connections", "2"]);
+    let report = daemon.ask(&["replay", trace.to_str().unwrap(), "--block-bytes", "64KiB", "--connections", "2"]);
     assert_eq!(report["wrong_bytes"], 0, "{report:#}");
     let number = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("{name}: {report:#}"));
     let requests = std::fs::read_to_string(&trace).unwrap().lines().count() as u64;
     assert_eq!(number("requests"), requests);
     assert!(number("hit_blocks_host") > 0 && number("hit_blocks_nvme") > 0, "hits from both tiers: {report:#}");
-    assert_eq!(number("verified_bytes"), 16384 * (number("hit_blocks_host") + number("hit_blocks_nvme")));
+    assert_eq!(number("verified_bytes"), 65536 * (number("hit_blocks_host") + number("hit_blocks_nvme")));
     assert_eq!(number("blocks"), number("hit_blocks_host") + number("hit_blocks_nvme") + number("miss_blocks"));
     assert_eq!(number("miss_blocks"), number("put_blocks") + number("put_present") + number("put_busy"));
     assert_eq!(number("put_busy"), 0, "{report:#}");
@@ -120,7 +120,7 @@ fn replay_with(engine: &str) {
     assert_eq!(status["corrupt"], 0, "{status:#}");
     assert_eq!(status["nvme_engine"].as_str().unwrap().replace('_', "-"), engine);
 
-    let again = daemon.ask(&["replay", trace.to_str().unwrap(), "--block-bytes", "16KiB", "--requests", "..100"]);
+    let again = daemon.ask(&["replay", trace.to_str().unwrap(), "--block-bytes", "64KiB", "--requests", "..100"]);
     assert_eq!((&again["requests"], &again["wrong_bytes"]), (&json!(100), &json!(0)));
 }
 

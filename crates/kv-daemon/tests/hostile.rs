@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use daemon::{Daemon, PATIENCE, chat_trace, signal_process, wait};
 use kv_daemon::content::Content;
-use kvtier::client::blocking::{Client, Namespace, Writing};
+use kvtier::client::blocking::{Client, Namespace};
 use kvtier::client::{ClientOptions, FetchScope, Lineage, PutOutcome};
 use kvtier::{BlockHash, Parent, Realization};
 use kvtier_sim::trace::block_hash;
@@ -189,7 +189,7 @@ fn put_in_place(namespace: &Namespace, content: &Content, ids: &[u64], random: &
     let mut bytes = vec![0; BLOCK_BYTES];
     let mut written = Vec::new();
     for (id, writing) in ids.iter().zip(writings) {
-        let Writing::Granted(mut writer) = writing else { continue };
+        let Some(mut writer) = writing.writer() else { continue };
         content.fill(*id, &mut bytes);
         writer.write(0, &bytes).expect("a slot is written");
         if random.below(4) > 0 {
@@ -268,7 +268,7 @@ fn be_a_slow_writer(socket: &Path) {
     let mut bytes = vec![0; BLOCK_BYTES];
     content.fill(WRITE_ID, &mut bytes);
     let writing = namespace.writer(block_hash(WRITE_ID), Parent::Unknown, BLOCK_BYTES as u32, 512).expect("an answer");
-    let Writing::Granted(mut writer) = writing else { panic!("no slot: {writing:?}") };
+    let mut writer = writing.writer().expect("a slot");
     writer.write(0, &bytes[..BLOCK_BYTES / 2]).expect("the first half");
     say(UNDER_WAY);
     wait_for_parent();

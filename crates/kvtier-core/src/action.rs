@@ -1,4 +1,6 @@
-use crate::{BlockHash, Extent, Fetched, Generation, NamespaceId, RealizationId, Reserved, SegmentId, Tier, TrustDomain};
+use crate::{
+    BlockHash, Extent, Fetched, Generation, NamespaceId, RealizationId, Reserved, SegmentId, Tier, TrustDomain,
+};
 
 /// A connected client. Never reused within a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

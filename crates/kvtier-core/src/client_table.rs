@@ -64,7 +64,9 @@ impl ClientTable {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Client)> {
-        (0..).zip(&self.entries).filter_map(|(place, client)| client.as_ref().map(|client| (place, client)))
+        (0..)
+            .zip(&self.entries)
+            .filter_map(|(place, client)| client.as_ref().map(|client| (place, client)))
     }
 
     pub(crate) fn len(&self) -> usize {

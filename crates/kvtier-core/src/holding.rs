@@ -39,7 +39,10 @@ impl Holding {
     }
 
     /// Whether the slot is a block's already (a planted bug).
-    #[cfg_attr(not(feature = "mutants"), expect(clippy::unused_self, reason = "only planted bugs publish early"))]
+    #[cfg_attr(
+        not(feature = "mutants"),
+        expect(clippy::unused_self, reason = "only planted bugs publish early")
+    )]
     pub(crate) fn is_published(&self) -> bool {
         #[cfg(feature = "mutants")]
         return self.published;
@@ -109,13 +112,22 @@ impl Holdings {
     pub(crate) fn find(&self, id: u64) -> Option<&Holding> {
         let (place, version) = split(id);
         let slot = self.chunks.get(place as usize / CHUNK)?.get(place as usize % CHUNK)?;
-        if slot.version == version { slot.holding.as_ref() } else { None }
+        if slot.version == version {
+            slot.holding.as_ref()
+        } else {
+            None
+        }
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<Holding> {
         self.find(id)?;
         let (place, _) = split(id);
-        if self.place(place).holding.as_ref().is_some_and(|holding| !holding.expired) {
+        if self
+            .place(place)
+            .holding
+            .as_ref()
+            .is_some_and(|holding| !holding.expired)
+        {
             self.unlink_due(place);
         } else {
             self.expired -= 1;
@@ -180,7 +192,10 @@ impl Holdings {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Holding> {
-        self.chunks.iter().flat_map(|chunk| chunk.iter()).filter_map(|place| place.holding.as_ref())
+        self.chunks
+            .iter()
+            .flat_map(|chunk| chunk.iter())
+            .filter_map(|place| place.holding.as_ref())
     }
 
     #[cfg(feature = "mutants")]
@@ -190,13 +205,18 @@ impl Holdings {
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let places = self.chunks.len() * CHUNK * size_of::<Place>() + self.chunks.capacity() * size_of::<Box<[Place]>>();
+        let places =
+            self.chunks.len() * CHUNK * size_of::<Place>() + self.chunks.capacity() * size_of::<Box<[Place]>>();
         (places + self.own_heads.capacity() * size_of::<u32>()) as u64
     }
 
     pub(crate) fn check_invariants(&self) {
         assert_eq!(self.iter().count(), self.live, "holdings");
-        assert_eq!(self.iter().filter(|holding| holding.expired).count(), self.expired, "expired holdings");
+        assert_eq!(
+            self.iter().filter(|holding| holding.expired).count(),
+            self.expired,
+            "expired holdings"
+        );
         let mut due = 0;
         let mut previous = Time::ZERO;
         let mut place = self.due_head;
@@ -241,7 +261,11 @@ impl Holdings {
                 holding: None,
                 version: 1,
                 previous_due: NONE,
-                next_due: if place as usize % CHUNK == CHUNK - 1 { NONE } else { place + 1 },
+                next_due: if place as usize % CHUNK == CHUNK - 1 {
+                    NONE
+                } else {
+                    place + 1
+                },
                 previous_own: NONE,
                 next_own: NONE,
             })
@@ -251,7 +275,10 @@ impl Holdings {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "an id is a place and a version of 32 bits each")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an id is a place and a version of 32 bits each"
+)]
 fn split(id: u64) -> (u32, u32) {
     (id as u32, (id >> 32) as u32)
 }
@@ -278,12 +305,21 @@ mod tests {
     #[test]
     fn a_client_finds_its_own_in_any_order_of_removal() {
         let mut table = Holdings::default();
-        let ids: Vec<u64> = (0..3000).map(|number| table.insert(holding(number % 3, u64::from(number)))).collect();
+        let ids: Vec<u64> = (0..3000)
+            .map(|number| table.insert(holding(number % 3, u64::from(number))))
+            .collect();
         for id in ids.iter().skip(1).step_by(3) {
             assert!(table.expire(*id));
             table.remove(*id);
         }
-        assert_eq!((table.of_client(0).len(), table.of_client(1).len(), table.of_client(2).len()), (1000, 0, 1000));
+        assert_eq!(
+            (
+                table.of_client(0).len(),
+                table.of_client(1).len(),
+                table.of_client(2).len()
+            ),
+            (1000, 0, 1000)
+        );
         assert_eq!(table.first_due(), Some((ids[0], Time(0))));
         table.check_invariants();
     }

@@ -152,7 +152,9 @@ impl HostTable {
 
     pub(crate) fn find_group(&self, domain: TrustDomain, slot_bytes: u64) -> Option<u32> {
         self.by_shape
-            .find(shape(domain.0, slot_bytes), |group| group.0 == domain.0 && group.1 == slot_bytes)
+            .find(shape(domain.0, slot_bytes), |group| {
+                group.0 == domain.0 && group.1 == slot_bytes
+            })
             .map(|group| group.2)
     }
 
@@ -177,7 +179,10 @@ impl HostTable {
             evictions: 0,
         };
         let place = place_in(&mut self.groups, &mut self.free_groups, group);
-        self.by_shape.insert(shape(domain.0, slot_bytes), (domain.0, slot_bytes, place), |group| shape(group.0, group.1));
+        self.by_shape
+            .insert(shape(domain.0, slot_bytes), (domain.0, slot_bytes, place), |group| {
+                shape(group.0, group.1)
+            });
         place
     }
 
@@ -188,7 +193,9 @@ impl HostTable {
             return;
         }
         let (domain, slot_bytes) = (group.domain.0, group.slot_bytes);
-        self.by_shape.remove(shape(domain, slot_bytes), |group| group.0 == domain && group.1 == slot_bytes);
+        self.by_shape.remove(shape(domain, slot_bytes), |group| {
+            group.0 == domain && group.1 == slot_bytes
+        });
         self.groups[place as usize] = None;
         self.free_groups.push(place);
     }
@@ -248,7 +255,12 @@ impl HostTable {
         let entry = &mut segment.slots[slot as usize];
         segment.free_head = entry.owner;
         segment.free -= 1;
-        *entry = Slot { owner, leases: 0, state, operations: 0 };
+        *entry = Slot {
+            owner,
+            leases: 0,
+            state,
+            operations: 0,
+        };
         let exhausted = segment.free == 0;
         segment.available = !exhausted;
         let group = self.group_mut(group);
@@ -264,8 +276,18 @@ impl HostTable {
     pub(crate) fn free_slot(&mut self, place: u32, slot: u32) {
         let segment = self.segments[place as usize].as_mut().expect("a segment in use");
         let entry = &mut segment.slots[slot as usize];
-        assert_ne!(entry.state, SlotState::Free, "slot {slot} of {:?} is free already", segment.id);
-        *entry = Slot { owner: segment.free_head, leases: 0, state: SlotState::Free, operations: 0 };
+        assert_ne!(
+            entry.state,
+            SlotState::Free,
+            "slot {slot} of {:?} is free already",
+            segment.id
+        );
+        *entry = Slot {
+            owner: segment.free_head,
+            leases: 0,
+            state: SlotState::Free,
+            operations: 0,
+        };
         segment.free_head = slot;
         segment.free += 1;
         let group = segment.group;
@@ -290,11 +312,21 @@ impl HostTable {
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let segments = self.segments.iter().flatten().map(|segment| segment.slots.len() * size_of::<Slot>()).sum::<usize>();
+        let segments = self
+            .segments
+            .iter()
+            .flatten()
+            .map(|segment| segment.slots.len() * size_of::<Slot>())
+            .sum::<usize>();
         let tables = self.segments.capacity() * size_of::<Option<HostSegment>>()
             + self.groups.capacity() * size_of::<Option<Group>>()
             + (self.free_segments.capacity() + self.free_groups.capacity()) * size_of::<u32>();
-        let wants = self.groups.iter().flatten().map(|group| group.wants.capacity() * size_of::<Want>()).sum::<usize>();
+        let wants = self
+            .groups
+            .iter()
+            .flatten()
+            .map(|group| group.wants.capacity() * size_of::<Want>())
+            .sum::<usize>();
         (segments + tables + wants) as u64 + self.by_shape.memory_bytes()
     }
 }

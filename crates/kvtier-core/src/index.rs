@@ -27,6 +27,8 @@ pub(crate) mod flag {
     pub(crate) const REDUNDANT: u16 = 1 << 7;
     /// On the list of its namespace, which has a quota.
     pub(crate) const ENROLLED: u16 = 1 << 8;
+    /// Leased since its NVMe record was written.
+    pub(crate) const AGAIN: u16 = 1 << 9;
 }
 
 /// One block: its key, its parent, where its copies lie. One cache line.
@@ -113,7 +115,13 @@ pub(crate) struct BlockIndex {
 
 impl BlockIndex {
     pub(crate) fn new(seed: u64) -> BlockIndex {
-        BlockIndex { seed, chunks: Vec::new(), free: NONE, live: 0, table: KeyMap::default() }
+        BlockIndex {
+            seed,
+            chunks: Vec::new(),
+            free: NONE,
+            live: 0,
+            table: KeyMap::default(),
+        }
     }
 
     pub(crate) fn entry(&self, block: u32) -> &Entry {
@@ -127,14 +135,27 @@ impl BlockIndex {
     /// The block of this key and epoch, ghosts included.
     pub(crate) fn find(&self, key: BlockKey, epoch: u32) -> Option<u32> {
         self.table
-            .find(mix(self.seed, key), |&block| {
-                let entry = self.entry(block);
-                entry.hash == key.hash
-                    && entry.namespace == key.namespace.0
-                    && entry.epoch == epoch
-                    && u32::from(entry.realization) == key.realization.0
-            })
+            .find(mix(self.seed, key), |&block| is_of(self.entry(block), key, epoch))
             .copied()
+    }
+
+    /// The blocks of many keys, [`NONE`] where there is none.
+    ///
+    /// The table is probed for all of them before any entry is looked at: so the processor waits for many cache misses at
+    /// once instead of one after the other.
+    pub(crate) fn find_all(&self, scope: BlockKey, hashes: &[BlockHash], epoch: u32) -> Vec<u32> {
+        let guess = |hash: &BlockHash| {
+            let key = BlockKey { hash: *hash, ..scope };
+            self.table.find(mix(self.seed, key), |_| true).copied().unwrap_or(NONE)
+        };
+        let mut blocks: Vec<u32> = hashes.iter().map(guess).collect();
+        for (block, hash) in blocks.iter_mut().zip(hashes) {
+            let key = BlockKey { hash: *hash, ..scope };
+            if *block != NONE && !is_of(self.entry(*block), key, epoch) {
+                *block = self.find(key, epoch).unwrap_or(NONE);
+            }
+        }
+        blocks
     }
 
     /// The block of this key, whatever its epoch.
@@ -159,12 +180,22 @@ impl BlockIndex {
         let block = self.free;
         let entry = self.entry_mut(block);
         let next = entry.parent;
-        *entry = Entry { hash: key.hash, namespace: key.namespace.0, epoch, flags: flag::LIVE, ..Entry::FREE };
+        *entry = Entry {
+            hash: key.hash,
+            namespace: key.namespace.0,
+            epoch,
+            flags: flag::LIVE,
+            ..Entry::FREE
+        };
         entry.realization = u16::try_from(key.realization.0).expect("realizations_max is at most 65,536");
         self.free = next;
         self.live += 1;
-        let BlockIndex { seed, chunks, table, .. } = self;
-        table.insert(mix(*seed, key), block, |&other| mix(*seed, key_of(&chunks[other as usize / CHUNK][other as usize % CHUNK])));
+        let BlockIndex {
+            seed, chunks, table, ..
+        } = self;
+        table.insert(mix(*seed, key), block, |&other| {
+            mix(*seed, key_of(&chunks[other as usize / CHUNK][other as usize % CHUNK]))
+        });
         block
     }
 
@@ -173,7 +204,10 @@ impl BlockIndex {
         let removed = self.table.remove(mix(self.seed, key), |&other| other == block);
         assert!(removed.is_some(), "block {block} is not in the lookup table");
         let free = self.free;
-        *self.entry_mut(block) = Entry { parent: free, ..Entry::FREE };
+        *self.entry_mut(block) = Entry {
+            parent: free,
+            ..Entry::FREE
+        };
         self.free = block;
         self.live -= 1;
     }
@@ -210,11 +244,22 @@ impl BlockIndex {
         let first = self.places();
         let mut chunk = vec![Entry::FREE; CHUNK];
         for (place, entry) in (first..).zip(chunk.iter_mut()) {
-            entry.parent = if place as usize % CHUNK == CHUNK - 1 { NONE } else { place + 1 };
+            entry.parent = if place as usize % CHUNK == CHUNK - 1 {
+                NONE
+            } else {
+                place + 1
+            };
         }
         self.chunks.push(chunk.into_boxed_slice());
         self.free = first;
     }
+}
+
+fn is_of(entry: &Entry, key: BlockKey, epoch: u32) -> bool {
+    entry.hash == key.hash
+        && entry.namespace == key.namespace.0
+        && entry.epoch == epoch
+        && u32::from(entry.realization) == key.realization.0
 }
 
 pub(crate) fn key_of(entry: &Entry) -> BlockKey {
@@ -231,7 +276,10 @@ fn mix(seed: u64, key: BlockKey) -> u64 {
     #[expect(clippy::cast_possible_truncation, reason = "both halves are taken")]
     let (low, high) = (value as u64, (value >> 64) as u64);
     let scope = (u64::from(key.namespace.0) << 32) | u64::from(key.realization.0);
-    fold(fold(low ^ seed, high ^ 0xa076_1d64_78bd_642f) ^ scope, seed.rotate_left(32) | 1)
+    fold(
+        fold(low ^ seed, high ^ 0xa076_1d64_78bd_642f) ^ scope,
+        seed.rotate_left(32) | 1,
+    )
 }
 
 #[cfg(test)]
@@ -241,7 +289,10 @@ mod tests {
     fn key(number: u64) -> BlockKey {
         let mut hash = [0; 16];
         hash[..8].copy_from_slice(&number.to_le_bytes());
-        BlockKey { hash: BlockHash(hash), ..BlockKey::default() }
+        BlockKey {
+            hash: BlockHash(hash),
+            ..BlockKey::default()
+        }
     }
 
     #[test]
@@ -259,6 +310,10 @@ mod tests {
         for number in 0..10_000_u64 {
             let found = index.find(key(number), 1);
             assert_eq!(found, (number % 2 == 1).then(|| places[number as usize]));
+        }
+        let hashes: Vec<BlockHash> = (0..10_000).map(|number| key(number).hash).collect();
+        for (number, found) in index.find_all(key(0), &hashes, 1).into_iter().enumerate() {
+            assert_eq!(found, if number % 2 == 1 { places[number] } else { NONE });
         }
         let before = index.places();
         for number in (0..10_000).step_by(2) {

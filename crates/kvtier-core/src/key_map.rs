@@ -11,7 +11,9 @@ pub(crate) struct KeyMap<T> {
 
 impl<T> Default for KeyMap<T> {
     fn default() -> Self {
-        KeyMap { table: HashTable::new() }
+        KeyMap {
+            table: HashTable::new(),
+        }
     }
 }
 
@@ -50,11 +52,13 @@ impl<T> KeyMap<T> {
 /// A map from small numbers: elements carry their key.
 impl<T> KeyMap<(u64, T)> {
     pub(crate) fn at(&self, key: u64) -> Option<&T> {
-        self.find(mix_number(key), |element| element.0 == key).map(|element| &element.1)
+        self.find(mix_number(key), |element| element.0 == key)
+            .map(|element| &element.1)
     }
 
     pub(crate) fn at_mut(&mut self, key: u64) -> Option<&mut T> {
-        self.find_mut(mix_number(key), |element| element.0 == key).map(|element| &mut element.1)
+        self.find_mut(mix_number(key), |element| element.0 == key)
+            .map(|element| &mut element.1)
     }
 
     pub(crate) fn put(&mut self, key: u64, value: T) {
@@ -63,7 +67,8 @@ impl<T> KeyMap<(u64, T)> {
     }
 
     pub(crate) fn take(&mut self, key: u64) -> Option<T> {
-        self.remove(mix_number(key), |element| element.0 == key).map(|element| element.1)
+        self.remove(mix_number(key), |element| element.0 == key)
+            .map(|element| element.1)
     }
 }
 

@@ -128,7 +128,11 @@ impl TierManager {
                 self.host.group_mut(group).attended = false;
                 self.look_after(group);
             }
-            if self.nvme.as_mut().is_some_and(|nvme| std::mem::take(&mut nvme.attention)) {
+            if self
+                .nvme
+                .as_mut()
+                .is_some_and(|nvme| std::mem::take(&mut nvme.attention))
+            {
                 idle = false;
                 self.pump_nvme();
             }

@@ -50,7 +50,10 @@ impl Mutant {
         ("skip_quarantine", Mutant::SkipQuarantine),
         ("ack_before_recorded", Mutant::AckBeforeRecorded),
         ("promote_publishes_before_read", Mutant::PromotePublishesBeforeRead),
-        ("leaked_reservation_on_disconnect", Mutant::LeakedReservationOnDisconnect),
+        (
+            "leaked_reservation_on_disconnect",
+            Mutant::LeakedReservationOnDisconnect,
+        ),
         ("foreign_release_accepted", Mutant::ForeignReleaseAccepted),
         ("wrong_extent_on_relocate", Mutant::WrongExtentOnRelocate),
         ("seal_ignores_generation", Mutant::SealIgnoresGeneration),

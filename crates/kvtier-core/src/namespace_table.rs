@@ -102,7 +102,9 @@ pub(crate) struct RealizationTable {
 impl RealizationTable {
     pub(crate) fn find(&self, realization: Realization) -> Option<RealizationId> {
         self.by_digest
-            .find(digest_hash(&realization), |&place| self.entries[place as usize] == realization)
+            .find(digest_hash(&realization), |&place| {
+                self.entries[place as usize] == realization
+            })
             .map(|&place| RealizationId(place))
     }
 
@@ -110,7 +112,9 @@ impl RealizationTable {
         let place = u32::try_from(self.entries.len()).expect("realizations_max is at most 65,536");
         self.entries.push(realization);
         let RealizationTable { entries, by_digest } = self;
-        by_digest.insert(digest_hash(&realization), place, |&other| digest_hash(&entries[other as usize]));
+        by_digest.insert(digest_hash(&realization), place, |&other| {
+            digest_hash(&entries[other as usize])
+        });
         RealizationId(place)
     }
 

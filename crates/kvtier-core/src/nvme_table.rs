@@ -108,7 +108,8 @@ impl NvmeTable {
         let segments_max = settings.nvme_bytes / settings.nvme_segment_bytes;
         let room = settings.nvme_segment_bytes - settings.nvme_segment_header_bytes;
         // One segment open for demotion, one for reclaim, one empty so that reclaim can always go on.
-        let live_max = (room * segments_max / 1000 * u64::from(settings.nvme_live_permille)).min(room * (segments_max - 3));
+        let live_max =
+            (room * segments_max / 1000 * u64::from(settings.nvme_live_permille)).min(room * (segments_max - 3));
         Some(NvmeTable {
             segments: Vec::new(),
             free_places: Vec::new(),
@@ -179,7 +180,11 @@ impl NvmeTable {
 
     pub(crate) fn drop_segment(&mut self, place: u32) {
         let segment = self.segments[place as usize].take().expect("a segment in use");
-        assert!(segment.live == 0 && segment.writes == 0 && segment.reads == 0, "{:?} is in use", segment.id);
+        assert!(
+            segment.live == 0 && segment.writes == 0 && segment.reads == 0,
+            "{:?} is in use",
+            segment.id
+        );
         self.free_places.push(place);
         self.opened -= 1;
     }
@@ -213,7 +218,11 @@ impl NvmeTable {
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let records = self.segments.iter().flatten().map(|segment| segment.records.capacity() * size_of::<u32>());
+        let records = self
+            .segments
+            .iter()
+            .flatten()
+            .map(|segment| segment.records.capacity() * size_of::<u32>());
         let tables = self.segments.capacity() * size_of::<Option<NvmeSegment>>() + self.free_places.capacity() * 4;
         (records.sum::<usize>() + tables) as u64
     }

@@ -79,7 +79,7 @@ impl Default for CoreSettings {
             namespace_quota_bytes: None,
             host_clean_low_permille: 100,
             host_clean_high_permille: 200,
-            nvme_live_permille: 940,
+            nvme_live_permille: 1000,
             lease_ttl: Duration::from_secs(30),
             reservation_ttl: Duration::from_secs(30),
             operation_deadline: Duration::from_secs(10),
@@ -122,9 +122,19 @@ impl CoreSettings {
     /// The first field that cannot be.
     pub fn check(self) -> Result<CheckedCoreSettings, SettingsError> {
         const PAGE: u64 = 4096;
-        let wrong = |field, value: u64, remedy: &str| Err(SettingsError { field, value: value.to_string(), remedy: remedy.to_owned() });
+        let wrong = |field, value: u64, remedy: &str| {
+            Err(SettingsError {
+                field,
+                value: value.to_string(),
+                remedy: remedy.to_owned(),
+            })
+        };
         if self.host_segment_bytes < PAGE || !self.host_segment_bytes.is_multiple_of(PAGE) {
-            return wrong("host_segment_bytes", self.host_segment_bytes, "give a multiple of 4 KiB");
+            return wrong(
+                "host_segment_bytes",
+                self.host_segment_bytes,
+                "give a multiple of 4 KiB",
+            );
         }
         if self.host_bytes < self.host_segment_bytes {
             return wrong("host_bytes", self.host_bytes, "give at least one host segment");
@@ -133,23 +143,47 @@ impl CoreSettings {
             return wrong("host_bytes", self.host_bytes, "give at most 1 PiB");
         }
         if self.block_bytes_max == 0 || u64::from(self.block_bytes_max) > 1 << 30 {
-            return wrong("block_bytes_max", u64::from(self.block_bytes_max), "give 1 byte to 1 GiB");
+            return wrong(
+                "block_bytes_max",
+                u64::from(self.block_bytes_max),
+                "give 1 byte to 1 GiB",
+            );
         }
         if self.nvme_bytes > 0 {
             if !self.nvme_segment_bytes.is_multiple_of(PAGE) || self.nvme_segment_bytes > 1 << 40 {
-                return wrong("nvme_segment_bytes", self.nvme_segment_bytes, "give a multiple of 4 KiB, at most 1 TiB");
+                return wrong(
+                    "nvme_segment_bytes",
+                    self.nvme_segment_bytes,
+                    "give a multiple of 4 KiB, at most 1 TiB",
+                );
             }
             if !self.nvme_segment_header_bytes.is_multiple_of(PAGE) {
-                return wrong("nvme_segment_header_bytes", self.nvme_segment_header_bytes, "give a multiple of 4 KiB");
+                return wrong(
+                    "nvme_segment_header_bytes",
+                    self.nvme_segment_header_bytes,
+                    "give a multiple of 4 KiB",
+                );
             }
             if self.nvme_segment_bytes < self.nvme_segment_header_bytes + self.nvme_record_index_bytes + PAGE {
-                return wrong("nvme_segment_bytes", self.nvme_segment_bytes, "give room for the header and one block");
+                return wrong(
+                    "nvme_segment_bytes",
+                    self.nvme_segment_bytes,
+                    "give room for the header and one block",
+                );
             }
             if self.nvme_bytes / self.nvme_segment_bytes < 4 {
-                return wrong("nvme_bytes", self.nvme_bytes, "give at least four NVMe segments, or 0 for no NVMe tier");
+                return wrong(
+                    "nvme_bytes",
+                    self.nvme_bytes,
+                    "give at least four NVMe segments, or 0 for no NVMe tier",
+                );
             }
             if self.nvme_bytes / self.nvme_segment_bytes > 1 << 24 {
-                return wrong("nvme_segment_bytes", self.nvme_segment_bytes, "give larger segments: at most 16 M fit in the tables");
+                return wrong(
+                    "nvme_segment_bytes",
+                    self.nvme_segment_bytes,
+                    "give larger segments: at most 16 M fit in the tables",
+                );
             }
         }
         for (field, value) in [
@@ -162,7 +196,11 @@ impl CoreSettings {
             }
         }
         if self.host_clean_low_permille > self.host_clean_high_permille {
-            return wrong("host_clean_low_permille", u64::from(self.host_clean_low_permille), "give at most host_clean_high_permille");
+            return wrong(
+                "host_clean_low_permille",
+                u64::from(self.host_clean_low_permille),
+                "give at most host_clean_high_permille",
+            );
         }
         for (field, duration) in [
             ("lease_ttl", self.lease_ttl),
@@ -171,7 +209,11 @@ impl CoreSettings {
             ("tier_retry_backoff", self.tier_retry_backoff),
         ] {
             if duration < Duration::from_millis(1) || duration > Duration::from_secs(86_400) {
-                return Err(SettingsError { field, value: format!("{duration:?}"), remedy: "give 1 ms to 1 day".to_owned() });
+                return Err(SettingsError {
+                    field,
+                    value: format!("{duration:?}"),
+                    remedy: "give 1 ms to 1 day".to_owned(),
+                });
             }
         }
         for (field, value, most) in [
@@ -187,7 +229,11 @@ impl CoreSettings {
             ("batch_keys_max", self.batch_keys_max, 1 << 20),
         ] {
             if value == 0 || value > most {
-                return Err(SettingsError { field, value: value.to_string(), remedy: format!("give 1 to {most}") });
+                return Err(SettingsError {
+                    field,
+                    value: value.to_string(),
+                    remedy: format!("give 1 to {most}"),
+                });
             }
         }
         Ok(CheckedCoreSettings(self))

@@ -260,6 +260,9 @@ impl World {
         if timer.is_some_and(|timer| timer <= end && happening.is_none_or(|time| timer <= time)) {
             let timer = timer.unwrap_or(end);
             self.timer(timer)?;
+            if self.log.is_some() {
+                self.audit()?;
+            }
             return Ok(true);
         }
         let Some((time, happening)) = self
@@ -283,6 +286,10 @@ impl World {
             Happening::Step(client) => self.client_step(client)?,
             Happening::Operate => self.operate()?,
             Happening::Probe(space) => self.probe(space)?,
+        }
+        if self.log.is_some() {
+            // Somebody reads along: say it where it happens, not where it is noticed.
+            self.audit()?;
         }
         Ok(true)
     }

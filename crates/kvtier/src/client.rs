@@ -23,6 +23,8 @@ mod put;
 mod returns;
 mod session;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 pub use asynchronous::{BlockWriter, Client, Namespace};
 pub use error::ClientError;

@@ -191,20 +191,20 @@ impl Direction {
     }
 }
 
-/// Puts the working set, fills what room is left, and reads the working set once: that checks every byte and makes it the
-/// most recently used, so that puts forget the filling.
+/// Fills the daemon to the brim, then puts the working set, then reads it once. So every segment is open and mapped before
+/// anything is timed, every byte of the working set is checked, and what later puts push out is the filling.
 fn fill(session: &Session, set: &mut WorkingSet, capacity_bytes: u64) -> Result<(), BenchError> {
-    for first in (0..set.blocks).step_by(CHAIN_BLOCKS as usize) {
-        let keys = set.keys(first, CHAIN_BLOCKS);
-        session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
-    }
     let chain_bytes = CHAIN_BLOCKS * set.block_bytes as u64;
-    // A little room stays: a slot granted ahead or a segment half in use must not push out the working set.
-    for _ in 0..capacity_bytes.saturating_sub(set.bytes() + capacity_bytes / 16) / chain_bytes {
+    for _ in 0..capacity_bytes.div_ceil(chain_bytes) {
         let (first, keys) = set.fresh_keys(CHAIN_BLOCKS);
         session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
     }
-    for first in (0..set.blocks).step_by(CHAIN_BLOCKS as usize) {
+    let chains = || (0..set.blocks).step_by(CHAIN_BLOCKS as usize);
+    for first in chains() {
+        let keys = set.keys(first, CHAIN_BLOCKS);
+        session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
+    }
+    for first in chains().collect::<Vec<_>>() {
         read_and_compare(session, set, first, CHAIN_BLOCKS)?;
     }
     Ok(())
@@ -280,11 +280,9 @@ impl Memcpy {
             let first = self.cursor.advance(self.batch);
             let started = std::time::Instant::now();
             for block in first..first + self.batch {
-                let start = block as usize * set.block_bytes;
-                let private = &mut set.private[start..start + set.block_bytes];
                 match self.direction {
-                    Direction::Get => set.shared.copy_out(block as usize, private),
-                    Direction::Put => set.shared.copy_in(block as usize, private),
+                    Direction::Get => set.copy_out(block),
+                    Direction::Put => set.copy_in(block),
                 }
             }
             times.push(started.elapsed());

@@ -8,6 +8,8 @@ use crate::baseline::SharedBlocks;
 /// Blocks of one prefix in the working set.
 pub(super) const CHAIN_BLOCKS: u64 = 16;
 
+const PAGE_BYTES: usize = 4096;
+
 /// A place in the cycle over the working set, in blocks.
 pub(super) struct Cursor {
     pub(super) next: u64,
@@ -27,7 +29,10 @@ impl Cursor {
 pub(super) struct WorkingSet {
     pub(super) block_bytes: usize,
     pub(super) blocks: u64,
-    pub(super) private: Vec<u8>,
+    memory: Vec<u8>,
+    /// Where the blocks begin in `memory`: at a page, as in an engine's arena. Some processors copy several times slower
+    /// between buffers that lie a few bytes apart within their pages.
+    start: usize,
     pub(super) shared: SharedBlocks,
     /// Blocks put so far with keys of their own, beside the working set.
     fresh: u64,
@@ -40,19 +45,20 @@ impl WorkingSet {
         let bytes = usize::try_from(bytes)
             .map_err(|_| BenchError::Options("a working set beyond this machine's addresses".to_owned()))?;
         let blocks = (bytes / block_bytes) as u64 / CHAIN_BLOCKS * CHAIN_BLOCKS;
-        let mut private = vec![0; blocks as usize * block_bytes];
-        for (block, bytes) in (0..).zip(private.chunks_exact_mut(block_bytes)) {
-            pattern::write(block, bytes);
-        }
-        let mut shared = SharedBlocks::create(private.len(), block_bytes)?;
-        for (block, bytes) in private.chunks_exact(block_bytes).enumerate() {
-            shared.copy_in(block, bytes);
+        let bytes = blocks as usize * block_bytes;
+        let mut memory = vec![0; bytes + PAGE_BYTES];
+        let start = memory.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
+        let mut shared = SharedBlocks::create(bytes, block_bytes)?;
+        for (block, private) in memory[start..start + bytes].chunks_exact_mut(block_bytes).enumerate() {
+            pattern::write(block as u64, private);
+            shared.copy_in(block, private);
         }
         let stream = (u64::from(std::process::id()) << 32) ^ nanoseconds_since_1970();
         Ok(WorkingSet {
             block_bytes,
             blocks,
-            private,
+            memory,
+            start,
             shared,
             fresh: 0,
             stream,
@@ -60,22 +66,40 @@ impl WorkingSet {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.private.len() as u64
+        self.blocks * self.block_bytes as u64
+    }
+
+    fn offset(&self, block: u64) -> usize {
+        self.start + (block % self.blocks) as usize * self.block_bytes
     }
 
     pub(super) fn block(&self, block: u64) -> &[u8] {
-        let start = (block % self.blocks) as usize * self.block_bytes;
-        &self.private[start..start + self.block_bytes]
+        let start = self.offset(block);
+        &self.memory[start..start + self.block_bytes]
     }
 
     pub(super) fn block_mut(&mut self, block: u64) -> &mut [u8] {
-        let start = (block % self.blocks) as usize * self.block_bytes;
-        &mut self.private[start..start + self.block_bytes]
+        let start = self.offset(block);
+        &mut self.memory[start..start + self.block_bytes]
+    }
+
+    /// `memcpy` of a block from shared to private memory.
+    pub(super) fn copy_out(&mut self, block: u64) {
+        let start = self.offset(block);
+        self.shared
+            .copy_out(block as usize, &mut self.memory[start..start + self.block_bytes]);
+    }
+
+    /// `memcpy` of a block from private to shared memory.
+    pub(super) fn copy_in(&mut self, block: u64) {
+        let start = self.offset(block);
+        self.shared
+            .copy_in(block as usize, &self.memory[start..start + self.block_bytes]);
     }
 
     pub(super) fn targets(&mut self, first: u64, batch: u64) -> Vec<&mut [u8]> {
-        let start = first as usize * self.block_bytes;
-        self.private[start..start + batch as usize * self.block_bytes]
+        let start = self.offset(first);
+        self.memory[start..start + batch as usize * self.block_bytes]
             .chunks_exact_mut(self.block_bytes)
             .collect()
     }

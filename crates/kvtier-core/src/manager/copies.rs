@@ -24,7 +24,10 @@ pub(super) fn is_held(host: &HostTable, entry: &Entry) -> bool {
 impl TierManager {
     /// The list of a group: of blocks in use, or of those that can be dropped at once.
     pub(super) fn group_list(group: u32, clean: bool) -> ListId {
-        ListId { plane: Plane::Host, index: group * 2 + u32::from(clean) }
+        ListId {
+            plane: Plane::Host,
+            index: group * 2 + u32::from(clean),
+        }
     }
 
     pub(super) fn host_list(&self, entry: &Entry) -> ListId {
@@ -32,16 +35,26 @@ impl TierManager {
     }
 
     pub(super) fn nvme_list(redundant: bool) -> ListId {
-        ListId { plane: Plane::Nvme, index: u32::from(redundant) }
+        ListId {
+            plane: Plane::Nvme,
+            index: u32::from(redundant),
+        }
     }
 
     fn namespace_list(entry: &Entry) -> ListId {
-        ListId { plane: Plane::Namespace, index: entry.namespace }
+        ListId {
+            plane: Plane::Namespace,
+            index: entry.namespace,
+        }
     }
 
     pub(super) fn host_extent(&self, segment: u32, slot: u32, length: u32) -> Extent {
         let offset = u64::from(slot) * self.host.slot_bytes(segment);
-        Extent { segment: self.host.segment(segment).id, offset, length }
+        Extent {
+            segment: self.host.segment(segment).id,
+            offset,
+            length,
+        }
     }
 
     pub(super) fn label(&self, entry: &Entry) -> RecordLabel {
@@ -58,7 +71,10 @@ impl TierManager {
         if mutant_is!(self, SkippedGenerationCheck) {
             return namespace.generation;
         }
-        assert_eq!(entry.epoch, namespace.epoch, "only blocks of the generation in force are written or read");
+        assert_eq!(
+            entry.epoch, namespace.epoch,
+            "only blocks of the generation in force are written or read"
+        );
         namespace.generation
     }
 
@@ -96,7 +112,8 @@ impl TierManager {
         self.counters.nvme_blocks += 1;
         let bytes = pages(entry.length);
         self.nvme_mut().used_bytes += bytes;
-        self.policy.insert(TierManager::nvme_list(redundant), BlockId(block), self.now);
+        self.policy
+            .insert(TierManager::nvme_list(redundant), BlockId(block), self.now);
     }
 
     fn count_first_copy(&mut self, block: u32) {
@@ -125,7 +142,8 @@ impl TierManager {
         }
         if !entry.in_host() {
             if entry.on_nvme() {
-                self.policy.touch(TierManager::nvme_list(entry.is(flag::REDUNDANT)), id, now);
+                self.policy
+                    .touch(TierManager::nvme_list(entry.is(flag::REDUNDANT)), id, now);
             }
             return;
         }
@@ -167,7 +185,8 @@ impl TierManager {
         if entry.on_nvme() && !entry.is(flag::REDUNDANT) {
             entry.set(flag::REDUNDANT);
             self.policy.remove(TierManager::nvme_list(false), BlockId(block));
-            self.policy.insert(TierManager::nvme_list(true), BlockId(block), self.now);
+            self.policy
+                .insert(TierManager::nvme_list(true), BlockId(block), self.now);
         }
     }
 
@@ -177,9 +196,11 @@ impl TierManager {
         if entry.is(flag::REDUNDANT) {
             entry.clear(flag::REDUNDANT);
             self.policy.remove(TierManager::nvme_list(true), BlockId(block));
-            self.policy.insert(TierManager::nvme_list(false), BlockId(block), self.now);
+            self.policy
+                .insert(TierManager::nvme_list(false), BlockId(block), self.now);
         } else {
-            self.policy.touch(TierManager::nvme_list(false), BlockId(block), self.now);
+            self.policy
+                .touch(TierManager::nvme_list(false), BlockId(block), self.now);
         }
     }
 
@@ -197,7 +218,8 @@ impl TierManager {
         }
         let entry = self.index.entry(block);
         if entry.on_nvme() {
-            self.policy.unpark(TierManager::nvme_list(entry.is(flag::REDUNDANT)), id);
+            self.policy
+                .unpark(TierManager::nvme_list(entry.is(flag::REDUNDANT)), id);
         }
         if entry.is(flag::ENROLLED) {
             self.policy.unpark(TierManager::namespace_list(entry), id);
@@ -256,6 +278,7 @@ impl TierManager {
         }
         // A relocation that held it is for nobody now.
         self.unpark(block);
+        self.flush_again(block);
     }
 
     fn unlink_nvme(&mut self, block: u32) {
@@ -267,7 +290,7 @@ impl TierManager {
         self.policy.remove(TierManager::nvme_list(redundant), BlockId(block));
         let (segment, length) = (entry.nvme_segment, entry.length);
         entry.nvme_segment = NONE;
-        entry.clear(flag::REDUNDANT);
+        entry.clear(flag::REDUNDANT | flag::AGAIN);
         self.namespaces.at_mut(entry.namespace).nvme_blocks -= 1;
         self.counters.nvme_blocks -= 1;
         let nvme = self.nvme_mut();

@@ -10,7 +10,8 @@ impl TierManager {
     /// Whether blocks of this group can go to NVMe: the tier is in service and a segment holds one.
     pub(super) fn can_demote(&self, group: u32) -> bool {
         let Some(nvme) = &self.nvme else { return false };
-        self.nvme_in_service() && self.host.group(group).slot_bytes + nvme.record_bytes <= nvme.room().min(nvme.live_max)
+        self.nvme_in_service()
+            && self.host.group(group).slot_bytes + nvme.record_bytes <= nvme.room().min(nvme.live_max)
     }
 
     /// Writes the oldest blocks of a group to NVMe ahead of need, so that there is always a slot that can be had at once.
@@ -40,12 +41,18 @@ impl TierManager {
         if !self.may_write() {
             return false;
         }
-        let TierManager { policy, index, host, .. } = self;
+        let TierManager {
+            policy, index, host, ..
+        } = self;
         let list = TierManager::group_list(group, false);
         let victim = policy.victim(list, true, &mut |block| {
             let entry = index.entry(block.0);
             let leased = host.slot(entry.host_segment, entry.host_slot).leases > 0;
-            if leased || entry.is(flag::DEMOTING) { Verdict::Shelve } else { Verdict::Take }
+            if leased || entry.is(flag::DEMOTING) {
+                Verdict::Shelve
+            } else {
+                Verdict::Take
+            }
         });
         let Some(BlockId(block)) = victim else { return false };
         let entry = self.index.entry(block);
@@ -83,7 +90,10 @@ impl TierManager {
     /// Issues the write of a host copy that is the only one.
     pub(super) fn start_demotion(&mut self, block: u32, purpose: Purpose) -> Placement {
         let entry = self.index.entry(block);
-        assert!(entry.in_host() && !entry.on_nvme() && !entry.is(flag::DEMOTING), "only a dirty block is demoted");
+        assert!(
+            entry.in_host() && !entry.on_nvme() && !entry.is(flag::DEMOTING),
+            "only a dirty block is demoted"
+        );
         let length = entry.length;
         let (placement, segment, page) = self.place(block, length, Writer::Demotion);
         if placement != Placement::Placed {
@@ -103,21 +113,37 @@ impl TierManager {
             length,
             purpose,
             group: self.host.segment(host_segment).group,
-            flush: if let Purpose::Flush(flush) = purpose { Some(flush) } else { None },
+            flush: if let Purpose::Flush(flush) = purpose {
+                Some(flush)
+            } else {
+                None
+            },
         }));
         self.nvme_mut().writes += 1;
         self.host.slot_mut(host_segment, host_slot).operations += 1;
         self.writes.put(u64::from(block), operation);
         self.index.entry_mut(block).set(flag::DEMOTING);
-        self.actions.push_back(Action::Demote { operation, source, target, label });
+        self.actions.push_back(Action::Demote {
+            operation,
+            source,
+            target,
+            label,
+        });
         Placement::Placed
     }
 
     /// The block of a write in flight is forgotten: the write goes on for nobody.
     pub(super) fn detach_write(&mut self, block: u32) {
         let operation = self.writes.take(u64::from(block)).expect("a block being written");
-        self.index.entry_mut(block).clear(flag::DEMOTING | flag::RELOCATING | flag::USED);
-        match &mut self.operations.get_mut(&operation).expect("a write in flight").operation {
+        self.index
+            .entry_mut(block)
+            .clear(flag::DEMOTING | flag::RELOCATING | flag::USED);
+        match &mut self
+            .operations
+            .get_mut(&operation)
+            .expect("a write in flight")
+            .operation
+        {
             Operation::Demote(demotion) => demotion.block = NONE,
             Operation::Relocate(relocation) => relocation.block = NONE,
             _ => unreachable!("writes are demotions and relocations"),
@@ -126,8 +152,15 @@ impl TierManager {
 
     /// A flush waits for a write that something else began.
     pub(super) fn join_demotion(&mut self, block: u32, flush: OperationId) -> bool {
-        let Some(&operation) = self.writes.at(u64::from(block)) else { return false };
-        match &mut self.operations.get_mut(&operation).expect("a write in flight").operation {
+        let Some(&operation) = self.writes.at(u64::from(block)) else {
+            return false;
+        };
+        match &mut self
+            .operations
+            .get_mut(&operation)
+            .expect("a write in flight")
+            .operation
+        {
             Operation::Demote(demotion) => {
                 demotion.flush = Some(flush);
                 true
@@ -142,7 +175,17 @@ impl TierManager {
         demotion: &Demotion,
         outcome: Result<Completion, Failure>,
     ) {
-        let Demotion { block, host_segment, host_slot, nvme_segment, page, length, purpose, group, .. } = *demotion;
+        let Demotion {
+            block,
+            host_segment,
+            host_slot,
+            nvme_segment,
+            page,
+            length,
+            purpose,
+            group,
+            ..
+        } = *demotion;
         let nvme = self.nvme_mut();
         nvme.writes -= 1;
         nvme.segment_mut(nvme_segment).writes -= 1;
@@ -163,7 +206,11 @@ impl TierManager {
             self.flush_answered(demotion, false);
             return;
         }
-        assert_eq!(self.writes.take(u64::from(block)), Some(operation), "one write of a block at a time");
+        assert_eq!(
+            self.writes.take(u64::from(block)),
+            Some(operation),
+            "one write of a block at a time"
+        );
         let entry = self.index.entry_mut(block);
         let used = entry.is(flag::USED);
         entry.clear(flag::DEMOTING | flag::USED);

@@ -28,7 +28,9 @@ impl TierManager {
             self.next_operation_deadline(),
             self.record_retries.first().map(|&(at, _)| at),
             self.sweep.due(),
-            self.host_reclaim.as_ref().map(super::host_reclaim::HostDrain::gives_up_at),
+            self.host_reclaim
+                .as_ref()
+                .map(super::host_reclaim::HostDrain::gives_up_at),
             self.nvme.as_ref().and_then(|nvme| match nvme.service {
                 Service::Out(until) => Some(until),
                 Service::In => paused(nvme.not_before),

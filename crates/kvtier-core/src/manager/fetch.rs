@@ -1,8 +1,10 @@
-use super::waiting::{Waiting, WaitingKind};
 use super::TierManager;
+use super::waiting::{Waiting, WaitingKind};
 use crate::host_table::SlotState;
 use crate::index::NONE;
-use crate::{Answer, BlockHash, BlockKey, FetchScope, Fetched, NamespaceId, RealizationId, Refusal, Request, Tier, Time};
+use crate::{
+    Answer, BlockHash, BlockKey, FetchScope, Fetched, NamespaceId, RealizationId, Refusal, Request, Tier, Time,
+};
 
 impl TierManager {
     /// Where each key is, one answer a key. Touches nothing, holds nothing: the answer may be stale at once.
@@ -12,11 +14,16 @@ impl TierManager {
     pub fn lookup(&mut self, request: &Request<'_>, now: Time) -> Result<Vec<Option<Tier>>, Refusal> {
         self.advance(now);
         self.admit_request(request)?;
-        let find = |hash: &BlockHash| {
-            let block = self.find(request.namespace, request.realization, *hash)?;
-            Some(if self.index.entry(block).in_host() { Tier::Host } else { Tier::Nvme })
+        let nvme = self.nvme_in_service();
+        let tier = |&block: &u32| {
+            let entry = (block != NONE).then(|| self.index.entry(block))?;
+            if entry.in_host() {
+                Some(Tier::Host)
+            } else {
+                (nvme && entry.on_nvme()).then_some(Tier::Nvme)
+            }
         };
-        Ok(request.hashes.iter().map(find).collect())
+        Ok(self.find_all(request).iter().map(tier).collect())
     }
 
     /// Leases blocks where they can be read. Those on NVMe are read first: the answer is `Pending` then, and at the latest
@@ -33,15 +40,19 @@ impl TierManager {
         self.advance(now);
         let client = self.admit_request(request)?;
         self.may_hold_more(client)?;
-        let mut found = Vec::with_capacity(request.hashes.len());
-        for &hash in request.hashes {
-            let block = self.find(request.namespace, request.realization, hash);
-            self.counters.fetch_misses += u64::from(block.is_none());
-            if block.is_none() && scope == FetchScope::Prefix {
-                break;
+        let mut found = self.find_all(request);
+        let mut end = found.len();
+        for (position, block) in found.iter_mut().enumerate() {
+            if *block == NONE || !self.is_readable(*block) {
+                *block = NONE;
+                self.counters.fetch_misses += 1;
+                if scope == FetchScope::Prefix {
+                    end = position;
+                    break;
+                }
             }
-            found.push(block.unwrap_or(NONE));
         }
+        found.truncate(end);
         // The deepest first: the start of a prefix is what most requests share, so it must be the last to go.
         for &block in found.iter().rev().filter(|&&block| block != NONE) {
             self.touch(block);
@@ -94,24 +105,51 @@ impl TierManager {
 
     /// A block that may be read: of the generation in force, and on a tier in service.
     pub(super) fn find(&self, namespace: NamespaceId, realization: RealizationId, hash: BlockHash) -> Option<u32> {
-        let key = BlockKey { namespace, realization, hash };
-        let block = self.find_any_generation(key)?;
-        let entry = self.index.entry(block);
-        (entry.in_host() || (entry.on_nvme() && self.nvme_in_service())).then_some(block)
-    }
-
-    fn find_any_generation(&self, key: BlockKey) -> Option<u32> {
+        let key = BlockKey {
+            namespace,
+            realization,
+            hash,
+        };
         #[cfg(feature = "mutants")]
         if self.mutant_is(crate::Mutant::SkippedGenerationCheck) {
-            return self.index.find_any_epoch(key);
+            return self.index.find_any_epoch(key).filter(|&block| self.is_readable(block));
         }
-        self.index.find(key, self.namespaces.at(key.namespace.0).epoch)
+        let epoch = self.namespaces.at(namespace.0).epoch;
+        self.index.find(key, epoch).filter(|&block| self.is_readable(block))
+    }
+
+    /// The same for all keys of a request, but whether each may be read is for the caller to see.
+    fn find_all(&self, request: &Request<'_>) -> Vec<u32> {
+        let scope = BlockKey {
+            namespace: request.namespace,
+            realization: request.realization,
+            hash: BlockHash::default(),
+        };
+        #[cfg(feature = "mutants")]
+        if self.mutant_is(crate::Mutant::SkippedGenerationCheck) {
+            let find = |hash: &BlockHash| {
+                self.index
+                    .find_any_epoch(BlockKey { hash: *hash, ..scope })
+                    .unwrap_or(NONE)
+            };
+            return request.hashes.iter().map(find).collect();
+        }
+        self.index
+            .find_all(scope, request.hashes, self.namespaces.at(request.namespace.0).epoch)
+    }
+
+    /// A copy lies on a tier in service.
+    fn is_readable(&self, block: u32) -> bool {
+        let entry = self.index.entry(block);
+        entry.in_host() || (entry.on_nvme() && self.nvme_in_service())
     }
 
     /// Last looks before a fetch is answered: what became unreadable meanwhile is a miss, and so is what follows a gap.
     pub(super) fn settle_fetch(&mut self, client: u32, scope: FetchScope, results: &mut [Fetched]) {
         for result in results.iter_mut() {
-            let Some((lease, block)) = self.leased_block(result) else { continue };
+            let Some((lease, block)) = self.leased_block(result) else {
+                continue;
+            };
             if block.is_none_or(|block| !self.is_current(self.index.entry(block))) {
                 self.end_lease(lease);
                 *result = Fetched::Miss;
@@ -130,7 +168,10 @@ impl TierManager {
 
     /// In a prefix nothing after the first gap is of use.
     fn end_at_first_gap(&mut self, _client: u32, results: &mut [Fetched]) {
-        let gap = results.iter().position(|result| !matches!(result, Fetched::Leased { .. })).unwrap_or(results.len());
+        let gap = results
+            .iter()
+            .position(|result| !matches!(result, Fetched::Leased { .. }))
+            .unwrap_or(results.len());
         for result in results.iter_mut().skip(gap + 1) {
             if let Fetched::Leased { lease, .. } = result {
                 self.end_lease(lease.0);
@@ -141,7 +182,9 @@ impl TierManager {
 
     /// The lease of a result, and the block whose host copy it still is.
     fn leased_block(&self, result: &Fetched) -> Option<(u64, Option<u32>)> {
-        let Fetched::Leased { lease, .. } = result else { return None };
+        let Fetched::Leased { lease, .. } = result else {
+            return None;
+        };
         let holding = self.leases.find(lease.0)?;
         let slot = self.host.slot(holding.segment, holding.slot);
         Some((lease.0, (slot.state == SlotState::Block).then_some(slot.owner)))

@@ -67,17 +67,17 @@ impl TierManager {
         }
         loop {
             let flush = self.flushes.front_mut().expect("the flush in progress");
-            let block = match flush.again.last() {
-                Some(&block) => block,
-                None if flush.cursor < flush.end => flush.cursor,
+            let block = match flush.again.pop() {
+                Some(block) => block,
+                None if flush.cursor < flush.end => {
+                    flush.cursor += 1;
+                    flush.cursor - 1
+                }
                 None => break,
             };
             if !self.flush_block(block) {
+                self.flushes.front_mut().expect("the flush in progress").again.push(block);
                 return;
-            }
-            let flush = self.flushes.front_mut().expect("the flush in progress");
-            if flush.again.pop().is_none() {
-                flush.cursor += 1;
             }
         }
         let flush = self.flushes.front().expect("the flush in progress");
@@ -85,7 +85,10 @@ impl TierManager {
             return;
         }
         let operation = self.issue(Operation::Sync);
-        self.actions.push_back(Action::SyncTier { operation, tier: Tier::Nvme });
+        self.actions.push_back(Action::SyncTier {
+            operation,
+            tier: Tier::Nvme,
+        });
         self.flushes.front_mut().expect("the flush in progress").syncing = true;
     }
 
@@ -144,7 +147,13 @@ impl TierManager {
     /// A write that the flush waits for was answered.
     pub(super) fn flush_answered(&mut self, demotion: &Demotion, written: bool) {
         // An aborted flush may have left writes behind that the next one does not count.
-        let Some(flush) = self.flushes.front_mut().filter(|flush| demotion.flush == Some(flush.operation)) else { return };
+        let Some(flush) = self
+            .flushes
+            .front_mut()
+            .filter(|flush| demotion.flush == Some(flush.operation))
+        else {
+            return;
+        };
         flush.in_flight -= 1;
         if written {
             flush.written += 1;
@@ -159,7 +168,9 @@ impl TierManager {
     }
 
     pub(super) fn sync_answered(&mut self, synced: bool) {
-        let Some(flush) = self.flushes.front_mut().filter(|flush| flush.syncing) else { return };
+        let Some(flush) = self.flushes.front_mut().filter(|flush| flush.syncing) else {
+            return;
+        };
         flush.syncing = false;
         flush.failures += 1;
         if !synced && flush.failures <= FAILURES_MAX {
@@ -168,11 +179,25 @@ impl TierManager {
         self.finish_flush(synced);
     }
 
+    /// An NVMe copy that the flush counts on made room for another one: the block has to be looked at again.
+    pub(super) fn flush_again(&mut self, block: u32) {
+        if let Some(flush) = self.flushes.front_mut().filter(|flush| block < flush.cursor) {
+            flush.again.push(block);
+        }
+    }
+
     fn finish_flush(&mut self, synced: bool) {
+        let Some(flush) = self.flushes.front() else { return };
+        // Their copies went while the sync was under way.
+        let gone = flush.again.iter().filter(|&&block| self.is_in_flush(block)).count() as u64;
         let Some(flush) = self.flushes.pop_front() else { return };
-        let (written, lost) = if synced { (flush.written, 0) } else { (0, flush.written) };
+        let (written, lost) = if synced { (flush.written.saturating_sub(gone), gone) } else { (0, flush.written) };
         let left_out = flush.left_out + lost;
-        self.actions.push_back(Action::Flushed { operation: flush.operation, written, left_out });
+        self.actions.push_back(Action::Flushed {
+            operation: flush.operation,
+            written,
+            left_out,
+        });
         if let Some(nvme) = &mut self.nvme {
             nvme.attention = true;
         }
@@ -193,5 +218,4 @@ impl TierManager {
             self.finish_flush(false);
         }
     }
-
 }

@@ -17,8 +17,14 @@ impl TierManager {
         self.admit_request(request)?;
         let epoch = self.namespaces.at(request.namespace.0).epoch;
         let mut delete = |hash: &BlockHash| {
-            let key = crate::BlockKey { namespace: request.namespace, realization: request.realization, hash: *hash };
-            let Some(block) = self.index.find(key, epoch) else { return false };
+            let key = crate::BlockKey {
+                namespace: request.namespace,
+                realization: request.realization,
+                hash: *hash,
+            };
+            let Some(block) = self.index.find(key, epoch) else {
+                return false;
+            };
             if self.index.entry(block).is_ghost() {
                 return false;
             }
@@ -39,12 +45,18 @@ impl TierManager {
     pub fn invalidate(&mut self, namespace: NamespaceId, target: Option<Generation>, now: Time) -> OperationId {
         self.advance(now);
         let operation = self.take_operation_id();
-        assert!(self.namespaces.entry(namespace).is_some(), "{namespace:?} was never opened");
+        assert!(
+            self.namespaces.entry(namespace).is_some(),
+            "{namespace:?} was never opened"
+        );
         let entry = self.namespaces.at_mut(namespace.0);
         let target = target.unwrap_or(Generation(entry.generation.0 + 1));
         if target > entry.generation {
             entry.generation = target;
-            entry.epoch = entry.epoch.checked_add(1).expect("fewer than 2^32 invalidations in a run");
+            entry.epoch = entry
+                .epoch
+                .checked_add(1)
+                .expect("fewer than 2^32 invalidations in a run");
             self.counters.invalidations += 1;
             self.sweep.start(self.index.places());
         }
@@ -67,7 +79,11 @@ impl TierManager {
         let generation = entry.generation;
         let operation = self.issue(Operation::Record { namespace, generation });
         self.namespaces.at_mut(namespace.0).recording = Some(operation);
-        self.actions.push_back(Action::RecordGeneration { operation, namespace, generation });
+        self.actions.push_back(Action::RecordGeneration {
+            operation,
+            namespace,
+            generation,
+        });
     }
 
     pub(super) fn record_answered(&mut self, namespace: NamespaceId, generation: Generation, recorded: bool) {
@@ -107,7 +123,11 @@ impl TierManager {
     fn acknowledge(&mut self, namespace: NamespaceId, recorded: Generation) {
         let awaiting = &mut self.namespaces.at_mut(namespace.0).awaiting;
         for (operation, _) in awaiting.extract_if(.., |(_, target)| *target <= recorded) {
-            self.actions.push_back(Action::Invalidated { operation, namespace, generation: recorded });
+            self.actions.push_back(Action::Invalidated {
+                operation,
+                namespace,
+                generation: recorded,
+            });
         }
     }
 }

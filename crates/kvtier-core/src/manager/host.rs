@@ -70,7 +70,9 @@ impl TierManager {
         if self.promotions.at(promotion).is_none() {
             return true;
         }
-        let Some((segment, slot)) = self.acquire(group) else { return false };
+        let Some((segment, slot)) = self.acquire(group) else {
+            return false;
+        };
         self.host.slot_mut(segment, slot).state = SlotState::Filling;
         self.host.group_mut(group).wanted -= 1;
         self.promotion_has_slot(promotion, segment, slot);
@@ -111,7 +113,13 @@ impl TierManager {
         let operation = self.issue(Operation::OpenHost { segment: place });
         let segment = self.host.segment(place).id;
         let domain = Some(self.host.group(group).domain);
-        self.actions.push_back(Action::OpenSegment { operation, tier: Tier::Host, segment, bytes, domain });
+        self.actions.push_back(Action::OpenSegment {
+            operation,
+            tier: Tier::Host,
+            segment,
+            bytes,
+            domain,
+        });
         true
     }
 
@@ -149,7 +157,11 @@ impl TierManager {
     pub(super) fn close_host(&mut self, place: u32) {
         let operation = self.issue(Operation::CloseHost { segment: place });
         let segment = self.host.segment(place).id;
-        self.actions.push_back(Action::CloseSegment { operation, tier: Tier::Host, segment });
+        self.actions.push_back(Action::CloseSegment {
+            operation,
+            tier: Tier::Host,
+            segment,
+        });
     }
 
     pub(super) fn host_closed(&mut self, place: u32, outcome: Result<Completion, Failure>) {
@@ -166,11 +178,17 @@ impl TierManager {
 
     /// Drops the oldest copy that is also on NVMe. False where there is none.
     pub(super) fn evict_clean(&mut self, group: u32) -> bool {
-        let TierManager { policy, index, host, .. } = self;
+        let TierManager {
+            policy, index, host, ..
+        } = self;
         let list = TierManager::group_list(group, true);
         let victim = policy.victim(list, false, &mut |block| {
             let entry = index.entry(block.0);
-            if host.slot(entry.host_segment, entry.host_slot).is_held() { Verdict::Shelve } else { Verdict::Take }
+            if host.slot(entry.host_segment, entry.host_slot).is_held() {
+                Verdict::Shelve
+            } else {
+                Verdict::Take
+            }
         });
         let Some(BlockId(block)) = victim else { return false };
         self.counters.evictions_host += 1;
@@ -183,7 +201,9 @@ impl TierManager {
     /// NVMe only the host copy goes, whatever its children. False where there is none.
     pub(super) fn forget_leaf(&mut self, group: u32) -> bool {
         let careless = mutant_is!(self, EvictParentBeforeChild);
-        let TierManager { policy, index, host, .. } = self;
+        let TierManager {
+            policy, index, host, ..
+        } = self;
         let list = TierManager::group_list(group, false);
         let victim = policy.victim(list, false, &mut |block| {
             let entry = index.entry(block.0);
@@ -225,7 +245,9 @@ impl TierManager {
     /// Has every group in which somebody waits looked after.
     pub(super) fn attend_waiting(&mut self) {
         for place in 0..u32::try_from(self.host.groups.len()).expect("groups are bounded by segments") {
-            let waits = self.host.groups[place as usize].as_ref().is_some_and(|group| group.wanted > 0 || group.demoting);
+            let waits = self.host.groups[place as usize]
+                .as_ref()
+                .is_some_and(|group| group.wanted > 0 || group.demoting);
             if waits || self.host_reclaim.as_ref().is_some_and(|drain| drain.group == place) {
                 self.host.attend(place);
             }

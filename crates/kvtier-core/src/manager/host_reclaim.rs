@@ -55,10 +55,13 @@ impl TierManager {
         self.host.group_mut(group).evictions = 0;
         let own_age = self.group_age(group).unwrap_or(0);
         let sources = self.groups_by_age();
-        let source = sources.into_iter().filter(|&other| other != group && self.may_give(other)).find(|&other| {
-            let age = self.group_age(other).unwrap_or(u32::MAX);
-            starved || age > own_age.saturating_mul(2).saturating_add(MUCH_OLDER)
-        });
+        let source = sources
+            .into_iter()
+            .filter(|&other| other != group && self.may_give(other))
+            .find(|&other| {
+                let age = self.group_age(other).unwrap_or(u32::MAX);
+                starved || age > own_age.saturating_mul(2).saturating_add(MUCH_OLDER)
+            });
         let segment = source.and_then(|source| self.choose_segment(source));
         match segment {
             Some(segment) => self.begin_host_drain(segment),
@@ -73,15 +76,23 @@ impl TierManager {
     }
 
     fn host_segment_is_closing(&self) -> bool {
-        self.host.segments.iter().flatten().any(|segment| segment.state == HostSegmentState::Closing)
+        self.host
+            .segments
+            .iter()
+            .flatten()
+            .any(|segment| segment.state == HostSegmentState::Closing)
     }
 
     /// The segment with the fewest slots that somebody holds; of those the one of the next victim, since the blocks beside
     /// it are likely to be as old and as deep; then the one with the most free slots.
     fn choose_segment(&mut self, group: u32) -> Option<u32> {
-        let TierManager { policy, index, host, .. } = self;
+        let TierManager {
+            policy, index, host, ..
+        } = self;
         let list = TierManager::group_list(group, false);
-        let next = policy.victim(list, false, &mut |block| super::copies::judge_forget(index, host, block.0, false));
+        let next = policy.victim(list, false, &mut |block| {
+            super::copies::judge_forget(index, host, block.0, false)
+        });
         let next = next.map(|block| self.index.entry(block.0).host_segment);
         let held = |slot: &&Slot| slot.is_held() || !matches!(slot.state, SlotState::Free | SlotState::Block);
         self.host
@@ -106,13 +117,21 @@ impl TierManager {
         entry.available.retain(|&other| other != place);
         entry.free -= free;
         entry.slots -= u32::try_from(slots).expect("slots of a segment");
-        self.host_reclaim = Some(HostDrain { segment: place, group, cursor: 0, again: false, since: self.now });
+        self.host_reclaim = Some(HostDrain {
+            segment: place,
+            group,
+            cursor: 0,
+            again: false,
+            since: self.now,
+        });
         self.host.attend(group);
     }
 
     /// Empties the segment that is being reclaimed, if it is this group's.
     pub(super) fn drain_host(&mut self, group: u32) {
-        let Some(drain) = self.host_reclaim.filter(|drain| drain.group == group) else { return };
+        let Some(drain) = self.host_reclaim.filter(|drain| drain.group == group) else {
+            return;
+        };
         let place = drain.segment;
         let count = u32::try_from(self.host.segment(place).slots.len()).expect("slots of a segment");
         let mut cursor = drain.cursor;
@@ -194,8 +213,12 @@ impl TierManager {
         if !segment.slots.iter().all(only_leased) {
             return false;
         }
-        let blocks: Vec<u32> =
-            segment.slots.iter().filter(|slot| slot.state == SlotState::Block).map(|slot| slot.owner).collect();
+        let blocks: Vec<u32> = segment
+            .slots
+            .iter()
+            .filter(|slot| slot.state == SlotState::Block)
+            .map(|slot| slot.owner)
+            .collect();
         for block in blocks {
             self.drop_host(block);
         }
@@ -204,7 +227,9 @@ impl TierManager {
 
     /// Gives up on a segment that cannot be emptied in time: it serves its group again.
     pub(super) fn check_host_drain(&mut self) {
-        let Some(drain) = self.host_reclaim.filter(|drain| drain.gives_up_at() <= self.now) else { return };
+        let Some(drain) = self.host_reclaim.filter(|drain| drain.gives_up_at() <= self.now) else {
+            return;
+        };
         self.host_reclaim = None;
         self.host_reclaim_not_before = self.now.after(PAUSE);
         let segment = self.host.segment_mut(drain.segment);

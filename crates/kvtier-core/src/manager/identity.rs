@@ -17,7 +17,9 @@ impl TierManager {
         if self.namespaces.len() >= self.settings.namespaces_max {
             return Err(Refusal::Busy);
         }
-        let namespace = self.namespaces.insert(domain, name, self.settings.namespace_quota_bytes);
+        let namespace = self
+            .namespaces
+            .insert(domain, name, self.settings.namespace_quota_bytes);
         Ok((namespace, Generation(1)))
     }
 
@@ -62,7 +64,10 @@ impl TierManager {
             if !entry.is(flag::LIVE) || entry.namespace != namespace.0 || entry.is_ghost() {
                 continue;
             }
-            let list = ListId { plane: Plane::Namespace, index: namespace.0 };
+            let list = ListId {
+                plane: Plane::Namespace,
+                index: namespace.0,
+            };
             if quota_bytes.is_some() && !entry.is(flag::ENROLLED) {
                 self.index.entry_mut(block).set(flag::ENROLLED);
                 self.policy.insert(list, BlockId(block), self.now);
@@ -138,7 +143,11 @@ impl TierManager {
     /// The place of a client that may ask. A lost one may not.
     pub(super) fn client_place(&self, client: ClientId) -> Result<u32, Refusal> {
         let place = self.clients.find(client).ok_or(Refusal::UnknownClient)?;
-        if self.clients.at(place).lost { Err(Refusal::UnknownClient) } else { Ok(place) }
+        if self.clients.at(place).lost {
+            Err(Refusal::UnknownClient)
+        } else {
+            Ok(place)
+        }
     }
 
     /// The client's place, where the namespace is one of its domain. Absent and foreign namespaces get the same answer.
@@ -184,10 +193,17 @@ impl TierManager {
             if entry.used_bytes + bytes <= quota {
                 return true;
             }
-            let list = ListId { plane: Plane::Namespace, index: namespace };
+            let list = ListId {
+                plane: Plane::Namespace,
+                index: namespace,
+            };
             let careless = mutant_is!(self, EvictParentBeforeChild);
-            let TierManager { policy, index, host, .. } = self;
-            let victim = policy.victim(list, false, &mut |block| super::copies::judge_forget(index, host, block.0, careless));
+            let TierManager {
+                policy, index, host, ..
+            } = self;
+            let victim = policy.victim(list, false, &mut |block| {
+                super::copies::judge_forget(index, host, block.0, careless)
+            });
             let Some(victim) = victim else { return false };
             self.count_evictions(victim.0);
             self.forget(victim.0);

@@ -26,7 +26,9 @@ impl TierManager {
     }
 
     fn live_entries(&self) -> impl Iterator<Item = (u32, &crate::index::Entry)> {
-        (0..self.index.places()).map(|block| (block, self.index.entry(block))).filter(|(_, entry)| entry.is(flag::LIVE))
+        (0..self.index.places())
+            .map(|block| (block, self.index.entry(block)))
+            .filter(|(_, entry)| entry.is(flag::LIVE))
     }
 
     fn check_entries(&self) {
@@ -35,7 +37,10 @@ impl TierManager {
         let mut used = vec![0_u64; self.namespaces.len()];
         for (block, entry) in self.live_entries() {
             if entry.parent != NONE {
-                assert!(self.index.entry(entry.parent).is(flag::LIVE), "the parent of block {block} is gone");
+                assert!(
+                    self.index.entry(entry.parent).is(flag::LIVE),
+                    "the parent of block {block} is gone"
+                );
                 *children.entry(entry.parent).or_default() += 1;
             }
             if entry.is_ghost() {
@@ -48,32 +53,76 @@ impl TierManager {
             on_nvme += u64::from(entry.on_nvme());
             used[entry.namespace as usize] += u64::from(entry.length);
             let namespace = self.namespaces.at(entry.namespace);
-            assert_eq!(entry.is(flag::ENROLLED), namespace.quota_bytes.is_some(), "block {block} and its quota");
+            assert_eq!(
+                entry.is(flag::ENROLLED),
+                namespace.quota_bytes.is_some(),
+                "block {block} and its quota"
+            );
             if entry.is(flag::ENROLLED) {
                 enrolled += 1;
-                let list = ListId { plane: Plane::Namespace, index: entry.namespace };
-                assert!(self.policy.contains(list, BlockId(block)), "block {block} is not on its namespace's list");
+                let list = ListId {
+                    plane: Plane::Namespace,
+                    index: entry.namespace,
+                };
+                assert!(
+                    self.policy.contains(list, BlockId(block)),
+                    "block {block} is not on its namespace's list"
+                );
             }
             if entry.in_host() {
                 let slot = self.host.slot(entry.host_segment, entry.host_slot);
-                assert_eq!((slot.state, slot.owner), (SlotState::Block, block), "the slot of block {block}");
-                assert!(self.policy.contains(self.host_list(entry), BlockId(block)), "block {block} is on no host list");
+                assert_eq!(
+                    (slot.state, slot.owner),
+                    (SlotState::Block, block),
+                    "the slot of block {block}"
+                );
+                assert!(
+                    self.policy.contains(self.host_list(entry), BlockId(block)),
+                    "block {block} is on no host list"
+                );
             }
             if entry.on_nvme() {
                 let list = TierManager::nvme_list(entry.is(flag::REDUNDANT));
-                assert!(self.policy.contains(list, BlockId(block)), "block {block} is on no NVMe list");
+                assert!(
+                    self.policy.contains(list, BlockId(block)),
+                    "block {block} is on no NVMe list"
+                );
             }
-            assert!(!entry.is(flag::CLEAN) || (entry.in_host() && entry.on_nvme()), "block {block} is not clean");
-            assert!(!entry.is(flag::REDUNDANT) || (entry.in_host() && entry.on_nvme()), "block {block} is not redundant");
-            assert!(!entry.is(flag::CLEAN) || !entry.is(flag::REDUNDANT), "block {block} is clean and redundant");
-            assert!(!entry.is(flag::DEMOTING) || (entry.in_host() && !entry.on_nvme()), "block {block} is demoted twice");
+            assert!(
+                !entry.is(flag::CLEAN) || (entry.in_host() && entry.on_nvme()),
+                "block {block} is not clean"
+            );
+            assert!(
+                !entry.is(flag::REDUNDANT) || (entry.in_host() && entry.on_nvme()),
+                "block {block} is not redundant"
+            );
+            assert!(
+                !entry.is(flag::CLEAN) || !entry.is(flag::REDUNDANT),
+                "block {block} is clean and redundant"
+            );
+            assert!(
+                !entry.is(flag::DEMOTING) || (entry.in_host() && !entry.on_nvme()),
+                "block {block} is demoted twice"
+            );
             let writing = entry.is(flag::DEMOTING | flag::RELOCATING);
-            assert_eq!(self.writes.at(u64::from(block)).is_some(), writing, "the write of block {block}");
+            assert_eq!(
+                self.writes.at(u64::from(block)).is_some(),
+                writing,
+                "the write of block {block}"
+            );
         }
         for (block, entry) in self.live_entries() {
-            assert_eq!(entry.children, children.get(&block).copied().unwrap_or(0), "children of block {block}");
+            assert_eq!(
+                entry.children,
+                children.get(&block).copied().unwrap_or(0),
+                "children of block {block}"
+            );
         }
-        let counted = (self.counters.blocks, self.counters.host_blocks, self.counters.nvme_blocks);
+        let counted = (
+            self.counters.blocks,
+            self.counters.host_blocks,
+            self.counters.nvme_blocks,
+        );
         assert_eq!(counted, (blocks, in_host, on_nvme), "blocks, in host memory, on NVMe");
         for holding in self.reservations.iter().filter(|holding| holding.namespace != NONE) {
             used[holding.namespace as usize] += u64::from(holding.length);
@@ -86,7 +135,12 @@ impl TierManager {
         assert_eq!(counted, (blocks, in_host, on_nvme), "blocks of namespaces");
         let listed: usize = (0..)
             .take(self.namespaces.len())
-            .map(|index| self.policy.length(ListId { plane: Plane::Namespace, index }))
+            .map(|index| {
+                self.policy.length(ListId {
+                    plane: Plane::Namespace,
+                    index,
+                })
+            })
             .sum();
         assert_eq!(listed, enrolled, "blocks on namespaces' lists");
     }
@@ -98,13 +152,18 @@ impl TierManager {
         }
         let mut reserved = BTreeMap::<Place, ()>::new();
         for holding in self.reservations.iter().filter(|holding| !holding.is_published()) {
-            assert!(reserved.insert((holding.segment, holding.slot), ()).is_none(), "two reservations of one slot");
+            assert!(
+                reserved.insert((holding.segment, holding.slot), ()).is_none(),
+                "two reservations of one slot"
+            );
         }
         let mut operations = BTreeMap::<Place, u8>::new();
         for issued in self.operations.values() {
             match &issued.operation {
                 Operation::Demote(demotion) => {
-                    *operations.entry((demotion.host_segment, demotion.host_slot)).or_default() += 1;
+                    *operations
+                        .entry((demotion.host_segment, demotion.host_slot))
+                        .or_default() += 1;
                 }
                 Operation::Promote { segment, slot, .. } => *operations.entry((*segment, *slot)).or_default() += 1,
                 _ => {}
@@ -126,7 +185,11 @@ impl TierManager {
             for (slot, memory) in (0..).zip(&segment.slots) {
                 let at = (place, slot);
                 assert_eq!(memory.leases, leases.remove(&at).unwrap_or(0), "leases of slot {at:?}");
-                assert_eq!(memory.operations, operations.remove(&at).unwrap_or(0), "operations on slot {at:?}");
+                assert_eq!(
+                    memory.operations,
+                    operations.remove(&at).unwrap_or(0),
+                    "operations on slot {at:?}"
+                );
                 match memory.state {
                     SlotState::Free => free += 1,
                     SlotState::Reserved => assert!(reserved.remove(&at).is_some(), "slot {at:?} is reserved by nobody"),
@@ -143,12 +206,23 @@ impl TierManager {
             }
             assert_eq!(segment.free, free, "free slots of segment {place}");
         }
-        assert!(leases.is_empty() && reserved.is_empty() && operations.is_empty(), "holders of no slot");
+        assert!(
+            leases.is_empty() && reserved.is_empty() && operations.is_empty(),
+            "holders of no slot"
+        );
         assert_eq!(filled, filling.len(), "slots being filled");
         for (segment, slot) in filling {
-            assert_eq!(self.host.slot(segment, slot).state, SlotState::Filling, "the slot of a promotion");
+            assert_eq!(
+                self.host.slot(segment, slot).state,
+                SlotState::Filling,
+                "the slot of a promotion"
+            );
         }
-        assert_eq!((self.host.used_bytes, self.host.opened_bytes), (used, opened), "host bytes");
+        assert_eq!(
+            (self.host.used_bytes, self.host.opened_bytes),
+            (used, opened),
+            "host bytes"
+        );
         assert!(opened <= self.settings.host_bytes, "{opened} host bytes opened");
     }
 
@@ -176,7 +250,11 @@ impl TierManager {
             available.sort_unstable();
             let mut stack = group.available.clone();
             stack.sort_unstable();
-            assert_eq!((group.slots, group.free, group.opening), (slots, free, opening), "slots of group {place}");
+            assert_eq!(
+                (group.slots, group.free, group.opening),
+                (slots, free, opening),
+                "slots of group {place}"
+            );
             assert_eq!(stack, available, "segments of group {place} with free slots");
             listed += self.policy.length(TierManager::group_list(place, false));
             listed += self.policy.length(TierManager::group_list(place, true));
@@ -194,7 +272,10 @@ impl TierManager {
         let mut used = 0;
         for (_, entry) in self.live_entries().filter(|(_, entry)| entry.on_nvme()) {
             used += pages(entry.length);
-            records.entry(entry.nvme_segment).or_default().push((entry.nvme_page, entry.length));
+            records
+                .entry(entry.nvme_segment)
+                .or_default()
+                .push((entry.nvme_page, entry.length));
         }
         assert_eq!(nvme.used_bytes, used, "live payload on NVMe");
         let (mut writes, mut reads) = (BTreeMap::<u32, u32>::new(), BTreeMap::<u32, u32>::new());
@@ -203,11 +284,17 @@ impl TierManager {
             operations += u32::from(issued.operation.is_nvme());
             match &issued.operation {
                 Operation::Demote(demotion) => {
-                    records.entry(demotion.nvme_segment).or_default().push((demotion.page, demotion.length));
+                    records
+                        .entry(demotion.nvme_segment)
+                        .or_default()
+                        .push((demotion.page, demotion.length));
                     *writes.entry(demotion.nvme_segment).or_default() += 1;
                 }
                 Operation::Relocate(relocation) => {
-                    records.entry(relocation.segment).or_default().push((relocation.page, relocation.length));
+                    records
+                        .entry(relocation.segment)
+                        .or_default()
+                        .push((relocation.page, relocation.length));
                     *writes.entry(relocation.segment).or_default() += 1;
                     *reads.entry(relocation.source_segment).or_default() += 1;
                 }
@@ -229,7 +316,10 @@ impl TierManager {
                 end = start + pages(length);
             }
             assert!(end <= segment.end, "a record behind the end of segment {place}");
-            assert!(segment.end + segment.records.len() as u64 * nvme.record_bytes <= nvme.segment_bytes, "segment {place}");
+            assert!(
+                segment.end + segment.records.len() as u64 * nvme.record_bytes <= nvme.segment_bytes,
+                "segment {place}"
+            );
             let cost: u64 = extents.iter().map(|&(_, length)| nvme.cost(length)).sum();
             assert_eq!(segment.live, cost, "live bytes of segment {place}");
             live += cost;
@@ -237,7 +327,10 @@ impl TierManager {
             let counted = (writes.remove(&place).unwrap_or(0), reads.remove(&place).unwrap_or(0));
             assert_eq!(moving, counted, "writes and reads of segment {place}");
         }
-        assert!(records.is_empty() && writes.is_empty() && reads.is_empty(), "records in no segment");
+        assert!(
+            records.is_empty() && writes.is_empty() && reads.is_empty(),
+            "records in no segment"
+        );
         assert_eq!((nvme.live, nvme.opened), (live, opened), "live bytes and segments");
         assert!(opened <= nvme.segments_max, "{opened} NVMe segments");
         let listed =
@@ -265,17 +358,33 @@ impl TierManager {
             assert_eq!(counted, (leases, reservations, reserved), "what {:?} holds", client.id);
             let counted = (client.quarantined_slots, client.quarantined_bytes);
             assert_eq!(counted, (slots, bytes), "the quarantine of {:?}", client.id);
-            assert!(reserved <= self.settings.reserved_bytes_per_client_max, "{:?} reserved too much", client.id);
-            assert!(leases as usize <= self.settings.leases_per_client_max, "{:?} leased too much", client.id);
+            assert!(
+                reserved <= self.settings.reserved_bytes_per_client_max,
+                "{:?} reserved too much",
+                client.id
+            );
+            assert!(
+                leases as usize <= self.settings.leases_per_client_max,
+                "{:?} leased too much",
+                client.id
+            );
         }
-        let clients = self.clients.iter().map(|(_, client)| u64::from(client.leases)).sum::<u64>();
+        let clients = self
+            .clients
+            .iter()
+            .map(|(_, client)| u64::from(client.leases))
+            .sum::<u64>();
         assert_eq!(clients, self.leases.len() as u64, "leases of clients");
     }
 
     fn check_waiting(&self) {
         assert_eq!(self.waiting.len(), self.deadlines.len(), "deadlines of those who wait");
         let mut wanted = BTreeMap::<u32, u64>::new();
-        for promotion in self.promotions.iter().filter(|promotion| promotion.stage == Stage::NeedsSlot) {
+        for promotion in self
+            .promotions
+            .iter()
+            .filter(|promotion| promotion.stage == Stage::NeedsSlot)
+        {
             *wanted.entry(promotion.group).or_default() += 1;
         }
         for (_, waiting) in self.waiting.iter() {
@@ -288,7 +397,11 @@ impl TierManager {
         }
         for (place, group) in (0..).zip(&self.host.groups) {
             if let Some(group) = group {
-                assert_eq!(group.wanted, wanted.remove(&place).unwrap_or(0), "slots wanted of group {place}");
+                assert_eq!(
+                    group.wanted,
+                    wanted.remove(&place).unwrap_or(0),
+                    "slots wanted of group {place}"
+                );
             }
         }
         assert!(wanted.is_empty(), "slots wanted of no group");

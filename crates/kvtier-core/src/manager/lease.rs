@@ -36,7 +36,11 @@ impl TierManager {
         };
         let mut foreign = 0;
         for reservation in reservations {
-            if self.reservations.find(reservation.0).is_some_and(|holding| holding.client == place) {
+            if self
+                .reservations
+                .find(reservation.0)
+                .is_some_and(|holding| holding.client == place)
+            {
                 let holding = self.end_reservation(reservation.0);
                 self.give_back_slot(&holding);
             } else {
@@ -53,6 +57,9 @@ impl TierManager {
         let (segment, slot, length) = (entry.host_segment, entry.host_slot, entry.length);
         let checksum = entry.is(flag::CHECKSUM).then_some(entry.checksum);
         let extent = self.host_extent(segment, slot, length);
+        if entry.on_nvme() {
+            self.index.entry_mut(block).set(flag::AGAIN);
+        }
         self.lease_slot(client, segment, slot, extent, tier, checksum)
     }
 
@@ -78,12 +85,19 @@ impl TierManager {
             Tier::Host => self.counters.fetch_hits_host += 1,
             Tier::Nvme => self.counters.fetch_hits_nvme += 1,
         }
-        Fetched::Leased { lease: LeaseId(lease), extent, tier, checksum }
+        Fetched::Leased {
+            lease: LeaseId(lease),
+            extent,
+            tier,
+            checksum,
+        }
     }
 
     /// The holder spoke, or is gone: the lease ends, and with the last one the slot is free to go.
     pub(super) fn end_lease(&mut self, lease: u64) {
-        let Some(holding) = self.leases.remove(lease) else { return };
+        let Some(holding) = self.leases.remove(lease) else {
+            return;
+        };
         let bytes = self.host.slot_bytes(holding.segment);
         let client = self.clients.at_mut(holding.client);
         client.leases -= 1;
@@ -105,7 +119,9 @@ impl TierManager {
                 self.host.attend(self.host.segment(holding.segment).group);
             }
             SlotState::Orphan => self.host.settle_slot(holding.segment, holding.slot),
-            SlotState::Free | SlotState::Reserved | SlotState::Filling => assert!(planted, "a lease on unpublished memory"),
+            SlotState::Free | SlotState::Reserved | SlotState::Filling => {
+                assert!(planted, "a lease on unpublished memory")
+            }
         }
     }
 
@@ -143,7 +159,10 @@ impl TierManager {
 
     /// The reservation is over. What becomes of its slot is the caller's to say.
     pub(super) fn end_reservation(&mut self, reservation: u64) -> Holding {
-        let holding = self.reservations.remove(reservation).expect("a reservation that was found");
+        let holding = self
+            .reservations
+            .remove(reservation)
+            .expect("a reservation that was found");
         let bytes = self.host.slot_bytes(holding.segment);
         let client = self.clients.at_mut(holding.client);
         client.reservations -= 1;

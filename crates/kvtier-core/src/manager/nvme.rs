@@ -1,8 +1,8 @@
 use super::operation::Operation;
 use super::{TierManager, mutant_is};
+use crate::host_table::PAGE;
 use crate::index::flag;
 use crate::nvme_table::{NvmeSegmentState, NvmeTable, Service, Writer};
-use crate::host_table::PAGE;
 use crate::{Action, BlockId, Completion, Extent, Failure, Tier, Verdict};
 
 /// Whether there is room for a record.
@@ -33,11 +33,17 @@ impl TierManager {
 
     /// Whether new operations may be issued: in service, and not pausing after a refusal.
     pub(super) fn nvme_accepts(&self) -> bool {
-        self.nvme.as_ref().is_some_and(|nvme| nvme.service == Service::In && nvme.not_before <= self.now)
+        self.nvme
+            .as_ref()
+            .is_some_and(|nvme| nvme.service == Service::In && nvme.not_before <= self.now)
     }
 
     pub(super) fn nvme_extent(&self, segment: u32, page: u32, length: u32) -> Extent {
-        Extent { segment: self.nvme_ref().segment(segment).id, offset: u64::from(page) * PAGE, length }
+        Extent {
+            segment: self.nvme_ref().segment(segment).id,
+            offset: u64::from(page) * PAGE,
+            length,
+        }
     }
 
     /// Room for a record at the end of the writer's open segment.
@@ -86,7 +92,13 @@ impl TierManager {
             nvme.open[writer as usize] = Some(place);
             let (segment, bytes) = (nvme.segment(place).id, nvme.segment_bytes);
             let operation = self.issue(Operation::OpenNvme { segment: place });
-            self.actions.push_back(Action::OpenSegment { operation, tier: Tier::Nvme, segment, bytes, domain: None });
+            self.actions.push_back(Action::OpenSegment {
+                operation,
+                tier: Tier::Nvme,
+                segment,
+                bytes,
+                domain: None,
+            });
             return Placement::Wait;
         }
         let mut dropped = 0;
@@ -103,8 +115,14 @@ impl TierManager {
 
     /// Segments are on their way to being reclaimable or free.
     fn nvme_will_free(&self) -> bool {
-        let busy = [NvmeSegmentState::Full, NvmeSegmentState::Sealing, NvmeSegmentState::Closing];
-        self.unsettled.iter().any(|&place| busy.contains(&self.nvme_ref().segment(place).state))
+        let busy = [
+            NvmeSegmentState::Full,
+            NvmeSegmentState::Sealing,
+            NvmeSegmentState::Closing,
+        ];
+        self.unsettled
+            .iter()
+            .any(|&place| busy.contains(&self.nvme_ref().segment(place).state))
     }
 
     /// Drops the NVMe copy that is missed least: first those whose host copy is in use, then the least recently left,
@@ -117,7 +135,11 @@ impl TierManager {
         let TierManager { policy, index, .. } = self;
         let victim = policy
             .victim(TierManager::nvme_list(true), false, &mut |block| {
-                if index.entry(block.0).is(flag::RELOCATING) { Verdict::Shelve } else { Verdict::Take }
+                if index.entry(block.0).is(flag::RELOCATING) {
+                    Verdict::Shelve
+                } else {
+                    Verdict::Take
+                }
             })
             .or_else(|| {
                 policy.victim(TierManager::nvme_list(false), false, &mut |block| {
@@ -171,7 +193,11 @@ impl TierManager {
                 NvmeSegmentState::Closing if quiet => {
                     let id = segment.id;
                     let operation = self.issue(Operation::CloseNvme { segment: place });
-                    self.actions.push_back(Action::CloseSegment { operation, tier: Tier::Nvme, segment: id });
+                    self.actions.push_back(Action::CloseSegment {
+                        operation,
+                        tier: Tier::Nvme,
+                        segment: id,
+                    });
                     self.nvme_mut().segment_mut(place).operation = Some(operation);
                     self.unsettled.push(place);
                 }
@@ -207,7 +233,11 @@ impl TierManager {
         nvme.attention = true;
         let segment = nvme.segment_mut(place);
         segment.operation = None;
-        segment.state = if outcome.is_ok() { NvmeSegmentState::Sealed } else { NvmeSegmentState::Full };
+        segment.state = if outcome.is_ok() {
+            NvmeSegmentState::Sealed
+        } else {
+            NvmeSegmentState::Full
+        };
         if outcome.is_ok() {
             segment.records.shrink_to_fit();
         }

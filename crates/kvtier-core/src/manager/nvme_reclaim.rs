@@ -23,7 +23,11 @@ impl TierManager {
     /// Empties segments while too few are free.
     pub(super) fn reclaim_nvme(&mut self) {
         let nvme = self.nvme_ref();
-        let closing = self.unsettled.iter().filter(|&&place| nvme.segment(place).state == NvmeSegmentState::Closing).count();
+        let closing = self
+            .unsettled
+            .iter()
+            .filter(|&&place| nvme.segment(place).state == NvmeSegmentState::Closing)
+            .count();
         let free = nvme.unopened() as usize + closing;
         if nvme.draining.is_none() && free < FREE_SEGMENTS as usize {
             self.start_drain();
@@ -31,23 +35,28 @@ impl TierManager {
         self.drain_nvme();
     }
 
-    /// Chooses the segment with the fewest live bytes. False where none has dead ones, or its live records have no place.
+    /// Chooses the oldest segment: demotion writes in the order of last use, so age in the log is age in use, and what was
+    /// not used since it was written may go. False where there is none, or its records have no place to move to.
     pub(super) fn start_drain(&mut self) -> bool {
         let nvme = self.nvme_ref();
         let choice = (0..)
             .zip(&nvme.segments)
             .filter_map(|(place, segment)| segment.as_ref().map(|segment| (place, segment)))
             .filter(|(_, segment)| segment.state == NvmeSegmentState::Sealed)
-            .min_by_key(|(place, segment)| (segment.live, *place));
+            .min_by_key(|(_, segment)| segment.id);
         let Some((place, segment)) = choice else { return false };
-        let filled = segment.end - nvme.header_bytes + segment.records.len() as u64 * nvme.record_bytes;
         let has_place = nvme.unopened() > 0 || nvme.open[Writer::Relocation as usize].is_some();
-        if segment.live >= filled || (segment.live > 0 && !has_place) {
+        if segment.live > 0 && !has_place {
             return false;
         }
         let nvme = self.nvme_mut();
         nvme.segment_mut(place).state = NvmeSegmentState::Draining;
-        nvme.draining = Some(Drain { segment: place, cursor: 0, writes: 0, again: false });
+        nvme.draining = Some(Drain {
+            segment: place,
+            cursor: 0,
+            writes: 0,
+            again: false,
+        });
         nvme.attention = true;
         true
     }
@@ -108,7 +117,8 @@ impl TierManager {
         }
         let entry = self.index.entry(block);
         let needed = entry.is(flag::PROMOTING) || (!entry.in_host() && entry.children > 0);
-        let worth = needed || (!entry.is(flag::REDUNDANT) && self.policy.keep(BlockId(block)));
+        let again = entry.is(flag::AGAIN) && !entry.is(flag::REDUNDANT);
+        let worth = needed || (again && self.policy.keep(BlockId(block)));
         if !worth {
             self.counters.evictions_nvme += 1;
             self.drop_nvme(block);
@@ -121,7 +131,7 @@ impl TierManager {
         let (length, source_page, checksum) = (entry.length, entry.nvme_page, entry.checksum);
         let (placement, segment, page) = self.place(block, length, Writer::Relocation);
         match placement {
-            Placement::Wait if self.has_relocation_target() => return false,
+            Placement::Wait if self.has_relocation_target() || self.nvme_is_closing() => return false,
             Placement::Placed => {}
             // Writes that failed used up the room: better to lose one block than to stand still.
             Placement::Wait | Placement::Full => {
@@ -133,16 +143,35 @@ impl TierManager {
         let source = self.nvme_extent(source_segment, source_page, length);
         let target = self.nvme_extent(segment, page, length);
         let label = self.label(self.index.entry(block));
-        let operation =
-            self.issue(Operation::Relocate(Relocation { block, source_segment, segment, page, length }));
+        let operation = self.issue(Operation::Relocate(Relocation {
+            block,
+            source_segment,
+            segment,
+            page,
+            length,
+        }));
         self.writes.put(u64::from(block), operation);
         self.index.entry_mut(block).set(flag::RELOCATING);
         let nvme = self.nvme_mut();
         nvme.writes += 1;
         nvme.segment_mut(source_segment).reads += 1;
-        nvme.draining.as_mut().expect("records are moved while a segment is emptied").writes += 1;
-        self.actions.push_back(Action::Relocate { operation, source, target, checksum, label });
+        nvme.draining
+            .as_mut()
+            .expect("records are moved while a segment is emptied")
+            .writes += 1;
+        self.actions.push_back(Action::Relocate {
+            operation,
+            source,
+            target,
+            checksum,
+            label,
+        });
         true
+    }
+
+    /// A segment is being closed: there will be room for a new one.
+    fn nvme_is_closing(&self) -> bool {
+        self.unsettled.iter().any(|&place| self.nvme_ref().segment(place).state == NvmeSegmentState::Closing)
     }
 
     fn has_relocation_target(&self) -> bool {
@@ -156,13 +185,22 @@ impl TierManager {
         outcome: Result<Completion, Failure>,
         lost: bool,
     ) {
-        let Relocation { block, source_segment, segment, page, length } = *relocation;
+        let Relocation {
+            block,
+            source_segment,
+            segment,
+            page,
+            length,
+        } = *relocation;
         let nvme = self.nvme_mut();
         nvme.writes -= 1;
         nvme.segment_mut(segment).writes -= 1;
         nvme.segment_mut(source_segment).reads -= 1;
         nvme.attention = true;
-        let drain = nvme.draining.as_mut().expect("a segment is emptied until its last relocation is answered");
+        let drain = nvme
+            .draining
+            .as_mut()
+            .expect("a segment is emptied until its last relocation is answered");
         drain.writes -= 1;
         let retry = lost || outcome == Err(Failure::Busy);
         drain.again |= retry && block != NONE;
@@ -170,8 +208,12 @@ impl TierManager {
             self.nvme_mut().kill(segment, length);
             return;
         }
-        assert_eq!(self.writes.take(u64::from(block)), Some(operation), "one write of a block at a time");
-        self.index.entry_mut(block).clear(flag::RELOCATING);
+        assert_eq!(
+            self.writes.take(u64::from(block)),
+            Some(operation),
+            "one write of a block at a time"
+        );
+        self.index.entry_mut(block).clear(flag::RELOCATING | flag::AGAIN);
         match outcome {
             Ok(_) => {
                 self.counters.relocations += 1;

@@ -18,11 +18,21 @@ pub(super) enum Purpose {
 /// What an event will answer.
 #[derive(Clone, Debug)]
 pub(super) enum Operation {
-    OpenHost { segment: u32 },
-    CloseHost { segment: u32 },
-    OpenNvme { segment: u32 },
-    CloseNvme { segment: u32 },
-    SealNvme { segment: u32 },
+    OpenHost {
+        segment: u32,
+    },
+    CloseHost {
+        segment: u32,
+    },
+    OpenNvme {
+        segment: u32,
+    },
+    CloseNvme {
+        segment: u32,
+    },
+    SealNvme {
+        segment: u32,
+    },
     Demote(Demotion),
     Promote {
         promotion: u64,
@@ -36,7 +46,10 @@ pub(super) enum Operation {
     Relocate(Relocation),
     Sync,
     Reset,
-    Record { namespace: NamespaceId, generation: Generation },
+    Record {
+        namespace: NamespaceId,
+        generation: Generation,
+    },
 }
 
 impl Operation {
@@ -49,7 +62,9 @@ impl Operation {
             | Operation::Promote { .. }
             | Operation::Relocate(_)
             | Operation::Sync => true,
-            Operation::OpenHost { .. } | Operation::CloseHost { .. } | Operation::Reset | Operation::Record { .. } => false,
+            Operation::OpenHost { .. } | Operation::CloseHost { .. } | Operation::Reset | Operation::Record { .. } => {
+                false
+            }
         }
     }
 }
@@ -87,7 +102,11 @@ impl TierManager {
     pub fn handle_event(&mut self, event: Event, now: Time) {
         self.advance(now);
         #[cfg(feature = "mutants")]
-        if self.operations.get(&event.operation).is_some_and(|issued| issued.failed) {
+        if self
+            .operations
+            .get(&event.operation)
+            .is_some_and(|issued| issued.failed)
+        {
             let issued = self.operations.remove(&event.operation).expect("found above");
             self.accept_late(&issued.operation, event.outcome);
             self.pump();
@@ -101,13 +120,7 @@ impl TierManager {
     }
 
     /// `lost`: a reset failed the operation; the device may have carried it out all the same.
-    fn answered(
-        &mut self,
-        id: OperationId,
-        operation: Operation,
-        outcome: Result<Completion, Failure>,
-        lost: bool,
-    ) {
+    fn answered(&mut self, id: OperationId, operation: Operation, outcome: Result<Completion, Failure>, lost: bool) {
         if operation.is_nvme() {
             let nvme = self.nvme_mut();
             nvme.operations -= 1;
@@ -123,7 +136,14 @@ impl TierManager {
             Operation::CloseNvme { segment } => self.nvme_closed(segment, outcome),
             Operation::SealNvme { segment } => self.nvme_sealed(segment, outcome),
             Operation::Demote(demotion) => self.demotion_answered(id, &demotion, outcome),
-            Operation::Promote { promotion, segment, slot, nvme_segment, nvme_page, .. } => {
+            Operation::Promote {
+                promotion,
+                segment,
+                slot,
+                nvme_segment,
+                nvme_page,
+                ..
+            } => {
                 let source = (nvme_segment, nvme_page);
                 self.promotion_answered(promotion, (segment, slot), source, outcome.map(|_| ()));
             }
@@ -145,13 +165,17 @@ impl TierManager {
             .collect();
         for id in due {
             // One reset may have failed them all.
-            let Some(issued) = self.operations.get_mut(&id) else { continue };
+            let Some(issued) = self.operations.get_mut(&id) else {
+                continue;
+            };
             issued.overdue = true;
             if issued.operation.is_nvme() {
                 self.begin_reset();
                 continue;
             }
-            let Some(issued) = self.operations.remove(&id) else { continue };
+            let Some(issued) = self.operations.remove(&id) else {
+                continue;
+            };
             match issued.operation {
                 Operation::OpenHost { segment } => self.host_open_overdue(segment),
                 Operation::CloseHost { segment } => self.close_host(segment),
@@ -176,10 +200,16 @@ impl TierManager {
 
     /// No operation of the tier can touch memory any more: all of them failed.
     pub(super) fn fail_nvme_operations(&mut self) {
-        let ids: Vec<OperationId> =
-            self.operations.iter().filter(|(_, issued)| issued.operation.is_nvme()).map(|(id, _)| *id).collect();
+        let ids: Vec<OperationId> = self
+            .operations
+            .iter()
+            .filter(|(_, issued)| issued.operation.is_nvme())
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
-            let Some(issued) = self.operations.remove(&id) else { continue };
+            let Some(issued) = self.operations.remove(&id) else {
+                continue;
+            };
             if mutant_is!(self, LateCompletionAccepted) {
                 self.keep_failed(id, &issued);
             }
@@ -190,7 +220,10 @@ impl TierManager {
     pub(super) fn issue_reset(&mut self) {
         let operation = self.issue(Operation::Reset);
         self.counters.resets += 1;
-        self.actions.push_back(Action::ResetTier { operation, tier: Tier::Nvme });
+        self.actions.push_back(Action::ResetTier {
+            operation,
+            tier: Tier::Nvme,
+        });
     }
 
     #[cfg(not(feature = "mutants"))]
@@ -201,7 +234,12 @@ impl TierManager {
     #[cfg(feature = "mutants")]
     fn keep_failed(&mut self, id: OperationId, issued: &Issued) {
         if matches!(issued.operation, Operation::Promote { .. }) {
-            let kept = Issued { operation: issued.operation.clone(), at: self.now, overdue: true, failed: true };
+            let kept = Issued {
+                operation: issued.operation.clone(),
+                at: self.now,
+                overdue: true,
+                failed: true,
+            };
             self.operations.insert(id, kept);
         }
     }
@@ -209,7 +247,12 @@ impl TierManager {
     /// The planted bug `LateCompletionAccepted`: the slot of a failed promotion becomes the block's, whoever has it now.
     #[cfg(feature = "mutants")]
     fn accept_late(&mut self, operation: &Operation, outcome: Result<Completion, Failure>) {
-        let Operation::Promote { block, segment, slot, .. } = *operation else { return };
+        let Operation::Promote {
+            block, segment, slot, ..
+        } = *operation
+        else {
+            return;
+        };
         let entry = self.index.entry(block);
         let fits = entry.is(crate::index::flag::LIVE) && entry.on_nvme() && !entry.in_host();
         if outcome.is_ok() && fits && self.host.segments[segment as usize].is_some() {

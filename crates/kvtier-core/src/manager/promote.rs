@@ -94,7 +94,12 @@ impl TierManager {
         let domain = self.namespaces.at(namespace).domain;
         let group = self.host.open_group(domain, pages(length));
         let waiters = vec![(operation, position)];
-        let promotion = self.promotions.insert(Promotion { block, group, stage: Stage::NeedsSlot, waiters });
+        let promotion = self.promotions.insert(Promotion {
+            block,
+            group,
+            stage: Stage::NeedsSlot,
+            waiters,
+        });
         let entry = self.host.group_mut(group);
         entry.wants.push_back(Want::Promotion(promotion));
         entry.wanted += 1;
@@ -107,9 +112,13 @@ impl TierManager {
             return;
         }
         let promotion = self.promotions.of_block_mut(block).expect("a block being promoted");
-        let Stage::Reading { segment, slot } = promotion.stage else { return };
+        let Stage::Reading { segment, slot } = promotion.stage else {
+            return;
+        };
         promotion.waiters.retain(|waiter| *waiter != (operation, position));
-        let Some(client) = self.waiting.at(operation.0).map(|waiting| waiting.client) else { return };
+        let Some(client) = self.waiting.at(operation.0).map(|waiting| waiting.client) else {
+            return;
+        };
         let entry = self.index.entry(block);
         let (length, checksum) = (entry.length, entry.checksum);
         let extent = self.host_extent(segment, slot, length);
@@ -128,10 +137,19 @@ impl TierManager {
     /// Asks the device for promotions that have their slots.
     pub(super) fn start_promotions(&mut self) {
         while self.nvme_accepts() && (self.nvme_ref().reads as usize) < self.settings.promotions_in_flight_max {
-            let Some(promotion) = self.promotions.ready.pop_front() else { return };
-            let Some(entry) = self.promotions.at(promotion) else { continue };
-            let Stage::Ready { segment, slot } = entry.stage else { continue };
-            let waits = entry.waiters.iter().any(|(operation, _)| self.waiting.at(operation.0).is_some());
+            let Some(promotion) = self.promotions.ready.pop_front() else {
+                return;
+            };
+            let Some(entry) = self.promotions.at(promotion) else {
+                continue;
+            };
+            let Stage::Ready { segment, slot } = entry.stage else {
+                continue;
+            };
+            let waits = entry
+                .waiters
+                .iter()
+                .any(|(operation, _)| self.waiting.at(operation.0).is_some());
             if !waits || entry.block == NONE {
                 self.promotions.cancelled.push(promotion);
                 continue;
@@ -160,7 +178,13 @@ impl TierManager {
             let nvme = self.nvme_mut();
             nvme.reads += 1;
             nvme.segment_mut(nvme_segment).reads += 1;
-            self.actions.push_back(Action::Promote { operation, source, target, checksum, label });
+            self.actions.push_back(Action::Promote {
+                operation,
+                source,
+                target,
+                checksum,
+                label,
+            });
         }
     }
 
@@ -227,7 +251,9 @@ impl TierManager {
 
     /// A promotion whose device was not asked: its waiters miss.
     pub(super) fn cancel_promotion(&mut self, promotion: u64) {
-        let Some(entry) = self.promotions.at(promotion) else { return };
+        let Some(entry) = self.promotions.at(promotion) else {
+            return;
+        };
         let stage = entry.stage;
         if matches!(stage, Stage::Reading { .. }) {
             return;
@@ -254,7 +280,9 @@ impl TierManager {
 
     /// The block is forgotten: its promotion goes on for nobody.
     pub(super) fn detach_promotion(&mut self, block: u32) {
-        let Some(id) = self.promotions.of_block.take(u64::from(block)) else { return };
+        let Some(id) = self.promotions.of_block.take(u64::from(block)) else {
+            return;
+        };
         let promotion = self.promotions.entries.at_mut(id).expect("a promotion of a block");
         promotion.block = NONE;
         if !matches!(promotion.stage, Stage::Reading { .. }) {

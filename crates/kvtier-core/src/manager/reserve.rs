@@ -23,7 +23,10 @@ impl TierManager {
         if lengths.len() != request.hashes.len() {
             return Err(Refusal::Invalid("one length for each key"));
         }
-        if lengths.iter().any(|&length| length == 0 || length > self.settings.block_bytes_max) {
+        if lengths
+            .iter()
+            .any(|&length| length == 0 || length > self.settings.block_bytes_max)
+        {
             return Err(Refusal::Invalid("a block has 1 to block_bytes_max bytes"));
         }
         let namespace = request.namespace.0;
@@ -54,7 +57,13 @@ impl TierManager {
                 results[position as usize] = granted;
             } else if may_wait {
                 waiting_bytes += bytes;
-                items.push(ReserveItem { position, group, length, hash, decided: false });
+                items.push(ReserveItem {
+                    position,
+                    group,
+                    length,
+                    hash,
+                    decided: false,
+                });
             } else {
                 self.counters.puts_busy += 1;
                 self.host.attend(group);
@@ -74,8 +83,19 @@ impl TierManager {
             }
             self.host.attend(item.group);
         }
-        let kind = WaitingKind::Reserve { namespace, realization: request.realization, results, items };
-        let waiting = Waiting { client, client_id: request.client, deadline: request.deadline, outstanding, kind };
+        let kind = WaitingKind::Reserve {
+            namespace,
+            realization: request.realization,
+            results,
+            items,
+        };
+        let waiting = Waiting {
+            client,
+            client_id: request.client,
+            deadline: request.deadline,
+            outstanding,
+            kind,
+        };
         self.start_waiting(operation, waiting);
         self.pump();
         Ok(Answer::Pending(operation))
@@ -84,7 +104,9 @@ impl TierManager {
     /// Slots of one length ahead of any key, so that a put is one trip: what is there at once, which may be fewer.
     pub fn grant(&mut self, client: ClientId, length: u32, count: u32, now: Time) -> Vec<(ReservationId, Extent)> {
         self.advance(now);
-        let Ok(place) = self.client_place(client) else { return Vec::new() };
+        let Ok(place) = self.client_place(client) else {
+            return Vec::new();
+        };
         if self.may_hold_more(place).is_err() || length == 0 || length > self.settings.block_bytes_max {
             return Vec::new();
         }
@@ -98,7 +120,9 @@ impl TierManager {
             if !self.may_reserve(place, bytes) {
                 break;
             }
-            let Some((segment, slot)) = self.find_slot(group) else { break };
+            let Some((segment, slot)) = self.find_slot(group) else {
+                break;
+            };
             match self.hold_slot(place, (segment, slot), length, NONE) {
                 Reserved::Granted { reservation, extent } => granted.push((reservation, extent)),
                 Reserved::Present | Reserved::Busy => break,
@@ -112,20 +136,32 @@ impl TierManager {
     /// Items of a waiting reserve get the slots that there are now. True where all of this group's were decided.
     pub(super) fn serve_reserve(&mut self, group: u32, operation: OperationId) -> bool {
         loop {
-            let Some(waiting) = self.waiting.at(operation.0) else { return true };
-            let WaitingKind::Reserve { namespace, realization, items, .. } = &waiting.kind else { return true };
+            let Some(waiting) = self.waiting.at(operation.0) else {
+                return true;
+            };
+            let WaitingKind::Reserve {
+                namespace,
+                realization,
+                items,
+                ..
+            } = &waiting.kind
+            else {
+                return true;
+            };
             let (client, namespace, realization) = (waiting.client, *namespace, *realization);
             let next = items.iter().position(|item| item.group == group && !item.decided);
             let Some(position) = next else { return true };
             let item = items[position];
             // Someone may have put the block meanwhile.
-            if self.find(crate::NamespaceId(namespace), realization, item.hash).is_some() {
+            if self
+                .find(crate::NamespaceId(namespace), realization, item.hash)
+                .is_some()
+            {
                 self.counters.puts_present += 1;
                 self.decide_reserve(operation, position, Reserved::Present);
                 continue;
             }
-            if !self.may_reserve(client, pages(item.length))
-                || !self.make_quota_room(namespace, u64::from(item.length))
+            if !self.may_reserve(client, pages(item.length)) || !self.make_quota_room(namespace, u64::from(item.length))
             {
                 self.counters.puts_busy += 1;
                 self.decide_reserve(operation, position, Reserved::Busy);
@@ -139,7 +175,11 @@ impl TierManager {
 
     /// A slot at once, for who does not wait: none while others wait.
     fn find_slot(&mut self, group: u32) -> Option<(u32, u32)> {
-        if self.host.group(group).wanted > 0 { None } else { self.acquire(group) }
+        if self.host.group(group).wanted > 0 {
+            None
+        } else {
+            self.acquire(group)
+        }
     }
 
     fn may_reserve(&self, client: u32, bytes: u64) -> bool {
@@ -150,7 +190,11 @@ impl TierManager {
     fn hold_slot(&mut self, client: u32, place: (u32, u32), length: u32, namespace: u32) -> Reserved {
         let (segment, slot) = place;
         let expires = self.now.after(self.settings.reservation_ttl);
-        let holding = Holding { length, namespace, ..Holding::new(client, segment, slot, expires) };
+        let holding = Holding {
+            length,
+            namespace,
+            ..Holding::new(client, segment, slot, expires)
+        };
         let reservation = self.reservations.insert(holding);
         let memory = self.host.slot_mut(segment, slot);
         assert_eq!(memory.state, SlotState::Reserved, "a slot taken for a reservation");
@@ -161,7 +205,10 @@ impl TierManager {
         if namespace != NONE {
             self.namespaces.at_mut(namespace).used_bytes += u64::from(length);
         }
-        Reserved::Granted { reservation: ReservationId(reservation), extent: self.host_extent(segment, slot, length) }
+        Reserved::Granted {
+            reservation: ReservationId(reservation),
+            extent: self.host_extent(segment, slot, length),
+        }
     }
 
     /// The planted bug `SealBeforeWrite`: the block is visible before its bytes are written.
@@ -171,11 +218,17 @@ impl TierManager {
         }
         #[cfg(feature = "mutants")]
         {
-            let Reserved::Granted { reservation, extent } = granted else { return };
+            let Reserved::Granted { reservation, extent } = granted else {
+                return;
+            };
             let holding = self.reservations.find_mut(reservation.0).expect("just made");
             holding.published = true;
             let place = (holding.segment, holding.slot);
-            let key = crate::BlockKey { namespace: request.namespace, realization: request.realization, hash };
+            let key = crate::BlockKey {
+                namespace: request.namespace,
+                realization: request.realization,
+                hash,
+            };
             self.publish(key, NONE, place, extent.length, 0);
         }
         #[cfg(not(feature = "mutants"))]

@@ -1,8 +1,7 @@
 use super::{TierManager, mutant_is};
 use crate::index::{NONE, flag};
 use crate::{
-    BlockKey, ClientId, Generation, NamespaceId, Parent, RealizationId, Refusal, ReservationId, SealItem, Sealed,
-    Time,
+    BlockKey, ClientId, Generation, NamespaceId, Parent, RealizationId, Refusal, ReservationId, SealItem, Sealed, Time,
 };
 
 impl TierManager {
@@ -28,11 +27,16 @@ impl TierManager {
         if realization.0 as usize >= self.realizations.len() {
             return Err(Refusal::Invalid("open the realization first"));
         }
-        let current = generation == self.namespaces.at(namespace.0).generation || mutant_is!(self, SealIgnoresGeneration);
+        let current =
+            generation == self.namespaces.at(namespace.0).generation || mutant_is!(self, SealIgnoresGeneration);
         let mut published = Vec::with_capacity(items.len());
         let mut answers = Vec::with_capacity(items.len());
         for item in items {
-            let key = BlockKey { namespace, realization, hash: item.hash };
+            let key = BlockKey {
+                namespace,
+                realization,
+                hash: item.hash,
+            };
             let answer = self.seal_one(place, key, current, item);
             match answer {
                 Sealed::Published => self.counters.puts_published += 1,
@@ -79,7 +83,11 @@ impl TierManager {
         if holding.is_published() {
             return Sealed::Published;
         }
-        let answer = if stale { Sealed::Stale } else { self.may_publish(key, item) };
+        let answer = if stale {
+            Sealed::Stale
+        } else {
+            self.may_publish(key, item)
+        };
         if answer != Sealed::Published {
             self.give_back_slot(&holding);
             return answer;
@@ -149,4 +157,3 @@ impl TierManager {
         block == ancestor
     }
 }
-

@@ -1,6 +1,6 @@
 use super::TierManager;
 use crate::host_table::Want;
-use crate::{Action, BlockHash, ClientId, Fetched, FetchScope, OperationId, RealizationId, Reserved, Time};
+use crate::{Action, BlockHash, ClientId, FetchScope, Fetched, OperationId, RealizationId, Reserved, Time};
 
 /// A command that waits, for bytes or for room.
 #[derive(Debug)]
@@ -16,8 +16,16 @@ pub(super) struct Waiting {
 
 #[derive(Debug)]
 pub(super) enum WaitingKind {
-    Fetch { scope: FetchScope, results: Vec<Fetched> },
-    Reserve { namespace: u32, realization: RealizationId, results: Vec<Reserved>, items: Vec<ReserveItem> },
+    Fetch {
+        scope: FetchScope,
+        results: Vec<Fetched>,
+    },
+    Reserve {
+        namespace: u32,
+        realization: RealizationId,
+        results: Vec<Reserved>,
+        items: Vec<ReserveItem>,
+    },
 }
 
 /// A key of a reserve that waits for a slot.
@@ -54,14 +62,24 @@ impl TierManager {
 
     /// Ends the wait and tells the client. Keys that are not decided are answered as they stand.
     pub(super) fn finish_waiting(&mut self, operation: OperationId) {
-        let Some(waiting) = self.stop_waiting(operation) else { return };
+        let Some(waiting) = self.stop_waiting(operation) else {
+            return;
+        };
         let client = waiting.client_id;
         let action = match waiting.kind {
             WaitingKind::Fetch { scope, mut results } => {
                 self.settle_fetch(waiting.client, scope, &mut results);
-                Action::FetchDone { operation, client, results }
+                Action::FetchDone {
+                    operation,
+                    client,
+                    results,
+                }
             }
-            WaitingKind::Reserve { results, .. } => Action::ReserveDone { operation, client, results },
+            WaitingKind::Reserve { results, .. } => Action::ReserveDone {
+                operation,
+                client,
+                results,
+            },
         };
         self.actions.push_back(action);
     }
@@ -74,7 +92,10 @@ impl TierManager {
     fn stop_waiting(&mut self, operation: OperationId) -> Option<Waiting> {
         let waiting = self.waiting.take(operation.0)?;
         self.deadlines.remove(&(waiting.deadline, operation));
-        self.clients.at_mut(waiting.client).waiting.retain(|&other| other != operation);
+        self.clients
+            .at_mut(waiting.client)
+            .waiting
+            .retain(|&other| other != operation);
         if let WaitingKind::Reserve { items, .. } = &waiting.kind {
             for item in items.iter().filter(|item| !item.decided) {
                 self.host.group_mut(item.group).wanted -= 1;
@@ -118,8 +139,12 @@ impl TierManager {
 
     /// Notes the outcome of one key of a reserve that waits.
     pub(super) fn decide_reserve(&mut self, operation: OperationId, item: usize, outcome: Reserved) {
-        let Some(waiting) = self.waiting.at_mut(operation.0) else { return };
-        let WaitingKind::Reserve { results, items, .. } = &mut waiting.kind else { return };
+        let Some(waiting) = self.waiting.at_mut(operation.0) else {
+            return;
+        };
+        let WaitingKind::Reserve { results, items, .. } = &mut waiting.kind else {
+            return;
+        };
         assert!(!items[item].decided, "a key is decided once");
         items[item].decided = true;
         results[items[item].position as usize] = outcome;
@@ -134,8 +159,12 @@ impl TierManager {
 
     /// Notes the outcome of one key of a fetch that waits.
     pub(super) fn decide_fetch(&mut self, operation: OperationId, position: u32, outcome: Fetched) {
-        let Some(waiting) = self.waiting.at_mut(operation.0) else { return };
-        let WaitingKind::Fetch { results, .. } = &mut waiting.kind else { return };
+        let Some(waiting) = self.waiting.at_mut(operation.0) else {
+            return;
+        };
+        let WaitingKind::Fetch { results, .. } = &mut waiting.kind else {
+            return;
+        };
         results[position as usize] = outcome;
         waiting.outstanding -= 1;
         if waiting.outstanding == 0 {

@@ -33,7 +33,10 @@ impl LeafFirstLru {
 
     fn stamp(&mut self, block: BlockId, now: Time) {
         self.reach(block);
-        #[expect(clippy::cast_possible_truncation, reason = "coarse and wrapping: only ages are compared")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "coarse and wrapping: only ages are compared"
+        )]
         let coarse = (now.0 >> 20) as u32;
         self.stamps[block.0 as usize / CHUNK][block.0 as usize % CHUNK] = coarse;
     }
@@ -79,7 +82,11 @@ impl EvictionPolicy for LeafFirstLru {
         let links = &mut self.planes[plane(list)];
         loop {
             let order = links.lists.get(list.index as usize)?;
-            let candidate = if parked && order.parked.tail != NIL { order.parked.tail } else { order.listed.tail };
+            let candidate = if parked && order.parked.tail != NIL {
+                order.parked.tail
+            } else {
+                order.listed.tail
+            };
             if candidate == NIL {
                 return None;
             }
@@ -88,7 +95,10 @@ impl EvictionPolicy for LeafFirstLru {
                 Verdict::Park => End::Parked,
                 Verdict::Shelve => End::Shelved,
             };
-            assert!(!parked || matches!(end, End::Shelved), "where parked blocks count, none is parked again");
+            assert!(
+                !parked || matches!(end, End::Shelved),
+                "where parked blocks count, none is parked again"
+            );
             links.unlink(list.index, candidate);
             links.push(list.index, candidate, end);
         }
@@ -96,11 +106,18 @@ impl EvictionPolicy for LeafFirstLru {
 
     fn age(&self, list: ListId, now: Time) -> Option<u32> {
         let order = self.planes[plane(list)].lists.get(list.index as usize)?;
-        let candidate = if order.listed.tail == NIL { order.parked.tail } else { order.listed.tail };
+        let candidate = if order.listed.tail == NIL {
+            order.parked.tail
+        } else {
+            order.listed.tail
+        };
         if candidate == NIL {
             return None;
         }
-        #[expect(clippy::cast_possible_truncation, reason = "coarse and wrapping: only ages are compared")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "coarse and wrapping: only ages are compared"
+        )]
         let coarse = (now.0 >> 20) as u32;
         Some(coarse.wrapping_sub(self.stamps[candidate as usize / CHUNK][candidate as usize % CHUNK]))
     }
@@ -120,7 +137,10 @@ impl EvictionPolicy for LeafFirstLru {
     }
 
     fn length(&self, list: ListId) -> usize {
-        self.planes[plane(list)].lists.get(list.index as usize).map_or(0, |order| order.length as usize)
+        self.planes[plane(list)]
+            .lists
+            .get(list.index as usize)
+            .map_or(0, |order| order.length as usize)
     }
 
     fn memory_bytes(&self) -> u64 {
@@ -172,9 +192,18 @@ impl Link {
     const fn with(newer: u32, older: u32, state: State) -> Link {
         match state {
             State::Listed => Link { newer, older },
-            State::Parked => Link { newer: newer | UPPER, older },
-            State::Shelved => Link { newer, older: older | UPPER },
-            State::Absent => Link { newer: newer | UPPER, older: older | UPPER },
+            State::Parked => Link {
+                newer: newer | UPPER,
+                older,
+            },
+            State::Shelved => Link {
+                newer,
+                older: older | UPPER,
+            },
+            State::Absent => Link {
+                newer: newer | UPPER,
+                older: older | UPPER,
+            },
         }
     }
 
@@ -202,8 +231,11 @@ struct Order {
     length: u32,
 }
 
-const EMPTY: Order =
-    Order { listed: Ends { head: NIL, tail: NIL }, parked: Ends { head: NIL, tail: NIL }, length: 0 };
+const EMPTY: Order = Order {
+    listed: Ends { head: NIL, tail: NIL },
+    parked: Ends { head: NIL, tail: NIL },
+    length: 0,
+};
 
 /// The lists of one plane. Links are chunked by the block's place and allocated when a first block of the chunk is listed.
 #[derive(Debug, Default)]
@@ -214,11 +246,15 @@ struct PlaneLinks {
 
 impl PlaneLinks {
     fn link(&self, block: u32) -> Link {
-        self.chunks[block as usize / CHUNK].as_ref().expect("a listed block's chunk")[block as usize % CHUNK]
+        self.chunks[block as usize / CHUNK]
+            .as_ref()
+            .expect("a listed block's chunk")[block as usize % CHUNK]
     }
 
     fn link_mut(&mut self, block: u32) -> &mut Link {
-        &mut self.chunks[block as usize / CHUNK].as_mut().expect("a listed block's chunk")[block as usize % CHUNK]
+        &mut self.chunks[block as usize / CHUNK]
+            .as_mut()
+            .expect("a listed block's chunk")[block as usize % CHUNK]
     }
 
     fn push(&mut self, list: u32, block: u32, end: End) {
@@ -231,7 +267,11 @@ impl PlaneLinks {
         if self.lists.len() <= list as usize {
             self.lists.resize(list as usize + 1, EMPTY);
         }
-        assert_eq!(self.link(block).state(), State::Absent, "block {block} is on a list of this plane already");
+        assert_eq!(
+            self.link(block).state(),
+            State::Absent,
+            "block {block} is on a list of this plane already"
+        );
         let order = &mut self.lists[list as usize];
         order.length += 1;
         let (ends, state) = match end {
@@ -306,7 +346,11 @@ impl PlaneLinks {
                 let (mut block, mut newer) = (ends.head, NIL);
                 while block != NIL {
                     let link = self.link(block);
-                    assert_eq!((link.state(), link.newer & !UPPER), (state, newer), "links of block {block}");
+                    assert_eq!(
+                        (link.state(), link.newer & !UPPER),
+                        (state, newer),
+                        "links of block {block}"
+                    );
                     listed += 1;
                     newer = block;
                     block = link.older & !UPPER;
@@ -318,7 +362,11 @@ impl PlaneLinks {
         let shelved = links().filter(|link| link.state() == State::Shelved).count();
         let present = links().filter(|link| link.state() != State::Absent).count();
         assert_eq!(present, listed + shelved, "listed, parked and shelved blocks");
-        assert_eq!(self.lists.iter().map(|order| order.length as usize).sum::<usize>(), present, "lengths of lists");
+        assert_eq!(
+            self.lists.iter().map(|order| order.length as usize).sum::<usize>(),
+            present,
+            "lengths of lists"
+        );
     }
 }
 

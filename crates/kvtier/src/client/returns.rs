@@ -85,6 +85,12 @@ impl Returns {
         }
     }
 
+    /// As another process sees it.
+    #[cfg(test)]
+    pub(super) fn of_process(self, process: u32) -> Returns {
+        Returns { process, ..self }
+    }
+
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }

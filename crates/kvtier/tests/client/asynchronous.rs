@@ -162,7 +162,7 @@ async fn a_writer_publishes_what_it_wrote_in_place() {
 #[tokio::test]
 async fn a_silent_node_is_unavailable_and_the_next_call_connects_again() {
     let node = FakeNode::start("async-mute");
-    let options = ClientOptions::new(node.socket()).with_timeout(Duration::from_millis(50));
+    let options = ClientOptions::new(node.socket()).with_timeout(Duration::from_millis(400));
     let client = Client::connect(options).await.expect("connected");
     let namespace = client
         .namespace("tenant", Realization::default())
@@ -204,4 +204,16 @@ async fn releases_are_sent_alone_and_the_last_handle_says_goodbye() {
     assert_eq!(node.state().count(Kind::Goodbye), 0);
     drop(handles);
     wait(&node, "goodbye", |node| node.state().count(Kind::Goodbye) == 1).await;
+}
+
+#[tokio::test]
+async fn slots_that_nobody_uses_are_given_back_before_they_expire() {
+    let node = FakeNode::start("async-unused");
+    node.state().reservation_ttl_ms = 400;
+    let (_client, namespace) = connect(&node).await;
+    put(&namespace, 0..3, 4096).await;
+    assert_eq!(node.state().reservations.len(), 3, "granted ahead");
+    wait(&node, "the slots", |node| node.state().reservations.is_empty()).await;
+    assert_eq!(node.state().abandoned, 3);
+    assert_eq!(node.state().foreign, 0);
 }

@@ -34,6 +34,8 @@ pub(crate) struct State {
     pub(crate) delay: Duration,
     /// At most this many slots exist at once; 0: any number.
     pub(crate) slots_max: usize,
+    /// How long an unsealed slot lives.
+    pub(crate) reservation_ttl_ms: u64,
     /// Answers name a segment that was never sent.
     pub(crate) lies: bool,
     next_offset: u64,
@@ -77,6 +79,7 @@ impl FakeNode {
         let listener = UnixListener::bind(directory.join("s")).expect("a socket");
         let state = Arc::new(Mutex::new(State {
             generation: 1,
+            reservation_ttl_ms: 30_000,
             ..State::default()
         }));
         let (region, fd) = MemoryRegion::create("fake", SEGMENT_BYTES, PageRequest::Small).expect("a segment");
@@ -188,7 +191,7 @@ fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8
             block_bytes_max: 8 << 20,
             client: ClientId(1),
             lease_ttl_ms: 30_000,
-            reservation_ttl_ms: 30_000,
+            reservation_ttl_ms: node.reservation_ttl_ms,
         })
         .encode(number, out),
         Request::OpenNamespace { .. } => Reply::NamespaceOpened { handle: 3, generation }.encode(number, out),

@@ -1,14 +1,23 @@
 use super::*;
 
-const LIST: ListId = ListId { plane: Plane::Host, index: 3 };
+const LIST: ListId = ListId {
+    plane: Plane::Host,
+    index: 3,
+};
 
 fn order(policy: &mut LeafFirstLru, children: &mut [u32]) -> Vec<u32> {
     let mut order = Vec::new();
     loop {
         let judge = &mut |block: BlockId| {
-            if children[block.0 as usize] > 0 { Verdict::Park } else { Verdict::Take }
+            if children[block.0 as usize] > 0 {
+                Verdict::Park
+            } else {
+                Verdict::Take
+            }
         };
-        let Some(victim) = policy.victim(LIST, false, judge) else { break };
+        let Some(victim) = policy.victim(LIST, false, judge) else {
+            break;
+        };
         policy.remove(LIST, victim);
         policy.check_invariants();
         order.push(victim.0);
@@ -49,7 +58,11 @@ fn a_chain_goes_leaf_first_and_each_block_is_judged_at_most_twice() {
     let mut taken = Vec::new();
     while let Some(victim) = policy.victim(LIST, false, &mut |block: BlockId| {
         judged += 1;
-        if children[block.0 as usize] > 0 { Verdict::Park } else { Verdict::Take }
+        if children[block.0 as usize] > 0 {
+            Verdict::Park
+        } else {
+            Verdict::Take
+        }
     }) {
         policy.remove(LIST, victim);
         taken.push(victim.0);
@@ -68,7 +81,9 @@ fn a_parked_block_that_is_touched_is_the_last_again() {
     for block in 0..3 {
         policy.insert(LIST, BlockId(block), Time(0));
     }
-    let parked = policy.victim(LIST, false, &mut |block| if block.0 == 0 { Verdict::Park } else { Verdict::Take });
+    let parked = policy.victim(LIST, false, &mut |block| {
+        if block.0 == 0 { Verdict::Park } else { Verdict::Take }
+    });
     assert_eq!(parked, Some(BlockId(1)));
     policy.touch(LIST, BlockId(0), Time(1));
     policy.unpark(LIST, BlockId(0));
@@ -95,6 +110,13 @@ fn links_are_allocated_only_where_a_plane_is_used() {
     policy.insert(LIST, BlockId(0), Time(0));
     let one_plane = policy.memory_bytes();
     assert!(one_plane < 4096 * 13, "{one_plane}");
-    policy.insert(ListId { plane: Plane::Namespace, index: 0 }, BlockId(0), Time(0));
+    policy.insert(
+        ListId {
+            plane: Plane::Namespace,
+            index: 0,
+        },
+        BlockId(0),
+        Time(0),
+    );
     assert!(policy.memory_bytes() > one_plane);
 }

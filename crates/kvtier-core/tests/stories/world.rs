@@ -1,62 +1,67 @@
 //! A tiny driver: carries out actions in memory, at once or when told to, and remembers what lies where.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each story uses its part")]
 
 use kvtier_core::{
-    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope, Fetched,
-    Generation, Hints, LeaseId, LeafFirstLru, NamespaceId, OperationId, Parent, Realization, RealizationId, Request,
-    ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
+    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope,
+    Fetched, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent, Realization, RealizationId,
+    Request, ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::BTreeMap;
 
-pub const KIB: u32 = 1024;
-pub const SECOND: u64 = 1_000_000_000;
-pub const ME: ClientId = ClientId(1);
+pub(crate) const KIB: u32 = 1024;
+pub(crate) const SECOND: u64 = 1_000_000_000;
+pub(crate) const ME: ClientId = ClientId(1);
 /// Of the same domain, for stories with two clients. Connects itself.
-pub const OTHER: ClientId = ClientId(2);
+pub(crate) const OTHER: ClientId = ClientId(2);
 /// For stories with two domains. Connects itself.
-pub const STRANGER: ClientId = ClientId(3);
-pub const DOMAIN: TrustDomain = TrustDomain(7);
+pub(crate) const STRANGER: ClientId = ClientId(3);
+pub(crate) const DOMAIN: TrustDomain = TrustDomain(7);
 
 /// What lies at an extent: the hash of the block that was written there.
 type Memory = BTreeMap<(SegmentId, u64), BlockHash>;
 
-pub struct World {
-    pub core: TierManager,
-    pub now: Time,
-    pub namespace: NamespaceId,
-    pub generation: Generation,
-    pub realization: RealizationId,
-    pub host: Memory,
-    pub nvme: Memory,
+pub(crate) struct World {
+    pub(crate) core: TierManager,
+    pub(crate) now: Time,
+    pub(crate) namespace: NamespaceId,
+    pub(crate) generation: Generation,
+    pub(crate) realization: RealizationId,
+    pub(crate) host: Memory,
+    pub(crate) nvme: Memory,
     /// Actions not yet answered, oldest first.
-    pub held: Vec<Action>,
+    pub(crate) held: Vec<Action>,
     /// Kinds of actions that are held back instead of being answered at once.
-    pub hold: fn(&Action) -> bool,
+    pub(crate) hold: fn(&Action) -> bool,
     /// Kinds of actions that fail, and how.
-    pub fail: fn(&Action) -> Option<Failure>,
-    pub fetched: BTreeMap<OperationId, Vec<Fetched>>,
-    pub reserved: BTreeMap<OperationId, Vec<Reserved>>,
-    pub invalidated: Vec<OperationId>,
-    pub flushed: BTreeMap<OperationId, (u64, u64)>,
-    pub seen: BTreeMap<&'static str, u64>,
+    pub(crate) fail: fn(&Action) -> Option<Failure>,
+    pub(crate) fetched: BTreeMap<OperationId, Vec<Fetched>>,
+    pub(crate) reserved: BTreeMap<OperationId, Vec<Reserved>>,
+    pub(crate) invalidated: Vec<OperationId>,
+    pub(crate) flushed: BTreeMap<OperationId, (u64, u64)>,
+    pub(crate) seen: BTreeMap<&'static str, u64>,
 }
 
-pub fn settings(host_bytes: u64, nvme_bytes: u64) -> CoreSettings {
-    CoreSettings { host_bytes, nvme_bytes, host_segment_bytes: 64 << 10, nvme_segment_bytes: 128 << 10, ..CoreSettings::default() }
+pub(crate) fn settings(host_bytes: u64, nvme_bytes: u64) -> CoreSettings {
+    CoreSettings {
+        host_bytes,
+        nvme_bytes,
+        host_segment_bytes: 64 << 10,
+        nvme_segment_bytes: 128 << 10,
+        ..CoreSettings::default()
+    }
 }
 
-pub fn hash(number: u64) -> BlockHash {
+pub(crate) fn hash(number: u64) -> BlockHash {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&number.to_le_bytes());
     BlockHash(bytes)
 }
 
-pub fn hashes(numbers: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
+pub(crate) fn hashes(numbers: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
     numbers.into_iter().map(hash).collect()
 }
 
 impl World {
-    pub fn new(settings: CoreSettings) -> World {
+    pub(crate) fn new(settings: CoreSettings) -> World {
         let mut core = TierManager::new(settings.check().unwrap(), Box::new(LeafFirstLru::new()));
         let now = Time(SECOND);
         let (namespace, generation) = core.open_namespace(DOMAIN, "story").unwrap();
@@ -81,7 +86,7 @@ impl World {
         }
     }
 
-    pub fn request<'a>(&self, client: ClientId, hashes: &'a [BlockHash]) -> Request<'a> {
+    pub(crate) fn request<'a>(&self, client: ClientId, hashes: &'a [BlockHash]) -> Request<'a> {
         Request {
             client,
             namespace: self.namespace,
@@ -93,7 +98,7 @@ impl World {
     }
 
     /// Carries out what the core wants done until it wants nothing more.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         while let Some(action) = self.core.poll_action() {
             *self.seen.entry(name(&action)).or_default() += 1;
             if (self.hold)(&action) {
@@ -105,7 +110,7 @@ impl World {
     }
 
     /// Answers everything that was held back.
-    pub fn let_go(&mut self) {
+    pub(crate) fn let_go(&mut self) {
         self.hold = |_| false;
         for action in std::mem::take(&mut self.held) {
             self.answer(&action);
@@ -113,7 +118,7 @@ impl World {
         self.run();
     }
 
-    pub fn answer(&mut self, action: &Action) {
+    pub(crate) fn answer(&mut self, action: &Action) {
         let outcome = match (self.fail)(action) {
             Some(failure) => Err(failure),
             None => Ok(self.carry_out(action)),
@@ -125,24 +130,52 @@ impl World {
 
     fn carry_out(&mut self, action: &Action) -> Completion {
         match action {
-            Action::Demote { source, target, label, .. } => {
+            Action::Demote {
+                source, target, label, ..
+            } => {
                 let bytes = self.host[&at(source)];
                 assert_eq!(bytes, label.hash, "a block is written under its own hash");
                 self.nvme.insert(at(target), bytes);
-                return Completion::Written { checksum: checksum(bytes) };
+                return Completion::Written {
+                    checksum: checksum(bytes),
+                };
             }
-            Action::Promote { source, target, checksum: expected, label, .. } => {
+            Action::Promote {
+                source,
+                target,
+                checksum: expected,
+                label,
+                ..
+            } => {
                 let bytes = self.nvme[&at(source)];
-                assert_eq!((bytes, checksum(bytes)), (label.hash, *expected), "wrong bytes are read");
+                assert_eq!(
+                    (bytes, checksum(bytes)),
+                    (label.hash, *expected),
+                    "wrong bytes are read"
+                );
                 self.host.insert(at(target), bytes);
             }
-            Action::Relocate { source, target, checksum: expected, label, .. } => {
+            Action::Relocate {
+                source,
+                target,
+                checksum: expected,
+                label,
+                ..
+            } => {
                 let bytes = self.nvme[&at(source)];
-                assert_eq!((bytes, checksum(bytes)), (label.hash, *expected), "wrong bytes are moved");
+                assert_eq!(
+                    (bytes, checksum(bytes)),
+                    (label.hash, *expected),
+                    "wrong bytes are moved"
+                );
                 self.nvme.insert(at(target), bytes);
             }
             Action::CloseSegment { tier, segment, .. } => {
-                let memory = if *tier == Tier::Host { &mut self.host } else { &mut self.nvme };
+                let memory = if *tier == Tier::Host {
+                    &mut self.host
+                } else {
+                    &mut self.nvme
+                };
                 memory.retain(|(other, _), _| other != segment);
             }
             Action::FetchDone { operation, results, .. } => {
@@ -152,7 +185,11 @@ impl World {
                 self.reserved.insert(*operation, results.clone());
             }
             Action::Invalidated { operation, .. } => self.invalidated.push(*operation),
-            Action::Flushed { operation, written, left_out } => {
+            Action::Flushed {
+                operation,
+                written,
+                left_out,
+            } => {
                 self.flushed.insert(*operation, (*written, *left_out));
             }
             _ => {}
@@ -161,7 +198,7 @@ impl World {
     }
 
     /// Lets time pass, timeouts included.
-    pub fn pass(&mut self, nanoseconds: u64) {
+    pub(crate) fn pass(&mut self, nanoseconds: u64) {
         let end = self.now.0 + nanoseconds;
         while let Some(due) = self.core.poll_timeout().filter(|due| due.0 <= end) {
             self.now = Time(due.0.max(self.now.0));
@@ -186,7 +223,7 @@ impl World {
         }
     }
 
-    pub fn fetch_as(&mut self, client: ClientId, hashes: &[BlockHash], scope: FetchScope) -> Vec<Fetched> {
+    pub(crate) fn fetch_as(&mut self, client: ClientId, hashes: &[BlockHash], scope: FetchScope) -> Vec<Fetched> {
         let request = self.request(client, hashes);
         match self.core.fetch(&request, scope, self.now).unwrap() {
             Answer::Ready(results) => {
@@ -198,17 +235,19 @@ impl World {
     }
 
     /// Fetches a prefix, checks the bytes and releases. Answers where each block was found.
-    pub fn fetch(&mut self, hashes: &[BlockHash]) -> Vec<Option<Tier>> {
+    pub(crate) fn fetch(&mut self, hashes: &[BlockHash]) -> Vec<Option<Tier>> {
         let results = self.fetch_as(ME, hashes, FetchScope::Prefix);
         self.check_and_release(hashes, &results)
     }
 
-    pub fn check_and_release(&mut self, hashes: &[BlockHash], results: &[Fetched]) -> Vec<Option<Tier>> {
+    pub(crate) fn check_and_release(&mut self, hashes: &[BlockHash], results: &[Fetched]) -> Vec<Option<Tier>> {
         let mut leases = Vec::new();
         let mut tiers = Vec::new();
         for (hash, result) in hashes.iter().zip(results) {
             tiers.push(match result {
-                Fetched::Leased { lease, extent, tier, .. } => {
+                Fetched::Leased {
+                    lease, extent, tier, ..
+                } => {
                     assert_eq!(self.host.get(&at(extent)), Some(hash), "wrong bytes at {extent:?}");
                     leases.push(*lease);
                     Some(*tier)
@@ -222,7 +261,7 @@ impl World {
     }
 
     /// Asks and does not wait: the answer will be in `fetched`.
-    pub fn fetch_later(&mut self, hashes: &[BlockHash]) -> OperationId {
+    pub(crate) fn fetch_later(&mut self, hashes: &[BlockHash]) -> OperationId {
         let request = self.request(ME, hashes);
         let Answer::Pending(operation) = self.core.fetch(&request, FetchScope::Prefix, self.now).unwrap() else {
             panic!("it is there already")
@@ -232,37 +271,56 @@ impl World {
     }
 
     /// Asks and does not wait: the answer will be in `reserved`.
-    pub fn reserve_later(&mut self, client: ClientId, hashes: &[BlockHash], length: u32) -> OperationId {
+    pub(crate) fn reserve_later(&mut self, client: ClientId, hashes: &[BlockHash], length: u32) -> OperationId {
         let request = self.request(client, hashes);
-        let answer = self.core.reserve(&request, &vec![length; hashes.len()], self.now).unwrap();
-        let Answer::Pending(operation) = answer else { panic!("there is room: {answer:?}") };
+        let answer = self
+            .core
+            .reserve(&request, &vec![length; hashes.len()], self.now)
+            .unwrap();
+        let Answer::Pending(operation) = answer else {
+            panic!("there is room: {answer:?}")
+        };
         self.run();
         operation
     }
 
     /// Slots ahead; the first time a segment has to be opened.
-    pub fn grant(&mut self, client: ClientId, length: u32, count: u32) -> Vec<(ReservationId, Extent)> {
+    pub(crate) fn grant(&mut self, client: ClientId, length: u32, count: u32) -> Vec<(ReservationId, Extent)> {
         let granted = self.core.grant(client, length, count, self.now);
         self.run();
-        if granted.is_empty() { self.core.grant(client, length, count, self.now) } else { granted }
+        if granted.is_empty() {
+            self.core.grant(client, length, count, self.now)
+        } else {
+            granted
+        }
     }
 
     /// Writes and seals what was granted.
-    pub fn seal_granted(&mut self, results: &[Reserved], hashes: &[BlockHash], parent: Parent) -> Vec<Sealed> {
+    pub(crate) fn seal_granted(&mut self, results: &[Reserved], hashes: &[BlockHash], parent: Parent) -> Vec<Sealed> {
         let items: Vec<SealItem> = granted(results)
             .into_iter()
             .zip(hashes)
             .map(|((reservation, extent), &hash)| {
                 self.write(&extent, hash);
-                SealItem { reservation, hash, parent, length: extent.length, tokens: 512 }
+                SealItem {
+                    reservation,
+                    hash,
+                    parent,
+                    length: extent.length,
+                    tokens: 512,
+                }
             })
             .collect();
         self.seal(&items)
     }
 
-    pub fn reserve_as(&mut self, client: ClientId, hashes: &[BlockHash], length: u32) -> Vec<Reserved> {
+    pub(crate) fn reserve_as(&mut self, client: ClientId, hashes: &[BlockHash], length: u32) -> Vec<Reserved> {
         let request = self.request(client, hashes);
-        match self.core.reserve(&request, &vec![length; hashes.len()], self.now).unwrap() {
+        match self
+            .core
+            .reserve(&request, &vec![length; hashes.len()], self.now)
+            .unwrap()
+        {
             Answer::Ready(results) => {
                 self.run();
                 results
@@ -272,7 +330,7 @@ impl World {
     }
 
     /// Puts a chain behind `parent`; answers what became of each.
-    pub fn put_after(&mut self, parent: Parent, hashes: &[BlockHash], length: u32) -> Vec<Sealed> {
+    pub(crate) fn put_after(&mut self, parent: Parent, hashes: &[BlockHash], length: u32) -> Vec<Sealed> {
         let results = self.reserve_as(ME, hashes, length);
         let mut items = Vec::new();
         let mut outcomes = vec![Sealed::Busy; hashes.len()];
@@ -282,7 +340,13 @@ impl World {
             match *result {
                 Reserved::Granted { reservation, extent } => {
                     self.write(&extent, hash);
-                    items.push(SealItem { reservation, hash, parent, length, tokens: 512 });
+                    items.push(SealItem {
+                        reservation,
+                        hash,
+                        parent,
+                        length,
+                        tokens: 512,
+                    });
                     places.push(place);
                 }
                 Reserved::Present => outcomes[place] = Sealed::Present,
@@ -297,72 +361,91 @@ impl World {
         outcomes
     }
 
-    pub fn put(&mut self, hashes: &[BlockHash], length: u32) -> Vec<Sealed> {
+    pub(crate) fn put(&mut self, hashes: &[BlockHash], length: u32) -> Vec<Sealed> {
         self.put_after(Parent::Root, hashes, length)
     }
 
-    pub fn seal(&mut self, items: &[SealItem]) -> Vec<Sealed> {
-        let sealed =
-            self.core.seal(ME, self.namespace, self.realization, self.generation, items, self.now).unwrap();
+    pub(crate) fn seal(&mut self, items: &[SealItem]) -> Vec<Sealed> {
+        let sealed = self
+            .core
+            .seal(ME, self.namespace, self.realization, self.generation, items, self.now)
+            .unwrap();
         self.run();
         sealed
     }
 
-    pub fn write(&mut self, extent: &Extent, hash: BlockHash) {
+    pub(crate) fn write(&mut self, extent: &Extent, hash: BlockHash) {
         self.host.insert(at(extent), hash);
     }
 
-    pub fn lookup(&mut self, hashes: &[BlockHash]) -> Vec<Option<Tier>> {
+    pub(crate) fn lookup(&mut self, hashes: &[BlockHash]) -> Vec<Option<Tier>> {
         let request = self.request(ME, hashes);
         self.core.lookup(&request, self.now).unwrap()
     }
 
-    pub fn present(&mut self, numbers: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    pub(crate) fn present(&mut self, numbers: impl IntoIterator<Item = u64>) -> Vec<u64> {
         let numbers: Vec<u64> = numbers.into_iter().collect();
         let found = self.lookup(&hashes(numbers.iter().copied()));
-        numbers.into_iter().zip(found).filter(|(_, tier)| tier.is_some()).map(|(number, _)| number).collect()
+        numbers
+            .into_iter()
+            .zip(found)
+            .filter(|(_, tier)| tier.is_some())
+            .map(|(number, _)| number)
+            .collect()
     }
 
-    pub fn invalidate(&mut self) -> OperationId {
+    pub(crate) fn invalidate(&mut self) -> OperationId {
         let operation = self.core.invalidate(self.namespace, None, self.now);
         self.run();
         operation
     }
 
-    pub fn flush(&mut self) -> OperationId {
+    pub(crate) fn flush(&mut self) -> OperationId {
         let operation = self.core.flush(None, self.now);
         self.run();
         operation
     }
 
-    pub fn delete(&mut self, hashes: &[BlockHash]) -> Vec<bool> {
+    pub(crate) fn delete(&mut self, hashes: &[BlockHash]) -> Vec<bool> {
         let request = self.request(ME, hashes);
         let deleted = self.core.delete(&request, self.now).unwrap();
         self.run();
         deleted
     }
 
-    pub fn leave(&mut self, client: ClientId, departure: Departure) {
+    pub(crate) fn leave(&mut self, client: ClientId, departure: Departure) {
         self.core.disconnect(client, departure, self.now);
         self.run();
     }
 }
 
-pub fn leases(results: &[Fetched]) -> Vec<LeaseId> {
+pub(crate) fn leases(results: &[Fetched]) -> Vec<LeaseId> {
     results
         .iter()
-        .filter_map(|result| if let Fetched::Leased { lease, .. } = result { Some(*lease) } else { None })
+        .filter_map(|result| {
+            if let Fetched::Leased { lease, .. } = result {
+                Some(*lease)
+            } else {
+                None
+            }
+        })
         .collect()
 }
 
-pub fn extents(results: &[Fetched]) -> Vec<Extent> {
+pub(crate) fn extents(results: &[Fetched]) -> Vec<Extent> {
     results
         .iter()
-        .filter_map(|result| if let Fetched::Leased { extent, .. } = result { Some(*extent) } else { None })
+        .filter_map(|result| {
+            if let Fetched::Leased { extent, .. } = result {
+                Some(*extent)
+            } else {
+                None
+            }
+        })
         .collect()
 }
 
-pub fn granted(results: &[Reserved]) -> Vec<(ReservationId, Extent)> {
+pub(crate) fn granted(results: &[Reserved]) -> Vec<(ReservationId, Extent)> {
     results
         .iter()
         .filter_map(|result| match result {
@@ -380,7 +463,7 @@ fn checksum(hash: BlockHash) -> u32 {
     u32::from_le_bytes(hash.0[..4].try_into().unwrap()) ^ 0x5eed
 }
 
-pub fn name(action: &Action) -> &'static str {
+pub(crate) fn name(action: &Action) -> &'static str {
     match action {
         Action::OpenSegment { .. } => "open",
         Action::CloseSegment { .. } => "close",
@@ -398,7 +481,7 @@ pub fn name(action: &Action) -> &'static str {
     }
 }
 
-pub fn answered(action: &Action) -> Option<OperationId> {
+pub(crate) fn answered(action: &Action) -> Option<OperationId> {
     match action {
         Action::OpenSegment { operation, .. }
         | Action::CloseSegment { operation, .. }
@@ -409,9 +492,8 @@ pub fn answered(action: &Action) -> Option<OperationId> {
         | Action::SyncTier { operation, .. }
         | Action::ResetTier { operation, .. }
         | Action::RecordGeneration { operation, .. } => Some(*operation),
-        Action::FetchDone { .. }
-        | Action::ReserveDone { .. }
-        | Action::Invalidated { .. }
-        | Action::Flushed { .. } => None,
+        Action::FetchDone { .. } | Action::ReserveDone { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => {
+            None
+        }
     }
 }

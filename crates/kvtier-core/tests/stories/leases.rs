@@ -1,11 +1,9 @@
 //! Leases, reservations and quarantine: no slot is used again while somebody may still touch it.
 
-mod world;
-
+use crate::world::{DOMAIN, KIB, ME, OTHER, SECOND, World, extents, granted, hash, hashes, leases, name, settings};
 use kvtier_core::{
     Answer, CoreSettings, Departure, Failure, FetchScope, Fetched, LeaseId, Parent, Refusal, Reserved, SealItem, Sealed,
 };
-use world::{DOMAIN, KIB, ME, OTHER, SECOND, World, extents, granted, hash, hashes, leases, name, settings};
 
 const MINUTE: u64 = 60 * SECOND;
 
@@ -36,7 +34,11 @@ fn a_leased_slot_is_not_given_out_even_after_its_block_is_deleted() {
     let leased = extents(&results)[0];
     let slots = fill(&mut world);
     assert_eq!(slots.len(), 15);
-    assert!(slots.iter().all(|slot| (slot.segment, slot.offset) != (leased.segment, leased.offset)));
+    assert!(
+        slots
+            .iter()
+            .all(|slot| (slot.segment, slot.offset) != (leased.segment, leased.offset))
+    );
     world.check_and_release(&hashes([1]), &results);
     let last = fill(&mut world);
     assert_eq!((last[0].segment, last[0].offset), (leased.segment, leased.offset));
@@ -49,8 +51,19 @@ fn an_expired_lease_is_quarantined_until_its_holder_releases_it() {
     let results = world.fetch_as(ME, &hashes([1]), FetchScope::Each);
     world.pass(MINUTE);
     let statistics = world.core.statistics();
-    assert_eq!((statistics.leases_expired, statistics.quarantined_slots, statistics.quarantined_bytes), (1, 1, 16 << 10));
-    assert_eq!(fill(&mut world).len(), 15, "time alone frees nothing that a live process maps");
+    assert_eq!(
+        (
+            statistics.leases_expired,
+            statistics.quarantined_slots,
+            statistics.quarantined_bytes
+        ),
+        (1, 1, 16 << 10)
+    );
+    assert_eq!(
+        fill(&mut world).len(),
+        15,
+        "time alone frees nothing that a live process maps"
+    );
     world.check_and_release(&hashes([1]), &results);
     assert_eq!(world.core.statistics().quarantined_slots, 0);
     world.core.check_invariants();
@@ -65,7 +78,10 @@ fn a_lost_client_keeps_its_slots_until_it_is_gone() {
     world.leave(ME, Departure::Alive);
     assert_eq!(world.core.statistics().quarantined_slots, 2);
     assert!(world.core.holds_anything(ME));
-    assert_eq!(world.core.connect(ME, DOMAIN, world.now), Err(Refusal::Invalid("this client is connected already")));
+    assert_eq!(
+        world.core.connect(ME, DOMAIN, world.now),
+        Err(Refusal::Invalid("this client is connected already"))
+    );
     assert_eq!(fill(&mut world).len(), 14);
     world.leave(ME, Departure::Gone);
     assert_eq!(world.core.statistics().quarantined_slots, 0);
@@ -82,7 +98,10 @@ fn a_client_that_leaves_cleanly_leaves_nothing_behind() {
     world.grant(ME, 4 * KIB, 3);
     world.leave(ME, Departure::Clean);
     let statistics = world.core.statistics();
-    assert_eq!((statistics.leases, statistics.reservations, statistics.quarantined_slots), (0, 0, 0));
+    assert_eq!(
+        (statistics.leases, statistics.reservations, statistics.quarantined_slots),
+        (0, 0, 0)
+    );
     assert_eq!(statistics.host_used_bytes, 3 * (16 << 10), "the blocks stay");
 }
 
@@ -106,7 +125,10 @@ fn a_reservation_that_expired_is_stale_and_its_slot_free_once_the_holder_spoke()
     world.pass(MINUTE);
     assert_eq!(world.core.statistics().quarantined_slots, 2);
     assert_eq!(fill(&mut world).len(), 14);
-    assert_eq!(world.seal_granted(&reserved[..1], &hashes([1]), Parent::Root), [Sealed::Stale]);
+    assert_eq!(
+        world.seal_granted(&reserved[..1], &hashes([1]), Parent::Root),
+        [Sealed::Stale]
+    );
     let (second, _) = granted(&reserved)[1];
     assert_eq!(world.core.abandon(ME, &[second], world.now), 0);
     assert_eq!(fill(&mut world).len(), 2);
@@ -115,7 +137,10 @@ fn a_reservation_that_expired_is_stale_and_its_slot_free_once_the_holder_spoke()
 
 #[test]
 fn a_client_with_too_much_in_quarantine_is_refused_and_others_are_not() {
-    let mut world = two_clients(CoreSettings { quarantine_bytes_per_client_max: 40 << 10, ..settings(256 << 10, 0) });
+    let mut world = two_clients(CoreSettings {
+        quarantine_bytes_per_client_max: 40 << 10,
+        ..settings(256 << 10, 0)
+    });
     world.put(&hashes(0..4), 16 * KIB);
     let results = world.fetch_as(ME, &hashes(0..4), FetchScope::Each);
     world.pass(MINUTE);
@@ -138,7 +163,11 @@ fn foreign_stale_and_invented_ids_are_counted_and_harmless() {
     assert_eq!(world.core.release(OTHER, &[lease], world.now), 1);
     assert_eq!(world.core.release(ME, &[LeaseId(0), LeaseId(u64::MAX)], world.now), 2);
     assert_eq!(world.core.statistics().leases, 1);
-    assert_eq!(world.core.release(ME, &[lease, lease], world.now), 1, "the second time it is stale");
+    assert_eq!(
+        world.core.release(ME, &[lease, lease], world.now),
+        1,
+        "the second time it is stale"
+    );
     let again = world.fetch_as(ME, &hashes([1]), FetchScope::Each);
     assert_ne!(leases(&again)[0], lease, "its place is used again, its id is not");
     assert_eq!(world.core.release(ME, &[lease], world.now), 1);
@@ -150,11 +179,27 @@ fn a_seal_with_a_wrong_length_or_of_another_client_changes_nothing() {
     let mut world = two_clients(settings(256 << 10, 0));
     let reserved = world.reserve_as(OTHER, &hashes([1]), 5 * KIB);
     let (reservation, _) = granted(&reserved)[0];
-    let item = SealItem { reservation, hash: hash(1), parent: Parent::Root, length: 5 * KIB, tokens: 1 };
+    let item = SealItem {
+        reservation,
+        hash: hash(1),
+        parent: Parent::Root,
+        length: 5 * KIB,
+        tokens: 1,
+    };
     assert_eq!(world.seal(&[item]), [Sealed::Invalid]);
     let mut seal = |length| {
         let items = [SealItem { length, ..item }];
-        world.core.seal(OTHER, world.namespace, world.realization, world.generation, &items, world.now).unwrap()
+        world
+            .core
+            .seal(
+                OTHER,
+                world.namespace,
+                world.realization,
+                world.generation,
+                &items,
+                world.now,
+            )
+            .unwrap()
     };
     assert_eq!(seal(8 * KIB + 1), [Sealed::Invalid]);
     assert_eq!(seal(0), [Sealed::Invalid]);
@@ -179,15 +224,25 @@ fn every_bound_is_busy_and_not_an_endless_wait() {
     assert_eq!((leases(&results).len(), results[2]), (2, Fetched::Busy));
     let reserved = world.reserve_as(ME, &hashes([4, 5, 6]), 16 * KIB);
     assert_eq!((granted(&reserved).len(), reserved[2]), (2, Reserved::Busy));
-    assert_eq!(world.core.connect(kvtier_core::ClientId(9), DOMAIN, world.now), Err(Refusal::Busy));
+    assert_eq!(
+        world.core.connect(kvtier_core::ClientId(9), DOMAIN, world.now),
+        Err(Refusal::Busy)
+    );
     let keys = hashes(0..9);
     let request = world.request(ME, &keys);
-    assert!(matches!(world.core.lookup(&request, world.now), Err(Refusal::Invalid(_))));
+    assert!(matches!(
+        world.core.lookup(&request, world.now),
+        Err(Refusal::Invalid(_))
+    ));
 }
 
 #[test]
 fn only_so_many_may_wait() {
-    let mut world = two_clients(CoreSettings { waiting_per_client_max: 2, waiting_max: 3, ..settings(256 << 10, 0) });
+    let mut world = two_clients(CoreSettings {
+        waiting_per_client_max: 2,
+        waiting_max: 3,
+        ..settings(256 << 10, 0)
+    });
     world.put(&hashes(0..16), 16 * KIB);
     world.fetch_as(ME, &hashes(0..16), FetchScope::Each);
     for number in 0..2 {
@@ -197,7 +252,10 @@ fn only_so_many_may_wait() {
     let (mine, others) = (world.request(ME, &keys), world.request(OTHER, &keys));
     let busy = Ok(Answer::Ready(vec![Reserved::Busy]));
     assert_eq!(world.core.reserve(&mine, &[16 * KIB], world.now), busy);
-    assert!(matches!(world.core.reserve(&others, &[16 * KIB], world.now), Ok(Answer::Pending(_))));
+    assert!(matches!(
+        world.core.reserve(&others, &[16 * KIB], world.now),
+        Ok(Answer::Pending(_))
+    ));
     assert_eq!(world.core.reserve(&others, &[16 * KIB], world.now), busy);
     assert_eq!(world.core.statistics().waiting, 3);
 }
@@ -211,10 +269,16 @@ fn while_draining_nothing_new_is_held_and_what_is_held_can_be_finished() {
     world.core.drain(world.now);
     let keys = hashes([1]);
     let request = world.request(ME, &keys);
-    assert_eq!(world.core.fetch(&request, FetchScope::Each, world.now), Err(Refusal::Draining));
+    assert_eq!(
+        world.core.fetch(&request, FetchScope::Each, world.now),
+        Err(Refusal::Draining)
+    );
     assert_eq!(world.core.reserve(&request, &[1], world.now), Err(Refusal::Draining));
     assert_eq!(world.core.grant(ME, 4 * KIB, 1, world.now), []);
-    assert_eq!(world.seal_granted(&reserved, &hashes([2]), Parent::Root), [Sealed::Published]);
+    assert_eq!(
+        world.seal_granted(&reserved, &hashes([2]), Parent::Root),
+        [Sealed::Published]
+    );
     assert!(world.check_and_release(&hashes([1]), &results)[0].is_some());
     assert!(world.core.lookup(&request, world.now).is_ok());
 }

@@ -1,9 +1,7 @@
 //! Reclaim: whole segments are emptied, of host memory for who starves, of NVMe for what comes next.
 
-mod world;
-
+use crate::world::{KIB, ME, SECOND, STRANGER, World, granted, hash, hashes, name, settings};
 use kvtier_core::{Action, FetchScope, Parent, Reserved, Sealed, Tier, TrustDomain};
-use world::{KIB, ME, SECOND, STRANGER, World, granted, hash, hashes, name, settings};
 
 #[test]
 fn nvme_segments_are_emptied_and_parents_of_cached_blocks_move() {
@@ -28,7 +26,10 @@ fn an_nvme_segment_is_sealed_once_its_last_write_is_answered() {
     world.hold = |action| name(action) == "demote";
     for round in 0..10 {
         let keys = hashes(round * 10..round * 10 + 8);
-        world.core.fetch(&world.request(ME, &keys), FetchScope::Prefix, world.now).unwrap();
+        world
+            .core
+            .fetch(&world.request(ME, &keys), FetchScope::Prefix, world.now)
+            .unwrap();
         world.reserve_as(ME, &keys, 8 * KIB);
     }
     assert_eq!(world.seen.get("seal"), None);
@@ -44,7 +45,9 @@ fn a_segment_that_is_read_from_is_not_closed() {
     }
     world.hold = |action| name(action) == "promote";
     let operation = world.fetch_later(&hashes([0]));
-    let Action::Promote { source, .. } = world.held[0] else { panic!("a promotion is held") };
+    let Action::Promote { source, .. } = world.held[0] else {
+        panic!("a promotion is held")
+    };
     world.core.invalidate(world.namespace, None, world.now);
     world.run();
     world.generation = world.core.generation(world.namespace);
@@ -52,7 +55,10 @@ fn a_segment_that_is_read_from_is_not_closed() {
     for round in 100..160 {
         world.put(&hashes(round * 10..round * 10 + 4), 8 * KIB);
     }
-    assert!(world.nvme.keys().any(|(segment, _)| *segment == source.segment), "the segment is still there");
+    assert!(
+        world.nvme.keys().any(|(segment, _)| *segment == source.segment),
+        "the segment is still there"
+    );
     world.let_go();
     assert!(world.fetched.contains_key(&operation));
     world.core.check_invariants();
@@ -77,7 +83,11 @@ fn a_starving_group_takes_no_block_with_cached_children_before_them() {
     for number in 0..3 {
         assert_eq!(world.put(&hashes([100 + number]), 12 * KIB), [Sealed::Published]);
         let cached = world.present(0..16);
-        assert_eq!(cached, (0..).take(cached.len()).collect::<Vec<_>>(), "a chain loses its end first");
+        assert_eq!(
+            cached,
+            (0..).take(cached.len()).collect::<Vec<_>>(),
+            "a chain loses its end first"
+        );
         world.pass(SECOND);
     }
 }
@@ -100,9 +110,14 @@ fn memory_goes_from_one_domain_to_another_only_by_closing_a_segment() {
     let (namespace, generation) = world.core.open_namespace(TrustDomain(99), "theirs").unwrap();
     (world.namespace, world.generation) = (namespace, generation);
     let reserved = world.reserve_as(STRANGER, &hashes([1]), 16 * KIB);
-    let [(_, extent)] = granted(&reserved)[..] else { panic!("there is room: {reserved:?}") };
+    let [(_, extent)] = granted(&reserved)[..] else {
+        panic!("there is room: {reserved:?}")
+    };
     assert!(world.seen["close"] >= 1);
-    assert!(world.host.keys().all(|(segment, _)| *segment != extent.segment), "a segment of its own, never written");
+    assert!(
+        world.host.keys().all(|(segment, _)| *segment != extent.segment),
+        "a segment of its own, never written"
+    );
 }
 
 #[test]
@@ -114,15 +129,31 @@ fn a_segment_with_a_leased_block_is_not_reclaimed_and_the_attempt_ends() {
     assert_eq!(world.seen.get("close"), None);
     world.pass(2 * SECOND);
     world.check_and_release(&hashes([0]), &results);
-    assert!(matches!(world.reserve_as(ME, &hashes([100]), 12 * KIB)[..], [Reserved::Granted { .. }]));
+    assert!(matches!(
+        world.reserve_as(ME, &hashes([100]), 12 * KIB)[..],
+        [Reserved::Granted { .. }]
+    ));
     world.core.check_invariants();
 }
 
 #[test]
 fn blocks_of_any_size_fit_without_external_fragmentation() {
     let mut world = World::new(settings(2 << 20, 0));
-    for (number, length) in (0..).zip([1, 4 * KIB, 5 * KIB, 20 * KIB, 64 * KIB, 200 * KIB, 1024 * KIB, 2048 * KIB]) {
-        assert_eq!(world.put(&hashes([number]), length), [Sealed::Published], "{length} bytes");
+    for (number, length) in (0..).zip([
+        1,
+        4 * KIB,
+        5 * KIB,
+        20 * KIB,
+        64 * KIB,
+        200 * KIB,
+        1024 * KIB,
+        2048 * KIB,
+    ]) {
+        assert_eq!(
+            world.put(&hashes([number]), length),
+            [Sealed::Published],
+            "{length} bytes"
+        );
         assert_eq!(world.fetch(&hashes([number])), [Some(Tier::Host)]);
         world.core.check_invariants();
     }

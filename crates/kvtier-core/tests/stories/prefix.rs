@@ -1,9 +1,7 @@
 //! Prefixes: what is put is found again, parents first, up to the first gap.
 
-mod world;
-
+use crate::world::{KIB, ME, STRANGER, World, hash, hashes, leases, settings};
 use kvtier_core::{FetchScope, Fetched, Hints, Parent, Refusal, Request, Reserved, Sealed, Tier, TrustDomain};
-use world::{KIB, ME, STRANGER, World, hash, hashes, leases, settings};
 
 #[test]
 fn a_prefix_that_was_put_is_fetched_up_to_the_first_gap() {
@@ -11,7 +9,17 @@ fn a_prefix_that_was_put_is_fetched_up_to_the_first_gap() {
     let chain = hashes(1..=6);
     assert_eq!(world.put(&chain[..4], 16 * KIB), [Sealed::Published; 4]);
     let found = world.fetch(&chain);
-    assert_eq!(found, [Some(Tier::Host), Some(Tier::Host), Some(Tier::Host), Some(Tier::Host), None, None]);
+    assert_eq!(
+        found,
+        [
+            Some(Tier::Host),
+            Some(Tier::Host),
+            Some(Tier::Host),
+            Some(Tier::Host),
+            None,
+            None
+        ]
+    );
     assert_eq!(world.core.statistics().fetch_misses, 1);
 }
 
@@ -42,15 +50,27 @@ fn a_key_that_is_present_gets_no_slot() {
     let mut world = World::new(settings(1 << 20, 0));
     world.put(&hashes([1, 2]), 4 * KIB);
     let reserved = world.reserve_as(ME, &hashes([1, 2, 3]), 4 * KIB);
-    assert!(matches!(reserved[..], [Reserved::Present, Reserved::Present, Reserved::Granted { .. }]));
+    assert!(matches!(
+        reserved[..],
+        [Reserved::Present, Reserved::Present, Reserved::Granted { .. }]
+    ));
 }
 
 #[test]
 fn of_two_writers_of_one_key_the_first_to_seal_publishes() {
     let mut world = World::new(settings(1 << 20, 0));
-    let (mine, other) = (world.reserve_as(ME, &hashes([1]), 4 * KIB), world.reserve_as(ME, &hashes([1]), 4 * KIB));
-    assert_eq!(world.seal_granted(&mine, &hashes([1]), Parent::Root), [Sealed::Published]);
-    assert_eq!(world.seal_granted(&other, &hashes([1]), Parent::Root), [Sealed::Present]);
+    let (mine, other) = (
+        world.reserve_as(ME, &hashes([1]), 4 * KIB),
+        world.reserve_as(ME, &hashes([1]), 4 * KIB),
+    );
+    assert_eq!(
+        world.seal_granted(&mine, &hashes([1]), Parent::Root),
+        [Sealed::Published]
+    );
+    assert_eq!(
+        world.seal_granted(&other, &hashes([1]), Parent::Root),
+        [Sealed::Present]
+    );
     assert_eq!(world.core.statistics().reservations, 0);
     assert_eq!(world.core.statistics().host_used_bytes, 4 << 10);
 }
@@ -75,7 +95,7 @@ fn fetches_of_one_block_share_its_promotion() {
     for chain in 0..8 {
         world.put(&hashes(chain * 10..chain * 10 + 4), 16 * KIB);
     }
-    world.hold = |action| world::name(action) == "promote";
+    world.hold = |action| crate::world::name(action) == "promote";
     let keys = hashes([0]);
     let first = world.fetch_later(&keys);
     let second = world.fetch_later(&keys);
@@ -91,10 +111,10 @@ fn bytes_that_come_too_late_are_a_miss_now_and_a_hit_next_time() {
     for chain in 0..8 {
         world.put(&hashes(chain * 10..chain * 10 + 4), 16 * KIB);
     }
-    world.hold = |action| world::name(action) == "promote";
+    world.hold = |action| crate::world::name(action) == "promote";
     let keys = hashes([0]);
     let operation = world.fetch_later(&keys);
-    world.pass(world::SECOND + 1);
+    world.pass(crate::world::SECOND + 1);
     assert_eq!(world.fetched[&operation], [Fetched::Miss]);
     world.let_go();
     assert_eq!(world.fetch(&keys), [Some(Tier::Host)]);
@@ -108,9 +128,16 @@ fn a_namespace_of_another_domain_is_denied_like_one_that_does_not_exist() {
     assert_ne!(foreign, world.namespace, "a name is scoped to its domain");
     let keys = hashes([1]);
     for namespace in [foreign, kvtier_core::NamespaceId(1000)] {
-        let request = Request { namespace, hints: Hints::default(), ..world.request(ME, &keys) };
+        let request = Request {
+            namespace,
+            hints: Hints::default(),
+            ..world.request(ME, &keys)
+        };
         assert_eq!(world.core.lookup(&request, world.now), Err(Refusal::Denied));
-        assert_eq!(world.core.fetch(&request, FetchScope::Each, world.now), Err(Refusal::Denied));
+        assert_eq!(
+            world.core.fetch(&request, FetchScope::Each, world.now),
+            Err(Refusal::Denied)
+        );
         assert_eq!(world.core.reserve(&request, &[1], world.now), Err(Refusal::Denied));
         assert_eq!(world.core.delete(&request, world.now), Err(Refusal::Denied));
     }

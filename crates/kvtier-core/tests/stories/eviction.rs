@@ -1,9 +1,7 @@
 //! Eviction: the least recently used goes first, leaves before their parents, what is held not at all.
 
-mod world;
-
+use crate::world::{KIB, ME, World, hash, hashes, leases, settings};
 use kvtier_core::{FetchScope, Parent, Reserved, Sealed, Tier};
-use world::{KIB, ME, World, hash, hashes, leases, settings};
 
 /// Host memory of sixteen blocks, no NVMe.
 fn sixteen() -> World {
@@ -34,7 +32,11 @@ fn a_block_is_not_forgotten_before_its_cached_children() {
     }
     world.put(&hashes(100..112), 16 * KIB);
     let left = world.present(0..8);
-    assert_eq!(left, (0..u64::try_from(left.len()).unwrap()).collect::<Vec<_>>(), "leaves go first");
+    assert_eq!(
+        left,
+        (0..u64::try_from(left.len()).unwrap()).collect::<Vec<_>>(),
+        "leaves go first"
+    );
     assert_eq!(left.len(), 4);
     world.core.check_invariants();
 }
@@ -47,7 +49,11 @@ fn a_chain_longer_than_the_cache_keeps_its_beginning() {
         world.put_after(parent, &hashes(start..start + 4), 16 * KIB);
         parent = Parent::Block(hash(start + 3));
         let cached = world.present(0..(start + 4).min(16));
-        assert_eq!(cached, (0..).take(cached.len()).collect::<Vec<_>>(), "leaves went first");
+        assert_eq!(
+            cached,
+            (0..).take(cached.len()).collect::<Vec<_>>(),
+            "leaves went first"
+        );
     }
     assert_eq!(world.present(0..40).len(), 16, "no slot is idle");
     world.core.check_invariants();
@@ -72,13 +78,21 @@ fn a_leased_block_is_not_evicted_and_is_next_once_it_is_released() {
 fn blocks_leave_host_memory_for_nvme_before_they_are_forgotten() {
     let mut world = World::new(settings(256 << 10, 2 << 20));
     for chain in 0..12 {
-        assert_eq!(world.put(&hashes(chain * 10..chain * 10 + 4), 16 * KIB), [Sealed::Published; 4]);
+        assert_eq!(
+            world.put(&hashes(chain * 10..chain * 10 + 4), 16 * KIB),
+            [Sealed::Published; 4]
+        );
     }
     let statistics = world.core.statistics();
     assert_eq!(statistics.blocks, 48, "nothing is lost while there is room below");
     assert!(statistics.nvme_blocks >= 32);
     for chain in 0..12 {
-        assert!(world.fetch(&hashes(chain * 10..chain * 10 + 4)).iter().all(Option::is_some));
+        assert!(
+            world
+                .fetch(&hashes(chain * 10..chain * 10 + 4))
+                .iter()
+                .all(Option::is_some)
+        );
     }
 }
 
@@ -98,7 +112,10 @@ fn a_promoted_block_leaves_host_memory_again_without_a_write() {
     }
     let statistics = world.core.statistics();
     assert!(statistics.promotions >= 16);
-    assert!(statistics.demotions - written <= 16, "only blocks never written before are written");
+    assert!(
+        statistics.demotions - written <= 16,
+        "only blocks never written before are written"
+    );
     assert_eq!(statistics.blocks, 32);
 }
 
@@ -147,7 +164,10 @@ fn who_waits_in_vain_is_told_busy_at_the_deadline() {
     assert_eq!(world.reserve_as(ME, &hashes([100]), 16 * KIB), [Reserved::Busy]);
     assert_eq!(world.core.statistics().waiting, 0);
     world.check_and_release(&hashes(0..16), &results);
-    assert!(matches!(world.reserve_as(ME, &hashes([100]), 16 * KIB)[..], [Reserved::Granted { .. }]));
+    assert!(matches!(
+        world.reserve_as(ME, &hashes([100]), 16 * KIB)[..],
+        [Reserved::Granted { .. }]
+    ));
 }
 
 #[test]

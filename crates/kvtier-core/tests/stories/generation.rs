@@ -1,9 +1,7 @@
 //! Generations: an invalidation hides everything older at once, and is acknowledged when it is durable.
 
-mod world;
-
+use crate::world::{KIB, ME, SECOND, World, hash, hashes, name, settings};
 use kvtier_core::{Failure, FetchScope, Fetched, Generation, Parent, Sealed};
-use world::{KIB, ME, SECOND, World, hash, hashes, name, settings};
 
 #[test]
 fn an_invalidated_block_is_gone_at_once_and_its_memory_follows() {
@@ -56,7 +54,9 @@ fn a_record_that_is_never_answered_is_asked_for_again() {
 #[test]
 fn the_generation_never_falls_and_a_target_it_has_reached_is_acknowledged() {
     let mut world = World::new(settings(1 << 20, 0));
-    let far = world.core.invalidate(world.namespace, Some(Generation(1 << 40)), world.now);
+    let far = world
+        .core
+        .invalidate(world.namespace, Some(Generation(1 << 40)), world.now);
     world.run();
     let near = world.core.invalidate(world.namespace, Some(Generation(7)), world.now);
     world.run();
@@ -84,7 +84,10 @@ fn bytes_written_for_an_older_generation_are_not_published() {
     let mut world = World::new(settings(1 << 20, 0));
     let reserved = world.reserve_as(ME, &hashes([1]), 16 * KIB);
     world.invalidate();
-    assert_eq!(world.seal_granted(&reserved, &hashes([1]), Parent::Root), [Sealed::Stale]);
+    assert_eq!(
+        world.seal_granted(&reserved, &hashes([1]), Parent::Root),
+        [Sealed::Stale]
+    );
     assert_eq!(world.present([1]), []);
     assert_eq!(world.core.statistics().host_used_bytes, 0, "the slot is free again");
 }
@@ -116,7 +119,14 @@ fn a_block_being_written_to_nvme_does_not_outlive_its_generation() {
     world.let_go();
     world.pass(SECOND);
     let statistics = world.core.statistics();
-    assert_eq!((statistics.blocks, statistics.nvme_used_bytes, statistics.host_used_bytes), (0, 0, 0));
+    assert_eq!(
+        (
+            statistics.blocks,
+            statistics.nvme_used_bytes,
+            statistics.host_used_bytes
+        ),
+        (0, 0, 0)
+    );
     world.core.check_invariants();
 }
 

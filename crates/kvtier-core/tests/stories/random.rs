@@ -1,16 +1,14 @@
 //! Random commands, faults and times: whatever the order, tables agree, bytes are right and nobody's slot is reused.
 
-mod world;
-
+use crate::world::{answered, hash};
 use kvtier_core::{
-    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope, Fetched,
-    Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, Parent, Realization, RealizationId, Request, ReservationId,
-    Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
+    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope,
+    Fetched, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, Parent, Realization, RealizationId, Request,
+    ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use world::{answered, hash};
 
 const DOMAINS: [TrustDomain; 2] = [TrustDomain(1), TrustDomain(2)];
 
@@ -106,13 +104,19 @@ impl Storm {
             }
             14 => self.come(a),
             15 if b % 3 == 0 => self.go(a, b),
-            16 => self.core.set_quota(NamespaceId(u32::from(a) % 4), (b % 3 != 0).then_some(u64::from(b % 64) << 12)),
+            16 => self.core.set_quota(
+                NamespaceId(u32::from(a) % 4),
+                (b % 3 != 0).then_some(u64::from(b % 64) << 12),
+            ),
             17 => self.grant(a, b),
             18 => self.seal_or_abandon(a, b),
             19 => self.lie(a),
             20..=28 => {
                 for more in 0..1 + a % 8 {
-                    self.answer_one(a.wrapping_mul(31).wrapping_add(more), b.wrapping_mul(17).wrapping_add(more * 7));
+                    self.answer_one(
+                        a.wrapping_mul(31).wrapping_add(more),
+                        b.wrapping_mul(17).wrapping_add(more * 7),
+                    );
                     self.drain();
                 }
             }
@@ -132,7 +136,12 @@ impl Storm {
         let id = ClientId(self.next_client);
         let domain = usize::from(a % 2);
         if self.core.connect(id, DOMAINS[domain], self.now).is_ok() {
-            self.clients.push(Client { id, domain, leases: Vec::new(), reservations: Vec::new() });
+            self.clients.push(Client {
+                id,
+                domain,
+                leases: Vec::new(),
+                reservations: Vec::new(),
+            });
             self.next_client += 1;
         }
     }
@@ -160,12 +169,23 @@ impl Storm {
         let chain = u64::from(a / 8 % 7);
         let depth = 1 + u64::from(b % 8);
         let length = [4 << 10, 12 << 10, 4000, 33 << 10][(chain % 4) as usize];
-        (NamespaceId(u32::from(b / 8) % 2), (0..depth).map(|n| hash(chain * 100 + n)).collect(), length)
+        (
+            NamespaceId(u32::from(b / 8) % 2),
+            (0..depth).map(|n| hash(chain * 100 + n)).collect(),
+            length,
+        )
     }
 
     fn request<'a>(&self, client: ClientId, namespace: NamespaceId, hashes: &'a [BlockHash]) -> Request<'a> {
         let deadline = self.now.after(Duration::from_millis(30));
-        Request { client, namespace, realization: self.realization, hashes, hints: Hints::default(), deadline }
+        Request {
+            client,
+            namespace,
+            realization: self.realization,
+            hashes,
+            hints: Hints::default(),
+            deadline,
+        }
     }
 
     fn namespace_of(&self, client: usize, namespace: NamespaceId) -> NamespaceId {
@@ -176,7 +196,11 @@ impl Storm {
         let Some(client) = self.client(a) else { return };
         let (namespace, hashes, _) = Storm::keys(a, b);
         let namespace = self.namespace_of(client, namespace);
-        let scope = if b.is_multiple_of(5) { FetchScope::Each } else { FetchScope::Prefix };
+        let scope = if b.is_multiple_of(5) {
+            FetchScope::Each
+        } else {
+            FetchScope::Prefix
+        };
         let request = self.request(self.clients[client].id, namespace, &hashes);
         match self.core.fetch(&request, scope, self.now) {
             Ok(Answer::Ready(results)) => self.leased(self.clients[client].id, namespace, &hashes, &results),
@@ -188,12 +212,21 @@ impl Storm {
     fn leased(&mut self, client: ClientId, namespace: NamespaceId, hashes: &[BlockHash], results: &[Fetched]) {
         let acknowledged = self.acknowledged.get(&namespace).map_or(1, |generation| generation.0);
         for (hash, result) in hashes.iter().zip(results) {
-            let Fetched::Leased { lease, extent, .. } = result else { continue };
-            let bytes = self.host.get(&(extent.segment, extent.offset)).expect("a lease on memory that was written");
+            let Fetched::Leased { lease, extent, .. } = result else {
+                continue;
+            };
+            let bytes = self
+                .host
+                .get(&(extent.segment, extent.offset))
+                .expect("a lease on memory that was written");
             assert_eq!((bytes.0, bytes.1), (namespace, *hash), "wrong bytes");
             assert!(bytes.2 >= acknowledged, "an older generation");
             let bytes = *bytes;
-            let client = self.clients.iter_mut().find(|other| other.id == client).expect("a client that is here");
+            let client = self
+                .clients
+                .iter_mut()
+                .find(|other| other.id == client)
+                .expect("a client that is here");
             client.leases.push((*lease, *extent, bytes));
         }
     }
@@ -218,17 +251,31 @@ impl Storm {
         for (&hash, result) in hashes.iter().zip(results) {
             if let Reserved::Granted { reservation, extent } = result {
                 self.take(extent);
-                self.host.insert((extent.segment, extent.offset), (namespace, hash, generation.0));
+                self.host
+                    .insert((extent.segment, extent.offset), (namespace, hash, generation.0));
                 if hash.0[0] % 7 == 0 {
-                    let place = self.clients.iter().position(|other| other.id == client).expect("it is here");
+                    let place = self
+                        .clients
+                        .iter()
+                        .position(|other| other.id == client)
+                        .expect("it is here");
                     self.clients[place].reservations.push((*reservation, *extent));
                 } else {
-                    items.push(SealItem { reservation: *reservation, hash, parent, length: extent.length, tokens: 16 });
+                    items.push(SealItem {
+                        reservation: *reservation,
+                        hash,
+                        parent,
+                        length: extent.length,
+                        tokens: 16,
+                    });
                 }
             }
             parent = Parent::Block(hash);
         }
-        let sealed = self.core.seal(client, namespace, self.realization, generation, &items, self.now).unwrap();
+        let sealed = self
+            .core
+            .seal(client, namespace, self.realization, generation, &items, self.now)
+            .unwrap();
         assert!(!sealed.contains(&Sealed::Invalid));
     }
 
@@ -236,23 +283,40 @@ impl Storm {
     fn take(&self, extent: &Extent) {
         for client in self.clients.iter().chain(&self.lost) {
             for (_, leased, bytes) in &client.leases {
-                assert_ne!((leased.segment, leased.offset), (extent.segment, extent.offset), "{bytes:?} is being read");
+                assert_ne!(
+                    (leased.segment, leased.offset),
+                    (extent.segment, extent.offset),
+                    "{bytes:?} is being read"
+                );
             }
             for (_, reserved) in &client.reservations {
-                assert_ne!((reserved.segment, reserved.offset), (extent.segment, extent.offset), "a slot given twice");
+                assert_ne!(
+                    (reserved.segment, reserved.offset),
+                    (extent.segment, extent.offset),
+                    "a slot given twice"
+                );
             }
         }
         for action in &self.pending {
             if let Action::Demote { source: busy, .. } | Action::Promote { target: busy, .. } = action {
-                assert_ne!((busy.segment, busy.offset), (extent.segment, extent.offset), "a device uses the slot");
+                assert_ne!(
+                    (busy.segment, busy.offset),
+                    (extent.segment, extent.offset),
+                    "a device uses the slot"
+                );
             }
         }
-        assert!(self.open.contains(&(true, extent.segment)), "a slot in a segment that is not open");
+        assert!(
+            self.open.contains(&(true, extent.segment)),
+            "a slot in a segment that is not open"
+        );
     }
 
     fn grant(&mut self, a: u16, b: u16) {
         let Some(client) = self.client(a) else { return };
-        let granted = self.core.grant(self.clients[client].id, u32::from(b % 3 + 1) << 12, 2, self.now);
+        let granted = self
+            .core
+            .grant(self.clients[client].id, u32::from(b % 3 + 1) << 12, 2, self.now);
         for (reservation, extent) in granted {
             self.take(&extent);
             self.clients[client].reservations.push((reservation, extent));
@@ -261,7 +325,9 @@ impl Storm {
 
     fn seal_or_abandon(&mut self, a: u16, b: u16) {
         let Some(client) = self.client(a) else { return };
-        let Some((reservation, extent)) = self.clients[client].reservations.pop() else { return };
+        let Some((reservation, extent)) = self.clients[client].reservations.pop() else {
+            return;
+        };
         let id = self.clients[client].id;
         if b.is_multiple_of(3) {
             assert_eq!(self.core.abandon(id, &[reservation], self.now), 0);
@@ -271,9 +337,19 @@ impl Storm {
         // Sometimes for a generation that is over.
         let generation = Generation(self.core.generation(namespace).0 - u64::from(b % 5 == 1));
         let (hash, parent) = (hash(u64::from(b) + 5000), Parent::Block(hash(u64::from(a % 12) * 100)));
-        self.host.insert((extent.segment, extent.offset), (namespace, hash, generation.0));
-        let item = SealItem { reservation, hash, parent, length: 4096, tokens: 70_000 };
-        let sealed = self.core.seal(id, namespace, self.realization, generation, &[item], self.now).unwrap();
+        self.host
+            .insert((extent.segment, extent.offset), (namespace, hash, generation.0));
+        let item = SealItem {
+            reservation,
+            hash,
+            parent,
+            length: 4096,
+            tokens: 70_000,
+        };
+        let sealed = self
+            .core
+            .seal(id, namespace, self.realization, generation, &[item], self.now)
+            .unwrap();
         assert_ne!(sealed, [Sealed::Invalid]);
     }
 
@@ -281,12 +357,24 @@ impl Storm {
         let Some(client) = self.client(a) else { return };
         let leases = std::mem::take(&mut self.clients[client].leases);
         for (_, extent, bytes) in &leases {
-            assert_eq!(self.host.get(&(extent.segment, extent.offset)), Some(bytes), "bytes changed under a lease");
+            assert_eq!(
+                self.host.get(&(extent.segment, extent.offset)),
+                Some(bytes),
+                "bytes changed under a lease"
+            );
         }
         let ids: Vec<LeaseId> = leases.iter().map(|(lease, ..)| *lease).collect();
         let id = self.clients[client].id;
-        assert_eq!(self.core.release(id, &ids, self.now), 0, "a lease the core does not know");
-        assert_eq!(self.core.release(id, &ids, self.now) as usize, ids.len(), "a lease released twice");
+        assert_eq!(
+            self.core.release(id, &ids, self.now),
+            0,
+            "a lease the core does not know"
+        );
+        assert_eq!(
+            self.core.release(id, &ids, self.now) as usize,
+            ids.len(),
+            "a lease released twice"
+        );
     }
 
     fn delete(&mut self, a: u16, b: u16) {
@@ -320,15 +408,25 @@ impl Storm {
     fn drain(&mut self) {
         while let Some(action) = self.core.poll_action() {
             match &action {
-                Action::FetchDone { operation, client, results } => {
+                Action::FetchDone {
+                    operation,
+                    client,
+                    results,
+                } => {
                     let (namespace, hashes) = self.waiting.remove(&operation.0).expect("a fetch that waits");
                     self.leased(*client, namespace, &hashes, results);
                 }
-                Action::ReserveDone { operation, client, results } => {
+                Action::ReserveDone {
+                    operation,
+                    client,
+                    results,
+                } => {
                     let (namespace, hashes) = self.waiting.remove(&operation.0).expect("a reserve that waits");
                     self.granted(*client, namespace, &hashes, results);
                 }
-                Action::Invalidated { namespace, generation, .. } => {
+                Action::Invalidated {
+                    namespace, generation, ..
+                } => {
                     let known = self.acknowledged.entry(*namespace).or_insert(Generation(1));
                     *known = (*known).max(*generation);
                 }
@@ -361,14 +459,21 @@ impl Storm {
         }
         let action = self.pending.remove(usize::from(a) % self.pending.len());
         let operation = answered(&action).expect("only such are pending");
-        if self.rough && b % 190 == 7 && matches!(action, Action::Demote { .. } | Action::Promote { .. } | Action::Relocate { .. }) {
+        if self.rough
+            && b % 190 == 7
+            && matches!(
+                action,
+                Action::Demote { .. } | Action::Promote { .. } | Action::Relocate { .. }
+            )
+        {
             // Lost: only a reset helps.
             return;
         }
         let fails = self.rough && b % 23 == 3 && !matches!(action, Action::ResetTier { .. });
         let outcome = if fails {
             let failure = [Failure::Busy, Failure::Io, Failure::Full, Failure::Corrupt][usize::from(b / 23 % 4)];
-            let corrupt = failure == Failure::Corrupt && !matches!(action, Action::Promote { .. } | Action::Relocate { .. });
+            let corrupt =
+                failure == Failure::Corrupt && !matches!(action, Action::Promote { .. } | Action::Relocate { .. });
             Err(if corrupt { Failure::Io } else { failure })
         } else {
             Ok(self.carry_out(&action))
@@ -387,30 +492,59 @@ impl Storm {
                 for client in self.clients.iter().chain(&self.lost) {
                     let leased = client.leases.iter().map(|(_, extent, _)| extent);
                     for extent in leased.chain(client.reservations.iter().map(|(_, extent)| extent)) {
-                        assert!(*tier == Tier::Nvme || extent.segment != *segment, "a segment is closed under a client");
+                        assert!(
+                            *tier == Tier::Nvme || extent.segment != *segment,
+                            "a segment is closed under a client"
+                        );
                     }
                 }
                 self.open.remove(&(*tier == Tier::Host, *segment));
-                let memory = if *tier == Tier::Host { &mut self.host } else { &mut self.nvme };
+                let memory = if *tier == Tier::Host {
+                    &mut self.host
+                } else {
+                    &mut self.nvme
+                };
                 memory.retain(|(other, _), _| other != segment);
             }
-            Action::Demote { source, target, label, .. } => {
+            Action::Demote {
+                source, target, label, ..
+            } => {
                 let bytes = self.host[&(source.segment, source.offset)];
-                assert_eq!((bytes.0, bytes.1, bytes.2), (label.namespace, label.hash, label.generation.0));
-                assert!(self.open.contains(&(false, target.segment)), "a write to a segment that is not open");
+                assert_eq!(
+                    (bytes.0, bytes.1, bytes.2),
+                    (label.namespace, label.hash, label.generation.0)
+                );
+                assert!(
+                    self.open.contains(&(false, target.segment)),
+                    "a write to a segment that is not open"
+                );
                 self.nvme.insert((target.segment, target.offset), bytes);
-                return Completion::Written { checksum: bytes.1.0[0].into() };
+                return Completion::Written {
+                    checksum: bytes.1.0[0].into(),
+                };
             }
-            Action::Promote { source, target, label, checksum, .. } => {
+            Action::Promote {
+                source,
+                target,
+                label,
+                checksum,
+                ..
+            } => {
                 let bytes = self.nvme[&(source.segment, source.offset)];
                 let expected = (label.namespace, label.hash, label.generation.0);
                 assert_eq!((bytes.0, bytes.1, bytes.2), expected, "wrong bytes are read");
                 assert_eq!(*checksum, u32::from(bytes.1.0[0]));
                 self.host.insert((target.segment, target.offset), bytes);
             }
-            Action::Relocate { source, target, label, .. } => {
+            Action::Relocate {
+                source, target, label, ..
+            } => {
                 let bytes = self.nvme[&(source.segment, source.offset)];
-                assert_eq!((bytes.0, bytes.1), (label.namespace, label.hash), "wrong bytes are moved");
+                assert_eq!(
+                    (bytes.0, bytes.1),
+                    (label.namespace, label.hash),
+                    "wrong bytes are moved"
+                );
                 self.nvme.insert((target.segment, target.offset), bytes);
             }
             Action::ResetTier { .. } => {
@@ -430,7 +564,10 @@ impl Storm {
     fn settle(&mut self) {
         self.rough = false;
 
-        for client in std::mem::take(&mut self.clients).into_iter().chain(std::mem::take(&mut self.lost)) {
+        for client in std::mem::take(&mut self.clients)
+            .into_iter()
+            .chain(std::mem::take(&mut self.lost))
+        {
             self.core.disconnect(client.id, Departure::Gone, self.now);
             // What it frees may serve another one, which leaves next.
             while self.core.poll_action().is_some_and(|action| self.note(action)) {}
@@ -448,8 +585,17 @@ impl Storm {
         }
         self.core.check_invariants();
         let statistics = self.core.statistics();
-        let left = (statistics.leases, statistics.reservations, statistics.waiting, statistics.operations_in_flight);
-        assert_eq!(left, (0, 0, 0, 0), "leases, reservations, waiting, operations: {statistics:?}");
+        let left = (
+            statistics.leases,
+            statistics.reservations,
+            statistics.waiting,
+            statistics.operations_in_flight,
+        );
+        assert_eq!(
+            left,
+            (0, 0, 0, 0),
+            "leases, reservations, waiting, operations: {statistics:?}"
+        );
         assert_eq!(statistics.clients, 0);
         // Progress: a new client can put and get, whatever happened before.
         for namespace in 0..4 {
@@ -479,7 +625,10 @@ impl Storm {
         }
         let statistics = self.core.statistics();
         let present = statistics.puts_present;
-        assert!(statistics.puts_published > before || present > 0, "no progress: {statistics:?}");
+        assert!(
+            statistics.puts_published > before || present > 0,
+            "no progress: {statistics:?}"
+        );
     }
 }
 

@@ -1,9 +1,7 @@
 //! Failures: a device that refuses, errs, lies or never answers costs hits, never bytes.
 
-mod world;
-
+use crate::world::{KIB, ME, SECOND, World, answered, hashes, name, settings};
 use kvtier_core::{Action, Completion, Event, Failure, Fetched, Sealed, Tier};
-use world::{KIB, ME, SECOND, World, answered, hashes, name, settings};
 
 /// Host memory of sixteen blocks over a roomy NVMe tier, with eight chains of four put.
 fn filled() -> World {
@@ -36,7 +34,11 @@ fn a_corrupt_copy_is_a_miss_and_is_not_read_again() {
     assert_eq!(world.fetch(&hashes([0])), [None]);
     assert_eq!(world.core.statistics().corrupt, 1);
     assert_eq!(world.present([0]), []);
-    assert_eq!(world.core.statistics().nvme_in_service, 1, "one bad record is no bad device");
+    assert_eq!(
+        world.core.statistics().nvme_in_service,
+        1,
+        "one bad record is no bad device"
+    );
     world.core.check_invariants();
 }
 
@@ -55,7 +57,11 @@ fn errors_in_a_row_take_the_tier_out_of_service_and_it_comes_back() {
     world.fail = |_| None;
     world.pass(2 * SECOND);
     assert_eq!(world.core.statistics().nvme_in_service, 1);
-    assert_eq!(world.fetch(&hashes([0])), [Some(Tier::Nvme)], "its records are still good");
+    assert_eq!(
+        world.fetch(&hashes([0])),
+        [Some(Tier::Nvme)],
+        "its records are still good"
+    );
     world.core.check_invariants();
 }
 
@@ -75,7 +81,10 @@ fn each_further_time_out_of_service_is_longer() {
         }
         lengths.push(world.now.since(left).as_secs());
     }
-    assert!(lengths.is_sorted() && lengths[3] >= 4 * lengths[0].max(1), "{lengths:?}");
+    assert!(
+        lengths.is_sorted() && lengths[3] >= 4 * lengths[0].max(1),
+        "{lengths:?}"
+    );
 }
 
 #[test]
@@ -84,15 +93,29 @@ fn an_operation_that_is_never_answered_resets_the_tier_once() {
     world.hold = |action| matches!(name(action), "promote" | "reset");
     let operation = world.fetch_later(&hashes([0]));
     world.pass(9 * SECOND);
-    assert_eq!(world.fetched[&operation], [Fetched::Miss], "the client did not wait for it");
+    assert_eq!(
+        world.fetched[&operation],
+        [Fetched::Miss],
+        "the client did not wait for it"
+    );
     assert_eq!(world.core.statistics().resets, 0);
     world.pass(2 * SECOND);
-    assert_eq!((world.core.statistics().resets, world.core.statistics().nvme_in_service), (1, 0));
+    assert_eq!(
+        (world.core.statistics().resets, world.core.statistics().nvme_in_service),
+        (1, 0)
+    );
     let promotion = world.held.remove(0);
     let used = world.core.statistics().host_used_bytes;
     world.let_go();
-    assert_eq!(world.core.statistics().host_used_bytes, used - (16 << 10), "now its slot is free");
-    let late = Event { operation: answered(&promotion).unwrap(), outcome: Ok(Completion::Done) };
+    assert_eq!(
+        world.core.statistics().host_used_bytes,
+        used - (16 << 10),
+        "now its slot is free"
+    );
+    let late = Event {
+        operation: answered(&promotion).unwrap(),
+        outcome: Ok(Completion::Done),
+    };
     world.core.handle_event(late, world.now);
     assert_eq!(world.core.statistics().late_events, 1);
     world.pass(2 * SECOND);
@@ -109,13 +132,23 @@ fn until_a_reset_is_answered_no_slot_in_flight_is_free() {
     let writing: Vec<_> = world
         .held
         .iter()
-        .filter_map(|action| if let Action::Demote { source, .. } = action { Some(*source) } else { None })
+        .filter_map(|action| {
+            if let Action::Demote { source, .. } = action {
+                Some(*source)
+            } else {
+                None
+            }
+        })
         .collect();
     assert!(!writing.is_empty());
     for number in 200..230 {
         let reserved = world.reserve_as(ME, &hashes([number]), 16 * KIB);
-        for (_, extent) in world::granted(&reserved) {
-            assert!(writing.iter().all(|busy| (busy.segment, busy.offset) != (extent.segment, extent.offset)));
+        for (_, extent) in crate::world::granted(&reserved) {
+            assert!(
+                writing
+                    .iter()
+                    .all(|busy| (busy.segment, busy.offset) != (extent.segment, extent.offset))
+            );
         }
     }
     world.core.check_invariants();
@@ -126,10 +159,19 @@ fn duplicate_and_unknown_events_are_counted_and_ignored() {
     let mut world = filled();
     world.hold = |action| name(action) == "promote";
     world.fetch_later(&hashes([0]));
-    let event = Event { operation: answered(&world.held[0]).unwrap(), outcome: Err(Failure::Io) };
+    let event = Event {
+        operation: answered(&world.held[0]).unwrap(),
+        outcome: Err(Failure::Io),
+    };
     world.let_go();
     world.core.handle_event(event, world.now);
-    world.core.handle_event(Event { operation: kvtier_core::OperationId(1 << 60), ..event }, world.now);
+    world.core.handle_event(
+        Event {
+            operation: kvtier_core::OperationId(1 << 60),
+            ..event
+        },
+        world.now,
+    );
     assert_eq!(world.core.statistics().late_events, 2);
     assert_eq!(world.core.statistics().io_errors, 0);
     assert_eq!(world.fetch(&hashes([0])), [Some(Tier::Host)]);
@@ -140,7 +182,10 @@ fn a_relocation_that_cannot_be_read_loses_that_block_only() {
     let mut world = World::new(settings(128 << 10, 1 << 20));
     world.fail = |action| (name(action) == "relocate").then_some(Failure::Corrupt);
     for round in 0..60 {
-        assert_eq!(world.put(&hashes(round * 10..round * 10 + 4), 8 * KIB), [Sealed::Published; 4]);
+        assert_eq!(
+            world.put(&hashes(round * 10..round * 10 + 4), 8 * KIB),
+            [Sealed::Published; 4]
+        );
         world.fetch(&hashes(0..4));
     }
     assert!(world.seen["close"] > 8, "segments are emptied all the same");
@@ -180,7 +225,10 @@ fn a_flush_says_how_much_it_could_not_write() {
     world.put(&hashes(0..40), 16 * KIB);
     let operation = world.flush();
     let (written, left_out) = world.flushed[&operation];
-    assert!(written > 0 && left_out > 0 && written + left_out == 40, "{written} written, {left_out} left out");
+    assert!(
+        written > 0 && left_out > 0 && written + left_out == 40,
+        "{written} written, {left_out} left out"
+    );
 
     let mut world = World::new(settings(1 << 20, 4 << 20));
     world.fail = |action| (name(action) == "demote").then_some(Failure::Io);

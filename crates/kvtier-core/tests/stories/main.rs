@@ -1,0 +1,12 @@
+//! Stories told through public commands, over a tiny driver that carries out actions in memory.
+
+mod eviction;
+mod failure;
+mod generation;
+mod leases;
+mod memory;
+mod prefix;
+mod quota;
+mod random;
+mod reclaim;
+mod world;
