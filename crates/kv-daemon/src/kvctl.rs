@@ -36,7 +36,7 @@ struct Arguments {
 pub(crate) struct Connection {
     /// The daemon's socket [default: kvtier.sock in the state directory of this user]
     #[arg(long, global = true, value_name = "PATH", env = "KVTIER_SOCKET")]
-    socket: Option<PathBuf>,
+    socket: Option<String>,
     /// Print JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -190,7 +190,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
 impl Connection {
     /// The socket that was named, if one was.
     fn named_socket(&self) -> Option<PathBuf> {
-        self.socket.clone()
+        self.socket.as_ref().map(PathBuf::from)
     }
 
     fn token(&self) -> Result<Option<String>, Failure> {

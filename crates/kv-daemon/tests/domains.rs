@@ -151,7 +151,7 @@ fn the_memory_that_a_domain_gets_never_holds_another_domains_bytes() {
     first_stores(&daemon, &first);
     let contents = |token: &str, hash: [u8; 16]| {
         let mut connection = Raw::greet(&daemon.socket(), token.as_bytes());
-        let (handle, _) = connection.open("mine");
+        let (handle, _) = connection.open("mine").unwrap();
         let reserved = connection.call(raw::RESERVE, &raw::reserve(handle, &[hash], BLOCK_BYTES as u32)).unwrap();
         assert_eq!(reserved.body[12], 2, "{reserved:?}");
         assert!(!connection.fds.is_empty(), "a slot comes with its memory");

@@ -374,7 +374,7 @@ fn tell_lies(connection: &mut Raw, random: &mut Random) -> std::io::Result<()> {
             connection.call_releasing(raw::STATUS, &leases, &[]).map(drop)
         }
         5 => {
-            let (handle, generation) = connection.open("hostile");
+            let (handle, generation) = connection.open("hostile")?;
             let body = raw::seal(handle, generation, random.below(1 << 20), hash, BLOCK_BYTES as u32);
             connection.call(raw::SEAL, &body).map(drop)
         }
@@ -386,7 +386,7 @@ fn tell_lies(connection: &mut Raw, random: &mut Random) -> std::io::Result<()> {
         // A handle that was never given, and a block of impossible size.
         7 => connection.call(raw::FETCH, &raw::fetch(77, &[hash])).map(drop),
         _ => {
-            let (handle, _) = connection.open("hostile");
+            let (handle, _) = connection.open("hostile")?;
             connection.call(raw::RESERVE, &raw::reserve(handle, &[hash], u32::MAX)).map(drop)
         }
     }
@@ -395,7 +395,7 @@ fn tell_lies(connection: &mut Raw, random: &mut Random) -> std::io::Result<()> {
 /// Sends long lookups for ever and never reads an answer.
 fn be_a_flood(socket: &Path) {
     let mut connection = Raw::greet(socket, b"");
-    let (handle, _) = connection.open("hostile");
+    let (handle, _) = connection.open("hostile").expect("a namespace");
     let frame = raw::frame(raw::LOOKUP, 5, &[], &raw::keys(handle, &vec![[9; 16]; 4096]));
     say(UNDER_WAY);
     while connection.stream.write_all(&frame).is_ok() {}
@@ -411,6 +411,8 @@ fn clients_that_lie_harm_only_themselves() {
     // A well-behaved client works all the while, and must not notice.
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Raised also when an assertion fails, so that the good client's thread ends.
+        let ending = Raise(&done);
         let good = scope.spawn(|| {
             let namespace = connect(&daemon.socket());
             let mut rounds = 0;
@@ -439,7 +441,7 @@ fn clients_that_lie_harm_only_themselves() {
             liar.kill();
         }
         flood.end();
-        done.store(true, Ordering::Release);
+        drop(ending);
         assert!(good.join().expect("the good client sees only right bytes") >= 3);
     });
     let status = daemon.settle();
@@ -454,11 +456,19 @@ fn clients_that_lie_harm_only_themselves() {
     assert!(!log.contains("panicked"), "{log}");
 }
 
+struct Raise<'a>(&'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// One connection tries to release, seal and abandon what another of the same domain holds.
 fn foreign_ids_move_nothing(daemon: &Daemon) {
     let (shared, fresh) = ([0xa0; 16], [0xa1; 16]);
     let mut holder = Raw::greet(&daemon.socket(), b"");
-    let (handle, generation) = holder.open("foreign");
+    let (handle, generation) = holder.open("foreign").unwrap();
     let granted = |answer: &raw::Answer| answer.records(8, 32)[0].clone();
     let id = |record: &[u8], offset: usize| u64::from_le_bytes(record[offset..offset + 8].try_into().unwrap());
 
@@ -474,7 +484,7 @@ fn foreign_ids_move_nothing(daemon: &Daemon) {
     let reservation = id(&slot, 8);
 
     let mut thief = Raw::greet(&daemon.socket(), b"");
-    let (stolen_handle, _) = thief.open("foreign");
+    let (stolen_handle, _) = thief.open("foreign").unwrap();
     let before = daemon.count("foreign_ids");
     thief.call_releasing(raw::STATUS, &[lease, lease], &[]).unwrap();
     let mut abandoned = 1_u32.to_le_bytes().to_vec();

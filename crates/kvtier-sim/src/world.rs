@@ -89,7 +89,7 @@ pub(crate) struct World {
     pub(crate) log: Option<VecDeque<String>>,
 }
 
-const LOG_LINES_MAX: usize = 4000;
+const LOG_LINES_MAX: usize = 80;
 /// Actions that one call may lead to before it counts as an endless loop.
 const ACTIONS_AT_ONCE_MAX: u32 = 20_000;
 const SPINS_MAX: u32 = 300;

@@ -137,6 +137,8 @@ pub struct MemoryRegion {
     bytes: usize,
     pages: PageKind,
     access: Access,
+    /// Who mapped it. An attached mapping is not inherited by a forked child, where its addresses may be something else's.
+    process: u32,
 }
 
 // SAFETY: the mapping belongs to no thread; `base` stays valid until drop, which needs exclusive ownership.
@@ -267,6 +269,7 @@ impl MemoryRegion {
             bytes,
             pages: PageKind::Small,
             access,
+            process: std::process::id(),
         };
         // A child that inherits the mapping would keep the memory alive and could write it behind its owner's back.
         let _ = region.advise(Advice::LinuxDontFork);
@@ -415,6 +418,9 @@ impl MemoryRegion {
 
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
+        if std::process::id() != self.process {
+            return;
+        }
         // SAFETY: this mapping was made in a constructor here and every slice of it holds the region, so nobody points
         // into it any more.
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };

@@ -56,6 +56,9 @@ pub fn send_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
 }
 
 /// Sends all of `bytes`, `fds` with the first part. Waits when the socket is full, non-blocking ones too.
+///
+/// # Errors
+/// `TimedOut` when a blocking socket's send timeout passes; otherwise what the system says.
 pub fn send_all_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut rest = bytes;
     let mut fds = fds;
@@ -72,6 +75,10 @@ pub fn send_all_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // A blocking socket says so only when its own send timeout has passed: the peer does not read.
+                if !rustix::fs::fcntl_getfl(&socket)?.contains(rustix::fs::OFlags::NONBLOCK) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
                 let mut polled = [PollFd::new(&socket, PollFlags::OUT)];
                 match rustix::event::poll(&mut polled, None) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}

@@ -57,10 +57,12 @@ impl Raw {
     }
 
     /// Opens a namespace; its handle and generation.
-    pub(crate) fn open(&mut self, name: &str) -> (u32, u64) {
-        let answer = self.call(OPEN_NAMESPACE, &namespace(name)).expect("an answer");
-        assert_eq!(answer.kind, OPEN_NAMESPACE + 0x8000, "{answer:?}");
-        (answer.u32_at(0), answer.u64_at(8))
+    pub(crate) fn open(&mut self, name: &str) -> io::Result<(u32, u64)> {
+        let answer = self.call(OPEN_NAMESPACE, &namespace(name))?;
+        if answer.kind != OPEN_NAMESPACE + 0x8000 {
+            return Err(io::Error::other(format!("{answer:?}")));
+        }
+        Ok((answer.u32_at(0), answer.u64_at(8)))
     }
 
     /// Sends a request and waits for its answer.

@@ -161,10 +161,8 @@ impl TierManager {
             .expect("a write in flight")
             .operation
         {
-            Operation::Demote(demotion) => {
-                demotion.flush = Some(flush);
-                true
-            }
+            // A flush that waits for it already counts it once.
+            Operation::Demote(demotion) => demotion.flush.replace(flush) != Some(flush),
             _ => false,
         }
     }

@@ -76,7 +76,11 @@ impl TierManager {
                 None => break,
             };
             if !self.flush_block(block) {
-                self.flushes.front_mut().expect("the flush in progress").again.push(block);
+                self.flushes
+                    .front_mut()
+                    .expect("the flush in progress")
+                    .again
+                    .push(block);
                 return;
             }
         }
@@ -89,6 +93,7 @@ impl TierManager {
             operation,
             tier: Tier::Nvme,
         });
+        self.syncing_demotions = self.counters.demotions;
         self.flushes.front_mut().expect("the flush in progress").syncing = true;
     }
 
@@ -172,6 +177,9 @@ impl TierManager {
             return;
         };
         flush.syncing = false;
+        if synced {
+            self.synced_demotions = self.syncing_demotions;
+        }
         flush.failures += 1;
         if !synced && flush.failures <= FAILURES_MAX {
             return;
@@ -191,7 +199,11 @@ impl TierManager {
         // Their copies went while the sync was under way.
         let gone = flush.again.iter().filter(|&&block| self.is_in_flush(block)).count() as u64;
         let Some(flush) = self.flushes.pop_front() else { return };
-        let (written, lost) = if synced { (flush.written.saturating_sub(gone), gone) } else { (0, flush.written) };
+        let (written, lost) = if synced {
+            (flush.written.saturating_sub(gone), gone)
+        } else {
+            (0, flush.written)
+        };
         let left_out = flush.left_out + lost;
         self.actions.push_back(Action::Flushed {
             operation: flush.operation,
@@ -208,13 +220,14 @@ impl TierManager {
         while let Some(flush) = self.flushes.front_mut() {
             flush.started = true;
             flush.left_out = 0;
-            let mut unwritten = 0;
+            let mut unwritten = self.counters.demotions - self.synced_demotions;
             for block in 0..self.index.places() {
                 unwritten += u64::from(self.is_in_flush(block));
             }
             let flush = self.flushes.front_mut().expect("found above");
-            // What was written but not synced may not survive.
+            // What was written and not synced may not survive, whoever wrote it.
             flush.left_out = unwritten;
+            flush.written = 0;
             self.finish_flush(false);
         }
     }

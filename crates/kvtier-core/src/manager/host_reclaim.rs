@@ -1,12 +1,12 @@
 use super::nvme::Placement;
 use super::operation::Purpose;
 use super::{TierManager, mutant_is};
-use crate::Time;
 use crate::host_table::{HostSegmentState, Slot, SlotState};
 use crate::index::flag;
+use crate::{Time, Verdict};
 use std::time::Duration;
 
-/// How long a segment may take to be emptied before another is tried.
+/// How long the emptying of a segment may make no progress before another is tried.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long no segment is chosen after none could be.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -24,6 +24,8 @@ pub(super) struct HostDrain {
     /// Slots before the cursor changed: look once more.
     pub(super) again: bool,
     since: Time,
+    /// Free slots when last looked at: while they grow in number there is progress.
+    free: u32,
 }
 
 impl HostDrain {
@@ -45,9 +47,8 @@ impl TierManager {
         {
             return;
         }
-        let own = self.policy.length(TierManager::group_list(group, false))
-            + self.policy.length(TierManager::group_list(group, true));
-        let starved = own == 0;
+        let starved = !self.will_have_room(group);
+        let entry = self.host.group(group);
         let per_segment = self.segment_bytes(entry.slot_bytes) / entry.slot_bytes;
         if !starved && u64::from(entry.evictions) < per_segment {
             return;
@@ -67,6 +68,29 @@ impl TierManager {
             Some(segment) => self.begin_host_drain(segment),
             None => self.host_reclaim_not_before = self.now.after(PAUSE),
         }
+    }
+
+    /// Whether who waits in a group will be served by its own blocks. Where nothing can be written to NVMe, who still waits
+    /// found none that may go.
+    fn will_have_room(&mut self, group: u32) -> bool {
+        if !self.can_demote(group) {
+            return false;
+        }
+        if self.host.group(group).demotions > 0 || self.policy.length(TierManager::group_list(group, true)) > 0 {
+            return true;
+        }
+        let TierManager {
+            policy, index, host, ..
+        } = self;
+        let movable = policy.victim(TierManager::group_list(group, false), true, &mut |block| {
+            let entry = index.entry(block.0);
+            if super::copies::is_held(host, entry) {
+                Verdict::Shelve
+            } else {
+                Verdict::Take
+            }
+        });
+        movable.is_some()
     }
 
     /// A group in which others wait gives nothing.
@@ -123,6 +147,7 @@ impl TierManager {
             cursor: 0,
             again: false,
             since: self.now,
+            free,
         });
         self.host.attend(group);
     }
@@ -141,15 +166,19 @@ impl TierManager {
             }
             cursor += 1;
         }
-        let segment = self.host.segment(place);
-        if segment.free == count || (cursor == count && self.may_close_under_lease(place)) {
+        let free = self.host.segment(place).free;
+        if free == count || (cursor == count && self.may_close_under_lease(place)) {
             self.host.segment_mut(place).state = HostSegmentState::Closing;
             self.host_reclaim = None;
             self.close_host(place);
             return;
         }
+        let now = self.now;
         let drain = self.host_reclaim.as_mut().expect("found above");
         drain.cursor = cursor;
+        if std::mem::replace(&mut drain.free, free) < free {
+            drain.since = now;
+        }
         if cursor == count && std::mem::take(&mut drain.again) {
             drain.cursor = 0;
             self.host.attend(group);

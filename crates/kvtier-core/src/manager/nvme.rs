@@ -160,6 +160,26 @@ impl TierManager {
         true
     }
 
+    /// Forgets the least recently left block that is only on NVMe and whose children are not cached. False where there is
+    /// none.
+    pub(super) fn forget_nvme_leaf(&mut self) -> bool {
+        let TierManager { policy, index, .. } = self;
+        let victim = policy.victim(TierManager::nvme_list(false), false, &mut |block| {
+            let entry = index.entry(block.0);
+            if entry.in_host() || entry.is(flag::RELOCATING | flag::PROMOTING) {
+                Verdict::Shelve
+            } else if entry.children > 0 {
+                Verdict::Park
+            } else {
+                Verdict::Take
+            }
+        });
+        let Some(BlockId(block)) = victim else { return false };
+        self.counters.evictions_nvme += 1;
+        self.drop_nvme(block);
+        true
+    }
+
     /// Lets segments and promotions move on.
     pub(super) fn pump_nvme(&mut self) {
         self.settle_segments();

@@ -3,7 +3,7 @@ use super::operation::Operation;
 use super::{TierManager, mutant_is};
 use crate::index::{NONE, flag};
 use crate::nvme_table::{Drain, NvmeSegmentState, Writer};
-use crate::{Action, BlockId, Completion, Failure, OperationId};
+use crate::{Action, BlockId, Completion, Failure, OperationId, SegmentId};
 
 /// Segments kept empty or nearly so: one for demotion to open next, one for reclaim.
 const FREE_SEGMENTS: u32 = 2;
@@ -36,17 +36,22 @@ impl TierManager {
     }
 
     /// Chooses the oldest segment: demotion writes in the order of last use, so age in the log is age in use, and what was
-    /// not used since it was written may go. False where there is none, or its records have no place to move to.
+    /// not used since it was written may go. Passes over those that would only be copied. False where there is none, or its
+    /// records have no place to move to.
     pub(super) fn start_drain(&mut self) -> bool {
         let nvme = self.nvme_ref();
-        let choice = (0..)
+        let mut sealed: Vec<(SegmentId, u32)> = (0..)
             .zip(&nvme.segments)
             .filter_map(|(place, segment)| segment.as_ref().map(|segment| (place, segment)))
             .filter(|(_, segment)| segment.state == NvmeSegmentState::Sealed)
-            .min_by_key(|(_, segment)| segment.id);
-        let Some((place, segment)) = choice else { return false };
+            .map(|(place, segment)| (segment.id, place))
+            .collect();
+        sealed.sort_unstable();
+        let Some((_, place)) = sealed.into_iter().find(|&(_, place)| self.is_worth_emptying(place)) else {
+            return false;
+        };
         let has_place = nvme.unopened() > 0 || nvme.open[Writer::Relocation as usize].is_some();
-        if segment.live > 0 && !has_place {
+        if nvme.segment(place).live > 0 && !has_place {
             return false;
         }
         let nvme = self.nvme_mut();
@@ -59,6 +64,21 @@ impl TierManager {
         });
         nvme.attention = true;
         true
+    }
+
+    /// Some record is dead, or may go now or, once it was copied, the next time. Else emptying the segment would fill another
+    /// one with the same records, over and over.
+    fn is_worth_emptying(&self, place: u32) -> bool {
+        let nvme = self.nvme_ref();
+        let segment = nvme.segment(place);
+        let filled = segment.end - nvme.header_bytes + segment.records.len() as u64 * nvme.record_bytes;
+        segment.live < filled || segment.records.iter().any(|&block| !self.is_needed(block))
+    }
+
+    /// The last copy of a block whose children are cached, or one that is being read.
+    fn is_needed(&self, block: u32) -> bool {
+        let entry = self.index.entry(block);
+        entry.is(flag::PROMOTING) || (!entry.in_host() && entry.children > 0)
     }
 
     /// Copies the live records of the segment that is being emptied, or drops those not worth it.
@@ -116,7 +136,7 @@ impl TierManager {
             return true;
         }
         let entry = self.index.entry(block);
-        let needed = entry.is(flag::PROMOTING) || (!entry.in_host() && entry.children > 0);
+        let needed = self.is_needed(block);
         let again = entry.is(flag::AGAIN) && !entry.is(flag::REDUNDANT);
         let worth = needed || (again && self.policy.keep(BlockId(block)));
         if !worth {
@@ -171,7 +191,9 @@ impl TierManager {
 
     /// A segment is being closed: there will be room for a new one.
     fn nvme_is_closing(&self) -> bool {
-        self.unsettled.iter().any(|&place| self.nvme_ref().segment(place).state == NvmeSegmentState::Closing)
+        self.unsettled
+            .iter()
+            .any(|&place| self.nvme_ref().segment(place).state == NvmeSegmentState::Closing)
     }
 
     fn has_relocation_target(&self) -> bool {

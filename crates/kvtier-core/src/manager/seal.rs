@@ -118,7 +118,7 @@ impl TierManager {
             return Sealed::Busy;
         }
         while self.index.len() >= self.settings.blocks_max {
-            if !self.evict_nvme() && !self.forget_any_leaf() {
+            if !self.forget_nvme_leaf() && !self.forget_any_leaf() {
                 return Sealed::Busy;
             }
         }

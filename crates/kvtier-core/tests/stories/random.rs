@@ -36,6 +36,7 @@ struct Storm {
     answered: Vec<Event>,
     waiting: BTreeMap<u64, (NamespaceId, Vec<BlockHash>)>,
     acknowledged: BTreeMap<NamespaceId, Generation>,
+    recorded: BTreeMap<NamespaceId, Generation>,
     /// Faults happen.
     rough: bool,
 }
@@ -87,6 +88,7 @@ impl Storm {
             answered: Vec::new(),
             waiting: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
+            recorded: BTreeMap::new(),
             rough: true,
         }
     }
@@ -125,6 +127,7 @@ impl Storm {
         }
         self.drain();
         self.core.check_invariants();
+        assert!(self.core.statistics().waiting <= 6, "more wait than may");
     }
 
     fn pass(&mut self, duration: Duration) {
@@ -427,6 +430,8 @@ impl Storm {
                 Action::Invalidated {
                     namespace, generation, ..
                 } => {
+                    let recorded = self.recorded.get(namespace).map_or(1, |generation| generation.0);
+                    assert!(generation.0 <= recorded, "acknowledged before it was recorded");
                     let known = self.acknowledged.entry(*namespace).or_insert(Generation(1));
                     *known = (*known).max(*generation);
                 }
@@ -546,6 +551,12 @@ impl Storm {
                     "wrong bytes are moved"
                 );
                 self.nvme.insert((target.segment, target.offset), bytes);
+            }
+            Action::RecordGeneration {
+                namespace, generation, ..
+            } => {
+                let known = self.recorded.entry(*namespace).or_insert(Generation(1));
+                *known = (*known).max(*generation);
             }
             Action::ResetTier { .. } => {
                 // What the tier had in flight never happens.

@@ -39,6 +39,15 @@ fn descriptors_arrive_with_the_bytes_they_were_sent_with() {
     assert_eq!(&through, b"through");
 }
 
+/// A client that read nothing once held its session in an endless poll, long past the socket's send timeout.
+#[test]
+fn a_peer_that_does_not_read_ends_a_send_at_its_timeout() {
+    let (left, _right) = pair();
+    left.set_write_timeout(Some(std::time::Duration::from_millis(20))).expect("a timeout");
+    let error = send_all_with_fds(&left, &vec![1; 8 << 20], &[]).expect_err("nobody reads");
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
+
 #[test]
 fn messages_without_descriptors_and_the_end_of_the_stream_are_plain() {
     let (left, right) = pair();
