@@ -7,8 +7,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,10 @@ pub struct AdminError {
 
 impl AdminError {
     fn of(status: StatusCode, detail: &str) -> AdminError {
-        AdminError { status, detail: detail.to_string() }
+        AdminError {
+            status,
+            detail: detail.to_string(),
+        }
     }
 }
 
@@ -108,9 +111,15 @@ impl IntoResponse for AdminError {
         });
         let mut response = (self.status, body.to_string()).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kvtier\""));
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"kvtier\""),
+            );
         }
         response
     }
@@ -131,7 +140,10 @@ struct Inner {
 
 impl std::fmt::Debug for Admin {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Admin").field("phase", &self.phase()).finish_non_exhaustive()
+        formatter
+            .debug_struct("Admin")
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
     }
 }
 
@@ -140,7 +152,14 @@ impl Admin {
     #[must_use]
     pub fn new(token: String) -> Admin {
         let phase = AtomicU8::new(Phase::Starting as u8);
-        Admin { inner: Arc::new(Inner { token, phase, started: Instant::now(), node: NodeSlot::default() }) }
+        Admin {
+            inner: Arc::new(Inner {
+                token,
+                phase,
+                started: Instant::now(),
+                node: NodeSlot::default(),
+            }),
+        }
     }
 
     /// Where the node goes.
@@ -190,14 +209,23 @@ impl Admin {
     /// # Errors
     /// When the listener breaks.
     pub async fn serve(&self, listener: TcpListener, connections_max: u32) -> io::Result<()> {
-        let listener = BoundedListener { listener, places: Arc::new(Semaphore::new(connections_max as usize)) };
+        let listener = BoundedListener {
+            listener,
+            places: Arc::new(Semaphore::new(connections_max as usize)),
+        };
         axum::serve(listener, self.router()).await
     }
 
     /// Asks the node on a thread that may block.
-    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Node) -> T + Send + 'static) -> Result<T, AdminError> {
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Node) -> T + Send + 'static,
+    ) -> Result<T, AdminError> {
         let Some(node) = self.inner.node.node() else {
-            return Err(AdminError::of(StatusCode::SERVICE_UNAVAILABLE, "there is no node: the daemon is starting or stopping"));
+            return Err(AdminError::of(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "there is no node: the daemon is starting or stopping",
+            ));
         };
         tokio::task::spawn_blocking(move || question(&node))
             .await
@@ -242,14 +270,20 @@ async fn invalidate_everywhere(State(admin): State<Admin>, Path(name): Path<Stri
 }
 
 async fn raise(admin: Admin, namespace: String) -> Result<Response, AdminError> {
-    let raised = admin.ask(move |node| node.invalidate(&namespace, COMMAND_TIMEOUT)).await?.map_err(|error| {
-        let status = match error.kind {
-            ErrorKind::Invalid => StatusCode::NOT_FOUND,
-            ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        AdminError { status, detail: error.message }
-    })?;
+    let raised = admin
+        .ask(move |node| node.invalidate(&namespace, COMMAND_TIMEOUT))
+        .await?
+        .map_err(|error| {
+            let status = match error.kind {
+                ErrorKind::Invalid => StatusCode::NOT_FOUND,
+                ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            AdminError {
+                status,
+                detail: error.message,
+            }
+        })?;
     let raised: Vec<_> = raised
         .into_iter()
         .map(|(namespace, generation)| json!({"namespace": namespace, "generation": generation.0}))
@@ -260,14 +294,19 @@ async fn raise(admin: Admin, namespace: String) -> Result<Response, AdminError> 
 async fn flush(State(admin): State<Admin>) -> Result<Response, AdminError> {
     match admin.ask(|node| node.flush(COMMAND_TIMEOUT)).await? {
         Some(report) => Ok(json_response(&report)),
-        None => Err(AdminError::of(StatusCode::SERVICE_UNAVAILABLE, "the flush goes on, but did not end within 30 s: ask again")),
+        None => Err(AdminError::of(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the flush goes on, but did not end within 30 s: ask again",
+        )),
     }
 }
 
 fn json_response(value: &impl Serialize) -> Response {
     match serde_json::to_string(value) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
-        Err(_) => AdminError::of(StatusCode::INTERNAL_SERVER_ERROR, "the answer is no JSON: report a bug").into_response(),
+        Err(_) => {
+            AdminError::of(StatusCode::INTERNAL_SERVER_ERROR, "the answer is no JSON: report a bug").into_response()
+        }
     }
 }
 
@@ -291,7 +330,9 @@ async fn small_body(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
         Ok(bytes) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
-        Err(_) => AdminError::of(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB; none is needed").into_response(),
+        Err(_) => {
+            AdminError::of(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB; none is needed").into_response()
+        }
     }
 }
 
@@ -305,7 +346,9 @@ async fn loopback_host(request: Request, next: Next) -> Response {
 }
 
 fn names_loopback(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|value| value.to_str().ok()) else { return false };
+    let Some(host) = headers.get(header::HOST).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
     if let Ok(address) = host.parse::<SocketAddr>() {
         return address.ip().is_loopback();
     }
@@ -331,7 +374,14 @@ impl axum::serve::Listener for BoundedListener {
         let place = Arc::clone(&self.places).acquire_owned().await.ok();
         let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
         let end = Box::pin(tokio::time::sleep(CONNECTION_AGE_MAX));
-        (AgedStream { stream, end, _place: place }, address)
+        (
+            AgedStream {
+                stream,
+                end,
+                _place: place,
+            },
+            address,
+        )
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -347,7 +397,11 @@ struct AgedStream {
 }
 
 impl AsyncRead for AgedStream {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.end.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -385,12 +439,30 @@ mod tests {
             headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
             names_loopback(&headers)
         };
-        for host in ["127.0.0.1", "127.0.0.1:9640", "localhost", "LocalHost:1", "[::1]", "[::1]:9640", "127.9.9.9:1"] {
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:9640",
+            "localhost",
+            "LocalHost:1",
+            "[::1]",
+            "[::1]:9640",
+            "127.9.9.9:1",
+        ] {
             assert!(passes(host), "{host}");
         }
-        for host in ["example.org", "127.0.0.1.example.org", "10.0.0.1:9640", "localhost.example.org:80", "", "[::2]:1"] {
+        for host in [
+            "example.org",
+            "127.0.0.1.example.org",
+            "10.0.0.1:9640",
+            "localhost.example.org:80",
+            "",
+            "[::2]:1",
+        ] {
             assert!(!passes(host), "{host}");
         }
-        assert!(!names_loopback(&HeaderMap::new()), "a request without a host is refused");
+        assert!(
+            !names_loopback(&HeaderMap::new()),
+            "a request without a host is refused"
+        );
     }
 }

@@ -127,13 +127,20 @@ impl Flags {
             ("lock_memory", "--lock-memory", self.lock_memory),
             ("lease_ttl_ms", "--lease-ttl-ms", self.lease_ttl_ms),
             ("reservation_ttl_ms", "--reservation-ttl-ms", self.reservation_ttl_ms),
-            ("namespace_quota_bytes", "--namespace-quota-bytes", self.namespace_quota_bytes),
+            (
+                "namespace_quota_bytes",
+                "--namespace-quota-bytes",
+                self.namespace_quota_bytes,
+            ),
             ("clock", "--clock", self.clock),
             ("drain_timeout_ms", "--drain-timeout-ms", self.drain_timeout_ms),
             ("log_format", "--log-format", self.log_format),
             ("log_level", "--log-level", self.log_level),
         ];
-        sources.flags = given.into_iter().filter_map(|(field, flag, text)| Some((field, flag, text?))).collect();
+        sources.flags = given
+            .into_iter()
+            .filter_map(|(field, flag, text)| Some((field, flag, text?)))
+            .collect();
         sources
     }
 }
@@ -167,7 +174,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             for warning in &configuration.warnings {
                 eprintln!("kv-daemon: warning: {warning}");
             }
-            let text = if json { format!("{:#}\n", configuration.to_json()) } else { configuration.to_toml() };
+            let text = if json {
+                format!("{:#}\n", configuration.to_json())
+            } else {
+                configuration.to_toml()
+            };
             crate::output::print(&text)
         }
         Command::Demo(options) => demo::run(&options),

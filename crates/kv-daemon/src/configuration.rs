@@ -19,7 +19,12 @@ use crate::size;
 pub const DEFAULT_FILE: &str = "/etc/kvtier/kv-daemon.toml";
 
 /// Variables that begin with `KVTIER_` and are no setting.
-const OTHER_VARIABLES: [&str; 4] = ["KVTIER_CONFIG", "KVTIER_NAMESPACE", "KVTIER_TOKEN_FILE", "KVTIER_BIN_DIR"];
+const OTHER_VARIABLES: [&str; 4] = [
+    "KVTIER_CONFIG",
+    "KVTIER_NAMESPACE",
+    "KVTIER_TOKEN_FILE",
+    "KVTIER_BIN_DIR",
+];
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,7 +169,10 @@ impl Sources {
     }
 
     fn settings_file(&self) -> Result<Option<PathBuf>, ConfigurationError> {
-        let named = match (&self.file, self.environment.get("KVTIER_CONFIG").filter(|path| !path.is_empty())) {
+        let named = match (
+            &self.file,
+            self.environment.get("KVTIER_CONFIG").filter(|path| !path.is_empty()),
+        ) {
             (Some(path), _) => Some((path.clone(), Origin::Flag("--config".into()))),
             (None, Some(path)) => Some((PathBuf::from(path), Origin::Environment("KVTIER_CONFIG".into()))),
             (None, None) => None,
@@ -211,8 +219,9 @@ impl Draft {
         };
         let text = std::fs::read_to_string(path)
             .map_err(|error| whole_file(format!("it cannot be read ({error}): check its permissions")))?;
-        let table: toml::Table =
-            text.parse().map_err(|error: toml::de::Error| whole_file(format!("it is no TOML: {}", one_line(&error.to_string()))))?;
+        let table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| whole_file(format!("it is no TOML: {}", one_line(&error.to_string()))))?;
         for (field, value) in table {
             let value = serde_json::to_value(value).map_err(|error| whole_file(error.to_string()))?;
             match value {
@@ -224,14 +233,18 @@ impl Draft {
     }
 
     fn apply_variable(&mut self, variable: &str, text: &str) -> Result<(), ConfigurationError> {
-        let Some(name) = variable.strip_prefix("KVTIER_") else { return Ok(()) };
+        let Some(name) = variable.strip_prefix("KVTIER_") else {
+            return Ok(());
+        };
         if text.is_empty() || OTHER_VARIABLES.contains(&variable) {
             return Ok(());
         }
         let field = name.to_ascii_lowercase();
         if !self.daemon.contains_key(&field) && !self.node.contains_key(&field) {
             // Orchestrators set variables of their own after a service's name, so a stranger is no error.
-            self.warnings.push(format!("environment variable {variable} names no setting and is ignored"));
+            self.warnings.push(format!(
+                "environment variable {variable} names no setting and is ignored"
+            ));
             return Ok(());
         }
         self.apply_text(&field, text, Origin::Environment(variable.to_string()))
@@ -322,7 +335,11 @@ impl Draft {
         let mut node: Settings = serde_json::from_value(Value::Object(self.node.clone())).map_err(internal)?;
         if node.state_dir.as_os_str().is_empty() {
             node.state_dir = default_state_dir().ok_or_else(|| {
-                refuse("state_dir", "\"\"".into(), "neither HOME nor XDG_STATE_HOME is set: name one with --state-dir".into())
+                refuse(
+                    "state_dir",
+                    "\"\"".into(),
+                    "neither HOME nor XDG_STATE_HOME is set: name one with --state-dir".into(),
+                )
             })?;
         }
         let http = match daemon.http.as_str() {
@@ -330,10 +347,15 @@ impl Draft {
             text => Some(loopback(text).map_err(|remedy| refuse("http", format!("{text:?}"), remedy))?),
         };
         if !(1..=4096).contains(&daemon.http_connections_max) {
-            return Err(refuse("http_connections_max", daemon.http_connections_max.to_string(), "between 1 and 4096".into()));
+            return Err(refuse(
+                "http_connections_max",
+                daemon.http_connections_max.to_string(),
+                "between 1 and 4096".into(),
+            ));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&daemon.log_level) {
-            let remedy = format!("{error}; write error, warn, info, debug, trace or directives such as info,kvtier=debug");
+            let remedy =
+                format!("{error}; write error, warn, info, debug, trace or directives such as info,kvtier=debug");
             return Err(refuse("log_level", format!("{:?}", daemon.log_level), remedy));
         }
         for domain in &mut node.domains {
@@ -343,12 +365,21 @@ impl Draft {
                 domain.token_blake3 = Some(digest);
             }
         }
-        let node = node.check().map_err(|error| refuse(error.field, error.value.clone(), error.remedy.clone()))?;
+        let node = node
+            .check()
+            .map_err(|error| refuse(error.field, error.value.clone(), error.remedy.clone()))?;
         let mut warnings = self.warnings;
         if node.clock == Clock::Client {
-            warnings.push("clock = client: time is what clients say it is; a test mode, not for production".to_string());
+            warnings
+                .push("clock = client: time is what clients say it is; a test mode, not for production".to_string());
         }
-        Ok(Configuration { daemon, http, node, origins: self.origins, warnings })
+        Ok(Configuration {
+            daemon,
+            http,
+            node,
+            origins: self.origins,
+            warnings,
+        })
     }
 }
 
@@ -369,7 +400,9 @@ impl Configuration {
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         let mut tables = String::new();
-        let Value::Object(all) = self.to_json() else { return text };
+        let Value::Object(all) = self.to_json() else {
+            return text;
+        };
         for (field, value) in all {
             let origin = self.origins.get(&field).cloned().unwrap_or_default();
             let shown = match &value {
@@ -399,13 +432,20 @@ impl Configuration {
 /// Every variable of the environment that is UTF-8.
 #[must_use]
 pub fn environment() -> BTreeMap<String, String> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 /// Where state lies when nobody says: `KVTIER_STATE_DIR`, else `/var/lib/kvtier` for root, else the user's state home.
 #[must_use]
 pub fn default_state_dir(environment: &BTreeMap<String, String>, root: bool) -> Option<PathBuf> {
-    let named = |variable: &str| environment.get(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let named = |variable: &str| {
+        environment
+            .get(variable)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     if let Some(path) = named("KVTIER_STATE_DIR") {
         return Some(path);
     }
@@ -413,7 +453,8 @@ pub fn default_state_dir(environment: &BTreeMap<String, String>, root: bool) -> 
         return Some(PathBuf::from("/var/lib/kvtier"));
     }
     let home = named("XDG_STATE_HOME").filter(|path| path.is_absolute());
-    home.or_else(|| named("HOME").map(|home| home.join(".local/state"))).map(|path| path.join("kvtier"))
+    home.or_else(|| named("HOME").map(|home| home.join(".local/state")))
+        .map(|path| path.join("kvtier"))
 }
 
 /// The socket that both binaries use when nobody says.
@@ -424,15 +465,20 @@ pub fn default_socket(environment: &BTreeMap<String, String>, root: bool) -> Opt
 
 /// An address that only this machine can reach. There is no authenticated TLS, so any other is refused.
 fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let text = text.strip_prefix("localhost:").map_or_else(|| text.to_string(), |port| format!("127.0.0.1:{port}"));
-    let address: SocketAddr =
-        text.parse().map_err(|_| "write an address and a port, such as 127.0.0.1:9640, or off".to_string())?;
+    let text = text
+        .strip_prefix("localhost:")
+        .map_or_else(|| text.to_string(), |port| format!("127.0.0.1:{port}"));
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "write an address and a port, such as 127.0.0.1:9640, or off".to_string())?;
     if address.ip().is_loopback() {
         Ok(address)
     } else {
-        Err("beyond loopback the admin server would need TLS that proves who asks, which does not exist yet: \
+        Err(
+            "beyond loopback the admin server would need TLS that proves who asks, which does not exist yet: \
              bind 127.0.0.1 or [::1] and forward the port over a channel you trust"
-            .to_string())
+                .to_string(),
+        )
     }
 }
 
@@ -457,12 +503,19 @@ fn object(settings: &impl Serialize) -> Map<String, Value> {
 }
 
 fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The known name that differs by the fewest single-letter edits, if that is at most a third of its letters.
 fn closest<'a>(name: &str, known: &[&'a String]) -> Option<&'a String> {
-    let near = known.iter().map(|candidate| (edits(name, candidate), *candidate)).min()?;
+    let near = known
+        .iter()
+        .map(|candidate| (edits(name, candidate), *candidate))
+        .min()?;
     (near.0 <= name.len().max(near.1.len()) / 3).then_some(near.1)
 }
 

@@ -19,7 +19,9 @@ pub struct Content {
 impl Default for Content {
     fn default() -> Self {
         let lap = (0..LAP_WORDS as u64).map(|word| mix(word ^ 0x6b76_7469_6572_0001));
-        Content { pad: lap.clone().chain(lap).collect() }
+        Content {
+            pad: lap.clone().chain(lap).collect(),
+        }
     }
 }
 
@@ -68,7 +70,11 @@ impl Content {
             for (chunk, word) in whole[skip..].iter().zip(&words[skip..]) {
                 different |= u64::from_le_bytes(*chunk) ^ word ^ mask;
             }
-            let word = if lap == 0 && whole.is_empty() { id } else { words[whole.len() % LAP_WORDS] ^ mask };
+            let word = if lap == 0 && whole.is_empty() {
+                id
+            } else {
+                words[whole.len() % LAP_WORDS] ^ mask
+            };
             different |= u64::from(rest != &word.to_le_bytes()[..rest.len()]);
         }
         different == 0

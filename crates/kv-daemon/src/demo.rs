@@ -26,7 +26,7 @@ use crate::exit::{ExitCode, Failure};
 use crate::replay::Report;
 use crate::size;
 
-const HOST_BYTES: u64 = 256 << 20;
+const HOST_BYTES: u64 = 128 << 20;
 const NVME_BYTES: u64 = 512 << 20;
 const BLOCK_BYTES: u64 = 64 << 10;
 
@@ -43,7 +43,7 @@ pub struct Options {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Chats in the workload
-    #[arg(long, default_value_t = 700, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 1200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     sessions: u32,
     /// Print the report as JSON instead of a table
     #[arg(long)]
@@ -57,12 +57,33 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<(), Failure> {
     let stopped = watch_signals()?;
     let place = Place::choose()?;
-    say(options, &format!("starting a daemon with {} of host memory and {} on disk at {}", size::rounded(HOST_BYTES), size::rounded(NVME_BYTES), place.directory.path().display()));
-    let workload = ChatWorkload { seed: options.seed, sessions: options.sessions, ..ChatWorkload::default() };
+    say(
+        options,
+        &format!(
+            "starting a daemon with {} of host memory and {} on disk at {}",
+            size::rounded(HOST_BYTES),
+            size::rounded(NVME_BYTES),
+            place.directory.path().display()
+        ),
+    );
+    // Many chats at once, whose readers think for a minute: more than host memory holds, so that disk has its part.
+    let workload = ChatWorkload {
+        seed: options.seed,
+        sessions: options.sessions,
+        session_gap_ms: 400,
+        turn_gap_ms: 60_000,
+        ..ChatWorkload::default()
+    };
     let trace = place.directory.path().join("chat.jsonl");
     let requests = write_workload(&workload, &trace)?;
     let mut daemon = Process::start_daemon(&place, &stopped)?;
-    say(options, &format!("replaying {requests} requests of {} chats from another process, every byte checked", options.sessions));
+    say(
+        options,
+        &format!(
+            "replaying {requests} requests of {} chats from another process, every byte checked",
+            options.sessions
+        ),
+    );
     let report = replay(&place, &trace, &mut daemon, &stopped);
     let ended = daemon.stop();
     let report = report?;
@@ -75,7 +96,13 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         crate::output::print(&table::render(&report, HOST_BYTES, NVME_BYTES))?;
     }
     if report.wrong_bytes > 0 {
-        return Err(Failure::new(ExitCode::No, format!("{} bytes were wrong: report a bug with the seed {}", report.wrong_bytes, options.seed)));
+        return Err(Failure::new(
+            ExitCode::No,
+            format!(
+                "{} bytes were wrong: report a bug with the seed {}",
+                report.wrong_bytes, options.seed
+            ),
+        ));
     }
     Ok(())
 }
@@ -92,13 +119,20 @@ fn internal(error: &dyn std::fmt::Display) -> Failure {
 
 /// A flag that rises with the first SIGINT or SIGTERM. From then on this process ends by itself, in order.
 fn watch_signals() -> Result<Arc<AtomicBool>, Failure> {
-    let failed = |error: std::io::Error| Failure::new(ExitCode::Unavailable, format!("signals cannot be received: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let failed =
+        |error: std::io::Error| Failure::new(ExitCode::Unavailable, format!("signals cannot be received: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
     let (mut interrupt, mut terminate) = {
         let _context = runtime.enter();
-        (signal(SignalKind::interrupt()).map_err(failed)?, signal(SignalKind::terminate()).map_err(failed)?)
+        (
+            signal(SignalKind::interrupt()).map_err(failed)?,
+            signal(SignalKind::terminate()).map_err(failed)?,
+        )
     };
     let wait = move || {
         runtime.block_on(async {
@@ -109,7 +143,10 @@ fn watch_signals() -> Result<Arc<AtomicBool>, Failure> {
         });
         raised.store(true, Ordering::Release);
     };
-    std::thread::Builder::new().name("demo-signals".into()).spawn(wait).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("demo-signals".into())
+        .spawn(wait)
+        .map_err(failed)?;
     Ok(flag)
 }
 
@@ -125,7 +162,10 @@ impl Place {
     fn choose() -> Result<Place, Failure> {
         let environment = crate::configuration::environment();
         let mut candidates = vec![std::env::temp_dir(), PathBuf::from("/var/tmp")];
-        candidates.extend(crate::configuration::default_state_dir(&BTreeMap::from_iter(environment), false).and_then(|path| path.parent().map(Path::to_path_buf)));
+        candidates.extend(
+            crate::configuration::default_state_dir(&BTreeMap::from_iter(environment), false)
+                .and_then(|path| path.parent().map(Path::to_path_buf)),
+        );
         candidates.extend(std::env::current_dir().ok());
         let mut tried = Vec::new();
         for candidate in candidates {
@@ -135,7 +175,10 @@ impl Place {
             }
         }
         let needed = size::rounded(NVME_BYTES + SPARE_BYTES);
-        let words = format!("no place with {needed} free ({}): set TMPDIR to a directory with room", tried.join("; "));
+        let words = format!(
+            "no place with {needed} free ({}): set TMPDIR to a directory with room",
+            tried.join("; ")
+        );
         Err(Failure::new(ExitCode::CannotCreate, words))
     }
 
@@ -145,17 +188,28 @@ impl Place {
         if free_bytes < NVME_BYTES + SPARE_BYTES {
             return Err(format!("{} free", size::rounded(free_bytes)));
         }
-        let directory = tempfile::Builder::new().prefix("kvtier-demo-").tempdir_in(parent).map_err(|error| error.to_string())?;
-        let mut place = Place { directory, socket_directory: None };
+        let directory = tempfile::Builder::new()
+            .prefix("kvtier-demo-")
+            .tempdir_in(parent)
+            .map_err(|error| error.to_string())?;
+        let mut place = Place {
+            directory,
+            socket_directory: None,
+        };
         if place.socket().as_os_str().len() > 100 {
             let short = tempfile::Builder::new().prefix("kv").tempdir_in("/tmp");
-            place.socket_directory = Some(short.map_err(|error| format!("too long a path for a socket, and /tmp: {error}"))?);
+            place.socket_directory =
+                Some(short.map_err(|error| format!("too long a path for a socket, and /tmp: {error}"))?);
         }
         Ok(place)
     }
 
     fn socket(&self) -> PathBuf {
-        self.socket_directory.as_ref().unwrap_or(&self.directory).path().join("kvtier.sock")
+        self.socket_directory
+            .as_ref()
+            .unwrap_or(&self.directory)
+            .path()
+            .join("kvtier.sock")
     }
 }
 
@@ -180,7 +234,10 @@ impl Process {
     /// This binary again, untouched by settings of the machine.
     fn command() -> Result<Command, Failure> {
         let program = std::env::current_exe().map_err(|error| {
-            Failure::new(ExitCode::Unavailable, format!("this program cannot find its own file ({error}): start it from where it lies"))
+            Failure::new(
+                ExitCode::Unavailable,
+                format!("this program cannot find its own file ({error}): start it from where it lies"),
+            )
         })?;
         let mut command = Command::new(program);
         for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVTIER_")) {
@@ -192,10 +249,23 @@ impl Process {
 
     fn start_daemon(place: &Place, stopped: &AtomicBool) -> Result<Process, Failure> {
         let log = place.directory.path().join("daemon.log");
-        let log_file = File::create(&log).map_err(|error| Failure::new(ExitCode::CannotCreate, format!("{}: {error}", log.display())))?;
+        let log_file = File::create(&log)
+            .map_err(|error| Failure::new(ExitCode::CannotCreate, format!("{}: {error}", log.display())))?;
         let child = Process::command()?
-            .args(["serve", "--exit-with-parent", "--http", "127.0.0.1:0", "--log-level", "info"])
-            .args(["--host-bytes", &HOST_BYTES.to_string(), "--nvme-bytes", &NVME_BYTES.to_string()])
+            .args([
+                "serve",
+                "--exit-with-parent",
+                "--http",
+                "127.0.0.1:0",
+                "--log-level",
+                "info",
+            ])
+            .args([
+                "--host-bytes",
+                &HOST_BYTES.to_string(),
+                "--nvme-bytes",
+                &NVME_BYTES.to_string(),
+            ])
             .arg("--state-dir")
             .arg(place.directory.path().join("state"))
             .arg("--socket")
@@ -211,7 +281,9 @@ impl Process {
 
     /// The daemon says one line when it is ready. It is awaited on a thread, so that a signal is seen meanwhile.
     fn wait_until_ready(&mut self, stopped: &AtomicBool) -> Result<(), Failure> {
-        let Some(output) = self.child.stdout.take() else { return Err(internal(&"no pipe from the daemon")) };
+        let Some(output) = self.child.stdout.take() else {
+            return Err(internal(&"no pipe from the daemon"));
+        };
         let reader = std::thread::spawn(move || {
             let mut line = String::new();
             let read = BufReader::new(output).read_line(&mut line);
@@ -235,7 +307,10 @@ impl Process {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(8)..].join("\n  ");
-        Failure::new(ExitCode::Unavailable, format!("the daemon {what}. Its last words:\n  {last}"))
+        Failure::new(
+            ExitCode::Unavailable,
+            format!("the daemon {what}. Its last words:\n  {last}"),
+        )
     }
 
     /// Asks the daemon to stop and waits for it.
@@ -280,7 +355,10 @@ fn signal_child(child: &Child) {
 
 fn check(stopped: &AtomicBool) -> Result<(), Failure> {
     if stopped.load(Ordering::Acquire) {
-        return Err(Failure { code: ExitCode::TryAgain, message: "stopped; nothing was left behind".into() });
+        return Err(Failure {
+            code: ExitCode::TryAgain,
+            message: "stopped; nothing was left behind".into(),
+        });
     }
     Ok(())
 }
@@ -296,7 +374,10 @@ fn replay(place: &Place, trace: &Path, daemon: &mut Process, stopped: &AtomicBoo
         .spawn()
         .map_err(|error| Failure::new(ExitCode::Unavailable, format!("the client cannot be started: {error}")))?;
     let output = child.stdout.take();
-    let mut client = Process { child, log: daemon.log.clone() };
+    let mut client = Process {
+        child,
+        log: daemon.log.clone(),
+    };
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
         let read = output.map(|mut output| output.read_to_string(&mut text));
@@ -316,6 +397,9 @@ fn replay(place: &Place, trace: &Path, daemon: &mut Process, stopped: &AtomicBoo
     let text = reader.join().unwrap_or_default();
     match serde_json::from_str::<Report>(&text) {
         Ok(report) => Ok(report),
-        Err(_) => Err(Failure::new(ExitCode::Unavailable, format!("the client ended with {status} and no report; what it said stands above"))),
+        Err(_) => Err(Failure::new(
+            ExitCode::Unavailable,
+            format!("the client ended with {status} and no report; what it said stands above"),
+        )),
     }
 }

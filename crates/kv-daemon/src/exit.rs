@@ -41,7 +41,10 @@ impl Failure {
     /// A failure with this code and these words.
     #[must_use]
     pub fn new(code: ExitCode, message: impl Into<String>) -> Failure {
-        Failure { code, message: message.into() }
+        Failure {
+            code,
+            message: message.into(),
+        }
     }
 }
 

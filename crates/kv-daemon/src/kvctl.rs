@@ -124,7 +124,7 @@ enum Command {
     #[command(hide = true)]
     EchoServer {
         /// Path of the socket to listen on.
-        socket: PathBuf,
+        listen_path: PathBuf,
     },
 }
 
@@ -173,9 +173,15 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Invalidate { name } => commands::invalidate(&connection, &name),
         Command::Flush => commands::flush(&connection),
         Command::Replay(options) => replay::run_command(&connection, &options),
-        Command::Bench { what: Bench::Client(options) } => commands::bench_client(&connection, options),
+        Command::Bench {
+            what: Bench::Client(options),
+        } => commands::bench_client(&connection, options),
         Command::Workload { output, seed, sessions } => {
-            let workload = ChatWorkload { seed, sessions, ..ChatWorkload::default() };
+            let workload = ChatWorkload {
+                seed,
+                sessions,
+                ..ChatWorkload::default()
+            };
             commands::workload(&connection, &workload, output.as_deref())
         }
         Command::Completion { shell } => {
@@ -183,7 +189,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Arguments::command(), "kvctl", &mut script);
             crate::output::print(&String::from_utf8_lossy(&script))
         }
-        Command::EchoServer { socket } => commands::echo_server(&socket),
+        Command::EchoServer { listen_path } => commands::echo_server(&listen_path),
     }
 }
 
@@ -195,21 +201,29 @@ impl Connection {
 
     fn token(&self) -> Result<Option<String>, Failure> {
         let Some(path) = &self.token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Failure::new(ExitCode::NoInput, format!("token file {}: {error}", path.display()))
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::new(ExitCode::NoInput, format!("token file {}: {error}", path.display())))?;
         match text.lines().next().map(str::trim).filter(|token| !token.is_empty()) {
             Some(token) => Ok(Some(token.to_string())),
-            None => Err(Failure::new(ExitCode::DataFormat, format!("token file {}: its first line is empty", path.display()))),
+            None => Err(Failure::new(
+                ExitCode::DataFormat,
+                format!("token file {}: its first line is empty", path.display()),
+            )),
         }
     }
 
     /// The client's options: socket, token and patience.
     pub(crate) fn options(&self) -> Result<ClientOptions, Failure> {
         let root = rustix::process::geteuid().is_root();
-        let socket = self.named_socket().or_else(|| default_socket(&environment(), root)).ok_or_else(|| {
-            Failure::new(ExitCode::Usage, "no socket: neither HOME nor KVTIER_SOCKET is set: name one with --socket")
-        })?;
+        let socket = self
+            .named_socket()
+            .or_else(|| default_socket(&environment(), root))
+            .ok_or_else(|| {
+                Failure::new(
+                    ExitCode::Usage,
+                    "no socket: neither HOME nor KVTIER_SOCKET is set: name one with --socket",
+                )
+            })?;
         let mut options = ClientOptions::new(socket).with_timeout(Duration::from_millis(self.timeout_ms.max(1)));
         if let Some(token) = self.token()? {
             options = options.with_token(token);
@@ -244,7 +258,9 @@ pub(crate) fn failure(error: ClientError) -> Failure {
         ErrorKind::Corrupt | ErrorKind::Internal => ExitCode::Internal,
     };
     let remedy = match code {
-        ExitCode::Unavailable => "\n  start one with `kv-daemon serve`, or name its socket with --socket or KVTIER_SOCKET",
+        ExitCode::Unavailable => {
+            "\n  start one with `kv-daemon serve`, or name its socket with --socket or KVTIER_SOCKET"
+        }
         ExitCode::Denied => "\n  name your trust domain's token with --token-file, or ask the daemon's administrator",
         _ => "",
     };
@@ -256,7 +272,12 @@ pub(crate) fn block_hash(key: &str) -> BlockHash {
     let mut bytes = [0; 16];
     let digits = key.as_bytes();
     if digits.len() == 32 && digits.iter().all(u8::is_ascii_hexdigit) {
-        let nibble = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok()).unwrap_or(0);
+        let nibble = |digit: u8| {
+            char::from(digit)
+                .to_digit(16)
+                .and_then(|value| u8::try_from(value).ok())
+                .unwrap_or(0)
+        };
         for (byte, pair) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
             *byte = nibble(pair[0]) << 4 | nibble(pair[1]);
         }

@@ -4,7 +4,7 @@
 //! `kvtier-core`; how bytes move is in `kvtier`. Only this room reads settings files and environment variables.
 //!
 //! Read first: [`configuration::Configuration`] (where settings come from), [`serve::run`] (the life of the process) and
-//! [`replay::Replay`] (a trace with every byte checked).
+//! [`replay`] (a trace with every byte checked).
 #![forbid(unsafe_code)]
 
 pub mod admin;

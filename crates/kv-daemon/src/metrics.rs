@@ -8,11 +8,10 @@ use std::fmt;
 use kvtier::node::Status;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
-
 
 /// What a number does over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,26 +34,54 @@ struct Metric {
 }
 
 const fn gauge(source: &'static str, help: &'static str) -> Metric {
-    Metric { source, name: source, kind: Kind::Gauge, bytes: false, help }
+    Metric {
+        source,
+        name: source,
+        kind: Kind::Gauge,
+        bytes: false,
+        help,
+    }
 }
 
 const fn gauge_bytes(source: &'static str, name: &'static str, help: &'static str) -> Metric {
-    Metric { source, name, kind: Kind::Gauge, bytes: true, help }
+    Metric {
+        source,
+        name,
+        kind: Kind::Gauge,
+        bytes: true,
+        help,
+    }
 }
 
 const fn counter(source: &'static str, help: &'static str) -> Metric {
-    Metric { source, name: source, kind: Kind::Counter, bytes: false, help }
+    Metric {
+        source,
+        name: source,
+        kind: Kind::Counter,
+        bytes: false,
+        help,
+    }
 }
 
 const fn counter_bytes(source: &'static str, name: &'static str, help: &'static str) -> Metric {
-    Metric { source, name, kind: Kind::Counter, bytes: true, help }
+    Metric {
+        source,
+        name,
+        kind: Kind::Counter,
+        bytes: true,
+        help,
+    }
 }
 
 const METRICS: &[Metric] = &[
     gauge("blocks", "Blocks that can be found, in any tier"),
     gauge("host_blocks", "Blocks with a copy in host memory"),
     gauge("nvme_blocks", "Blocks with a copy on NVMe"),
-    gauge_bytes("host_used_bytes", "host_used", "Host memory that holds blocks or is reserved for them"),
+    gauge_bytes(
+        "host_used_bytes",
+        "host_used",
+        "Host memory that holds blocks or is reserved for them",
+    ),
     gauge_bytes("host_capacity_bytes", "host_capacity", "Host memory for blocks"),
     gauge_bytes("nvme_used_bytes", "nvme_used", "Live payload on NVMe"),
     gauge_bytes("nvme_capacity_bytes", "nvme_capacity", "NVMe space for blocks"),
@@ -70,31 +97,50 @@ const METRICS: &[Metric] = &[
     gauge("waiting", "Requests that wait for a device or for room"),
     gauge("operations_in_flight", "Operations that a device has not answered"),
     gauge_bytes("index_bytes", "index", "Memory of the block index"),
-    gauge("nvme_in_service", "1 when the NVMe tier takes requests, 0 when it is out of service or absent"),
+    gauge(
+        "nvme_in_service",
+        "1 when the NVMe tier takes requests, 0 when it is out of service or absent",
+    ),
     counter("fetch_hits_host", "Blocks fetched from host memory"),
     counter("fetch_hits_nvme", "Blocks fetched from NVMe"),
     counter("fetch_misses", "Blocks asked for and not there"),
-    counter("fetch_late", "Blocks that NVMe delivered after the deadline of who asked"),
+    counter(
+        "fetch_late",
+        "Blocks that NVMe delivered after the deadline of who asked",
+    ),
     counter("puts_published", "Blocks published"),
     counter("puts_present", "Blocks put that were there already"),
-    counter("puts_stale", "Blocks put too late: the generation had moved or the reservation expired"),
+    counter(
+        "puts_stale",
+        "Blocks put too late: the generation had moved or the reservation expired",
+    ),
     counter("puts_busy", "Blocks refused for want of room, quota or index"),
     counter("demotions", "Blocks written to NVMe"),
     counter_bytes("demoted_bytes", "demoted", "Bytes written to NVMe by demotion"),
     counter("promotions", "Blocks read from NVMe into host memory"),
     counter_bytes("promoted_bytes", "promoted", "Bytes read from NVMe into host memory"),
     counter("relocations", "Blocks moved between NVMe segments by reclaim"),
-    counter_bytes("relocated_bytes", "relocated", "Bytes moved between NVMe segments by reclaim"),
+    counter_bytes(
+        "relocated_bytes",
+        "relocated",
+        "Bytes moved between NVMe segments by reclaim",
+    ),
     counter("evictions_host", "Copies dropped from host memory"),
     counter("evictions_nvme", "Copies dropped from NVMe"),
     counter("forgotten", "Blocks whose last copy was dropped"),
     counter("corrupt", "Blocks that failed their checksum and became a miss"),
     counter("io_errors", "Operations that a device answered with an error"),
     counter("resets", "Times a tier was reset because an operation took too long"),
-    counter("late_events", "Completions that came after their operation was given up"),
+    counter(
+        "late_events",
+        "Completions that came after their operation was given up",
+    ),
     counter("invalidations", "Namespaces invalidated"),
     counter("segments_reclaimed", "Segments emptied and given back"),
-    counter("foreign_ids", "Lease and reservation ids that a client sent and does not own"),
+    counter(
+        "foreign_ids",
+        "Lease and reservation ids that a client sent and does not own",
+    ),
 ];
 
 /// One scrape's numbers, by their name in the status.
@@ -106,19 +152,29 @@ struct Scrape {
 
 impl fmt::Debug for Scrape {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Scrape").field("numbers", &self.numbers.len()).finish_non_exhaustive()
+        formatter
+            .debug_struct("Scrape")
+            .field("numbers", &self.numbers.len())
+            .finish_non_exhaustive()
     }
 }
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for metric in METRICS {
-            let Some(value) = self.numbers.get(metric.source).copied() else { continue };
+            let Some(value) = self.numbers.get(metric.source).copied() else {
+                continue;
+            };
             let unit = metric.bytes.then_some(&Unit::Bytes);
             match metric.kind {
                 Kind::Counter => {
                     let counter = ConstCounter::new(value);
-                    counter.encode(encoder.encode_descriptor(metric.name, metric.help, unit, MetricType::Counter)?)?;
+                    counter.encode(encoder.encode_descriptor(
+                        metric.name,
+                        metric.help,
+                        unit,
+                        MetricType::Counter,
+                    )?)?;
                 }
                 Kind::Gauge => {
                     let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
@@ -146,7 +202,9 @@ pub fn exposition(status: Option<&Status>, uptime_seconds: f64) -> Result<String
     // A registry a scrape: collectors must be `'static`, and the status is an answer, not a thing that lives on.
     let mut registry = Registry::with_prefix("kvtier");
     registry.register_collector(Box::new(Scrape {
-        numbers: status.map(|status| status.counters.fields().into_iter().collect()).unwrap_or_default(),
+        numbers: status
+            .map(|status| status.counters.fields().into_iter().collect())
+            .unwrap_or_default(),
         uptime_seconds,
         version: env!("CARGO_PKG_VERSION"),
     }));
@@ -170,7 +228,10 @@ mod tests {
         status.counters.fetch_hits_host = 20;
         status.counters.host_used_bytes = 3;
         let text = exposition(Some(&status), 1.5).unwrap();
-        assert!(text.contains("# HELP kvtier_fetch_hits_host Blocks fetched from host memory\n"), "{text}");
+        assert!(
+            text.contains("# HELP kvtier_fetch_hits_host Blocks fetched from host memory\n"),
+            "{text}"
+        );
         assert!(text.contains("\nkvtier_fetch_hits_host_total 20\n"), "{text}");
         assert!(text.contains("\nkvtier_demoted_bytes_total 0\n"), "{text}");
         assert!(text.contains("\nkvtier_host_used_bytes 3\n"), "{text}");
@@ -180,14 +241,19 @@ mod tests {
             assert!(line.starts_with("kvtier_"), "{line}");
         }
         assert_eq!(text.matches("# HELP").count(), METRICS.len() + 2);
-        let counted: Vec<&str> = status.counters.fields().into_iter().map(|(name, _)| name).collect();
-        let published: Vec<&str> = METRICS.iter().map(|metric| metric.source).collect();
-        assert_eq!(counted, published, "the status and the metrics name the same numbers in the same order");
+        let mut counted: Vec<&str> = status.counters.fields().into_iter().map(|(name, _)| name).collect();
+        let mut published: Vec<&str> = METRICS.iter().map(|metric| metric.source).collect();
+        counted.sort_unstable();
+        published.sort_unstable();
+        assert_eq!(counted, published, "the status and the metrics name the same numbers");
     }
 
     #[test]
     fn without_a_node_the_process_still_answers() {
         let text = exposition(None, 0.0).unwrap();
-        assert!(text.contains("kvtier_build_info") && !text.contains("kvtier_blocks"), "{text}");
+        assert!(
+            text.contains("kvtier_build_info") && !text.contains("kvtier_blocks"),
+            "{text}"
+        );
     }
 }

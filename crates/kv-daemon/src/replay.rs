@@ -21,8 +21,8 @@ use kvtier_sim::trace::{TraceReader, TraceRequest};
 use serde_json::Value;
 
 use self::pace::Pace;
-pub use self::report::{Report, TierReport};
 use self::report::Tally;
+pub use self::report::{Report, TierReport};
 use self::worker::Worker;
 use crate::content::Content;
 use crate::exit::{ExitCode, Failure};
@@ -90,7 +90,13 @@ fn block_bytes(text: &str) -> Result<usize, String> {
 fn range(text: &str) -> Result<(u64, u64), String> {
     let expected = || format!("{text:?} is no range: write 0..1000, 1000.. or ..1000");
     let (from, to) = text.split_once("..").ok_or_else(expected)?;
-    let bound = |text: &str, open: u64| if text.is_empty() { Ok(open) } else { text.parse().map_err(|_| expected()) };
+    let bound = |text: &str, open: u64| {
+        if text.is_empty() {
+            Ok(open)
+        } else {
+            text.parse().map_err(|_| expected())
+        }
+    };
     let (from, to) = (bound(from, 0)?, bound(to, u64::MAX)?);
     if from < to { Ok((from, to)) } else { Err(expected()) }
 }
@@ -102,7 +108,8 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 pub(crate) fn run_command(connection: &Connection, options: &Options) -> Result<(), Failure> {
     let report = run(connection, options)?;
     if connection.json {
-        let json = serde_json::to_string_pretty(&report).map_err(|error| Failure::new(ExitCode::Internal, error.to_string()))?;
+        let json = serde_json::to_string_pretty(&report)
+            .map_err(|error| Failure::new(ExitCode::Internal, error.to_string()))?;
         output::print(&format!("{json}\n"))?;
     } else {
         output::print(&report.to_string())?;
@@ -136,7 +143,10 @@ fn run(connection: &Connection, options: &Options) -> Result<Report, Failure> {
     let welcome = client.welcome().map_err(failure)?;
     if options.block_bytes > welcome.block_bytes_max as usize {
         let most = size::exact(welcome.block_bytes_max.into());
-        return Err(Failure::new(ExitCode::Usage, format!("--block-bytes: this daemon takes blocks of at most {most}")));
+        return Err(Failure::new(
+            ExitCode::Usage,
+            format!("--block-bytes: this daemon takes blocks of at most {most}"),
+        ));
     }
     if options.virtual_time && !welcome.client_clock {
         let words = "--virtual-time: this daemon runs on its own clock: serve it with --clock client";
@@ -146,7 +156,10 @@ fn run(connection: &Connection, options: &Options) -> Result<Report, Failure> {
     drop(client);
     let replay = Replay {
         options,
-        namespace: connection.namespace.clone().unwrap_or_else(|| format!("replay-{}", size::exact(options.block_bytes as u64))),
+        namespace: connection
+            .namespace
+            .clone()
+            .unwrap_or_else(|| format!("replay-{}", size::exact(options.block_bytes as u64))),
         content: Content::default(),
         chunk_blocks: chunk_blocks(&before, options),
         progress: progress_bar(&options.trace),
@@ -155,9 +168,13 @@ fn run(connection: &Connection, options: &Options) -> Result<Report, Failure> {
         stop: AtomicBool::new(false),
     };
     let tallies: Vec<Result<Tally, Failure>> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..options.connections).map(|_| scope.spawn(|| replay.work(connection))).collect();
+        let workers: Vec<_> = (0..options.connections)
+            .map(|_| scope.spawn(|| replay.work(connection)))
+            .collect();
         let join = |worker: thread::ScopedJoinHandle<'_, _>| {
-            worker.join().unwrap_or_else(|_| Err(Failure::new(ExitCode::Internal, "a worker panicked: report a bug")))
+            worker
+                .join()
+                .unwrap_or_else(|_| Err(Failure::new(ExitCode::Internal, "a worker panicked: report a bug")))
         };
         workers.into_iter().map(join).collect()
     });
@@ -201,7 +218,10 @@ impl Replay<'_> {
             let first_ms = *source.first_ms.get_or_insert(request.timestamp_ms);
             (request, first_ms)
         };
-        let due = self.options.speed.due(Duration::from_millis(request.timestamp_ms.saturating_sub(first_ms)));
+        let due = self
+            .options
+            .speed
+            .due(Duration::from_millis(request.timestamp_ms.saturating_sub(first_ms)));
         if let Some(wait) = due.and_then(|due| due.checked_sub(self.started.elapsed())) {
             thread::sleep(wait);
         }
@@ -230,16 +250,29 @@ impl<'a> Source<'a> {
             Box::new(file)
         };
         let position = std::sync::Arc::default();
-        let counted = Counted { source, position: std::sync::Arc::clone(&position) };
+        let counted = Counted {
+            source,
+            position: std::sync::Arc::clone(&position),
+        };
         let range = options.requests.unwrap_or((0, u64::MAX));
-        Ok(Source { reader: TraceReader::new(BufReader::new(counted)), path, range, index: 0, position, first_ms: None })
+        Ok(Source {
+            reader: TraceReader::new(BufReader::new(counted)),
+            path,
+            range,
+            index: 0,
+            position,
+            first_ms: None,
+        })
     }
 
     fn next(&mut self) -> Result<Option<TraceRequest>, Failure> {
         while self.index < self.range.1 {
-            let Some(request) = self.reader.next() else { return Ok(None) };
-            let request = request
-                .map_err(|error| Failure::new(ExitCode::DataFormat, format!("trace {}: {error}", self.path.display())))?;
+            let Some(request) = self.reader.next() else {
+                return Ok(None);
+            };
+            let request = request.map_err(|error| {
+                Failure::new(ExitCode::DataFormat, format!("trace {}: {error}", self.path.display()))
+            })?;
             self.index += 1;
             if self.index > self.range.0 {
                 return Ok(Some(request));
@@ -273,19 +306,23 @@ fn progress_bar(trace: &Path) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let template = "  replay [{bar:40}] {percent:>3} %  {elapsed} of about {duration}";
-    ProgressBar::new(length).with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+    ProgressBar::new(length)
+        .with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// How many blocks to hold at once: an eighth of the host tier at most, shared by all connections.
 fn chunk_blocks(status: &Value, options: &Options) -> usize {
-    let Some(capacity_bytes) = status["host_capacity_bytes"].as_u64() else { return CHUNK_BLOCKS_MAX / 4 };
+    let Some(capacity_bytes) = status["host_capacity_bytes"].as_u64() else {
+        return CHUNK_BLOCKS_MAX / 4;
+    };
     let share = usize::try_from(capacity_bytes / 8 / u64::from(options.connections)).unwrap_or(usize::MAX);
     (share / options.block_bytes.next_multiple_of(4096)).clamp(1, CHUNK_BLOCKS_MAX)
 }
 
 fn status(client: &kvtier::client::blocking::Client) -> Result<Value, Failure> {
     let text = client.status().map_err(failure)?;
-    serde_json::from_str(&text).map_err(|error| Failure::new(ExitCode::Internal, format!("the daemon's status is no JSON: {error}")))
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::new(ExitCode::Internal, format!("the daemon's status is no JSON: {error}")))
 }
 
 /// Bytes that the device wrote for each byte kept there, over this replay. `None` when the caller may not see it.
@@ -306,7 +343,10 @@ fn memcpy_gbps(content: &Content, block_bytes: usize) -> f64 {
     let mut rounds: Vec<f64> = (0..5)
         .map(|_| {
             let begun = Instant::now();
-            for (target, source) in target.chunks_exact_mut(block_bytes).zip(source.chunks_exact(block_bytes)) {
+            for (target, source) in target
+                .chunks_exact_mut(block_bytes)
+                .zip(source.chunks_exact(block_bytes))
+            {
                 target.copy_from_slice(std::hint::black_box(source));
             }
             std::hint::black_box(&target);

@@ -46,7 +46,12 @@ pub fn run(configuration: Configuration) -> Result<(), Failure> {
         .enable_all()
         .max_blocking_threads(16)
         .build()
-        .map_err(|error| Failure::new(ExitCode::Unavailable, format!("the process may not start what it needs: {error}")))?;
+        .map_err(|error| {
+            Failure::new(
+                ExitCode::Unavailable,
+                format!("the process may not start what it needs: {error}"),
+            )
+        })?;
     let result = runtime.block_on(live(configuration, &state, token, http));
     state.forget_http_address();
     // What is left are connections of the admin server and, after a failed start, nothing.
@@ -83,7 +88,8 @@ async fn live(
     let drain_timeout = Duration::from_millis(configuration.daemon.drain_timeout_ms);
     let node_settings = configuration.node;
     let progress = StartReport::default();
-    let starting = tokio::task::spawn_blocking(move || Node::start(node_settings, Box::new(move |step| progress.show(&step))));
+    let starting =
+        tokio::task::spawn_blocking(move || Node::start(node_settings, Box::new(move |step| progress.show(&step))));
     let node = tokio::select! {
         started = starting => match started {
             Ok(started) => started.map_err(|error| start_failure(&error))?,
@@ -103,11 +109,15 @@ async fn live(
     say_ready(&socket, http_address, state.path());
 
     let name = stops.next().await;
-    tracing::info!("{name}: draining for at most {} ms; another signal stops at once", drain_timeout.as_millis());
+    tracing::info!(
+        "{name}: draining for at most {} ms; another signal stops at once",
+        drain_timeout.as_millis()
+    );
     notify(&[NotifyState::Stopping]);
     admin.set_phase(Phase::Draining);
     let drainer = admin.clone();
-    let draining = tokio::task::spawn_blocking(move || drainer.slot().take().map(|node| node.drain_and_stop(drain_timeout)));
+    let draining =
+        tokio::task::spawn_blocking(move || drainer.slot().take().map(|node| node.drain_and_stop(drain_timeout)));
     tokio::select! {
         drained = draining => {
             match drained {
@@ -128,7 +138,10 @@ fn tell_drained(report: &kvtier::node::DrainReport) {
     let held = report.held;
     match report.flush {
         Some(flush) => tracing::info!(held, written = flush.written, left_out = flush.left_out, "drained"),
-        None => tracing::warn!(held, "stopped before all blocks were written: raise drain_timeout_ms to wait longer"),
+        None => tracing::warn!(
+            held,
+            "stopped before all blocks were written: raise drain_timeout_ms to wait longer"
+        ),
     }
 }
 
@@ -140,7 +153,8 @@ struct Stops {
 
 impl Stops {
     fn new() -> Result<Stops, Failure> {
-        let failed = |error: io::Error| Failure::new(ExitCode::Unavailable, format!("signals cannot be received: {error}"));
+        let failed =
+            |error: io::Error| Failure::new(ExitCode::Unavailable, format!("signals cannot be received: {error}"));
         Ok(Stops {
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
@@ -164,7 +178,11 @@ fn notify(states: &[NotifyState<'_>]) {
 
 fn say_ready(socket: &Path, http: Option<SocketAddr>, state: &Path) {
     let admin = http.map_or_else(|| "off".to_string(), |address| format!("http://{address}"));
-    let line = format!("kv-daemon ready: socket {}, admin {admin}, state {}\n", socket.display(), state.display());
+    let line = format!(
+        "kv-daemon ready: socket {}, admin {admin}, state {}\n",
+        socket.display(),
+        state.display()
+    );
     // Whoever started us may have closed our output; the log still says it.
     let _ = crate::output::print(&line);
     tracing::info!(socket = %socket.display(), admin, "ready");
@@ -172,7 +190,9 @@ fn say_ready(socket: &Path, http: Option<SocketAddr>, state: &Path) {
 
 fn start_failure(error: &StartError) -> Failure {
     let code = match error {
-        StartError::StateDirectory { .. } | StartError::Socket { .. } | StartError::SocketInUse { .. } => ExitCode::CannotCreate,
+        StartError::StateDirectory { .. } | StartError::Socket { .. } | StartError::SocketInUse { .. } => {
+            ExitCode::CannotCreate
+        }
         _ => ExitCode::Unavailable,
     };
     Failure::new(code, error.to_string())
@@ -184,14 +204,17 @@ fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
         Ok(listener)
     });
     bound.map_err(|error| {
-        let words = format!("setting http = {address}: {error}: choose another --http address, port 0 for a free one, or off");
+        let words =
+            format!("setting http = {address}: {error}: choose another --http address, port 0 for a free one, or off");
         Failure::new(ExitCode::Unavailable, words)
     })
 }
 
 fn start_logging(configuration: &Configuration) {
     let filter = EnvFilter::try_new(&configuration.daemon.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     // A second call in one process (a test) keeps the first subscriber, which is as good.
     let _ = match configuration.daemon.log_format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
@@ -208,7 +231,10 @@ impl StartReport {
         let mut bar = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match step {
             StartProgress::Note(note) => tracing::info!("{note}"),
-            StartProgress::Prefault { done_bytes, total_bytes } => {
+            StartProgress::Prefault {
+                done_bytes,
+                total_bytes,
+            } => {
                 let bar = bar.get_or_insert_with(|| {
                     if !io::stderr().is_terminal() {
                         tracing::info!("faulting in {} of host memory", size::rounded(*total_bytes));
@@ -238,18 +264,31 @@ impl StateDirectory {
     /// is meant for them.
     fn prepare(path: &Path, socket_mode: u32) -> Result<StateDirectory, Failure> {
         let cannot = |what: &str, error: &dyn std::fmt::Display| {
-            let words = format!("state_dir {}: {what}: {error}: name a directory that this user can write", path.display());
+            let words = format!(
+                "state_dir {}: {what}: {error}: name a directory that this user can write",
+                path.display()
+            );
             Failure::new(ExitCode::CannotCreate, words)
         };
         let others = socket_mode & 0o077 != 0;
         let mode = if others { 0o711 } else { 0o700 };
-        DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|error| cannot("it cannot be made", &error))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .map_err(|error| cannot("it cannot be made", &error))?;
         let metadata = fs::metadata(path).map_err(|error| cannot("it cannot be looked at", &error))?;
         if metadata.mode() & 0o022 != 0 && metadata.mode() & 0o1000 == 0 {
-            tracing::warn!("state_dir {} can be written by other users: chmod go-w it", path.display());
+            tracing::warn!(
+                "state_dir {} can be written by other users: chmod go-w it",
+                path.display()
+            );
         }
         if others && metadata.mode() & 0o011 == 0 {
-            tracing::warn!("others cannot pass state_dir {}: chmod 0711 it if the socket lies there", path.display());
+            tracing::warn!(
+                "others cannot pass state_dir {}: chmod 0711 it if the socket lies there",
+                path.display()
+            );
         }
         let lock = OpenOptions::new()
             .create(true)
@@ -270,7 +309,10 @@ impl StateDirectory {
             };
             Failure::new(ExitCode::CannotCreate, words)
         })?;
-        Ok(StateDirectory { path: path.to_path_buf(), _lock: lock })
+        Ok(StateDirectory {
+            path: path.to_path_buf(),
+            _lock: lock,
+        })
     }
 
     fn path(&self) -> &Path {
@@ -281,20 +323,28 @@ impl StateDirectory {
     fn admin_token(&self) -> Result<String, Failure> {
         let path = self.path.join(ADMIN_TOKEN_FILE);
         let cannot = |what: String| {
-            let words = format!("admin token {}: {what}; remove the file to have a new one made", path.display());
+            let words = format!(
+                "admin token {}: {what}; remove the file to have a new one made",
+                path.display()
+            );
             Failure::new(ExitCode::CannotCreate, words)
         };
         match OpenOptions::new().read(true).custom_flags(no_follow()).open(&path) {
             Ok(mut file) => {
                 let metadata = file.metadata().map_err(|error| cannot(error.to_string()))?;
                 if metadata.mode() & 0o077 != 0 || metadata.uid() != rustix::process::geteuid().as_raw() {
-                    return Err(cannot("others may read it, or it belongs to another user: chmod 0600 it".into()));
+                    return Err(cannot(
+                        "others may read it, or it belongs to another user: chmod 0600 it".into(),
+                    ));
                 }
                 let mut text = String::new();
-                file.read_to_string(&mut text).map_err(|error| cannot(error.to_string()))?;
+                file.read_to_string(&mut text)
+                    .map_err(|error| cannot(error.to_string()))?;
                 let token = text.trim();
                 if token.len() < 32 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-                    return Err(cannot("it must hold one token of at least 32 visible characters".into()));
+                    return Err(cannot(
+                        "it must hold one token of at least 32 visible characters".into(),
+                    ));
                 }
                 Ok(token.to_string())
             }
@@ -303,7 +353,8 @@ impl StateDirectory {
                 getrandom::fill(&mut random).map_err(|error| cannot(error.to_string()))?;
                 let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
                 // Written aside and renamed: a crash leaves no half token.
-                self.write_aside(ADMIN_TOKEN_FILE, 0o600, &format!("{token}\n")).map_err(|error| cannot(error.to_string()))?;
+                self.write_aside(ADMIN_TOKEN_FILE, 0o600, &format!("{token}\n"))
+                    .map_err(|error| cannot(error.to_string()))?;
                 Ok(token)
             }
             Err(error) => Err(cannot(error.to_string())),
@@ -311,10 +362,14 @@ impl StateDirectory {
     }
 
     fn remember_http_address(&self, address: SocketAddr) -> Result<(), Failure> {
-        self.write_aside(HTTP_ADDRESS_FILE, 0o644, &format!("{address}\n")).map_err(|error| {
-            let words = format!("state_dir {}: {HTTP_ADDRESS_FILE} cannot be written: {error}", self.path.display());
-            Failure::new(ExitCode::CannotCreate, words)
-        })
+        self.write_aside(HTTP_ADDRESS_FILE, 0o644, &format!("{address}\n"))
+            .map_err(|error| {
+                let words = format!(
+                    "state_dir {}: {HTTP_ADDRESS_FILE} cannot be written: {error}",
+                    self.path.display()
+                );
+                Failure::new(ExitCode::CannotCreate, words)
+            })
     }
 
     fn forget_http_address(&self) {
@@ -328,7 +383,11 @@ impl StateDirectory {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&aside)?;
+        let mut file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(mode)
+            .open(&aside)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
@@ -365,7 +424,11 @@ mod tests {
     fn a_token_that_others_can_read_or_that_is_short_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDirectory::prepare(&directory.path().join("s"), 0o666).unwrap();
-        assert_eq!(fs::metadata(state.path()).unwrap().mode() & 0o777, 0o711, "others may pass to the socket");
+        assert_eq!(
+            fs::metadata(state.path()).unwrap().mode() & 0o777,
+            0o711,
+            "others may pass to the socket"
+        );
         let path = state.path().join(ADMIN_TOKEN_FILE);
         fs::write(&path, "a".repeat(64)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();

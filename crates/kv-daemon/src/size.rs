@@ -9,9 +9,12 @@ const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 <
 /// # Errors
 /// Words that say what was expected.
 pub fn parse(text: &str) -> Result<u64, String> {
-    let expected = || format!("{text:?} is no size: write bytes or a number with a unit, such as 67108864, 64MiB or 1.5GiB");
+    let expected =
+        || format!("{text:?} is no size: write bytes or a number with a unit, such as 67108864, 64MiB or 1.5GiB");
     let text = text.trim();
-    let split = text.find(|letter: char| !(letter.is_ascii_digit() || letter == '.' || letter == '_')).unwrap_or(text.len());
+    let split = text
+        .find(|letter: char| !(letter.is_ascii_digit() || letter == '.' || letter == '_'))
+        .unwrap_or(text.len());
     let number = text[..split].replace('_', "");
     let unit = text[split..].trim();
     let factor: u64 = match unit.to_ascii_lowercase().as_str() {
@@ -31,7 +34,11 @@ pub fn parse(text: &str) -> Result<u64, String> {
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || fraction.len() > 9 {
         return Err(expected());
     }
-    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| too_large())? };
+    let whole: u64 = if whole.is_empty() {
+        0
+    } else {
+        whole.parse().map_err(|_| too_large())?
+    };
     let mut bytes = whole.checked_mul(factor).ok_or_else(too_large)?;
     if !fraction.is_empty() {
         let scale = 10_u128.pow(u32::try_from(fraction.len()).unwrap_or(0));
@@ -39,7 +46,9 @@ pub fn parse(text: &str) -> Result<u64, String> {
         if part % scale != 0 {
             return Err(format!("{text:?} is not a whole number of bytes"));
         }
-        bytes = bytes.checked_add(u64::try_from(part / scale).map_err(|_| too_large())?).ok_or_else(too_large)?;
+        bytes = bytes
+            .checked_add(u64::try_from(part / scale).map_err(|_| too_large())?)
+            .ok_or_else(too_large)?;
     }
     Ok(bytes)
 }
@@ -47,7 +56,10 @@ pub fn parse(text: &str) -> Result<u64, String> {
 /// The shortest exact form that [`parse`] reads back to the same number.
 #[must_use]
 pub fn exact(bytes: u64) -> String {
-    match UNITS.iter().find(|(_, factor)| bytes > 0 && bytes % factor == 0) {
+    match UNITS
+        .iter()
+        .find(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor))
+    {
         Some((unit, factor)) => format!("{}{unit}", bytes / factor),
         None => bytes.to_string(),
     }
@@ -60,7 +72,13 @@ pub fn rounded(bytes: u64) -> String {
     match UNITS.iter().find(|(_, factor)| bytes >= *factor) {
         Some((unit, factor)) => {
             let value = bytes as f64 / *factor as f64;
-            let digits = if value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+            let digits = if value >= 100.0 {
+                0
+            } else if value >= 10.0 {
+                1
+            } else {
+                2
+            };
             format!("{value:.digits$} {unit}")
         }
         None => format!("{bytes} B"),
@@ -91,7 +109,17 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused_in_words() {
-        for text in ["", "MiB", "-1", "1.2.3MiB", "64XB", "0.3B", "99999999999999999999", "16777216TiB", "."] {
+        for text in [
+            "",
+            "MiB",
+            "-1",
+            "1.2.3MiB",
+            "64XB",
+            "0.3B",
+            "99999999999999999999",
+            "16777216TiB",
+            ".",
+        ] {
             let words = parse(text).expect_err(text);
             assert!(words.contains('"'), "{words}");
         }

@@ -158,24 +158,6 @@ impl BlockIndex {
         blocks
     }
 
-    /// Brings what [`BlockIndex::find`] will read into the processor's caches, so that among millions of blocks a batch
-    /// waits for memory a few times and not three times a key: loads that do not depend on each other overlap.
-    pub(crate) fn warm(&self, keys: impl Iterator<Item = BlockKey>) {
-        let candidate = |key| {
-            let mut candidate = NONE;
-            self.table.find(mix(self.seed, key), |&block| {
-                candidate = block;
-                true
-            });
-            candidate
-        };
-        let candidates: Vec<u32> = keys.map(candidate).filter(|&block| block != NONE).collect();
-        let touched = candidates
-            .iter()
-            .fold(0, |sum: u32, &block| sum.wrapping_add(self.entry(block).epoch));
-        std::hint::black_box(touched);
-    }
-
     /// The block of this key, whatever its epoch.
     #[cfg(feature = "mutants")]
     pub(crate) fn find_any_epoch(&self, key: BlockKey) -> Option<u32> {

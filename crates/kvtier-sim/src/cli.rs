@@ -173,6 +173,12 @@ fn mutants(args: &SimArgs, name: &str, target: &mut dyn Write, progress: &mut dy
                 if outcome.found.is_some() { "found" } else { "not found" }
             );
         }
+        if !args.json && args.seeds == 1 {
+            // One seed with one bug: somebody wants to read how it shows.
+            for line in crate::runner::read_along(name, args.first) {
+                writeln!(target, "{line}")?;
+            }
+        }
         if !args.json {
             match &outcome.found {
                 Some((seed, finding)) => writeln!(

@@ -210,6 +210,6 @@ fn rates(random: &mut Random) -> Rates {
         lies: rate(&[20, 60]),
         crash: rate(&[1, 4]),
         drain: rate(&[1]) == 1,
-        timer_late_ns: rate(&[10_000, 1_000_000]),
+        timer_late_ns: rate(&[10_000, 1_000_000, 60_000_000]),
     }
 }

@@ -185,3 +185,13 @@ pub fn find_mutant(name: &str, first: u64, seeds_max: u64) -> Option<MutantOutco
         },
     })
 }
+
+/// The last things that happen in a world with the bug of this name.
+#[cfg(feature = "mutants")]
+pub(crate) fn read_along(name: &str, seed: u64) -> Vec<String> {
+    let mutant = kvtier_core::Mutant::ALL
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, mutant)| *mutant);
+    run_seed(seed, RunOptions { log: true, mutant }).log
+}

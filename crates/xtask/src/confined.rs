@@ -24,20 +24,21 @@ const PROGRAM_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// Builds, copies, proves the confinement, runs.
 pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
-    let mut programs = build(workspace, &["build", "--workspace", "--all-features", "--bins"])?;
-    programs.retain(|program| !program.is_test);
-    let mut tests = build(workspace, &["test", "--workspace", "--all-features", "--no-run"])?;
-    tests.retain(|program| program.is_test);
-    if tests.is_empty() {
-        return Err(Failure::new("cargo named no test program"));
+    // The suites of the daemon make cargo build its binaries along with the test programs.
+    let built = build(workspace)?;
+    let (tests, binaries): (Vec<Program>, Vec<Program>) = built.into_iter().partition(|program| program.is_test);
+    for name in ["kv-daemon", "kvctl"] {
+        if !binaries.iter().any(|binary| binary.name == name) {
+            return Err(Failure::new(format!("cargo built no {name} along with the tests")));
+        }
     }
 
     // Short: the path of a Unix socket below it must stay under 108 bytes.
     let stage = tempfile::Builder::new().prefix("kvc-").tempdir()?;
     fs::set_permissions(stage.path(), Permissions::from_mode(0o755))?;
     let room = Room::furnish(stage.path())?;
-    for program in &programs {
-        room.copy(&program.path, &program.name)?;
+    for binary in &binaries {
+        room.copy(&binary.path, &binary.name)?;
     }
     let xtask = room.copy(Path::new("/proc/self/exe"), "xtask")?;
 
@@ -64,6 +65,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
                 println!("{line}");
             }
         });
+        if let Err(failure) = &status {
+            println!("{}", failure.message);
+        }
         report.close(status.as_ref().is_ok_and(std::process::ExitStatus::success));
         report.print_skipped();
         if report.tally().failed > 0 {
@@ -93,10 +97,17 @@ struct Program {
     is_test: bool,
 }
 
-fn build(workspace: &Workspace, arguments: &[&str]) -> Result<Vec<Program>, Failure> {
+/// Builds exactly what `cargo xtask test` builds.
+fn build(workspace: &Workspace) -> Result<Vec<Program>, Failure> {
     let mut messages = String::new();
     let mut cargo = workspace.cargo();
-    cargo.args(arguments).arg("--message-format=json-render-diagnostics");
+    cargo.args([
+        "test",
+        "--workspace",
+        "--all-features",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
     let status = process::stream(&mut cargo, "building", BUILD_LIMIT, |stream, line| match stream {
         process::Stream::Output => {
             messages.push_str(line);

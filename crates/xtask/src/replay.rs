@@ -17,7 +17,7 @@ const REPLAY_LIMIT: Duration = Duration::from_secs(10 * 60);
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Smaller than the workload, so that blocks move between both tiers and segments are reclaimed.
-const TIERS: [&str; 4] = ["--host-bytes", "32MiB", "--nvme-bytes", "64MiB"];
+const TIERS: [&str; 4] = ["--host-bytes", "8MiB", "--nvme-bytes", "64MiB"];
 
 /// Replays the workload through a daemon with this NVMe engine and judges the answer.
 pub(crate) fn run(workspace: &Workspace, engine: &str) -> Result<(), Failure> {

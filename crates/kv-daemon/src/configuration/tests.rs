@@ -3,8 +3,14 @@ use super::{Configuration, ConfigurationError, Origin, Sources};
 fn sources(environment: &[(&str, &str)], flags: &[(&'static str, &'static str, &str)]) -> Sources {
     Sources {
         file: None,
-        environment: environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
-        flags: flags.iter().map(|(field, flag, text)| (*field, *flag, (*text).into())).collect(),
+        environment: environment
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect(),
+        flags: flags
+            .iter()
+            .map(|(field, flag, text)| (*field, *flag, (*text).into()))
+            .collect(),
         root: false,
     }
 }
@@ -21,7 +27,11 @@ fn with_file(text: &str, mut sources: Sources) -> Result<Configuration, Configur
 fn flags_win_over_variables_and_these_over_the_file() {
     let file = "state_dir = \"/f\"\nhost_bytes = \"16MiB\"\nnvme_bytes = 67108864\nlease_ttl_ms = 5\n";
     let sources = sources(
-        &[("KVTIER_HOST_BYTES", "32MiB"), ("KVTIER_LEASE_TTL_MS", "7"), ("HOME", "/h")],
+        &[
+            ("KVTIER_HOST_BYTES", "32MiB"),
+            ("KVTIER_LEASE_TTL_MS", "7"),
+            ("HOME", "/h"),
+        ],
         &[("host_bytes", "--host-bytes", "64MiB")],
     );
     let configuration = with_file(file, sources).unwrap();
@@ -30,40 +40,78 @@ fn flags_win_over_variables_and_these_over_the_file() {
     assert_eq!(configuration.node.nvme_bytes, 64 << 20);
     assert_eq!(configuration.node.lease_ttl_ms, 7);
     assert_eq!(configuration.origins["host_bytes"], Origin::Flag("--host-bytes".into()));
-    assert_eq!(configuration.origins["lease_ttl_ms"], Origin::Environment("KVTIER_LEASE_TTL_MS".into()));
+    assert_eq!(
+        configuration.origins["lease_ttl_ms"],
+        Origin::Environment("KVTIER_LEASE_TTL_MS".into())
+    );
 }
 
 #[test]
 fn an_error_names_the_field_the_value_the_place_and_the_remedy() {
-    let bad_size = sources(&[("KVTIER_NVME_BYTES", "many"), ("HOME", "/h")], &[]).load().unwrap_err();
+    let bad_size = sources(&[("KVTIER_NVME_BYTES", "many"), ("HOME", "/h")], &[])
+        .load()
+        .unwrap_err();
     assert_eq!(bad_size.field, "nvme_bytes");
     let words = bad_size.to_string();
-    assert!(words.contains("KVTIER_NVME_BYTES") && words.contains("\"many\"") && words.contains("64MiB"), "{words}");
+    assert!(
+        words.contains("KVTIER_NVME_BYTES") && words.contains("\"many\"") && words.contains("64MiB"),
+        "{words}"
+    );
 
-    let misspelt = with_file("host_byte = 1", sources(&[("HOME", "/h")], &[])).unwrap_err().to_string();
-    assert!(misspelt.contains("did you mean host_bytes?") && misspelt.contains("kv-daemon.toml"), "{misspelt}");
+    let misspelt = with_file("host_byte = 1", sources(&[("HOME", "/h")], &[]))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        misspelt.contains("did you mean host_bytes?") && misspelt.contains("kv-daemon.toml"),
+        "{misspelt}"
+    );
 
-    let too_small = sources(&[("HOME", "/h")], &[("host_bytes", "--host-bytes", "1KiB")]).load().unwrap_err();
+    let too_small = sources(&[("HOME", "/h")], &[("host_bytes", "--host-bytes", "1KiB")])
+        .load()
+        .unwrap_err();
     assert_eq!(too_small.field, "host_bytes");
     assert_eq!(too_small.origin, Origin::Flag("--host-bytes".into()));
 
-    let wrong_word = sources(&[("HOME", "/h")], &[("clock", "--clock", "sundial")]).load().unwrap_err().to_string();
-    assert!(wrong_word.contains("sundial") && wrong_word.contains("system"), "{wrong_word}");
+    let wrong_word = sources(&[("HOME", "/h")], &[("clock", "--clock", "sundial")])
+        .load()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        wrong_word.contains("sundial") && wrong_word.contains("system"),
+        "{wrong_word}"
+    );
 
-    let no_toml = with_file("host_bytes = ", sources(&[("HOME", "/h")], &[])).unwrap_err().to_string();
+    let no_toml = with_file("host_bytes = ", sources(&[("HOME", "/h")], &[]))
+        .unwrap_err()
+        .to_string();
     assert!(no_toml.contains("no TOML"), "{no_toml}");
 }
 
 #[test]
 fn an_address_that_others_can_reach_is_refused() {
     for address in ["0.0.0.0:80", "[::]:80", "192.0.2.1:80"] {
-        let words = sources(&[("HOME", "/h")], &[("http", "--http", address)]).load().unwrap_err().to_string();
+        let words = sources(&[("HOME", "/h")], &[("http", "--http", address)])
+            .load()
+            .unwrap_err()
+            .to_string();
         assert!(words.contains("loopback") && words.contains("TLS"), "{words}");
     }
     for address in ["127.0.0.1:0", "[::1]:80", "localhost:80"] {
-        assert!(sources(&[("HOME", "/h")], &[("http", "--http", address)]).load().unwrap().http.is_some());
+        assert!(
+            sources(&[("HOME", "/h")], &[("http", "--http", address)])
+                .load()
+                .unwrap()
+                .http
+                .is_some()
+        );
     }
-    assert!(sources(&[("HOME", "/h")], &[("http", "--http", "off")]).load().unwrap().http.is_none());
+    assert!(
+        sources(&[("HOME", "/h")], &[("http", "--http", "off")])
+            .load()
+            .unwrap()
+            .http
+            .is_none()
+    );
 }
 
 #[test]
@@ -74,12 +122,17 @@ fn a_socket_mode_is_read_as_octal() {
     assert!(mode("888").is_err());
     let from_file = with_file("socket_mode = 0o666", sources(&[("HOME", "/h")], &[])).unwrap();
     assert_eq!(from_file.node.socket_mode, 0o666);
-    assert!(with_file("socket_mode = 666", sources(&[("HOME", "/h")], &[])).is_err(), "decimal 666 is not meant");
+    assert!(
+        with_file("socket_mode = 666", sources(&[("HOME", "/h")], &[])).is_err(),
+        "decimal 666 is not meant"
+    );
 }
 
 #[test]
 fn a_variable_of_somebody_else_is_a_warning() {
-    let configuration = sources(&[("KVTIER_PORT", "tcp://10.0.0.1:80"), ("HOME", "/h")], &[]).load().unwrap();
+    let configuration = sources(&[("KVTIER_PORT", "tcp://10.0.0.1:80"), ("HOME", "/h")], &[])
+        .load()
+        .unwrap();
     assert_eq!(configuration.warnings.len(), 1, "{:?}", configuration.warnings);
 }
 
@@ -92,7 +145,8 @@ fn effective_settings_read_back_to_themselves() {
         ("lock_memory", "--lock-memory", "false"),
     ];
     let mut once = sources(&[("HOME", "/h")], &flags);
-    once.environment.insert("KVTIER_DOMAINS".into(), r#"[{"name": "a", "uids": [7]}]"#.into());
+    once.environment
+        .insert("KVTIER_DOMAINS".into(), r#"[{"name": "a", "uids": [7]}]"#.into());
     let first = once.load().unwrap();
     let second = with_file(&first.to_toml(), sources(&[("HOME", "/h")], &[])).unwrap();
     assert_eq!(first.to_json(), second.to_json());
@@ -102,11 +156,19 @@ fn effective_settings_read_back_to_themselves() {
 #[test]
 fn the_state_directory_follows_the_user() {
     let state_dir = |environment: &[(&str, &str)], root| {
-        let sources = Sources { root, ..sources(environment, &[]) };
-        sources.load().map(|configuration| configuration.node.state_dir.to_str().unwrap().to_string())
+        let sources = Sources {
+            root,
+            ..sources(environment, &[])
+        };
+        sources
+            .load()
+            .map(|configuration| configuration.node.state_dir.to_str().unwrap().to_string())
     };
     assert_eq!(state_dir(&[("HOME", "/h")], false).unwrap(), "/h/.local/state/kvtier");
-    assert_eq!(state_dir(&[("HOME", "/h"), ("XDG_STATE_HOME", "/x")], false).unwrap(), "/x/kvtier");
+    assert_eq!(
+        state_dir(&[("HOME", "/h"), ("XDG_STATE_HOME", "/x")], false).unwrap(),
+        "/x/kvtier"
+    );
     assert_eq!(state_dir(&[("HOME", "/h")], true).unwrap(), "/var/lib/kvtier");
     assert_eq!(state_dir(&[("KVTIER_STATE_DIR", "/s")], true).unwrap(), "/s");
     assert!(state_dir(&[], false).is_err());

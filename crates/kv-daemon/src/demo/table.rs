@@ -8,7 +8,11 @@ use crate::size;
 
 /// The table and what to do next.
 pub(super) fn render(report: &Report, host_bytes: u64, nvme_bytes: u64) -> String {
-    let (bold, plain) = if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    let (bold, plain) = if std::io::stdout().is_terminal() {
+        ("\x1b[1m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
     let rule = "─".repeat(78);
     let mut text = String::new();
     let mut line = |words: &str| {
@@ -26,17 +30,42 @@ pub(super) fn render(report: &Report, host_bytes: u64, nvme_bytes: u64) -> Strin
         size::rounded(report.block_bytes),
         report.seconds,
     ));
-    line(&format!("  host memory {}, disk {}", size::rounded(host_bytes), size::rounded(nvme_bytes)));
+    line(&format!(
+        "  host memory {}, disk {}",
+        size::rounded(host_bytes),
+        size::rounded(nvme_bytes)
+    ));
     line("");
     line(&format!(
         "{bold}  {:<26}{:>9}{:>11}{:>12}{:>10}{:>10}{plain}",
         "", "blocks", "bytes", "rate", "p50", "p99"
     ));
-    line(&tier_line("found in host memory", report.hit_blocks_host, report.hit_bytes_host, &report.host));
-    line(&tier_line("found on disk", report.hit_blocks_nvme, report.hit_bytes_nvme, &report.nvme));
-    line(&tier_line("missing, so stored", report.put_blocks, report.put_bytes, &report.puts));
+    line(&tier_line(
+        "found in host memory",
+        report.hit_blocks_host,
+        report.hit_bytes_host,
+        &report.host,
+    ));
+    line(&tier_line(
+        "found on disk",
+        report.hit_blocks_nvme,
+        report.hit_bytes_nvme,
+        &report.nvme,
+    ));
+    line(&tier_line(
+        "missing, so stored",
+        report.put_blocks,
+        report.put_bytes,
+        &report.puts,
+    ));
     if let Some(memcpy_gbps) = report.memcpy_gbps {
-        line(&format!("  {:<26}{:>9}{:>11}{:>12}", "memcpy of such blocks", "", "", rate(memcpy_gbps)));
+        line(&format!(
+            "  {:<26}{:>9}{:>11}{:>12}",
+            "memcpy of such blocks",
+            "",
+            "",
+            rate(memcpy_gbps)
+        ));
     }
     line(&format!("  {rule}"));
     let share = report.prefix_hit_token_ratio * 100.0;
@@ -45,10 +74,19 @@ pub(super) fn render(report: &Report, host_bytes: u64, nvme_bytes: u64) -> Strin
         grouped(report.hit_tokens),
         grouped(report.input_tokens),
     ));
-    let verdict = if report.wrong_bytes == 0 { "all of them right".to_string() } else { format!("{} WRONG", grouped(report.wrong_bytes)) };
-    line(&format!("{bold}  {} bytes read were compared{plain} with what was stored: {verdict}", grouped(report.verified_bytes)));
+    let verdict = if report.wrong_bytes == 0 {
+        "all of them right".to_string()
+    } else {
+        format!("{} WRONG", grouped(report.wrong_bytes))
+    };
+    line(&format!(
+        "{bold}  {} bytes read were compared{plain} with what was stored: {verdict}",
+        grouped(report.verified_bytes)
+    ));
     if let Some(amplification) = report.write_amplification.filter(|factor| *factor > 0.0) {
-        line(&format!("  the disk wrote {amplification:.2} bytes for each byte kept there"));
+        line(&format!(
+            "  the disk wrote {amplification:.2} bytes for each byte kept there"
+        ));
     }
     line("");
     line("  rate and times: one call of a client in another process, up to 64 blocks each, copied out;");
@@ -92,7 +130,7 @@ fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -115,9 +153,17 @@ mod tests {
 
     #[test]
     fn the_table_says_what_was_found_and_never_grows_past_eighty_columns() {
-        let report = Report { requests: 12_031, hit_blocks_host: 77, wrong_bytes: 3, ..Report::default() };
+        let report = Report {
+            requests: 12_031,
+            hit_blocks_host: 77,
+            wrong_bytes: 3,
+            ..Report::default()
+        };
         let text = render(&report, 1 << 28, 1 << 29);
-        assert!(text.contains("12,031 requests") && text.contains("77") && text.contains("3 WRONG"), "{text}");
+        assert!(
+            text.contains("12,031 requests") && text.contains("77") && text.contains("3 WRONG"),
+            "{text}"
+        );
         for line in text.lines().filter(|line| !line.contains("    kv")) {
             assert!(line.chars().count() <= 100, "{line}");
         }

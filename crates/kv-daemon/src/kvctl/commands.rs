@@ -23,8 +23,12 @@ const BLOCK_BYTES_MAX: u64 = 64 << 20;
 
 pub(super) fn status(connection: &Connection) -> Result<(), Failure> {
     let text = connection.connect()?.status().map_err(failure)?;
-    let status: Value = serde_json::from_str(&text)
-        .map_err(|error| Failure::new(ExitCode::Internal, format!("the daemon's status is no JSON ({error}): report a bug")))?;
+    let status: Value = serde_json::from_str(&text).map_err(|error| {
+        Failure::new(
+            ExitCode::Internal,
+            format!("the daemon's status is no JSON ({error}): report a bug"),
+        )
+    })?;
     if connection.json {
         return output::print(&format!("{status:#}\n"));
     }
@@ -37,7 +41,12 @@ fn describe(status: &Value) -> String {
     let text = |name: &str| status[name].as_str().unwrap_or("");
     let mut lines = Vec::new();
     if let (Some(used), Some(capacity)) = (number("host_used_bytes"), number("host_capacity_bytes")) {
-        lines.push(format!("kv-daemon {}, {}, up {:.0} s", text("version"), text("state"), status["uptime_seconds"].as_f64().unwrap_or(0.0)));
+        lines.push(format!(
+            "kv-daemon {}, {}, up {:.0} s",
+            text("version"),
+            text("state"),
+            status["uptime_seconds"].as_f64().unwrap_or(0.0)
+        ));
         lines.push(format!(
             "host memory   {} of {}, {} blocks; {}",
             size::rounded(used),
@@ -52,21 +61,36 @@ fn describe(status: &Value) -> String {
                 size::rounded(capacity),
                 number("nvme_blocks").unwrap_or(0),
                 text("nvme_engine"),
-                if number("nvme_in_service") == Some(1) { "" } else { "; OUT OF SERVICE" },
+                if number("nvme_in_service") == Some(1) {
+                    ""
+                } else {
+                    "; OUT OF SERVICE"
+                },
             )),
             _ => lines.push("NVMe          none".to_string()),
         }
-        lines.push(format!("index         {:.0} bytes a block", status["index_bytes_per_block"].as_f64().unwrap_or(0.0)));
+        lines.push(format!(
+            "index         {:.0} bytes a block",
+            status["index_bytes_per_block"].as_f64().unwrap_or(0.0)
+        ));
         lines.push(String::new());
     }
-    let Some(fields) = status.as_object() else { return lines.join("\n") };
-    for (name, value) in fields.iter().filter(|(_, value)| value.as_u64().is_some_and(|value| value > 0)) {
+    let Some(fields) = status.as_object() else {
+        return lines.join("\n");
+    };
+    for (name, value) in fields
+        .iter()
+        .filter(|(_, value)| value.as_u64().is_some_and(|value| value > 0))
+    {
         lines.push(format!("{name:<24}{value:>16}"));
     }
     for domain in status["domains"].as_array().into_iter().flatten() {
         let blocks = domain["blocks"].as_u64().unwrap_or(0);
         let used = size::rounded(domain["used_bytes"].as_u64().unwrap_or(0));
-        lines.push(format!("domain {:<17}{blocks:>16} blocks, {used}", domain["domain"].as_str().unwrap_or("")));
+        lines.push(format!(
+            "domain {:<17}{blocks:>16} blocks, {used}",
+            domain["domain"].as_str().unwrap_or("")
+        ));
     }
     lines.join("\n") + "\n"
 }
@@ -75,8 +99,9 @@ pub(super) fn put(connection: &Connection, key: &str, file: &Path, tokens: u32) 
     let bytes = read_block(file)?;
     let hash = block_hash(key);
     let namespace = connection.open(NAMESPACE)?;
-    let outcomes =
-        namespace.put_from(Lineage::Chain(Parent::Unknown), &[(hash, &bytes[..])], tokens).map_err(failure)?;
+    let outcomes = namespace
+        .put_from(Lineage::Chain(Parent::Unknown), &[(hash, &bytes[..])], tokens)
+        .map_err(failure)?;
     let outcome = outcomes.first().copied().unwrap_or(PutOutcome::Invalid);
     let word = match outcome {
         PutOutcome::Published => "published",
@@ -86,20 +111,27 @@ pub(super) fn put(connection: &Connection, key: &str, file: &Path, tokens: u32) 
         PutOutcome::Invalid => "invalid",
     };
     if connection.json {
-        output::print(&format!("{}\n", json!({"key": hex(hash), "outcome": word, "bytes": bytes.len()})))?;
+        output::print(&format!(
+            "{}\n",
+            json!({"key": hex(hash), "outcome": word, "bytes": bytes.len()})
+        ))?;
     } else {
         output::print(&format!("{} {word}\n", hex(hash)))?;
     }
     match outcome {
         PutOutcome::Published | PutOutcome::Present => Ok(()),
-        PutOutcome::Stale => Err(Failure::new(ExitCode::TryAgain, "the namespace was invalidated meanwhile: put it again")),
+        PutOutcome::Stale => Err(Failure::new(
+            ExitCode::TryAgain,
+            "the namespace was invalidated meanwhile: put it again",
+        )),
         PutOutcome::Busy => Err(Failure::new(
             ExitCode::TryAgain,
             "no room in time: everything is in use or over its quota; try again, or give the daemon more memory",
         )),
-        PutOutcome::Invalid => {
-            Err(Failure::new(ExitCode::DataFormat, "the daemon takes no block of this size (see block_bytes_max); empty ones neither"))
-        }
+        PutOutcome::Invalid => Err(Failure::new(
+            ExitCode::DataFormat,
+            "the daemon takes no block of this size (see block_bytes_max); empty ones neither",
+        )),
     }
 }
 
@@ -108,12 +140,24 @@ fn read_block(file: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let limit = BLOCK_BYTES_MAX + 1;
     if file == Path::new("-") {
-        std::io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(cannot)?;
+        std::io::stdin()
+            .lock()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(cannot)?;
     } else {
-        File::open(file).map_err(cannot)?.take(limit).read_to_end(&mut bytes).map_err(cannot)?;
+        File::open(file)
+            .map_err(cannot)?
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(cannot)?;
     }
     if bytes.is_empty() || bytes.len() as u64 >= limit {
-        let words = format!("{}: a block has 1 byte to {}", file.display(), size::exact(BLOCK_BYTES_MAX));
+        let words = format!(
+            "{}: a block has 1 byte to {}",
+            file.display(),
+            size::exact(BLOCK_BYTES_MAX)
+        );
         return Err(Failure::new(ExitCode::DataFormat, words));
     }
     Ok(bytes)
@@ -143,7 +187,10 @@ pub(super) fn get(connection: &Connection, key: &str, target: Option<&Path>) -> 
         _ => output::print_bytes(&bytes)?,
     }
     if connection.json {
-        output::print(&format!("{}\n", json!({"key": hex(hash), "found": true, "tier": tier, "bytes": bytes.len()})))?;
+        output::print(&format!(
+            "{}\n",
+            json!({"key": hex(hash), "found": true, "tier": tier, "bytes": bytes.len()})
+        ))?;
     }
     Ok(())
 }
@@ -197,7 +244,11 @@ pub(super) fn delete(connection: &Connection, keys: &[String]) -> Result<(), Fai
 }
 
 fn answer_with_misses(misses: usize) -> Result<(), Failure> {
-    if misses == 0 { Ok(()) } else { Err(Failure::new(ExitCode::No, "")) }
+    if misses == 0 {
+        Ok(())
+    } else {
+        Err(Failure::new(ExitCode::No, ""))
+    }
 }
 
 pub(super) fn invalidate(connection: &Connection, name: &str) -> Result<(), Failure> {
@@ -205,15 +256,24 @@ pub(super) fn invalidate(connection: &Connection, name: &str) -> Result<(), Fail
     if connection.json {
         return output::print(&format!("{}\n", json!({"namespace": name, "generation": generation.0})));
     }
-    output::print(&format!("{name} is at generation {}: nothing older can be read\n", generation.0))
+    output::print(&format!(
+        "{name} is at generation {}: nothing older can be read\n",
+        generation.0
+    ))
 }
 
 pub(super) fn flush(connection: &Connection) -> Result<(), Failure> {
     let flushed = connection.connect()?.flush().map_err(failure)?;
     if connection.json {
-        return output::print(&format!("{}\n", json!({"written": flushed.written, "left_out": flushed.left_out})));
+        return output::print(&format!(
+            "{}\n",
+            json!({"written": flushed.written, "left_out": flushed.left_out})
+        ));
     }
-    output::print(&format!("{} blocks written, {} left out\n", flushed.written, flushed.left_out))
+    output::print(&format!(
+        "{} blocks written, {} left out\n",
+        flushed.written, flushed.left_out
+    ))
 }
 
 pub(super) fn workload(connection: &Connection, workload: &ChatWorkload, target: Option<&Path>) -> Result<(), Failure> {
@@ -234,12 +294,20 @@ pub(super) fn workload(connection: &Connection, workload: &ChatWorkload, target:
         let answer = json!({"file": path, "requests": requests.len(), "blocks": blocks, "seed": workload.seed});
         return output::print(&format!("{answer}\n"));
     }
-    output::print(&format!("{}: {} requests of {blocks} blocks\n", path.display(), requests.len()))
+    output::print(&format!(
+        "{}: {} requests of {blocks} blocks\n",
+        path.display(),
+        requests.len()
+    ))
 }
 
 pub(super) fn bench_client(connection: &Connection, options: BenchOptions) -> Result<(), Failure> {
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::new(ExitCode::Unavailable, format!("this program cannot find its own file: {error}")))?;
+    let program = std::env::current_exe().map_err(|error| {
+        Failure::new(
+            ExitCode::Unavailable,
+            format!("this program cannot find its own file: {error}"),
+        )
+    })?;
     let daemon = program.with_file_name("kv-daemon");
     let socket = connection.named_socket();
     if socket.is_none() && !daemon.exists() {
@@ -266,7 +334,8 @@ pub(super) fn bench_client(connection: &Connection, options: BenchOptions) -> Re
         Failure::new(code, error.to_string())
     })?;
     if connection.json {
-        let text = serde_json::to_string_pretty(&rows).map_err(|error| Failure::new(ExitCode::Internal, error.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&rows).map_err(|error| Failure::new(ExitCode::Internal, error.to_string()))?;
         return output::print(&format!("{text}\n"));
     }
     let mut text = format!(
@@ -274,7 +343,9 @@ pub(super) fn bench_client(connection: &Connection, options: BenchOptions) -> Re
         "case", "bytes", "batch", "GB/s", "ratio", "p50 µs", "p99 µs", "CPU s/GB", "echo µs"
     );
     for row in &rows {
-        let shown = |value: Option<f64>, digits: usize| value.map_or_else(|| "–".to_string(), |value| format!("{value:.digits$}"));
+        let shown = |value: Option<f64>, digits: usize| {
+            value.map_or_else(|| "–".to_string(), |value| format!("{value:.digits$}"))
+        };
         text.push_str(&format!(
             "{:<13}{:>10}{:>7}{:>9}{:>9}{:>11}{:>11}{:>10}{:>9}\n",
             row.case,
@@ -292,6 +363,10 @@ pub(super) fn bench_client(connection: &Connection, options: BenchOptions) -> Re
 }
 
 pub(super) fn echo_server(socket: &Path) -> Result<(), Failure> {
-    kvtier_bench::echo_server_main(socket)
-        .map_err(|error| Failure::new(ExitCode::Unavailable, format!("echo server at {}: {error}", socket.display())))
+    kvtier_bench::echo_server_main(socket).map_err(|error| {
+        Failure::new(
+            ExitCode::Unavailable,
+            format!("echo server at {}: {error}", socket.display()),
+        )
+    })
 }

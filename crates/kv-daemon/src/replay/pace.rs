@@ -37,7 +37,10 @@ mod tests {
     fn a_factor_compresses_time() {
         assert_eq!(Pace::parse("max"), Ok(Pace::Max));
         assert_eq!(Pace::parse("60x"), Ok(Pace::Factor(60.0)));
-        assert_eq!(Pace::Factor(60.0).due(Duration::from_secs(120)), Some(Duration::from_secs(2)));
+        assert_eq!(
+            Pace::Factor(60.0).due(Duration::from_secs(120)),
+            Some(Duration::from_secs(2))
+        );
         for text in ["0", "-1", "inf", "fast"] {
             assert!(Pace::parse(text).is_err(), "{text}");
         }

@@ -81,16 +81,44 @@ impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = |value: Option<f64>| value.map_or_else(|| "–".to_string(), |value| format!("{value:.0} µs"));
         writeln!(formatter, "requests          {}", self.requests)?;
-        writeln!(formatter, "prefix hit ratio  {:.4} of {} tokens", self.prefix_hit_token_ratio, self.input_tokens)?;
-        writeln!(formatter, "hits              {} blocks from host memory, {} from NVMe", self.hit_blocks_host, self.hit_blocks_nvme)?;
-        writeln!(formatter, "misses            {} blocks; {} stored, {} there already, {} without room", self.miss_blocks, self.put_blocks, self.put_present, self.put_busy)?;
-        writeln!(formatter, "verified          {} bytes, {} wrong", self.verified_bytes, self.wrong_bytes)?;
-        writeln!(formatter, "gets              p50 {}, p99 {}", time(self.p50_us), time(self.p99_us))?;
+        writeln!(
+            formatter,
+            "prefix hit ratio  {:.4} of {} tokens",
+            self.prefix_hit_token_ratio, self.input_tokens
+        )?;
+        writeln!(
+            formatter,
+            "hits              {} blocks from host memory, {} from NVMe",
+            self.hit_blocks_host, self.hit_blocks_nvme
+        )?;
+        writeln!(
+            formatter,
+            "misses            {} blocks; {} stored, {} there already, {} without room",
+            self.miss_blocks, self.put_blocks, self.put_present, self.put_busy
+        )?;
+        writeln!(
+            formatter,
+            "verified          {} bytes, {} wrong",
+            self.verified_bytes, self.wrong_bytes
+        )?;
+        writeln!(
+            formatter,
+            "gets              p50 {}, p99 {}",
+            time(self.p50_us),
+            time(self.p99_us)
+        )?;
         if let Some(amplification) = self.write_amplification {
-            writeln!(formatter, "NVMe              {amplification:.2} bytes written for each kept")?;
+            writeln!(
+                formatter,
+                "NVMe              {amplification:.2} bytes written for each kept"
+            )?;
         }
         let moved = size::rounded(self.hit_bytes_host + self.hit_bytes_nvme + self.put_bytes);
-        writeln!(formatter, "time              {:.2} s, {moved} moved and checked, {:.2} GB/s", self.seconds, self.gbps)
+        writeln!(
+            formatter,
+            "time              {:.2} s, {moved} moved and checked, {:.2} GB/s",
+            self.seconds, self.gbps
+        )
     }
 }
 
@@ -184,7 +212,11 @@ impl Tally {
             block_bytes,
             input_tokens: self.input_tokens,
             hit_tokens: self.hit_tokens,
-            prefix_hit_token_ratio: if self.input_tokens == 0 { 0.0 } else { self.hit_tokens as f64 / self.input_tokens as f64 },
+            prefix_hit_token_ratio: if self.input_tokens == 0 {
+                0.0
+            } else {
+                self.hit_tokens as f64 / self.input_tokens as f64
+            },
             verified_bytes: self.verified_bytes,
             wrong_bytes: self.wrong_bytes,
             first_wrong: self.first_wrong,
@@ -226,9 +258,21 @@ mod tests {
 
     #[test]
     fn the_ratio_is_of_tokens_and_the_percentiles_of_calls() {
-        let mut first = Tally { requests: 1, input_tokens: 1000, hit_tokens: 512, hit_blocks_host: 1, ..Tally::default() };
-        first.host.record(Duration::from_micros(10), 4096, Duration::from_micros(20));
-        let mut second = Tally { requests: 1, input_tokens: 1000, ..Tally::default() };
+        let mut first = Tally {
+            requests: 1,
+            input_tokens: 1000,
+            hit_tokens: 512,
+            hit_blocks_host: 1,
+            ..Tally::default()
+        };
+        first
+            .host
+            .record(Duration::from_micros(10), 4096, Duration::from_micros(20));
+        let mut second = Tally {
+            requests: 1,
+            input_tokens: 1000,
+            ..Tally::default()
+        };
         second.empty.record(Duration::from_micros(30), 0, Duration::ZERO);
         first.add(second);
         let report = first.report(2.0, 4096);

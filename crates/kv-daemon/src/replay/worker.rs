@@ -7,8 +7,8 @@ use kvtier::client::{BlockHandle, FetchScope, Lineage, PutOutcome};
 use kvtier::{BlockHash, ErrorKind, Tier};
 use kvtier_sim::trace::{TOKENS_PER_ID, TraceRequest};
 
-use super::report::Tally;
 use super::Replay;
+use super::report::Tally;
 use crate::content::Content;
 use crate::exit::{ExitCode, Failure};
 use crate::kvctl::{Connection, failure};
@@ -29,9 +29,17 @@ pub(super) struct Worker<'a, 'r> {
 impl<'a, 'r> Worker<'a, 'r> {
     pub(super) fn new(replay: &'a Replay<'r>, connection: &Connection) -> Result<Worker<'a, 'r>, Failure> {
         let client = connection.connect()?;
-        let namespace = client.namespace(&replay.namespace, connection.form()).map_err(failure)?;
+        let namespace = client
+            .namespace(&replay.namespace, connection.form())
+            .map_err(failure)?;
         let buffer = vec![0; replay.chunk_blocks * replay.options.block_bytes];
-        Ok(Worker { replay, client, namespace, buffer, tally: Tally::default() })
+        Ok(Worker {
+            replay,
+            client,
+            namespace,
+            buffer,
+            tally: Tally::default(),
+        })
     }
 
     pub(super) fn into_tally(self) -> Tally {
@@ -112,8 +120,11 @@ impl<'a, 'r> Worker<'a, 'r> {
             self.tally.wrong_bytes += wrong;
             self.tally.verified_bytes += block_bytes as u64 - wrong;
             if wrong > 0 && self.tally.first_wrong.is_none() {
-                let claimed = Content::claimed_id(bytes).map_or_else(|| "no id".to_string(), |claimed| format!("id {claimed}"));
-                self.tally.first_wrong = Some(format!("{wrong} bytes of the block of id {id}, whose head says {claimed}"));
+                let claimed =
+                    Content::claimed_id(bytes).map_or_else(|| "no id".to_string(), |claimed| format!("id {claimed}"));
+                self.tally.first_wrong = Some(format!(
+                    "{wrong} bytes of the block of id {id}, whose head says {claimed}"
+                ));
             }
         }
     }
@@ -123,7 +134,9 @@ impl<'a, 'r> Worker<'a, 'r> {
         while start < hashes.len() {
             // One call says one number of tokens for all its blocks, so a shorter last block goes alone.
             let tokens = request.tokens_at(start);
-            let alike = (start..hashes.len()).take_while(|index| request.tokens_at(*index) == tokens).count();
+            let alike = (start..hashes.len())
+                .take_while(|index| request.tokens_at(*index) == tokens)
+                .count();
             let end = start + alike.min(self.replay.chunk_blocks);
             self.put_chunk(request, hashes, start..end, tokens.min(TOKENS_PER_ID))?;
             start = end;
@@ -159,18 +172,28 @@ impl<'a, 'r> Worker<'a, 'r> {
                 outcomes => outcomes.map_err(failure)?,
             };
             let elapsed = begun.elapsed();
-            let published = outcomes.iter().filter(|outcome| **outcome == PutOutcome::Published).count();
-            self.tally.puts.record(elapsed, (published * block_bytes) as u64, elapsed);
+            let published = outcomes
+                .iter()
+                .filter(|outcome| **outcome == PutOutcome::Published)
+                .count();
+            self.tally
+                .puts
+                .record(elapsed, (published * block_bytes) as u64, elapsed);
             self.tally.put_blocks += published as u64;
             for (outcome, stored) in outcomes.iter().zip(&mut stored[done..]) {
                 self.tally.put_present += u64::from(*outcome == PutOutcome::Present && !*stored);
                 *stored |= matches!(outcome, PutOutcome::Published | PutOutcome::Present);
             }
             if outcomes.contains(&PutOutcome::Invalid) {
-                return Err(Failure::new(ExitCode::Internal, "the daemon calls a block invalid: report a bug"));
+                return Err(Failure::new(
+                    ExitCode::Internal,
+                    "the daemon calls a block invalid: report a bug",
+                ));
             }
             // Blocks of one call are a chain, so what is tried again starts at the first that found no room.
-            let Some(refused) = stored.iter().position(|stored| !stored) else { return Ok(()) };
+            let Some(refused) = stored.iter().position(|stored| !stored) else {
+                return Ok(());
+            };
             first = range.start + refused;
             if Instant::now() >= deadline {
                 self.tally.put_busy += stored.iter().filter(|stored| !**stored).count() as u64;

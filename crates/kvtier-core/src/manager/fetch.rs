@@ -1,5 +1,5 @@
-use super::TierManager;
 use super::waiting::{Waiting, WaitingKind};
+use super::{TierManager, mutant_is};
 use crate::host_table::SlotState;
 use crate::index::NONE;
 use crate::{
@@ -119,7 +119,7 @@ impl TierManager {
     }
 
     /// The same for all keys of a request, but whether each may be read is for the caller to see.
-    fn find_all(&self, request: &Request<'_>) -> Vec<u32> {
+    pub(super) fn find_all(&self, request: &Request<'_>) -> Vec<u32> {
         let scope = BlockKey {
             namespace: request.namespace,
             realization: request.realization,
@@ -150,6 +150,9 @@ impl TierManager {
             let Some((lease, block)) = self.leased_block(result) else {
                 continue;
             };
+            if block.is_none() && mutant_is!(self, PromotePublishesBeforeRead) {
+                continue;
+            }
             if block.is_none_or(|block| !self.is_current(self.index.entry(block))) {
                 self.end_lease(lease);
                 *result = Fetched::Miss;

@@ -181,7 +181,9 @@ impl TierManager {
             self.synced_demotions = self.syncing_demotions;
         }
         flush.failures += 1;
-        if !synced && flush.failures <= FAILURES_MAX {
+        // A copy that went meanwhile is written, and synced, once more.
+        let done = synced && flush.in_flight == 0 && flush.again.is_empty();
+        if !done && flush.failures <= FAILURES_MAX {
             return;
         }
         self.finish_flush(synced);
@@ -196,8 +198,9 @@ impl TierManager {
 
     fn finish_flush(&mut self, synced: bool) {
         let Some(flush) = self.flushes.front() else { return };
-        // Their copies went while the sync was under way.
-        let gone = flush.again.iter().filter(|&&block| self.is_in_flush(block)).count() as u64;
+        // Their copies went while the last sync was under way.
+        let gone =
+            u64::from(flush.in_flight) + flush.again.iter().filter(|&&block| self.is_in_flush(block)).count() as u64;
         let Some(flush) = self.flushes.pop_front() else { return };
         let (written, lost) = if synced {
             (flush.written.saturating_sub(gone), gone)
@@ -220,7 +223,8 @@ impl TierManager {
         while let Some(flush) = self.flushes.front_mut() {
             flush.started = true;
             flush.left_out = 0;
-            let mut unwritten = self.counters.demotions - self.synced_demotions;
+            let unsynced = self.counters.demotions - self.synced_demotions;
+            let mut unwritten = unsynced.min(self.counters.nvme_blocks);
             for block in 0..self.index.places() {
                 unwritten += u64::from(self.is_in_flush(block));
             }

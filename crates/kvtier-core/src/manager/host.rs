@@ -219,11 +219,13 @@ impl TierManager {
         true
     }
 
-    /// The same, in whichever group has the oldest.
+    /// The same, in whichever group has the oldest. Where all that may go is also on NVMe, a host copy goes, so that the
+    /// NVMe copy may.
     pub(super) fn forget_any_leaf(&mut self) -> bool {
-        let mut groups = self.groups_by_age();
-        groups.retain(|&group| self.policy.length(TierManager::group_list(group, false)) > 0);
-        groups.into_iter().any(|group| self.forget_leaf(group))
+        let groups = self.groups_by_age();
+        let used = |manager: &TierManager, group| manager.policy.length(TierManager::group_list(group, false)) > 0;
+        groups.iter().any(|&group| used(self, group) && self.forget_leaf(group))
+            || groups.iter().any(|&group| self.evict_clean(group))
     }
 
     /// Groups in use, that with the oldest candidate first.

@@ -212,7 +212,7 @@ impl TierManager {
                 Placement::Full => {}
             }
         }
-        for _ in 0..LEAVES_A_STEP {
+        for forgotten in 0..LEAVES_A_STEP {
             let entry = self.index.entry(block);
             if entry.children == 0 && !entry.is(flag::PROMOTING) {
                 self.counters.evictions_host += 1;
@@ -220,6 +220,10 @@ impl TierManager {
                 return true;
             }
             if !self.forget_any_leaf() {
+                if forgotten > 0 {
+                    // NVMe may have room now.
+                    break;
+                }
                 return true;
             }
             let memory = self.host.slot(place, slot);

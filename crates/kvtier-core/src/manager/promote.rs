@@ -85,7 +85,7 @@ impl TierManager {
         if self.index.entry(block).is(flag::PROMOTING) {
             let promotion = self.promotions.of_block_mut(block).expect("a block being promoted");
             promotion.waiters.push((operation, position));
-            self.lease_before_read(block, operation, position);
+            self.lease_before_read(block);
             return;
         }
         let entry = self.index.entry_mut(block);
@@ -106,8 +106,8 @@ impl TierManager {
         self.host.attend(group);
     }
 
-    /// The planted bug `PromotePublishesBeforeRead`: who joins a read is given the slot before the bytes are there.
-    fn lease_before_read(&mut self, block: u32, operation: OperationId, position: u32) {
+    /// The planted bug `PromotePublishesBeforeRead`: who waits for a read is given the slot before the bytes are there.
+    fn lease_before_read(&mut self, block: u32) {
         if !mutant_is!(self, PromotePublishesBeforeRead) {
             return;
         }
@@ -115,15 +115,16 @@ impl TierManager {
         let Stage::Reading { segment, slot } = promotion.stage else {
             return;
         };
-        promotion.waiters.retain(|waiter| *waiter != (operation, position));
-        let Some(client) = self.waiting.at(operation.0).map(|waiting| waiting.client) else {
-            return;
-        };
-        let entry = self.index.entry(block);
-        let (length, checksum) = (entry.length, entry.checksum);
-        let extent = self.host_extent(segment, slot, length);
-        let outcome = self.lease_slot(client, segment, slot, extent, Tier::Nvme, Some(checksum));
-        self.decide_fetch(operation, position, outcome);
+        for (operation, position) in std::mem::take(&mut promotion.waiters) {
+            let Some(client) = self.waiting.at(operation.0).map(|waiting| waiting.client) else {
+                continue;
+            };
+            let entry = self.index.entry(block);
+            let (length, checksum) = (entry.length, entry.checksum);
+            let extent = self.host_extent(segment, slot, length);
+            let outcome = self.lease_slot(client, segment, slot, extent, Tier::Nvme, Some(checksum));
+            self.decide_fetch(operation, position, outcome);
+        }
     }
 
     /// A slot was found for a promotion that waited for one.
@@ -185,6 +186,7 @@ impl TierManager {
                 checksum,
                 label,
             });
+            self.lease_before_read(block);
         }
     }
 

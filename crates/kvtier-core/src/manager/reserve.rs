@@ -36,8 +36,10 @@ impl TierManager {
         let mut items: Vec<ReserveItem> = Vec::new();
         // What waits counts against the client's bound too, or it could wait for more than it may ever hold.
         let mut waiting_bytes = 0;
+        let known = self.find_all(request);
         for (position, (&hash, &length)) in (0..).zip(request.hashes.iter().zip(lengths)) {
-            if self.find(request.namespace, request.realization, hash).is_some() {
+            // Room made for one key may have cost another of them.
+            if known[position as usize] != NONE && self.find(request.namespace, request.realization, hash).is_some() {
                 self.counters.puts_present += 1;
                 results[position as usize] = Reserved::Present;
                 continue;

@@ -153,6 +153,13 @@ impl World {
             }
             Action::CloseSegment { tier, segment, .. } => self.memory(*tier).begin_close(*segment)?,
             Action::SealSegment { segment, .. } => {
+                let writes = |flight: &Flight| match touched(&flight.action).writes {
+                    Some((Tier::Nvme, target)) => target.segment == *segment,
+                    _ => false,
+                };
+                if let Some((operation, _)) = self.flights.iter().find(|(_, flight)| writes(flight)) {
+                    return found(format!("{segment:?} is sealed while {operation:?} writes into it"));
+                }
                 if let Some(segment) = self.nvme.segments.get_mut(segment) {
                     segment.sealed = true;
                 }
@@ -600,7 +607,7 @@ impl World {
         settings.operation_deadline * 6
             + settings.tier_retry_backoff * 200
             + (settings.lease_ttl + settings.reservation_ttl) * 4
-            + Duration::from_millis(200)
+            + Duration::from_millis(1_500)
     }
 }
 

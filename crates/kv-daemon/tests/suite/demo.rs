@@ -1,33 +1,54 @@
 //! The demo, as a newcomer runs it.
 
-mod daemon;
-
 use std::time::{Duration, Instant};
 
-use daemon::{PATIENCE, command, directory, signal_process, wait, words};
+use crate::daemon::{PATIENCE, command, directory, signal_process, wait, words};
 use rustix::process::Signal;
 use serde_json::Value;
 
 #[test]
 fn the_demo_prints_its_table_and_leaves_nothing_behind() {
     let place = directory();
-    let output = command("kv-daemon").args(["demo", "--sessions", "150"]).env("TMPDIR", place.path()).output().unwrap();
+    let output = command("kv-daemon")
+        .args(["demo", "--sessions", "300"])
+        .env("TMPDIR", place.path())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", words(&output));
     let text = String::from_utf8_lossy(&output.stdout);
-    for word in ["found in host memory", "found on disk", "memcpy", "p99", "prompt tokens were found", "all of them right", "What to do next"] {
+    for word in [
+        "found in host memory",
+        "found on disk",
+        "memcpy",
+        "p99",
+        "prompt tokens were found",
+        "all of them right",
+        "What to do next",
+    ] {
         assert!(text.contains(word), "{word:?} is not in:\n{text}");
     }
-    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "the temporary directory is empty again");
+    assert_eq!(
+        std::fs::read_dir(place.path()).unwrap().count(),
+        0,
+        "the temporary directory is empty again"
+    );
 }
 
 #[test]
 fn the_demo_speaks_json() {
     let place = directory();
-    let output = command("kv-daemon").args(["demo", "--json", "--sessions", "40"]).env("TMPDIR", place.path()).output().unwrap();
+    let output = command("kv-daemon")
+        .args(["demo", "--json", "--sessions", "40"])
+        .env("TMPDIR", place.path())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", words(&output));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["wrong_bytes"], 0, "{report:#}");
-    assert!(report["verified_bytes"].as_u64().unwrap() > 0 && report["memcpy_gbps"].as_f64().unwrap() > 0.0, "{report:#}");
+    assert!(
+        report["verified_bytes"].as_u64().unwrap() > 0 && report["memcpy_gbps"].as_f64().unwrap() > 0.0,
+        "{report:#}"
+    );
 }
 
 #[test]
@@ -49,5 +70,9 @@ fn an_interrupted_demo_cleans_up_and_fails() {
     signal_process(&demo, Signal::INT);
     let status = wait(&mut demo);
     assert_eq!(status.code(), Some(75), "{status}");
-    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "the temporary directory is empty again");
+    assert_eq!(
+        std::fs::read_dir(place.path()).unwrap().count(),
+        0,
+        "the temporary directory is empty again"
+    );
 }

@@ -1,5 +1,4 @@
 //! A daemon of its own for one test, and ways to ask it.
-#![expect(dead_code, reason = "each test binary uses the part it needs")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -36,7 +35,10 @@ pub(crate) fn command(name: &str) -> Command {
 /// A directory that others may pass, for sockets that others may use.
 pub(crate) fn directory() -> TempDir {
     use std::os::unix::fs::PermissionsExt;
-    let directory = tempfile::Builder::new().prefix("kvd").tempdir().expect("a temporary directory");
+    let directory = tempfile::Builder::new()
+        .prefix("kvd")
+        .tempdir()
+        .expect("a temporary directory");
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
     directory
 }
@@ -90,7 +92,11 @@ impl Daemon {
         let mut line = String::new();
         let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
         output.read_line(&mut line).expect("a line");
-        let mut daemon = Daemon { child, directory, log: Some(log) };
+        let mut daemon = Daemon {
+            child,
+            directory,
+            log: Some(log),
+        };
         if !line.contains("ready") {
             let status = wait(&mut daemon.child);
             return Err(format!("{status}: {}", daemon.into_log()));
@@ -117,7 +123,8 @@ impl Daemon {
     pub(crate) fn ask(&self, arguments: &[&str]) -> Value {
         let output = self.kvctl().arg("--json").args(arguments).output().expect("kvctl runs");
         assert!(output.status.success(), "kvctl {arguments:?}: {}", words(&output));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("kvctl {arguments:?}: {error}: {}", words(&output)))
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("kvctl {arguments:?}: {error}: {}", words(&output)))
     }
 
     /// The admin server's address.
@@ -127,7 +134,10 @@ impl Daemon {
     }
 
     pub(crate) fn token(&self) -> String {
-        std::fs::read_to_string(self.state().join("admin.token")).expect("admin.token").trim().to_string()
+        std::fs::read_to_string(self.state().join("admin.token"))
+            .expect("admin.token")
+            .trim()
+            .to_string()
     }
 
     /// One HTTP request with the token.
@@ -172,12 +182,21 @@ impl Daemon {
 
     /// Waits until nothing is held or under way any more.
     pub(crate) fn settle(&self) -> Value {
-        const MUST_BE_ZERO: [&str; 6] =
-            ["leases", "reservations", "quarantined_slots", "quarantined_bytes", "operations_in_flight", "waiting"];
+        const MUST_BE_ZERO: [&str; 6] = [
+            "leases",
+            "reservations",
+            "quarantined_slots",
+            "quarantined_bytes",
+            "operations_in_flight",
+            "waiting",
+        ];
         let begun = Instant::now();
         loop {
             let status = self.status();
-            let left: Vec<&str> = MUST_BE_ZERO.into_iter().filter(|name| status[*name].as_u64() != Some(0)).collect();
+            let left: Vec<&str> = MUST_BE_ZERO
+                .into_iter()
+                .filter(|name| status[*name].as_u64() != Some(0))
+                .collect();
             if left.is_empty() {
                 return status;
             }
@@ -238,7 +257,11 @@ pub(crate) fn words(output: &Output) -> String {
 /// A generated trace of a chat workload, small.
 pub(crate) fn chat_trace(directory: &Path, seed: u64, sessions: u32) -> PathBuf {
     use kvtier_sim::{trace::write_trace, workload::ChatWorkload};
-    let workload = ChatWorkload { seed, sessions, ..ChatWorkload::default() };
+    let workload = ChatWorkload {
+        seed,
+        sessions,
+        ..ChatWorkload::default()
+    };
     let path = directory.join(format!("chat-{seed}-{sessions}.jsonl"));
     let mut file = std::fs::File::create(&path).expect("a trace file");
     write_trace(&workload.generate(), &mut file).expect("a trace");

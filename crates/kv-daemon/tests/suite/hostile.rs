@@ -2,10 +2,6 @@
 //!
 //! The clients are this test binary again: [`as_a_child_this_binary_is_a_client`] becomes one when its environment says so.
 
-mod daemon;
-#[path = "daemon/raw.rs"]
-mod raw;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -13,13 +9,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use daemon::{Daemon, PATIENCE, chat_trace, signal_process, wait};
+use crate::daemon::{Daemon, PATIENCE, chat_trace, signal_process, wait};
+use crate::raw::{self, Raw};
 use kv_daemon::content::Content;
 use kvtier::client::blocking::{Client, Namespace};
 use kvtier::client::{ClientOptions, FetchScope, Lineage, PutOutcome};
 use kvtier::{BlockHash, Parent, Realization};
 use kvtier_sim::trace::block_hash;
-use raw::Raw;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -47,7 +43,9 @@ impl Random {
 fn connect(socket: &Path) -> Namespace {
     let options = ClientOptions::new(socket).with_timeout(Duration::from_secs(20));
     let client = Client::connect(options).expect("the daemon answers");
-    client.namespace("hostile", Realization::digest(&[])).expect("a namespace")
+    client
+        .namespace("hostile", Realization::digest(&[]))
+        .expect("a namespace")
 }
 
 /// Puts blocks; each outcome must be one of those that a busy cache may give.
@@ -60,10 +58,22 @@ fn put(namespace: &Namespace, content: &Content, ids: &[u64]) -> usize {
             bytes
         })
         .collect();
-    let items: Vec<(BlockHash, &[u8])> = ids.iter().map(|id| block_hash(*id)).zip(blocks.iter().map(Vec::as_slice)).collect();
-    let outcomes = namespace.put_from(Lineage::Chain(Parent::Unknown), &items, 512).expect("a put is answered");
-    assert!(outcomes.iter().all(|outcome| *outcome != PutOutcome::Invalid), "{outcomes:?}");
-    outcomes.iter().filter(|outcome| **outcome == PutOutcome::Published).count()
+    let items: Vec<(BlockHash, &[u8])> = ids
+        .iter()
+        .map(|id| block_hash(*id))
+        .zip(blocks.iter().map(Vec::as_slice))
+        .collect();
+    let outcomes = namespace
+        .put_from(Lineage::Chain(Parent::Unknown), &items, 512)
+        .expect("a put is answered");
+    assert!(
+        outcomes.iter().all(|outcome| *outcome != PutOutcome::Invalid),
+        "{outcomes:?}"
+    );
+    outcomes
+        .iter()
+        .filter(|outcome| **outcome == PutOutcome::Published)
+        .count()
 }
 
 /// Gets blocks and compares every byte of those that are there.
@@ -75,7 +85,12 @@ fn verify(namespace: &Namespace, content: &Content, ids: &[u64]) -> usize {
     for (id, handle) in ids.iter().zip(&handles) {
         let Some(handle) = handle else { continue };
         assert_eq!(handle.copy_to(&mut bytes), Ok(BLOCK_BYTES));
-        assert_eq!(content.wrong_bytes(*id, &bytes), 0, "block {id} holds {:?}", Content::claimed_id(&bytes));
+        assert_eq!(
+            content.wrong_bytes(*id, &bytes),
+            0,
+            "block {id} holds {:?}",
+            Content::claimed_id(&bytes)
+        );
         found += 1;
     }
     found
@@ -108,7 +123,12 @@ struct ChildClient {
 impl ChildClient {
     fn start(daemon: &Daemon, role: &str, seed: u64) -> ChildClient {
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
-            .args(["--exact", "as_a_child_this_binary_is_a_client", "--nocapture", "--test-threads=1"])
+            .args([
+                "--exact",
+                "hostile::as_a_child_this_binary_is_a_client",
+                "--nocapture",
+                "--test-threads=1",
+            ])
             .env(ROLE, role)
             .env(SOCKET, daemon.socket())
             .env(SEED, seed.to_string())
@@ -185,7 +205,9 @@ fn be_busy(socket: &Path, seed: u64) {
 /// Reserves, writes in place, and seals some, so that a kill finds slots in every state.
 fn put_in_place(namespace: &Namespace, content: &Content, ids: &[u64], random: &mut Random) {
     let wanted: Vec<(BlockHash, u32)> = ids.iter().map(|id| (block_hash(*id), BLOCK_BYTES as u32)).collect();
-    let writings = namespace.writers(Lineage::Chain(Parent::Unknown), &wanted, 512).expect("a reserve is answered");
+    let writings = namespace
+        .writers(Lineage::Chain(Parent::Unknown), &wanted, 512)
+        .expect("a reserve is answered");
     let mut bytes = vec![0; BLOCK_BYTES];
     let mut written = Vec::new();
     for (id, writing) in ids.iter().zip(writings) {
@@ -201,7 +223,14 @@ fn put_in_place(namespace: &Namespace, content: &Content, ids: &[u64], random: &
 
 #[test]
 fn two_hundred_clients_killed_in_the_middle_of_puts_and_gets_leave_nothing_behind() {
-    let daemon = Daemon::start(&["--nvme-bytes", "64MiB", "--lease-ttl-ms", "60000", "--reservation-ttl-ms", "60000"]);
+    let daemon = Daemon::start(&[
+        "--nvme-bytes",
+        "64MiB",
+        "--lease-ttl-ms",
+        "60000",
+        "--reservation-ttl-ms",
+        "60000",
+    ]);
     let mut random = Random(0x5eed_0001);
     for round in 0..50 {
         let children: Vec<ChildClient> = (0..4)
@@ -213,22 +242,36 @@ fn two_hundred_clients_killed_in_the_middle_of_puts_and_gets_leave_nothing_behin
             .collect();
         std::thread::sleep(Duration::from_millis(5 + random.below(25)));
         for child in children {
-            assert_eq!(child.kill(), Some(Signal::KILL.as_raw()), "a client ended by itself: it read wrong bytes");
+            assert_eq!(
+                child.kill(),
+                Some(Signal::KILL.as_raw()),
+                "a client ended by itself: it read wrong bytes"
+            );
         }
     }
     let status = daemon.settle();
     for work in ["puts_published", "fetch_hits_host", "evictions_host"] {
-        assert!(status[work].as_u64().is_some_and(|count| count > 0), "{work}: the clients did nothing: {status:#}");
+        assert!(
+            status[work].as_u64().is_some_and(|count| count > 0),
+            "{work}: the clients did nothing: {status:#}"
+        );
     }
     assert_eq!(status["corrupt"], 0, "{status:#}");
     let content = Content::default();
     let namespace = connect(&daemon.socket());
-    let found: usize = (0..BUSY_IDS).step_by(50).map(|first| verify(&namespace, &content, &Vec::from_iter(first..first + 50))).sum();
+    let found: usize = (0..BUSY_IDS)
+        .step_by(50)
+        .map(|first| verify(&namespace, &content, &Vec::from_iter(first..first + 50)))
+        .sum();
     assert!(found > 0, "something of what they put is there, and right");
     drop(namespace);
     let trace = chat_trace(daemon.directory.path(), 11, 40);
     let report = daemon.ask(&["replay", trace.to_str().unwrap(), "--block-bytes", "16KiB"]);
-    assert_eq!((&report["wrong_bytes"], &report["put_busy"]), (&json!(0), &json!(0)), "{report:#}");
+    assert_eq!(
+        (&report["wrong_bytes"], &report["put_busy"]),
+        (&json!(0), &json!(0)),
+        "{report:#}"
+    );
     assert!(report["verified_bytes"].as_u64().unwrap() > 0, "{report:#}");
     daemon.settle();
 }
@@ -241,7 +284,9 @@ const WRITE_ID: u64 = 1 << 41;
 fn be_a_slow_reader(socket: &Path) {
     let content = Content::default();
     let namespace = connect(socket);
-    let handles = namespace.get(&READ_IDS.map(block_hash), FetchScope::Each).expect("a get is answered");
+    let handles = namespace
+        .get(&READ_IDS.map(block_hash), FetchScope::Each)
+        .expect("a get is answered");
     let mut halves = vec![vec![0; BLOCK_BYTES]; READ_IDS.len()];
     for (handle, bytes) in handles.iter().zip(&mut halves) {
         let slice = handle.as_ref().expect("a hit").slice();
@@ -267,12 +312,16 @@ fn be_a_slow_writer(socket: &Path) {
     let namespace = connect(socket);
     let mut bytes = vec![0; BLOCK_BYTES];
     content.fill(WRITE_ID, &mut bytes);
-    let writing = namespace.writer(block_hash(WRITE_ID), Parent::Unknown, BLOCK_BYTES as u32, 512).expect("an answer");
+    let writing = namespace
+        .writer(block_hash(WRITE_ID), Parent::Unknown, BLOCK_BYTES as u32, 512)
+        .expect("an answer");
     let mut writer = writing.writer().expect("a slot");
     writer.write(0, &bytes[..BLOCK_BYTES / 2]).expect("the first half");
     say(UNDER_WAY);
     wait_for_parent();
-    writer.write(BLOCK_BYTES / 2, &bytes[BLOCK_BYTES / 2..]).expect("the second half");
+    writer
+        .write(BLOCK_BYTES / 2, &bytes[BLOCK_BYTES / 2..])
+        .expect("the second half");
     say(&format!("sealed: {:?}", writer.seal().expect("an answer")));
     wait_for_parent();
 }
@@ -280,7 +329,14 @@ fn be_a_slow_writer(socket: &Path) {
 #[test]
 fn a_client_stopped_past_every_deadline_reads_its_own_bytes_and_publishes_nothing() {
     let ttl = Duration::from_millis(300);
-    let daemon = Daemon::start(&["--nvme-bytes", "32MiB", "--lease-ttl-ms", "300", "--reservation-ttl-ms", "300"]);
+    let daemon = Daemon::start(&[
+        "--nvme-bytes",
+        "32MiB",
+        "--lease-ttl-ms",
+        "300",
+        "--reservation-ttl-ms",
+        "300",
+    ]);
     let content = Content::default();
     let namespace = connect(&daemon.socket());
     assert_eq!(put(&namespace, &content, &READ_IDS), READ_IDS.len());
@@ -301,13 +357,22 @@ fn a_client_stopped_past_every_deadline_reads_its_own_bytes_and_publishes_nothin
         published += put(&namespace, &content, &ids);
         verify(&namespace, &content, &ids);
     }
-    assert!(published as u64 > churn / 2, "{published} of {churn} blocks were stored around the stalled clients");
+    assert!(
+        published as u64 > churn / 2,
+        "{published} of {churn} blocks were stored around the stalled clients"
+    );
     std::thread::sleep((4 * ttl).saturating_sub(stopped.elapsed()));
     let status = daemon.status();
     let number = |name: &str| status[name].as_u64().unwrap();
     assert!(number("leases_expired") >= READ_IDS.len() as u64, "{status:#}");
-    assert!(number("quarantined_slots") > READ_IDS.len() as u64, "leases and the reservation: {status:#}");
-    assert!(number("evictions_host") > 0 && number("evictions_nvme") > 0, "{status:#}");
+    assert!(
+        number("quarantined_slots") > READ_IDS.len() as u64,
+        "leases and the reservation: {status:#}"
+    );
+    assert!(
+        number("evictions_host") > 0 && number("evictions_nvme") > 0,
+        "{status:#}"
+    );
     drop(namespace);
 
     signal_process(&reader.child, Signal::CONT);
@@ -323,7 +388,11 @@ fn a_client_stopped_past_every_deadline_reads_its_own_bytes_and_publishes_nothin
         found += verify(&namespace, &content, &Vec::from_iter(first..first + 64));
     }
     assert!(found > 0, "blocks of others are there and right");
-    assert_eq!(verify(&namespace, &content, &[WRITE_ID]), 0, "a stale seal publishes nothing");
+    assert_eq!(
+        verify(&namespace, &content, &[WRITE_ID]),
+        0,
+        "a stale seal publishes nothing"
+    );
     drop(namespace);
     reader.go_on();
     writer.go_on();
@@ -356,12 +425,14 @@ fn be_a_liar(socket: &Path, seed: u64) {
 fn tell_lies(connection: &mut Raw, random: &mut Random) -> std::io::Result<()> {
     let hash = [3; 16];
     let noise = |random: &mut Random, bytes: u64| -> Vec<u8> { (0..bytes).map(|_| random.below(256) as u8).collect() };
-    match random.below(9) {
+    match random.below(12) {
         // Garbage, and a header whose length is beyond every limit.
         0 => connection.stream.write_all(&noise(random, 200)),
         1 => connection.stream.write_all(&[0xff; 64]),
         // Half a message, left open.
-        2 => connection.stream.write_all(&raw::frame(raw::LOOKUP, 1, &[], &raw::keys(0, &[hash]))[..50]),
+        2 => connection
+            .stream
+            .write_all(&raw::frame(raw::LOOKUP, 1, &[], &raw::keys(0, &[hash]))[..50]),
         // More keys than the body holds.
         3 => {
             let mut body = raw::keys(0, &[hash]);
@@ -383,11 +454,17 @@ fn tell_lies(connection: &mut Raw, random: &mut Random) -> std::io::Result<()> {
             body.extend((0..64).flat_map(|_| random.below(1 << 20).to_le_bytes()));
             connection.stream.write_all(&raw::frame(raw::ABANDON, 9, &[], &body))
         }
+        // More slots than there can be, and a release that nobody answers.
+        8 => connection.call(raw::GRANT, &[0xff; 8]).map(drop),
+        9 => connection.stream.write_all(&raw::frame(raw::RELEASE, 2, &[0, 1, u64::MAX], &[])),
+        10 => connection.call(raw::INVALIDATE, &raw::text("a name of nothing")).map(drop),
         // A handle that was never given, and a block of impossible size.
         7 => connection.call(raw::FETCH, &raw::fetch(77, &[hash])).map(drop),
         _ => {
             let (handle, _) = connection.open("hostile")?;
-            connection.call(raw::RESERVE, &raw::reserve(handle, &[hash], u32::MAX)).map(drop)
+            connection
+                .call(raw::RESERVE, &raw::reserve(handle, &[hash], u32::MAX))
+                .map(drop)
         }
     }
 }
@@ -419,7 +496,11 @@ fn clients_that_lie_harm_only_themselves() {
             while !done.load(Ordering::Acquire) || rounds < 3 {
                 for ids in ids.chunks(20) {
                     put(&namespace, &content, ids);
-                    assert_eq!(verify(&namespace, &content, ids), ids.len(), "its blocks fit, so they stay");
+                    assert_eq!(
+                        verify(&namespace, &content, ids),
+                        ids.len(),
+                        "its blocks fit, so they stay"
+                    );
                 }
                 rounds += 1;
             }
@@ -473,14 +554,24 @@ fn foreign_ids_move_nothing(daemon: &Daemon) {
     let id = |record: &[u8], offset: usize| u64::from_le_bytes(record[offset..offset + 8].try_into().unwrap());
 
     // The holder puts one block and leases it, and holds a second slot unsealed.
-    let slot = granted(&holder.call(raw::RESERVE, &raw::reserve(handle, &[shared], 4096)).unwrap());
+    let slot = granted(
+        &holder
+            .call(raw::RESERVE, &raw::reserve(handle, &[shared], 4096))
+            .unwrap(),
+    );
     assert_eq!(slot[0], 2, "granted");
-    let sealed = holder.call(raw::SEAL, &raw::seal(handle, generation, id(&slot, 8), shared, 4096)).unwrap();
+    let sealed = holder
+        .call(raw::SEAL, &raw::seal(handle, generation, id(&slot, 8), shared, 4096))
+        .unwrap();
     assert_eq!(sealed.body[12], 0, "published: {sealed:?}");
     let lease = granted(&holder.call(raw::FETCH, &raw::fetch(handle, &[shared])).unwrap());
     assert_eq!(lease[0], 2, "leased");
     let lease = id(&lease, 8);
-    let slot = granted(&holder.call(raw::RESERVE, &raw::reserve(handle, &[fresh], 4096)).unwrap());
+    let slot = granted(
+        &holder
+            .call(raw::RESERVE, &raw::reserve(handle, &[fresh], 4096))
+            .unwrap(),
+    );
     let reservation = id(&slot, 8);
 
     let mut thief = Raw::greet(&daemon.socket(), b"");
@@ -489,13 +580,23 @@ fn foreign_ids_move_nothing(daemon: &Daemon) {
     thief.call_releasing(raw::STATUS, &[lease, lease], &[]).unwrap();
     let mut abandoned = 1_u32.to_le_bytes().to_vec();
     abandoned.extend(reservation.to_le_bytes());
-    thief.stream.write_all(&raw::frame(raw::ABANDON, 9, &[], &abandoned)).unwrap();
-    let sealed = thief.call(raw::SEAL, &raw::seal(stolen_handle, generation, reservation, fresh, 4096)).unwrap();
+    thief
+        .stream
+        .write_all(&raw::frame(raw::ABANDON, 9, &[], &abandoned))
+        .unwrap();
+    let sealed = thief
+        .call(
+            raw::SEAL,
+            &raw::seal(stolen_handle, generation, reservation, fresh, 4096),
+        )
+        .unwrap();
     assert_ne!(sealed.body[12], 0, "a foreign slot is not published: {sealed:?}");
     assert!(daemon.count("foreign_ids") >= before + 3, "they are counted");
 
     // The holder still holds both: its own seal publishes, its own release is known.
-    let sealed = holder.call(raw::SEAL, &raw::seal(handle, generation, reservation, fresh, 4096)).unwrap();
+    let sealed = holder
+        .call(raw::SEAL, &raw::seal(handle, generation, reservation, fresh, 4096))
+        .unwrap();
     assert_eq!(sealed.body[12], 0, "published: {sealed:?}");
     holder.call_releasing(raw::STATUS, &[lease], &[]).unwrap();
     holder.call(raw::GOODBYE, &[]).unwrap();

@@ -1,5 +1,4 @@
 //! The client protocol by hand, for clients that lie: bytes as the wire's documentation draws them.
-#![expect(dead_code, reason = "each test binary uses the part it needs")]
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -44,8 +43,15 @@ impl Raw {
     /// Connects and says nothing.
     pub(crate) fn connect(socket: &Path) -> Raw {
         let stream = UnixStream::connect(socket).expect("the daemon accepts");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-        Raw { stream, fds: Vec::new(), pending: Vec::new(), next_request: 1 }
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .expect("a timeout");
+        Raw {
+            stream,
+            fds: Vec::new(),
+            pending: Vec::new(),
+            next_request: 1,
+        }
     }
 
     /// Connects and says hello.
@@ -103,8 +109,12 @@ impl Raw {
         let mut bytes = [0; 65536];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let message =
-            recvmsg(&self.stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let message = recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
         for ancillary in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = ancillary {
                 self.fds.extend(fds);
@@ -142,7 +152,11 @@ impl Answer {
     /// Records of an array that begins at `offset`, each of `bytes`.
     pub(crate) fn records(&self, offset: usize, bytes: usize) -> Vec<Vec<u8>> {
         let count = self.u32_at(offset) as usize;
-        self.body[offset + 4..].chunks_exact(bytes).take(count).map(<[u8]>::to_vec).collect()
+        self.body[offset + 4..]
+            .chunks_exact(bytes)
+            .take(count)
+            .map(<[u8]>::to_vec)
+            .collect()
     }
 }
 

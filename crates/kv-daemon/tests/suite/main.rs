@@ -1,0 +1,12 @@
+//! The two binaries as their users see them: started, asked, lied to, killed.
+//!
+//! One binary for all of it, so that it is linked once; filter by module, such as `hostile::`.
+
+mod admin;
+mod commands;
+mod daemon;
+mod demo;
+mod domains;
+mod hostile;
+mod raw;
+mod settings;
