@@ -15,7 +15,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// The same for bytes.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     match output.write_all(bytes).and_then(|()| output.flush()) {

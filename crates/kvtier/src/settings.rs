@@ -380,6 +380,8 @@ impl Settings {
             nvme_bytes: self.nvme_bytes,
             nvme_segment_bytes: if self.nvme_bytes == 0 { 4 * MIB } else { self.nvme_segment_bytes },
             nvme_segment_header_bytes: NVME_HEADER_BYTES,
+            // Keys come from clients: without a seed of our own they could choose some that all collide.
+            index_seed: getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())),
             block_bytes_max: self.block_bytes_max,
             namespace_quota_bytes: self.namespace_quota_bytes,
             lease_ttl: patience(self.lease_ttl_ms),

@@ -130,8 +130,9 @@ impl WorkingSet {
     /// The next `batch` keys that nobody has seen, as a prefix of their own. Their bytes are those of the same blocks of
     /// the working set.
     pub(super) fn fresh_keys(&mut self, batch: u64) -> (u64, Keys) {
-        let first = self.fresh;
-        self.fresh += batch;
+        // Smaller batches may have left it anywhere; a batch never wraps.
+        let first = self.fresh.next_multiple_of(batch);
+        self.fresh = first + batch;
         let hashes = (first..first + batch)
             .map(|block| pattern::hash(self.stream ^ 1, block))
             .collect();

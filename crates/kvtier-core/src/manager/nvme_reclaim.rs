@@ -1,3 +1,4 @@
+use super::copies::is_held;
 use super::nvme::Placement;
 use super::operation::Operation;
 use super::{TierManager, mutant_is};
@@ -75,10 +76,10 @@ impl TierManager {
         segment.live < filled || segment.records.iter().any(|&block| !self.is_needed(block))
     }
 
-    /// The last copy of a block whose children are cached, or one that is being read.
+    /// A copy that is being read, or of a block whose children are cached and that will soon be its last.
     fn is_needed(&self, block: u32) -> bool {
         let entry = self.index.entry(block);
-        entry.is(flag::PROMOTING) || (!entry.in_host() && entry.children > 0)
+        entry.is(flag::PROMOTING) || (entry.children > 0 && (!entry.in_host() || entry.is(flag::CLEAN)))
     }
 
     /// Copies the live records of the segment that is being emptied, or drops those not worth it.
@@ -139,6 +140,12 @@ impl TierManager {
         let needed = self.is_needed(block);
         let again = entry.is(flag::AGAIN) && !entry.is(flag::REDUNDANT);
         let worth = needed || (again && self.policy.keep(BlockId(block)));
+        if !worth && entry.is(flag::CLEAN) && !is_held(&self.host, entry) {
+            // Without this copy the host copy would be written again at once, to be dropped again, for ever.
+            self.count_evictions(block);
+            self.forget(block);
+            return true;
+        }
         if !worth {
             self.counters.evictions_nvme += 1;
             self.drop_nvme(block);

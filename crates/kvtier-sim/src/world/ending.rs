@@ -45,8 +45,16 @@ impl World {
 
     /// Lets time pass until everything begun has had its time, and checks that it ended.
     fn settle(&mut self, since: &str) -> Check {
-        let end = self.now.after(self.patience());
-        self.run_until(end)?;
+        let patience = self.patience();
+        self.run_until(self.now.after(patience))?;
+        let actions = self.actions;
+        self.run_until(self.now.after(patience / 4))?;
+        if self.actions != actions {
+            return found(format!(
+                "no rest after {since}: {} actions although nobody asks for anything",
+                self.actions - actions
+            ));
+        }
         if let Some((operation, wait)) = self.waits.first_key_value() {
             return found(format!(
                 "no progress after {since}: {operation:?} still waits: {wait:?}"
