@@ -74,7 +74,7 @@ impl ClientArguments {
     /// Runs it as `kvctl replay` would.
     ///
     /// # Errors
-    /// As [`run_command`].
+    /// As `kvctl replay`: when the trace cannot be read, the daemon answers with an error, or bytes were wrong.
     pub fn run(&self) -> Result<(), Failure> {
         run_command(&self.connection, &self.options)
     }

@@ -348,7 +348,8 @@ pub(super) fn bench_client(connection: &Connection, options: BenchOptions) -> Re
         };
         text.push_str(&format!(
             "{:<13}{:>10}{:>7}{:>9}{:>9}{:>11}{:>11}{:>10}{:>9}\n",
-            row.case,
+            row.direction
+                .map_or_else(|| row.case.to_string(), |way| format!("{} {way}", row.case)),
             row.bytes,
             row.batch,
             shown(row.gbps, 2),

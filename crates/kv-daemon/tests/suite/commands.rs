@@ -304,3 +304,47 @@ fn a_workload_is_a_trace_and_its_seed_fixes_it() {
         );
     }
 }
+
+#[test]
+fn a_bench_starts_its_own_daemon_and_prints_rows() {
+    let output = crate::daemon::command("kvctl")
+        .args([
+            "--json",
+            "bench",
+            "client",
+            "--quick",
+            "--rounds",
+            "1",
+            "--cases",
+            "lookup",
+            "--lookup-blocks",
+            "8192",
+        ])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", words(&output));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = rows.as_array().unwrap();
+    let cases: Vec<&str> = rows.iter().map(|row| row["case"].as_str().unwrap()).collect();
+    assert!(cases.contains(&"echo") && cases.contains(&"lookup"), "{cases:?}");
+    for row in rows {
+        for key in [
+            "bytes",
+            "batch",
+            "gbps",
+            "ratio_to_memcpy",
+            "p50_us",
+            "p99_us",
+            "cpu_s_per_gb",
+            "echo_p50_us",
+            "page_kib",
+        ] {
+            assert!(row.get(key).is_some(), "{key} is not in {row}");
+        }
+    }
+    let wrong = crate::daemon::command("kvctl")
+        .args(["bench", "client", "--cases", "juggling"])
+        .output()
+        .unwrap();
+    assert_eq!(wrong.status.code(), Some(64), "{}", words(&wrong));
+}

@@ -456,8 +456,12 @@ fn tell_lies(connection: &mut Raw, random: &mut Random) -> std::io::Result<()> {
         }
         // More slots than there can be, and a release that nobody answers.
         8 => connection.call(raw::GRANT, &[0xff; 8]).map(drop),
-        9 => connection.stream.write_all(&raw::frame(raw::RELEASE, 2, &[0, 1, u64::MAX], &[])),
-        10 => connection.call(raw::INVALIDATE, &raw::text("a name of nothing")).map(drop),
+        9 => connection
+            .stream
+            .write_all(&raw::frame(raw::RELEASE, 2, &[0, 1, u64::MAX], &[])),
+        10 => connection
+            .call(raw::INVALIDATE, &raw::text("a name of nothing"))
+            .map(drop),
         // A handle that was never given, and a block of impossible size.
         7 => connection.call(raw::FETCH, &raw::fetch(77, &[hash])).map(drop),
         _ => {

@@ -96,20 +96,26 @@ impl Session {
             })
     }
 
+    /// As [`Session::put_from`], where some of the blocks may be cached already.
+    pub(super) fn put_missing(&self, parent: Parent, blocks: &[(BlockHash, &[u8])]) -> Result<(), BenchError> {
+        self.put(parent, blocks, &[PutOutcome::Published, PutOutcome::Present])
+    }
+
+    /// Puts blocks that nobody has.
     pub(super) fn put_from(&self, parent: Parent, blocks: &[(BlockHash, &[u8])]) -> Result<(), BenchError> {
+        self.put(parent, blocks, &[PutOutcome::Published])
+    }
+
+    fn put(&self, parent: Parent, blocks: &[(BlockHash, &[u8])], fine: &[PutOutcome]) -> Result<(), BenchError> {
         let outcomes = self
             .namespace
             .put_from(parent, blocks, BLOCK_TOKENS)
             .map_err(failed("put_from"))?;
-        match outcomes.iter().position(|outcome| *outcome != PutOutcome::Published) {
+        match outcomes.iter().position(|outcome| !fine.contains(outcome)) {
             None => Ok(()),
             Some(block) => Err(BenchError::Client {
                 what: "put_from",
-                message: format!(
-                    "block {block} of {}: {:?} for fresh bytes",
-                    blocks.len(),
-                    outcomes[block]
-                ),
+                message: format!("block {block} of {}: {:?}", blocks.len(), outcomes[block]),
             }),
         }
     }

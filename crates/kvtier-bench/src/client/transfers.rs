@@ -5,6 +5,9 @@ use super::working_set::{CHAIN_BLOCKS, Cursor, WorkingSet};
 use super::{Bench, Stand, cpu_time, spent, timed};
 use crate::{BenchError, Row};
 
+/// How often a daemon is filled before its working set must stay.
+const FILLINGS_MAX: u32 = 20;
+
 /// How bytes are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
@@ -193,36 +196,50 @@ impl Direction {
 
 /// Fills the daemon to the brim, then puts the working set, then reads it once. So every segment is open and mapped before
 /// anything is timed, every byte of the working set is checked, and what later puts push out is the filling.
+///
+/// A daemon that held blocks of another size gives their memory over little by little: it is filled again until the working
+/// set stays.
 fn fill(session: &Session, set: &mut WorkingSet, capacity_bytes: u64) -> Result<(), BenchError> {
     let chain_bytes = CHAIN_BLOCKS * set.block_bytes as u64;
-    for _ in 0..capacity_bytes.div_ceil(chain_bytes) {
-        let (first, keys) = set.fresh_keys(CHAIN_BLOCKS);
-        session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
+    let mut left = FILLINGS_MAX;
+    loop {
+        left -= 1;
+        for _ in 0..capacity_bytes.div_ceil(chain_bytes) {
+            let (first, keys) = set.fresh_keys(CHAIN_BLOCKS);
+            session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
+        }
+        let chains: Vec<u64> = (0..set.blocks).step_by(CHAIN_BLOCKS as usize).collect();
+        for &first in &chains {
+            let keys = set.keys(first, CHAIN_BLOCKS);
+            session.put_missing(keys.parent, &set.blocks_of(first, &keys.hashes))?;
+        }
+        let mut kept = 0;
+        for &first in &chains {
+            kept += read_and_compare(session, set, first, CHAIN_BLOCKS)?;
+        }
+        if kept == set.blocks {
+            return Ok(());
+        }
+        if left == 0 {
+            let message = format!("only {kept} of {} blocks that were just put are there", set.blocks);
+            return Err(BenchError::Client {
+                what: "the first read",
+                message,
+            });
+        }
+        set.rewrite();
     }
-    let chains = || (0..set.blocks).step_by(CHAIN_BLOCKS as usize);
-    for first in chains() {
-        let keys = set.keys(first, CHAIN_BLOCKS);
-        session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
-    }
-    for first in chains().collect::<Vec<_>>() {
-        read_and_compare(session, set, first, CHAIN_BLOCKS)?;
-    }
-    Ok(())
 }
 
-fn read_and_compare(session: &Session, set: &mut WorkingSet, first: u64, batch: u64) -> Result<(), BenchError> {
+/// Reads a chain, compares what was there, and says how many leading blocks that were.
+fn read_and_compare(session: &Session, set: &mut WorkingSet, first: u64, batch: u64) -> Result<u64, BenchError> {
     let keys = set.keys(first, batch);
     for block in first..first + batch {
         pattern::spoil(set.block_mut(block));
     }
     let hits = session.get_into(&keys.hashes, &mut set.targets(first, batch))?;
-    if hits < batch {
-        return Err(BenchError::Client {
-            what: "the first read",
-            message: format!("only {hits} of {batch} blocks that were just put are there"),
-        });
-    }
-    compare(set, first, batch, "get_into")
+    compare(set, first, hits, "get_into")?;
+    Ok(hits)
 }
 
 fn compare(set: &WorkingSet, first: u64, batch: u64, case: &'static str) -> Result<(), BenchError> {
@@ -376,7 +393,7 @@ fn restore(session: &Session, set: &mut WorkingSet, missed: &[u64], batch: u64) 
             pattern::write(block, set.block_mut(block));
         }
         let keys = set.keys(first, batch);
-        session.put_from(keys.parent, &set.blocks_of(first, &keys.hashes))?;
+        session.put_missing(keys.parent, &set.blocks_of(first, &keys.hashes))?;
     }
     Ok(())
 }

@@ -65,6 +65,13 @@ impl WorkingSet {
         })
     }
 
+    /// Writes every private block's bytes again.
+    pub(super) fn rewrite(&mut self) {
+        for block in 0..self.blocks {
+            pattern::write(block, self.block_mut(block));
+        }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.blocks * self.block_bytes as u64
     }

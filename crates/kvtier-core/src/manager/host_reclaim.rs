@@ -38,7 +38,9 @@ impl TierManager {
     /// Begins to empty a segment of another group, where this one starves or where its blocks are much younger.
     pub(super) fn reclaim_host_for(&mut self, group: u32) {
         let entry = self.host.group(group);
-        if entry.wanted == 0
+        let per_segment = self.segment_bytes(entry.slot_bytes) / entry.slot_bytes;
+        // Without NVMe nobody waits: a group serves itself by forgetting. That counts as a want once it cost a segment.
+        if (entry.wanted == 0 && u64::from(entry.evictions) < per_segment)
             || entry.opening > 0
             || self.host_reclaim.is_some()
             || self.has_budget(group)
@@ -47,9 +49,8 @@ impl TierManager {
         {
             return;
         }
-        let starved = !self.will_have_room(group);
+        let starved = self.host.group(group).wanted > 0 && !self.will_have_room(group);
         let entry = self.host.group(group);
-        let per_segment = self.segment_bytes(entry.slot_bytes) / entry.slot_bytes;
         if !starved && u64::from(entry.evictions) < per_segment {
             return;
         }

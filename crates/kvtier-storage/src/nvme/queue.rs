@@ -24,6 +24,8 @@ struct Lanes {
     background: VecDeque<Request>,
     foreground_turns: u32,
     closed: bool,
+    /// The thread that watches deadlines waits for a first request.
+    watcher_asleep: bool,
 }
 
 impl Lanes {
@@ -65,9 +67,12 @@ impl RequestQueue {
             Priority::Foreground => lanes.foreground.push_back(request),
             Priority::Background => lanes.background.push_back(request),
         }
+        let wake_watcher = std::mem::take(&mut lanes.watcher_asleep);
         drop(lanes);
         self.changed.notify_one();
-        self.watched.notify_one();
+        if wake_watcher {
+            self.watched.notify_one();
+        }
         Ok(())
     }
 
@@ -111,12 +116,13 @@ impl RequestQueue {
             {
                 let mut lanes = self.lanes.lock();
                 while lanes.len() == 0 && !lanes.closed {
+                    lanes.watcher_asleep = true;
                     self.watched.wait(&mut lanes);
                 }
+                lanes.watcher_asleep = false;
                 if lanes.closed {
                     return;
                 }
-                // New requests ring, too: they do not shorten the interval.
                 let next = Instant::now() + SWEEP_INTERVAL;
                 while !lanes.closed && !self.watched.wait_until(&mut lanes, next).timed_out() {}
             }
