@@ -1,6 +1,7 @@
 use super::pattern;
 use super::samples::Samples;
-use super::session::{BATCH_KEYS_MAX, Keys, nanoseconds_since_1970};
+use super::session::{BATCH_KEYS_MAX, Keys, Session, nanoseconds_since_1970};
+use super::transfers::FILLINGS_MAX;
 use super::{Bench, timed};
 use crate::daemon::resident_private_bytes;
 use crate::{BenchError, Row};
@@ -39,15 +40,16 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<Vec<Row>, BenchError> {
     let source: Vec<u8> = (0..BATCH_KEYS_MAX * BLOCK_BYTES)
         .map(|byte| (byte >> 12) as u8 | 1)
         .collect();
-    for first in (0..blocks).step_by(BATCH_KEYS_MAX) {
-        let keys = keys(stream, first, batch);
-        let blocks: Vec<_> = keys
-            .hashes
-            .iter()
-            .copied()
-            .zip(source.chunks_exact(BLOCK_BYTES))
-            .collect();
-        stand.session.put_from(keys.parent, &blocks)?;
+    let mut left = FILLINGS_MAX;
+    while put_all(&stand.session, stream, blocks, &source)? < blocks {
+        left -= 1;
+        if left == 0 {
+            let message = format!("{blocks} blocks of {BLOCK_BYTES} bytes do not stay");
+            return Err(BenchError::Client {
+                what: "put_from",
+                message,
+            });
+        }
     }
     let full = resident(daemon);
     let reported = stand.session.status()?.map(|status| status.index_bytes_per_block);
@@ -116,6 +118,25 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<Vec<Row>, BenchError> {
         });
     }
     Ok(rows)
+}
+
+/// Puts what is not there yet, and says how many of all are there then.
+fn put_all(session: &Session, stream: u64, blocks: u64, source: &[u8]) -> Result<u64, BenchError> {
+    let batches = || {
+        (0..blocks)
+            .step_by(BATCH_KEYS_MAX)
+            .map(|first| keys(stream, first, BATCH_KEYS_MAX as u64))
+    };
+    for keys in batches() {
+        let blocks: Vec<_> = keys
+            .hashes
+            .iter()
+            .copied()
+            .zip(source.chunks_exact(BLOCK_BYTES))
+            .collect();
+        session.put_missing(keys.parent, &blocks)?;
+    }
+    batches().try_fold(0, |found, keys| Ok(found + session.lookup(&keys.hashes)?))
 }
 
 /// `batch` keys from `first` on, in chains of the largest batch.

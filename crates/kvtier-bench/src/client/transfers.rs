@@ -6,7 +6,7 @@ use super::{Bench, Stand, cpu_time, spent, timed};
 use crate::{BenchError, Row};
 
 /// How often a daemon is filled before its working set must stay.
-const FILLINGS_MAX: u32 = 20;
+pub(super) const FILLINGS_MAX: u32 = 20;
 
 /// How bytes are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
