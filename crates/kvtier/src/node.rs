@@ -125,7 +125,10 @@ impl Node {
         settings: CheckedSettings,
         observer: Box<dyn Fn(StartProgress) + Send + Sync>,
     ) -> Result<Node, StartError> {
-        let state_directory = |source| StartError::StateDirectory { path: settings.state_dir.clone(), source };
+        let state_directory = |source| StartError::StateDirectory {
+            path: settings.state_dir.clone(),
+            source,
+        };
         std::fs::create_dir_all(&settings.state_dir).map_err(state_directory)?;
         let socket = Listener::bind(&settings.socket, settings.socket_mode)?;
 
@@ -141,7 +144,12 @@ impl Node {
                     HugePages::Require => kvtier_storage::host::HugePages::Require,
                 },
             },
-            &|done_bytes, total_bytes| observer(StartProgress::Prefault { done_bytes, total_bytes }),
+            &|done_bytes, total_bytes| {
+                observer(StartProgress::Prefault {
+                    done_bytes,
+                    total_bytes,
+                })
+            },
         )?;
         let host = Arc::new(host);
         observer(StartProgress::Note(host.page_note()));
@@ -188,9 +196,17 @@ impl Node {
         let segments = Arc::clone(&driver);
         let mut threads = Vec::new();
         threads.push(spawn("kvtier-timer", move || timer.run_timer())?);
-        threads.push(spawn("kvtier-segment", move || segments.run_segment_work(&segment_work))?);
+        threads.push(spawn("kvtier-segment", move || {
+            segments.run_segment_work(&segment_work)
+        })?);
         let listener = Listener::start(socket, &settings, Arc::clone(&driver), Arc::clone(&domains))?;
-        Ok(Node { driver, listener: Some(listener), domains, threads, settings })
+        Ok(Node {
+            driver,
+            listener: Some(listener),
+            domains,
+            threads,
+            settings,
+        })
     }
 
     /// Where clients connect.
@@ -234,7 +250,9 @@ impl Node {
         let deadline = Instant::now() + timeout;
         let mut raised = Vec::new();
         for (label, namespace) in found {
-            let settled = self.settle(deadline, |decider, now| decider.manager.invalidate(namespace, None, now));
+            let settled = self.settle(deadline, |decider, now| {
+                decider.manager.invalidate(namespace, None, now)
+            });
             match settled {
                 Some(Settled::Invalidated(generation)) => raised.push((label, generation)),
                 _ => {
@@ -251,7 +269,9 @@ impl Node {
     /// Writes every block sealed before now to NVMe. `None` when that did not end within `timeout`.
     #[must_use]
     pub fn flush(&self, timeout: Duration) -> Option<FlushReport> {
-        match self.settle(Instant::now() + timeout, |decider, now| decider.manager.flush(None, now)) {
+        match self.settle(Instant::now() + timeout, |decider, now| {
+            decider.manager.flush(None, now)
+        }) {
             Some(Settled::Flushed { written, left_out }) => Some(FlushReport { written, left_out }),
             _ => None,
         }
@@ -313,7 +333,10 @@ impl Drop for Node {
 /// The status of every domain.
 fn status_of(driver: &Driver, domains: &Domains) -> Status {
     let (statistics, domain_statistics) = driver.look(|manager| {
-        let domains = domains.all().into_iter().map(|(name, domain)| (name, manager.domain_statistics(domain)));
+        let domains = domains
+            .all()
+            .into_iter()
+            .map(|(name, domain)| (name, manager.domain_statistics(domain)));
         (manager.statistics(), domains.collect::<Vec<_>>())
     });
     let counters = Counters::from(&statistics);
@@ -326,15 +349,24 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         host_pages: driver.host.page_note(),
         page_kib: driver.host.page_kib(),
         index_bytes_per_block: ratio(counters.index_bytes, counters.blocks),
-        write_amplification: ratio(counters.demoted_bytes + counters.relocated_bytes, counters.demoted_bytes),
+        write_amplification: ratio(
+            counters.demoted_bytes + counters.relocated_bytes,
+            counters.demoted_bytes,
+        ),
         counters,
         domains: domain_statistics
             .into_iter()
-            .map(|(domain, statistics)| DomainStatus { domain, counters: DomainCounters::from(&statistics) })
+            .map(|(domain, statistics)| DomainStatus {
+                domain,
+                counters: DomainCounters::from(&statistics),
+            })
             .collect(),
     }
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
-    std::thread::Builder::new().name(name.to_string()).spawn(body).map_err(StartError::Resources)
+    std::thread::Builder::new()
+        .name(name.to_string())
+        .spawn(body)
+        .map_err(StartError::Resources)
 }

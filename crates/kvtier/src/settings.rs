@@ -67,7 +67,11 @@ impl DomainSettings {
     #[must_use]
     pub fn with_token(self, token: &str) -> DomainSettings {
         let digest = blake3::hash(token.trim().as_bytes()).to_hex().to_string();
-        DomainSettings { token_blake3: Some(digest), token_file: None, ..self }
+        DomainSettings {
+            token_blake3: Some(digest),
+            token_file: None,
+            ..self
+        }
     }
 }
 
@@ -221,10 +225,18 @@ impl Settings {
     /// The first field that cannot be, with its value and the remedy.
     pub fn check(mut self) -> Result<CheckedSettings, SettingsError> {
         fn refuse(field: &'static str, value: impl ToString, remedy: impl Into<String>) -> SettingsError {
-            SettingsError { field, value: value.to_string(), remedy: remedy.into() }
+            SettingsError {
+                field,
+                value: value.to_string(),
+                remedy: remedy.into(),
+            }
         }
         fn at_least_one(field: &'static str, value: u64) -> Result<(), SettingsError> {
-            if value == 0 { Err(refuse(field, value, "must be at least 1")) } else { Ok(()) }
+            if value == 0 {
+                Err(refuse(field, value, "must be at least 1"))
+            } else {
+                Ok(())
+            }
         }
         if self.state_dir.as_os_str().is_empty() {
             return Err(refuse("state_dir", "\"\"", "name a directory that only this node uses"));
@@ -291,7 +303,10 @@ impl Settings {
                 return Err(refuse(
                     "nvme_bytes",
                     self.nvme_bytes,
-                    format!("room for at least four segments of {} bytes, or 0 for no NVMe tier", self.nvme_segment_bytes),
+                    format!(
+                        "room for at least four segments of {} bytes, or 0 for no NVMe tier",
+                        self.nvme_segment_bytes
+                    ),
                 ));
             }
         }
@@ -352,17 +367,23 @@ impl Settings {
             if let Some(digest) = &domain.token_blake3
                 && (digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
             {
-                return Err(refuse("token_blake3 must be 64 hex digits: the BLAKE3 digest of the token"));
+                return Err(refuse(
+                    "token_blake3 must be 64 hex digits: the BLAKE3 digest of the token",
+                ));
             }
             if domain.token_file.is_some() {
-                return Err(refuse("its token_file was not read: whoever loads the settings replaces it with_token"));
+                return Err(refuse(
+                    "its token_file was not read: whoever loads the settings replaces it with_token",
+                ));
             }
             if domain.token_blake3.is_none() && domain.uids.is_empty() {
                 return Err(refuse("nobody can join it: give token_file, token_blake3 or uids"));
             }
             let taken = |uid: &u32| self.domains[..index].iter().any(|other| other.uids.contains(uid));
             if domain.uids.iter().any(taken) {
-                return Err(refuse("one of its uids belongs to an earlier domain: remove it from one of them"));
+                return Err(refuse(
+                    "one of its uids belongs to an earlier domain: remove it from one of them",
+                ));
             }
         }
         Ok(())
@@ -378,7 +399,11 @@ impl Settings {
             host_bytes: self.host_bytes,
             host_segment_bytes: self.host_segment_bytes,
             nvme_bytes: self.nvme_bytes,
-            nvme_segment_bytes: if self.nvme_bytes == 0 { 4 * MIB } else { self.nvme_segment_bytes },
+            nvme_segment_bytes: if self.nvme_bytes == 0 {
+                4 * MIB
+            } else {
+                self.nvme_segment_bytes
+            },
             nvme_segment_header_bytes: NVME_HEADER_BYTES,
             // Keys come from clients: without a seed of our own they could choose some that all collide.
             index_seed: getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())),

@@ -19,7 +19,11 @@ struct Directory(PathBuf);
 impl Directory {
     fn new() -> Directory {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("kvtier-node-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "kvtier-node-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).expect("a temporary directory");
         Directory(path)
@@ -52,7 +56,9 @@ fn connect(node: &Node) -> Client {
 }
 
 fn namespace(client: &Client, name: &str) -> Namespace {
-    client.namespace(name, Realization::digest(&[("model", "test")])).expect("a namespace opens")
+    client
+        .namespace(name, Realization::digest(&[("model", "test")]))
+        .expect("a namespace opens")
 }
 
 fn hash(number: u64) -> BlockHash {
@@ -66,7 +72,9 @@ fn bytes(number: u64, length: usize) -> Vec<u8> {
     let mut state = number | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         bytes.extend_from_slice(&state.to_le_bytes());
     }
     bytes.truncate(length);
@@ -93,25 +101,41 @@ fn what_was_put_is_got_back_in_place_and_copied() {
     let node = start(directory.settings());
     let client = connect(&node);
     let space = namespace(&client, "tenant");
-    assert!(put(&space, 0..8, BLOCK).iter().all(|outcome| *outcome == PutOutcome::Published));
+    assert!(
+        put(&space, 0..8, BLOCK)
+            .iter()
+            .all(|outcome| *outcome == PutOutcome::Published)
+    );
     let hashes: Vec<BlockHash> = (0..10).map(hash).collect();
     let handles = space.get(&hashes, FetchScope::Prefix).expect("a get is answered");
     for (number, handle) in (0..).zip(&handles) {
         match handle {
-            Some(handle) => assert!(number < 8 && handle.slice().to_vec() == bytes(number, BLOCK), "block {number}"),
+            Some(handle) => assert!(
+                number < 8 && handle.slice().to_vec() == bytes(number, BLOCK),
+                "block {number}"
+            ),
             None => assert!(number >= 8, "block {number} is missing"),
         }
     }
     drop(handles);
     let mut target = vec![0; BLOCK];
-    let outcomes = space.get_into(&[hash(3)], &mut [&mut target]).expect("a get is answered");
+    let outcomes = space
+        .get_into(&[hash(3)], &mut [&mut target])
+        .expect("a get is answered");
     assert!(outcomes[0].is_hit());
     assert_eq!(target, bytes(3, BLOCK));
     assert!(space.delete(&[hash(3)]).expect("a delete is answered")[0]);
     assert!(!space.exists(hash(3)).expect("answered"));
     client.goodbye().expect("goodbye");
     let status = node.status();
-    assert_eq!((status.counters.leases, status.counters.reservations, status.counters.quarantined_slots), (0, 0, 0));
+    assert_eq!(
+        (
+            status.counters.leases,
+            status.counters.reservations,
+            status.counters.quarantined_slots
+        ),
+        (0, 0, 0)
+    );
 }
 
 #[test]
@@ -121,7 +145,11 @@ fn putting_a_present_key_publishes_nothing() {
     let client = connect(&node);
     let space = namespace(&client, "tenant");
     put(&space, 0..4, BLOCK);
-    assert!(put(&space, 0..4, BLOCK).iter().all(|outcome| *outcome == PutOutcome::Present));
+    assert!(
+        put(&space, 0..4, BLOCK)
+            .iter()
+            .all(|outcome| *outcome == PutOutcome::Present)
+    );
     assert_eq!(node.status().counters.puts_published, 4);
 }
 
@@ -135,14 +163,19 @@ fn blocks_move_to_nvme_and_back_with_the_same_bytes() {
     let count = 2 * 16 * MIB / BLOCK as u64;
     for first in (0..count).step_by(16) {
         let outcomes = put(&space, first..first + 16, BLOCK);
-        assert!(outcomes.iter().all(|outcome| *outcome == PutOutcome::Published), "{outcomes:?}");
+        assert!(
+            outcomes.iter().all(|outcome| *outcome == PutOutcome::Published),
+            "{outcomes:?}"
+        );
     }
     let status = node.status().counters;
     assert!(status.demotions > 0 && status.nvme_blocks > 0, "{status:?}");
     let mut from_nvme = 0;
     for number in 0..count {
         let handles = space.get(&[hash(number)], FetchScope::Each).expect("a get is answered");
-        let handle = handles[0].as_ref().unwrap_or_else(|| panic!("block {number} was lost with room to spare"));
+        let handle = handles[0]
+            .as_ref()
+            .unwrap_or_else(|| panic!("block {number} was lost with room to spare"));
         from_nvme += u64::from(handle.tier() == Tier::Nvme);
         assert_eq!(handle.slice().to_vec(), bytes(number, BLOCK), "block {number}");
     }
@@ -158,20 +191,35 @@ fn an_invalidated_namespace_misses_and_a_late_seal_is_stale() {
     put(&space, 0..4, BLOCK);
     put(&other, 0..4, BLOCK);
     let writer = space.writer(hash(9), Parent::Unknown, 4096, 16).expect("a slot");
-    let kvtier::client::Writing::Open(writer) = writer else { panic!("a slot was there") };
+    let kvtier::client::Writing::Open(writer) = writer else {
+        panic!("a slot was there")
+    };
     node.invalidate("a", Duration::from_secs(5)).expect("recorded");
     assert!(space.lookup(&[hash(0)]).expect("answered")[0].is_none());
     assert!(other.lookup(&[hash(0)]).expect("answered")[0].is_some());
     assert_eq!(writer.seal().expect("answered"), PutOutcome::Stale);
-    assert!(put(&space, 0..4, BLOCK).iter().all(|outcome| *outcome == PutOutcome::Published));
+    assert!(
+        put(&space, 0..4, BLOCK)
+            .iter()
+            .all(|outcome| *outcome == PutOutcome::Published)
+    );
 }
 
 #[test]
 fn clients_of_another_token_see_nothing_of_a_domain() {
     let directory = Directory::new();
-    let domain = |name: &str, token: &str| DomainSettings { name: name.into(), ..Default::default() }.with_token(token);
+    let domain = |name: &str, token: &str| {
+        DomainSettings {
+            name: name.into(),
+            ..Default::default()
+        }
+        .with_token(token)
+    };
     let domains = vec![domain("a", "token-a"), domain("b", "token-b")];
-    let node = start(Settings { domains, ..directory.settings() });
+    let node = start(Settings {
+        domains,
+        ..directory.settings()
+    });
     let with = |token: &str| Client::connect(ClientOptions::new(node.socket()).with_token(token));
     let (first, second) = (with("token-a").expect("a"), with("token-b").expect("b"));
     let (space, same_name) = (namespace(&first, "tenant"), namespace(&second, "tenant"));
@@ -220,7 +268,14 @@ fn a_second_node_on_the_same_directory_refuses() {
     let directory = Directory::new();
     let _node = start(directory.settings());
     let socket = directory.0.join("other.sock");
-    let again = Settings { socket, ..directory.settings() }.check().expect("good settings");
-    let error = Node::start(again, Box::new(|_| {})).err().expect("the directory is taken");
+    let again = Settings {
+        socket,
+        ..directory.settings()
+    }
+    .check()
+    .expect("good settings");
+    let error = Node::start(again, Box::new(|_| {}))
+        .err()
+        .expect("the directory is taken");
     assert!(error.to_string().contains("in use"), "{error}");
 }

@@ -43,7 +43,8 @@ fn descriptors_arrive_with_the_bytes_they_were_sent_with() {
 #[test]
 fn a_peer_that_does_not_read_ends_a_send_at_its_timeout() {
     let (left, _right) = pair();
-    left.set_write_timeout(Some(std::time::Duration::from_millis(20))).expect("a timeout");
+    left.set_write_timeout(Some(std::time::Duration::from_millis(20)))
+        .expect("a timeout");
     let error = send_all_with_fds(&left, &vec![1; 8 << 20], &[]).expect_err("nobody reads");
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }

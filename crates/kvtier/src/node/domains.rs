@@ -41,11 +41,22 @@ impl Domains {
             .map(|(settings, index)| {
                 let domain = TrustDomain(index);
                 names.insert(settings.name.clone(), domain);
-                let token_digest = settings.token_blake3.as_deref().and_then(|hex| blake3::Hash::from_hex(hex).ok());
-                Configured { domain, token_digest: token_digest.map(Into::into), uids: settings.uids.clone() }
+                let token_digest = settings
+                    .token_blake3
+                    .as_deref()
+                    .and_then(|hex| blake3::Hash::from_hex(hex).ok());
+                Configured {
+                    domain,
+                    token_digest: token_digest.map(Into::into),
+                    uids: settings.uids.clone(),
+                }
             })
             .collect();
-        Domains { configured, names: Mutex::new(names), own_uid }
+        Domains {
+            configured,
+            names: Mutex::new(names),
+            own_uid,
+        }
     }
 
     /// The identity of a peer with this uid and token; `None` when the token is nobody's or there are too many domains.
@@ -66,7 +77,10 @@ impl Domains {
             let expected = configured.token_digest.unwrap_or_default();
             let equal = bool::from(expected.ct_eq(&digest)) && configured.token_digest.is_some();
             if equal {
-                joined = Some(Identity { domain: configured.domain, administrator: false });
+                joined = Some(Identity {
+                    domain: configured.domain,
+                    administrator: false,
+                });
             }
         }
         joined
@@ -74,13 +88,21 @@ impl Domains {
 
     /// Every domain with its name, in name order.
     pub(crate) fn all(&self) -> Vec<(String, TrustDomain)> {
-        self.names.lock().iter().map(|(name, domain)| (name.clone(), *domain)).collect()
+        self.names
+            .lock()
+            .iter()
+            .map(|(name, domain)| (name.clone(), *domain))
+            .collect()
     }
 
     /// The name of a domain that somebody joined.
     pub(crate) fn name_of(&self, domain: TrustDomain) -> String {
         let names = self.names.lock();
-        names.iter().find(|(_, named)| **named == domain).map(|(name, _)| name.clone()).unwrap_or_default()
+        names
+            .iter()
+            .find(|(_, named)| **named == domain)
+            .map(|(name, _)| name.clone())
+            .unwrap_or_default()
     }
 
     fn intern(&self, name: &str) -> Option<TrustDomain> {
@@ -103,7 +125,12 @@ mod tests {
 
     fn domains() -> Domains {
         let team = |name: &str, token: &str, uids: &[u32]| {
-            DomainSettings { name: name.into(), uids: uids.to_vec(), ..DomainSettings::default() }.with_token(token)
+            DomainSettings {
+                name: name.into(),
+                uids: uids.to_vec(),
+                ..DomainSettings::default()
+            }
+            .with_token(token)
         };
         Domains::new(&[team("a", "secret-a", &[]), team("b", "secret-b", &[1000])], 999)
     }
@@ -111,7 +138,13 @@ mod tests {
     #[test]
     fn a_token_wins_over_the_uid_and_gives_no_administrator() {
         let identity = domains().authenticate(0, b"secret-b\n").expect("known token");
-        assert_eq!(identity, Identity { domain: TrustDomain(1), administrator: false });
+        assert_eq!(
+            identity,
+            Identity {
+                domain: TrustDomain(1),
+                administrator: false
+            }
+        );
     }
 
     #[test]
@@ -128,6 +161,9 @@ mod tests {
         assert_eq!(domains.authenticate(5, b"").expect("again"), first);
         assert!(!first.administrator);
         assert!(domains.authenticate(999, b"").expect("own user").administrator);
-        assert_eq!(domains.authenticate(1000, b"").expect("configured").domain, TrustDomain(1));
+        assert_eq!(
+            domains.authenticate(1000, b"").expect("configured").domain,
+            TrustDomain(1)
+        );
     }
 }

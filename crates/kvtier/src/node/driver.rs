@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
-    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, SegmentId, Tier, TierManager, Time,
-    TrustDomain,
+    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, SegmentId, Tier, TierManager,
+    Time, TrustDomain,
 };
 use kvtier_storage::host::{HostError, HostTier};
 use kvtier_storage::nvme::{NvmeTier, StorageAction};
@@ -150,7 +150,13 @@ impl Driver {
     }
 
     pub(crate) fn register(&self, client: ClientId, domain: TrustDomain, outbox: &Arc<Outbox>) {
-        self.connections.lock().insert(client, Connection { domain, outbox: Arc::downgrade(outbox) });
+        self.connections.lock().insert(
+            client,
+            Connection {
+                domain,
+                outbox: Arc::downgrade(outbox),
+            },
+        );
     }
 
     pub(crate) fn forget(&self, client: ClientId) {
@@ -176,27 +182,87 @@ impl Driver {
                 // The segment thread ends only after the last driver call, so a refusal is a stop in progress.
                 let _ = self.segment_work.send(action);
             }
-            Action::OpenSegment { operation, tier: Tier::Nvme, segment, bytes, .. } => {
-                self.submit(operation, StorageAction::Open { operation, segment, bytes });
+            Action::OpenSegment {
+                operation,
+                tier: Tier::Nvme,
+                segment,
+                bytes,
+                ..
+            } => {
+                self.submit(
+                    operation,
+                    StorageAction::Open {
+                        operation,
+                        segment,
+                        bytes,
+                    },
+                );
             }
-            Action::CloseSegment { operation, tier: Tier::Nvme, segment } => {
+            Action::CloseSegment {
+                operation,
+                tier: Tier::Nvme,
+                segment,
+            } => {
                 self.submit(operation, StorageAction::Close { operation, segment });
             }
             Action::SealSegment { operation, segment } => {
                 self.submit(operation, StorageAction::Seal { operation, segment });
             }
-            Action::Demote { operation, source, target, label } => match self.host.slice(&source) {
-                Ok(source) => self.submit(operation, StorageAction::Demote { operation, source, target, label }),
+            Action::Demote {
+                operation,
+                source,
+                target,
+                label,
+            } => match self.host.slice(&source) {
+                Ok(source) => self.submit(
+                    operation,
+                    StorageAction::Demote {
+                        operation,
+                        source,
+                        target,
+                        label,
+                    },
+                ),
                 Err(error) => self.answer_impossible(operation, &error),
             },
-            Action::Promote { operation, source, target, checksum, label } => match self.host.slice(&target) {
+            Action::Promote {
+                operation,
+                source,
+                target,
+                checksum,
+                label,
+            } => match self.host.slice(&target) {
                 Ok(target) => {
-                    self.submit(operation, StorageAction::Promote { operation, source, target, checksum, label });
+                    self.submit(
+                        operation,
+                        StorageAction::Promote {
+                            operation,
+                            source,
+                            target,
+                            checksum,
+                            label,
+                        },
+                    );
                 }
                 Err(error) => self.answer_impossible(operation, &error),
             },
-            Action::Relocate { operation, source, target, checksum, label } => {
-                self.submit(operation, StorageAction::Relocate { operation, source, target, checksum, label });
+            Action::Relocate {
+                operation,
+                source,
+                target,
+                checksum,
+                label,
+            } => {
+                self.submit(
+                    operation,
+                    StorageAction::Relocate {
+                        operation,
+                        source,
+                        target,
+                        checksum,
+                        label,
+                    },
+                );
             }
             Action::SyncTier { operation, .. } => self.submit(operation, StorageAction::Sync { operation }),
             Action::ResetTier { operation, .. } => {
@@ -205,7 +271,10 @@ impl Driver {
             }
             // The NVMe tier starts empty, so nothing older can come back: memory is durable enough for a generation.
             Action::RecordGeneration { operation, .. } => self.answer(operation, Ok(Completion::Done)),
-            Action::FetchDone { .. } | Action::ReserveDone { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => {
+            Action::FetchDone { .. }
+            | Action::ReserveDone { .. }
+            | Action::Invalidated { .. }
+            | Action::Flushed { .. } => {
                 unreachable!("told to its waiter under the lock")
             }
         }
@@ -230,18 +299,27 @@ impl Driver {
                 return;
             }
             match action {
-                Action::OpenSegment { operation, segment, bytes, domain, .. } => {
+                Action::OpenSegment {
+                    operation,
+                    segment,
+                    bytes,
+                    domain,
+                    ..
+                } => {
                     let opened = self.host.open(segment, bytes);
                     if let Some(domain) = domain {
                         self.segment_domains.lock().insert(segment, domain);
                     }
-                    self.answer(operation, match opened {
-                        Ok(()) => Ok(Completion::Done),
-                        Err(error) => {
-                            tracing::warn!(%error, bytes, "a host segment could not be opened");
-                            Err(Failure::Full)
-                        }
-                    });
+                    self.answer(
+                        operation,
+                        match opened {
+                            Ok(()) => Ok(Completion::Done),
+                            Err(error) => {
+                                tracing::warn!(%error, bytes, "a host segment could not be opened");
+                                Err(Failure::Full)
+                            }
+                        },
+                    );
                 }
                 Action::CloseSegment { operation, segment, .. } => {
                     if let Err(error) = self.host.close(segment) {
@@ -258,7 +336,12 @@ impl Driver {
     }
 
     fn announce_removal(&self, domain: TrustDomain, segment: SegmentId) {
-        for connection in self.connections.lock().values().filter(|connection| connection.domain == domain) {
+        for connection in self
+            .connections
+            .lock()
+            .values()
+            .filter(|connection| connection.domain == domain)
+        {
             if let Some(outbox) = connection.outbox.upgrade() {
                 outbox.push_quietly(Notice::SegmentRemoved { segment });
             }
@@ -284,7 +367,11 @@ impl Driver {
             match due {
                 None => self.timer_changed.wait(&mut guard),
                 Some(due) if self.clock.is_client() => {
-                    let pause = if due <= self.clock.now() { Duration::from_millis(1) } else { Duration::from_millis(500) };
+                    let pause = if due <= self.clock.now() {
+                        Duration::from_millis(1)
+                    } else {
+                        Duration::from_millis(500)
+                    };
                     self.timer_changed.wait_for(&mut guard, pause);
                 }
                 Some(due) => {
@@ -319,7 +406,10 @@ impl Driver {
             self.timer_changed.notify_all();
         }
         // Wakes the segment thread, which sees that it must stop before it looks at what this names.
-        let _ = self.segment_work.send(Action::SealSegment { operation: OperationId::default(), segment: SegmentId::default() });
+        let _ = self.segment_work.send(Action::SealSegment {
+            operation: OperationId::default(),
+            segment: SegmentId::default(),
+        });
         if let Some(nvme) = &self.nvme {
             nvme.shutdown();
         }
@@ -338,10 +428,14 @@ fn settle(waiting: &mut HashMap<OperationId, Waiter>, action: Action) -> Result<
     let (operation, told) = match action {
         Action::FetchDone { operation, results, .. } => (operation, Told::Fetched(results)),
         Action::ReserveDone { operation, results, .. } => (operation, Told::Reserved(results)),
-        Action::Invalidated { operation, generation, .. } => (operation, Told::Settled(Settled::Invalidated(generation))),
-        Action::Flushed { operation, written, left_out } => {
-            (operation, Told::Settled(Settled::Flushed { written, left_out }))
-        }
+        Action::Invalidated {
+            operation, generation, ..
+        } => (operation, Told::Settled(Settled::Invalidated(generation))),
+        Action::Flushed {
+            operation,
+            written,
+            left_out,
+        } => (operation, Told::Settled(Settled::Flushed { written, left_out })),
         action => return Err(action),
     };
     Ok(waiting.remove(&operation).map(|waiter| (waiter, told)))
@@ -349,7 +443,9 @@ fn settle(waiting: &mut HashMap<OperationId, Waiter>, action: Action) -> Result<
 
 fn tell(waiter: Waiter, told: Told) {
     match (waiter, told) {
-        (Waiter::Session { outbox, request }, Told::Fetched(results)) => outbox.push(Notice::Fetched { request, results }),
+        (Waiter::Session { outbox, request }, Told::Fetched(results)) => {
+            outbox.push(Notice::Fetched { request, results })
+        }
         (Waiter::Session { outbox, request }, Told::Reserved(results)) => {
             outbox.push(Notice::Reserved { request, results });
         }
@@ -357,7 +453,11 @@ fn tell(waiter: Waiter, told: Told) {
             outbox.push(Notice::Invalidated { request, generation });
         }
         (Waiter::Session { outbox, request }, Told::Settled(Settled::Flushed { written, left_out })) => {
-            outbox.push(Notice::Flushed { request, written, left_out });
+            outbox.push(Notice::Flushed {
+                request,
+                written,
+                left_out,
+            });
         }
         // A caller that stopped waiting has closed its end.
         (Waiter::Caller(sender), Told::Settled(settled)) => drop(sender.try_send(settled)),

@@ -60,13 +60,21 @@ struct Connection {
 impl Listener {
     /// Binds `path` with these permission bits. A socket that nobody answers on is replaced.
     pub(crate) fn bind(path: &Path, mode: u32) -> Result<BoundSocket, StartError> {
-        let refused = |source| StartError::Socket { path: path.to_path_buf(), source };
+        let refused = |source| StartError::Socket {
+            path: path.to_path_buf(),
+            source,
+        };
         if let Ok(metadata) = std::fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
-                return Err(refused(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there")));
+                return Err(refused(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "something that is no socket is there",
+                )));
             }
             if UnixStream::connect(path).is_ok() {
-                return Err(StartError::SocketInUse { path: path.to_path_buf() });
+                return Err(StartError::SocketInUse {
+                    path: path.to_path_buf(),
+                });
             }
             std::fs::remove_file(path).map_err(refused)?;
         }
@@ -77,7 +85,10 @@ impl Listener {
         let listener = listener.map_err(refused)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(refused)?;
         listener.set_nonblocking(true).map_err(refused)?;
-        Ok(BoundSocket { listener, path: path.to_path_buf() })
+        Ok(BoundSocket {
+            listener,
+            path: path.to_path_buf(),
+        })
     }
 
     pub(crate) fn start(
@@ -99,7 +110,11 @@ impl Listener {
         let accepting = Arc::clone(&shared);
         let listener = socket.listener;
         let accepting = spawn("kvtier-accept", move || accept(&accepting, &listener))?;
-        Ok(Listener { shared, accepting: Some(accepting), path: socket.path })
+        Ok(Listener {
+            shared,
+            accepting: Some(accepting),
+            path: socket.path,
+        })
     }
 
     /// Connections made from now on are closed at once.
@@ -128,10 +143,16 @@ impl Listener {
 
 fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
     loop {
-        let mut descriptors =
-            [PollFd::new(&shared.stop, PollFlags::IN), PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)];
+        let mut descriptors = [
+            PollFd::new(&shared.stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
+        ];
         // A child that inherited the socket keeps it open after its parent died: look at the processes, too.
-        let pause = if shared.connections.lock().is_empty() { None } else { Some(&WATCH_INTERVAL) };
+        let pause = if shared.connections.lock().is_empty() {
+            None
+        } else {
+            Some(&WATCH_INTERVAL)
+        };
         match poll(&mut descriptors, pause) {
             Ok(0) => shared.close_orphans(),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -198,19 +219,37 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
     }
     let client = ClientId(shared.next_client.fetch_add(1, Ordering::Relaxed));
     let stream = Arc::new(stream);
-    let session = Session::new(Arc::clone(shared), client, Arc::clone(&stream), Arc::clone(&process), uid);
+    let session = Session::new(
+        Arc::clone(shared),
+        client,
+        Arc::clone(&stream),
+        Arc::clone(&process),
+        uid,
+    );
     let mine = Arc::clone(shared);
     let spawned = session.and_then(|session| {
-        std::thread::Builder::new().name(format!("kvtier-client-{}", client.0)).spawn(move || {
-            session.run();
-            // Dropping one's own handle detaches a thread that is about to end.
-            drop(mine.connections.lock().remove(&client));
-        })
+        std::thread::Builder::new()
+            .name(format!("kvtier-client-{}", client.0))
+            .spawn(move || {
+                session.run();
+                // Dropping one's own handle detaches a thread that is about to end.
+                drop(mine.connections.lock().remove(&client));
+            })
     });
     match spawned {
         Ok(thread) => {
-            connections.insert(client, Connection { stream, process, uid, thread });
+            connections.insert(
+                client,
+                Connection {
+                    stream,
+                    process,
+                    uid,
+                    thread,
+                },
+            );
         }
-        Err(error) => tracing::warn!(%error, "no thread for a connection: raise the limits of processes and open files"),
+        Err(error) => {
+            tracing::warn!(%error, "no thread for a connection: raise the limits of processes and open files")
+        }
     }
 }

@@ -32,7 +32,10 @@ pub(crate) struct Outbox {
 impl Outbox {
     pub(crate) fn new() -> std::io::Result<Outbox> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Outbox { notices: Mutex::new(VecDeque::new()), wake })
+        Ok(Outbox {
+            notices: Mutex::new(VecDeque::new()),
+            wake,
+        })
     }
 
     /// Queues a notice and wakes the thread if it waits in [`Outbox::wake_fd`].

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_core::{
-    Answer, BlockHash, ClientId, Departure, Extent, FetchScope, Fetched, Generation, NamespaceId, RealizationId, Refusal,
-    Reserved, SealItem, SegmentId, Time,
+    Answer, BlockHash, ClientId, Departure, Extent, FetchScope, Fetched, Generation, NamespaceId, RealizationId,
+    Refusal, Reserved, SealItem, SegmentId, Time,
 };
 use kvtier_core::{Hints, LeaseId};
 use kvtier_transfer::socket;
@@ -25,9 +25,7 @@ use super::outbox::{Notice, Outbox};
 use super::status::{DomainCounters, DomainStatus};
 use crate::error::ErrorKind;
 use crate::settings::Clock;
-use crate::wire::{
-    Ahead, Frame, FrameStream, Keys, KEYS_MAX, Reply, Request, Slot, VERSION_MAX, VERSION_MIN, Welcome,
-};
+use crate::wire::{Ahead, Frame, FrameStream, KEYS_MAX, Keys, Reply, Request, Slot, VERSION_MAX, VERSION_MIN, Welcome};
 
 /// How long a connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -153,14 +151,18 @@ impl Session {
     }
 
     fn depart(&self, departure: Departure) {
-        self.shared.driver.with(|decider, now| decider.manager.disconnect(self.client, departure, now));
+        self.shared
+            .driver
+            .with(|decider, now| decider.manager.disconnect(self.client, departure, now));
     }
 
     /// Whether the client's process went before the node stops.
     fn wait_for_process(&self) -> bool {
         loop {
-            let mut descriptors =
-                [PollFd::new(&self.shared.stop, PollFlags::IN), PollFd::new(&*self.process, PollFlags::IN)];
+            let mut descriptors = [
+                PollFd::new(&self.shared.stop, PollFlags::IN),
+                PollFd::new(&*self.process, PollFlags::IN),
+            ];
             match poll(&mut descriptors, None) {
                 Ok(_) if !descriptors[0].revents().is_empty() => return false,
                 Ok(_) if !descriptors[1].revents().is_empty() => return true,
@@ -240,7 +242,10 @@ impl Session {
         while !refused.1.is_char_boundary(end) {
             end -= 1;
         }
-        let error = Reply::Error { kind: refused.0, message: &refused.1[..end] };
+        let error = Reply::Error {
+            kind: refused.0,
+            message: &refused.1[..end],
+        };
         // An error of at most that length always fits.
         let _ = error.encode(request, &mut self.replies);
     }
@@ -274,7 +279,12 @@ impl Session {
                 lengths.copy_to(&mut self.lengths);
                 self.reserve(request, &keys, extensions.hints, deadline_us)?
             }
-            Request::Seal { handle, generation, ahead, items } => {
+            Request::Seal {
+                handle,
+                generation,
+                ahead,
+                items,
+            } => {
                 items.copy_to(&mut self.items);
                 self.seal(request, handle, generation, ahead)?
             }
@@ -307,7 +317,12 @@ impl Session {
     }
 
     fn greet(&mut self, request: u64, asked: &Request<'_>) -> io::Result<Option<End>> {
-        let &Request::Hello { version_min, version_max, token } = asked else {
+        let &Request::Hello {
+            version_min,
+            version_max,
+            token,
+        } = asked
+        else {
             self.refuse(request, &Refused(ErrorKind::Invalid, "say hello first".into()));
             return Ok(Some(End::Lost));
         };
@@ -319,7 +334,10 @@ impl Session {
         }
         let Some(identity) = self.shared.domains.authenticate(self.uid, token) else {
             tracing::warn!(uid = self.uid, "a client showed a token that is nobody's");
-            self.refuse(request, &Refused(ErrorKind::Denied, "no trust domain has this token".into()));
+            self.refuse(
+                request,
+                &Refused(ErrorKind::Denied, "no trust domain has this token".into()),
+            );
             return Ok(Some(End::Lost));
         };
         let driver = &self.shared.driver;
@@ -352,7 +370,10 @@ impl Session {
 
     fn handle(&self, handle: u32) -> Result<(usize, NamespaceId, RealizationId), Refused> {
         let index = handle as usize;
-        let found = self.handles.get(index).ok_or_else(|| Refused(ErrorKind::Invalid, "unknown namespace handle".into()))?;
+        let found = self
+            .handles
+            .get(index)
+            .ok_or_else(|| Refused(ErrorKind::Invalid, "unknown namespace handle".into()))?;
         Ok((index, found.namespace, found.realization))
     }
 
@@ -377,7 +398,10 @@ impl Session {
     ) -> Result<(), Refused> {
         let domain = self.identity().domain;
         if name.contains('/') {
-            return Err(Refused(ErrorKind::Invalid, "a namespace's name has no '/': that separates it from its domain".into()));
+            return Err(Refused(
+                ErrorKind::Invalid,
+                "a namespace's name has no '/': that separates it from its domain".into(),
+            ));
         }
         let (namespace, generation, realization) = self.shared.driver.with(|decider, _| {
             let (namespace, generation) = decider.manager.open_namespace(domain, name)?;
@@ -387,7 +411,10 @@ impl Session {
         let index = match self.handles.iter().position(known) {
             Some(index) => index,
             None if self.handles.len() >= HANDLES_MAX => {
-                return Err(Refused(ErrorKind::Busy, "too many namespaces on one connection: open another".into()));
+                return Err(Refused(
+                    ErrorKind::Busy,
+                    "too many namespaces on one connection: open another".into(),
+                ));
             }
             None => {
                 self.handles.push(Handle { namespace, realization });
@@ -404,11 +431,27 @@ impl Session {
         keys.hashes.copy_to(&mut self.hashes);
         let (client, hashes) = (self.client, &self.hashes);
         let (tiers, generation) = self.shared.driver.with(|decider, now| {
-            let asked = kvtier_core::Request { client, namespace, realization, hashes, hints, deadline: now };
-            (decider.manager.lookup(&asked, now), decider.manager.generation(namespace))
+            let asked = kvtier_core::Request {
+                client,
+                namespace,
+                realization,
+                hashes,
+                hints,
+                deadline: now,
+            };
+            (
+                decider.manager.lookup(&asked, now),
+                decider.manager.generation(namespace),
+            )
         });
         let tiers = tiers?;
-        self.reply(request, &Reply::Found { generation, tiers: (&tiers).into() });
+        self.reply(
+            request,
+            &Reply::Found {
+                generation,
+                tiers: (&tiers).into(),
+            },
+        );
         Ok(())
     }
 
@@ -429,10 +472,23 @@ impl Session {
         let (client, hashes, outbox) = (self.client, &self.hashes, &self.outbox);
         let answer = driver.with(|decider, now| {
             let deadline = self.deadline(now, deadline_us);
-            let asked = kvtier_core::Request { client, namespace, realization, hashes, hints, deadline };
+            let asked = kvtier_core::Request {
+                client,
+                namespace,
+                realization,
+                hashes,
+                hints,
+                deadline,
+            };
             let answer = decider.manager.fetch(&asked, scope, now);
             if let Ok(Answer::Pending(operation)) = answer {
-                decider.wait(operation, Waiter::Session { outbox: Arc::clone(outbox), request });
+                decider.wait(
+                    operation,
+                    Waiter::Session {
+                        outbox: Arc::clone(outbox),
+                        request,
+                    },
+                );
             }
             answer
         });
@@ -453,7 +509,13 @@ impl Session {
             }
         }
         let generation = self.generation(handle);
-        self.reply(request, &Reply::Fetched { generation, outcomes: results.into() });
+        self.reply(
+            request,
+            &Reply::Fetched {
+                generation,
+                outcomes: results.into(),
+            },
+        );
         Ok(())
     }
 
@@ -473,10 +535,23 @@ impl Session {
         let (client, hashes, lengths, outbox) = (self.client, &self.hashes, &self.lengths, &self.outbox);
         let answer = driver.with(|decider, now| {
             let deadline = self.deadline(now, deadline_us);
-            let asked = kvtier_core::Request { client, namespace, realization, hashes, hints, deadline };
+            let asked = kvtier_core::Request {
+                client,
+                namespace,
+                realization,
+                hashes,
+                hints,
+                deadline,
+            };
             let answer = decider.manager.reserve(&asked, lengths, now);
             if let Ok(Answer::Pending(operation)) = answer {
-                decider.wait(operation, Waiter::Session { outbox: Arc::clone(outbox), request });
+                decider.wait(
+                    operation,
+                    Waiter::Session {
+                        outbox: Arc::clone(outbox),
+                        request,
+                    },
+                );
             }
             answer
         });
@@ -497,7 +572,13 @@ impl Session {
             }
         }
         let generation = self.generation(handle);
-        self.reply(request, &Reply::Reserved { generation, outcomes: results.into() });
+        self.reply(
+            request,
+            &Reply::Reserved {
+                generation,
+                outcomes: results.into(),
+            },
+        );
         Ok(())
     }
 
@@ -515,7 +596,9 @@ impl Session {
         let driver = Arc::clone(&self.shared.driver);
         let (client, items) = (self.client, &self.items);
         let (sealed, current) = driver.with(|decider, now| {
-            let sealed = decider.manager.seal(client, namespace, realization, generation, items, now);
+            let sealed = decider
+                .manager
+                .seal(client, namespace, realization, generation, items, now);
             (sealed, decider.manager.generation(namespace))
         });
         let outcomes = match sealed {
@@ -526,7 +609,11 @@ impl Session {
         let slots = std::mem::take(&mut self.slots);
         self.reply(
             request,
-            &Reply::Sealed { generation: current, outcomes: (&outcomes).into(), granted: (&slots).into() },
+            &Reply::Sealed {
+                generation: current,
+                outcomes: (&outcomes).into(),
+                granted: (&slots).into(),
+            },
         );
         self.slots = slots;
         Ok(Ok(()))
@@ -540,8 +627,10 @@ impl Session {
             return Ok(());
         }
         let client = self.client;
-        let granted =
-            self.shared.driver.with(|decider, now| decider.manager.grant(client, ahead.length, count, now));
+        let granted = self
+            .shared
+            .driver
+            .with(|decider, now| decider.manager.grant(client, ahead.length, count, now));
         for (reservation, extent) in granted {
             self.announce(&extent)?;
             self.slots.push(Slot { reservation, extent });
@@ -555,11 +644,27 @@ impl Session {
         let (client, hashes) = (self.client, &self.hashes);
         let (removed, generation) = self.shared.driver.with(|decider, now| {
             let hints = Hints::default();
-            let asked = kvtier_core::Request { client, namespace, realization, hashes, hints, deadline: now };
-            (decider.manager.delete(&asked, now), decider.manager.generation(namespace))
+            let asked = kvtier_core::Request {
+                client,
+                namespace,
+                realization,
+                hashes,
+                hints,
+                deadline: now,
+            };
+            (
+                decider.manager.delete(&asked, now),
+                decider.manager.generation(namespace),
+            )
         });
         let removed = removed?;
-        self.reply(request, &Reply::Deleted { generation, removed: (&removed).into() });
+        self.reply(
+            request,
+            &Reply::Deleted {
+                generation,
+                removed: (&removed).into(),
+            },
+        );
         Ok(())
     }
 
@@ -572,14 +677,23 @@ impl Session {
             decider.wait(operation, Waiter::Session { outbox, request });
             Some(())
         });
-        found.ok_or_else(|| Refused(ErrorKind::Invalid, format!("no namespace {name:?}: nothing was stored under that name")))?;
+        found.ok_or_else(|| {
+            Refused(
+                ErrorKind::Invalid,
+                format!("no namespace {name:?}: nothing was stored under that name"),
+            )
+        })?;
         self.waiting.insert(request, None);
         Ok(())
     }
 
     fn flush(&mut self, request: u64) -> Result<(), Refused> {
         let identity = self.identity().clone();
-        let scope = if identity.administrator { None } else { Some(identity.domain) };
+        let scope = if identity.administrator {
+            None
+        } else {
+            Some(identity.domain)
+        };
         let outbox = Arc::clone(&self.outbox);
         self.shared.driver.with(|decider, now| {
             let operation = decider.manager.flush(scope, now);
@@ -598,9 +712,15 @@ impl Session {
             status.domains.truncate(2000);
             serde_json::to_string(&status).map_err(internal)?
         } else {
-            let statistics = self.shared.driver.look(|manager| manager.domain_statistics(identity.domain));
+            let statistics = self
+                .shared
+                .driver
+                .look(|manager| manager.domain_statistics(identity.domain));
             let counters = DomainCounters::from(&statistics);
-            let status = DomainStatus { domain: self.domain_name.clone(), counters };
+            let status = DomainStatus {
+                domain: self.domain_name.clone(),
+                counters,
+            };
             serde_json::to_string(&status).map_err(internal)?
         };
         self.reply(request, &Reply::Status { json: &json });
@@ -615,12 +735,19 @@ impl Session {
         let driver = Arc::clone(&self.shared.driver);
         let own = self.identity().domain;
         // The manager leases within a domain only; a slip there must not hand out another's memory.
-        assert_eq!(driver.segment_domain(extent.segment), Some(own), "a segment belongs to one domain for life");
+        assert_eq!(
+            driver.segment_domain(extent.segment),
+            Some(own),
+            "a segment belongs to one domain for life"
+        );
         let Some(segment) = driver.host.segment(extent.segment) else {
             return Err(io::Error::other("a leased segment is closed"));
         };
         self.send()?;
-        let added = Reply::SegmentAdded { segment: extent.segment, bytes: segment.region.bytes() as u64 };
+        let added = Reply::SegmentAdded {
+            segment: extent.segment,
+            bytes: segment.region.bytes() as u64,
+        };
         let mut notice = Vec::new();
         added.encode(0, &mut notice).map_err(io::Error::other)?;
         socket::send_all_with_fds(&*self.stream, &notice, &[segment.file.as_fd()])
@@ -647,7 +774,11 @@ impl Session {
                     self.waiting.remove(&request);
                     self.reply(request, &Reply::Invalidated { generation });
                 }
-                Notice::Flushed { request, written, left_out } => {
+                Notice::Flushed {
+                    request,
+                    written,
+                    left_out,
+                } => {
                     self.waiting.remove(&request);
                     self.reply(request, &Reply::Flushed { written, left_out });
                 }

@@ -1,7 +1,10 @@
 use super::*;
 
 fn settings() -> Settings {
-    Settings { state_dir: PathBuf::from("/tmp/kvtier-settings-test"), ..Settings::default() }
+    Settings {
+        state_dir: PathBuf::from("/tmp/kvtier-settings-test"),
+        ..Settings::default()
+    }
 }
 
 #[test]
@@ -14,17 +17,84 @@ fn the_defaults_pass_once_a_state_directory_is_named() {
 #[test]
 fn a_refused_field_is_named_with_its_value_and_a_remedy() {
     let cases: Vec<(&str, Settings)> = vec![
-        ("state_dir", Settings { state_dir: PathBuf::new(), ..settings() }),
-        ("socket", Settings { socket: PathBuf::from("/".to_string() + &"x".repeat(120)), ..settings() }),
-        ("socket_mode", Settings { socket_mode: 0o066, ..settings() }),
-        ("host_bytes", Settings { host_bytes: 4096, ..settings() }),
-        ("host_segment_bytes", Settings { host_segment_bytes: 5000, ..settings() }),
-        ("block_bytes_max", Settings { block_bytes_max: 100, ..settings() }),
-        ("nvme_bytes", Settings { nvme_bytes: MIB, ..settings() }),
-        ("nvme_segment_bytes", Settings { nvme_bytes: GIB, nvme_segment_bytes: 4097, ..settings() }),
-        ("lease_ttl_ms", Settings { lease_ttl_ms: 0, ..settings() }),
-        ("clients_max", Settings { clients_max: 0, ..settings() }),
-        ("nvme_queue_depth", Settings { nvme_queue_depth: 4096, ..settings() }),
+        (
+            "state_dir",
+            Settings {
+                state_dir: PathBuf::new(),
+                ..settings()
+            },
+        ),
+        (
+            "socket",
+            Settings {
+                socket: PathBuf::from("/".to_string() + &"x".repeat(120)),
+                ..settings()
+            },
+        ),
+        (
+            "socket_mode",
+            Settings {
+                socket_mode: 0o066,
+                ..settings()
+            },
+        ),
+        (
+            "host_bytes",
+            Settings {
+                host_bytes: 4096,
+                ..settings()
+            },
+        ),
+        (
+            "host_segment_bytes",
+            Settings {
+                host_segment_bytes: 5000,
+                ..settings()
+            },
+        ),
+        (
+            "block_bytes_max",
+            Settings {
+                block_bytes_max: 100,
+                ..settings()
+            },
+        ),
+        (
+            "nvme_bytes",
+            Settings {
+                nvme_bytes: MIB,
+                ..settings()
+            },
+        ),
+        (
+            "nvme_segment_bytes",
+            Settings {
+                nvme_bytes: GIB,
+                nvme_segment_bytes: 4097,
+                ..settings()
+            },
+        ),
+        (
+            "lease_ttl_ms",
+            Settings {
+                lease_ttl_ms: 0,
+                ..settings()
+            },
+        ),
+        (
+            "clients_max",
+            Settings {
+                clients_max: 0,
+                ..settings()
+            },
+        ),
+        (
+            "nvme_queue_depth",
+            Settings {
+                nvme_queue_depth: 4096,
+                ..settings()
+            },
+        ),
     ];
     for (field, refused) in cases {
         let error = refused.check().expect_err(field);
@@ -50,5 +120,12 @@ fn domains_that_nobody_can_join_or_that_overlap_are_refused() {
         let error = Settings { domains, ..settings() }.check().expect_err("refused");
         assert_eq!(error.field, "domains");
     }
-    assert!(Settings { domains: vec![domain("a", &[1]), domain("b", &[2])], ..settings() }.check().is_ok());
+    assert!(
+        Settings {
+            domains: vec![domain("a", &[1]), domain("b", &[2])],
+            ..settings()
+        }
+        .check()
+        .is_ok()
+    );
 }
