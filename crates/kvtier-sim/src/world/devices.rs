@@ -303,7 +303,10 @@ impl World {
         let cancelled = flight.cancelled;
         let action = flight.action.clone();
         let outcome = match fate {
-            _ if cancelled => Err(Failure::Io),
+            _ if cancelled => {
+                self.not_opened(&action);
+                Err(Failure::Io)
+            }
             Fate::Refused(failure) => {
                 self.not_opened(&action);
                 Err(failure)
