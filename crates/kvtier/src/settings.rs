@@ -267,7 +267,7 @@ impl Settings {
             let largest = power_of_two_below(self.host_bytes / 512).max(64 * MIB);
             self.host_segment_bytes = power_of_two_below(self.host_bytes / 32).clamp(2 * MIB, largest);
         }
-        if self.host_segment_bytes % (4 * KIB) != 0 || self.host_segment_bytes > self.host_bytes / 2 {
+        if !self.host_segment_bytes.is_multiple_of(4 * KIB) || self.host_segment_bytes > self.host_bytes / 2 {
             return Err(refuse(
                 "host_segment_bytes",
                 self.host_segment_bytes,
@@ -289,7 +289,7 @@ impl Settings {
                 let largest = power_of_two_below(self.nvme_bytes / 1024).clamp(256 * MIB, 2 * GIB);
                 self.nvme_segment_bytes = power_of_two_below(self.nvme_bytes / 64).clamp(MIB, largest);
             }
-            if self.nvme_segment_bytes % (4 * KIB) != 0
+            if !self.nvme_segment_bytes.is_multiple_of(4 * KIB)
                 || self.nvme_segment_bytes < 64 * KIB
                 || self.nvme_segment_bytes > 4 * GIB - 4 * KIB
             {

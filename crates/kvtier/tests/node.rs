@@ -228,7 +228,7 @@ fn clients_of_another_token_see_nothing_of_a_domain() {
     assert!(same_name.get(&[hash(0)], FetchScope::Each).expect("answered")[0].is_none());
     node.invalidate("b/tenant", Duration::from_secs(5)).expect("recorded");
     assert!(space.exists(hash(0)).expect("answered"));
-    let error = with("token-c").err().expect("nobody's token");
+    let error = with("token-c").expect_err("nobody's token");
     assert_eq!(error.kind, ErrorKind::Denied);
 }
 

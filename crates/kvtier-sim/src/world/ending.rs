@@ -9,7 +9,7 @@ use crate::memory::PAGE_BYTES;
 use crate::oracle::{Check, Finding, Key, found};
 
 /// More actions than this, long after anybody asked for anything, are a loop that only power cuts end.
-const RESTLESS_ACTIONS: u64 = 30;
+const RESTLESS_ACTIONS: u64 = 200;
 
 impl World {
     /// Lives the whole life of the world.
@@ -26,6 +26,8 @@ impl World {
         if !self.draining {
             for domain in 0..self.plan.domains {
                 self.check_progress(TrustDomain(domain))?;
+                // What is being written for one cannot make room for the next.
+                self.settle("a block was put and read back")?;
             }
         }
         self.flush(None)?;
