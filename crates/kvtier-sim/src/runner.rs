@@ -17,6 +17,15 @@ pub struct RunOptions {
     pub mutant: Option<kvtier_core::Mutant>,
 }
 
+impl RunOptions {
+    /// The same run, keeping the last things that happen.
+    #[must_use]
+    pub fn logged(mut self) -> RunOptions {
+        self.log = true;
+        self
+    }
+}
+
 /// What became of one seed.
 #[derive(Clone, Debug, Default)]
 pub struct SeedOutcome {
@@ -136,7 +145,7 @@ pub fn run_seeds(seeds: std::ops::Range<u64>, options: RunOptions, progress: &mu
         progress(report.seeds);
         if outcome.finding.is_some() {
             // Once more with a log: the world is the same, only watched more closely.
-            let logged = run_seed(seed, RunOptions { log: true, ..options });
+            let logged = run_seed(seed, options.logged());
             outcome.log = logged.log;
             report.failed = Some((seed, outcome));
             break;

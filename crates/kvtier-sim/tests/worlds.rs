@@ -30,13 +30,7 @@ fn the_same_seed_lives_the_same_life() {
     for seed in 0..5 {
         let (once, again) = (
             run_seed(seed, RunOptions::default()),
-            run_seed(
-                seed,
-                RunOptions {
-                    log: true,
-                    ..RunOptions::default()
-                },
-            ),
+            run_seed(seed, RunOptions::default().logged()),
         );
         assert_eq!(
             (once.trace_hash, once.actions, once.counts),

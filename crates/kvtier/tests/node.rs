@@ -279,3 +279,19 @@ fn a_second_node_on_the_same_directory_refuses() {
         .expect("the directory is taken");
     assert!(error.to_string().contains("in use"), "{error}");
 }
+
+#[test]
+fn a_socket_is_its_owners_alone_or_as_wide_as_the_settings_say() {
+    use std::os::unix::fs::PermissionsExt;
+    for mode in [0o600, 0o666] {
+        let directory = Directory::new();
+        let settings = Settings {
+            socket_mode: mode,
+            nvme_bytes: 0,
+            ..directory.settings()
+        };
+        let node = start(settings);
+        let found = std::fs::metadata(node.socket()).expect("a socket").permissions().mode();
+        assert_eq!(found & 0o777, mode, "{found:o}");
+    }
+}

@@ -14,6 +14,8 @@ use kvtier_core::ClientId;
 use kvtier_transfer::socket;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::domains::Domains;
 use super::driver::Driver;
@@ -21,6 +23,8 @@ use super::session::Session;
 use super::{StartError, spawn};
 use crate::settings::CheckedSettings;
 
+/// Connections that may wait to be taken.
+const BACKLOG: i32 = 128;
 /// How often connections are checked for a process that died and left its socket to a child.
 const WATCH_INTERVAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -78,11 +82,7 @@ impl Listener {
             }
             std::fs::remove_file(path).map_err(refused)?;
         }
-        // Nobody may connect between bind and chmod.
-        let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-        let listener = UnixListener::bind(path);
-        rustix::process::umask(umask);
-        let listener = listener.map_err(refused)?;
+        let listener = bind_private(path).map_err(|error| refused(error.into()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(refused)?;
         listener.set_nonblocking(true).map_err(refused)?;
         Ok(BoundSocket {
@@ -139,6 +139,16 @@ impl Listener {
             let _ = connection.thread.join();
         }
     }
+}
+
+/// A listening socket that only its owner can reach until its permissions are widened. The mode of the socket itself
+/// bounds that of the path it is bound to (unix(7)); the umask, which is the whole process's, stays as it is.
+fn bind_private(path: &Path) -> rustix::io::Result<UnixListener> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
 }
 
 fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
