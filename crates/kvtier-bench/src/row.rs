@@ -11,7 +11,8 @@ pub struct Row {
     pub batch: u64,
     /// Rate in 10^9 bytes a second: median over rounds of bytes by time spent in calls.
     pub gbps: Option<f64>,
-    /// Rate by that of the memcpy of the same shape and direction in the same round: median over rounds.
+    /// Median time of the memcpy of the same shape and direction by the median time of a call, in the same round: median
+    /// over rounds.
     pub ratio_to_memcpy: Option<f64>,
     /// Time of one call, microseconds: median over rounds of the rounds' medians.
     pub p50_us: Option<f64>,

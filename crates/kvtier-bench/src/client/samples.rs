@@ -38,12 +38,14 @@ impl Samples {
         let bytes = calls.bytes_per_call as f64 * times.len() as f64;
         let gbps = bytes / total / 1e3;
         let cpu = calls.cpu.map_or(f64::NAN, |cpu| cpu.as_secs_f64());
+        let p50_us = median(times.clone());
         let round = Round {
-            p50_us: median(times.clone()),
+            p50_us,
             gbps,
             cpu_s_per_gb: cpu / (bytes / 1e9),
             cpu_us: cpu * 1e6 / times.len() as f64,
-            ratio: memcpy.map(|memcpy| gbps / memcpy.gbps),
+            // Times, not rates: a core that slept through a wake-up now and then is in `gbps` and in `p99_us`.
+            ratio: memcpy.map(|memcpy| memcpy.p50_us / p50_us),
             echo_p50_us: echo.map(|echo| echo.p50_us),
         };
         self.times_us.extend(times);
