@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,10 +22,34 @@ pub(super) struct Put<'a> {
     put_bytes_max: usize,
 }
 
+/// The end of a large round's last block that is copied after the blocks before it are sealed. The node slept while
+/// the client copied, and what it sleeps longest from is slowest to wake: the first seal wakes it during this copy, so
+/// that the second, which the caller waits for, finds it awake.
+const TAIL_BYTES: usize = 512 << 10;
+
+/// Rounds below this many bytes are too short for the node to sleep deeply.
+const TAIL_ROUND_BYTES: usize = 2 << 20;
+
+/// The two halves of a round, each with a seal of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All blocks, or all but the last one of a large round.
+    Front,
+    /// The last block of a large round.
+    Last,
+}
+
+impl Part {
+    /// In the order of sending.
+    pub(super) const ALL: [Part; 2] = [Part::Front, Part::Last];
+}
+
 /// Some blocks of a put on their way.
 pub(super) struct PutRound {
     index: usize,
     items: Vec<Item>,
+    /// The item that is [`Part::Last`].
+    last: Option<usize>,
     /// Slots held ahead were given back because the reserve found no room.
     made_room: bool,
 }
@@ -123,6 +148,7 @@ impl<'a> Put<'a> {
             Some(PutRound {
                 index,
                 items,
+                last: None,
                 made_room: false,
             })
         })
@@ -155,39 +181,39 @@ impl<'a> Put<'a> {
 
     /// Copies the blocks that have a slot granted ahead. Do it while the reserve is on its way.
     pub(super) fn copy_ahead(&self, round: &PutRound) -> Result<(), ClientError> {
-        self.copy(round, |place| {
-            if let Place::Ahead(held) = place {
-                Some(held)
-            } else {
-                None
-            }
-        })
-    }
-
-    /// Copies the blocks that the reserve's answer gave a slot.
-    pub(super) fn copy_granted(&self, round: &PutRound) -> Result<(), ClientError> {
-        self.copy(round, |place| {
-            if let Place::Granted(held) = place {
-                Some(held)
-            } else {
-                None
-            }
-        })
-    }
-
-    fn copy<'r>(
-        &self,
-        round: &'r PutRound,
-        choose: impl Fn(&'r Place) -> Option<&'r HeldSlot>,
-    ) -> Result<(), ClientError> {
         for item in &round.items {
-            let Some(held) = choose(&item.place) else { continue };
-            let source = self.blocks[item.block].1;
-            held.slice
-                .subslice(0, source.len())
-                .map_err(ClientError::protocol)?
-                .copy_from_slice(source)?;
+            if let Place::Ahead(held) = &item.place {
+                self.copy(item, held, 0..self.blocks[item.block].1.len())?;
+            }
         }
+        Ok(())
+    }
+
+    /// Copies the blocks that the reserve's answer gave a slot; of the last one, [`Part::Front`] copies what is not its
+    /// tail.
+    pub(super) fn copy_granted(&self, round: &PutRound, part: Part) -> Result<(), ClientError> {
+        for (number, item) in round.items.iter().enumerate() {
+            let Place::Granted(held) = &item.place else { continue };
+            let length = self.blocks[item.block].1.len();
+            let tail = if round.last == Some(number) {
+                length.min(TAIL_BYTES)
+            } else {
+                0
+            };
+            let range = match part {
+                Part::Front => 0..length - tail,
+                Part::Last => length - tail..length,
+            };
+            self.copy(item, held, range)?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, item: &Item, held: &HeldSlot, range: Range<usize>) -> Result<(), ClientError> {
+        held.slice
+            .subslice(range.start, range.len())
+            .map_err(ClientError::protocol)?
+            .copy_from_slice(&self.blocks[item.block].1[range])?;
         Ok(())
     }
 
@@ -223,13 +249,28 @@ impl<'a> Put<'a> {
             round.made_room = !held.is_empty();
             home.returns().abandon(session.epoch, held);
         }
+        round.last = self.last_apart(round);
         Ok(())
     }
 
+    fn last_apart(&self, round: &PutRound) -> Option<usize> {
+        let written = round.items.iter().filter(|item| item.held().is_some());
+        let bytes: usize = written.map(|item| self.blocks[item.block].1.len()).sum();
+        let last = round.items.iter().rposition(|item| item.held().is_some())?;
+        let item = &round.items[last];
+        let length = self.blocks[item.block].1.len();
+        // A block that went ahead is copied already.
+        let is_granted = matches!(item.place, Place::Granted(_));
+        (bytes >= TAIL_ROUND_BYTES && length >= TAIL_BYTES && length < bytes && is_granted).then_some(last)
+    }
+
     /// What to seal; empty when nothing was written.
-    pub(super) fn seal_items(&self, round: &PutRound) -> Vec<SealItem> {
-        let written = round.items.iter().filter_map(|item| Some((item, item.held()?)));
-        written
+    pub(super) fn seal_items(&self, round: &PutRound, part: Part) -> Vec<SealItem> {
+        let covered = (0..)
+            .zip(&round.items)
+            .filter(|(number, _)| round.part(*number) == part);
+        covered
+            .filter_map(|(_, item)| Some((item, item.held()?)))
             .map(|(item, held)| SealItem {
                 reservation: held.reservation,
                 hash: self.blocks[item.block].0,
@@ -254,6 +295,7 @@ impl<'a> Put<'a> {
     pub(super) fn absorb_sealed(
         &self,
         round: &mut PutRound,
+        part: Part,
         session: &mut Session,
         outcomes: Array<'_, Sealed>,
         granted: Array<'_, Slot>,
@@ -261,7 +303,11 @@ impl<'a> Put<'a> {
         session.absorb_slots(granted);
         let handle = session.opened(round.index).map_or(0, |opened| opened.handle);
         let mut outcomes = outcomes.iter();
-        for item in round.items.iter_mut() {
+        for number in 0..round.items.len() {
+            if round.part(number) != part {
+                continue;
+            }
+            let item = &mut round.items[number];
             let went_ahead = matches!(item.place, Place::Ahead(_));
             let Some(held) = item.held_mut() else { continue };
             let outcome = outcomes
@@ -300,6 +346,14 @@ impl<'a> Put<'a> {
 }
 
 impl PutRound {
+    fn part(&self, number: usize) -> Part {
+        if self.last == Some(number) {
+            Part::Last
+        } else {
+            Part::Front
+        }
+    }
+
     fn is_refused(&self) -> bool {
         self.items.iter().any(|item| matches!(item.place, Place::Refused))
     }

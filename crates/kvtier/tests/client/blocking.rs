@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use crate::fake_node::FakeNode;
+use crate::fake_node::{FakeNode, State};
 use crate::{bytes, hash};
 use kvtier::client::blocking::{Client, Namespace};
 use kvtier::client::{ClientOptions, FetchScope, GetOutcome, Lineage, PutOutcome, Writing};
@@ -205,6 +205,22 @@ fn a_put_larger_than_the_nodes_bound_goes_in_rounds() {
     let (_client, namespace) = connect(&node);
     assert_eq!(put(&namespace, 0..10, 4096), vec![PutOutcome::Published; 10]);
     read(&namespace, 0..10, 4096);
+}
+
+#[test]
+fn a_large_put_seals_its_last_block_apart_with_what_was_copied_meanwhile() {
+    let node = FakeNode::start("apart");
+    let (_client, namespace) = connect(&node);
+    let length = (1 << 20) + 12_345;
+    assert_eq!(put(&namespace, 0..4, length), vec![PutOutcome::Published; 4]);
+    let puts = |state: &State| {
+        let is_put = |kind: &&Kind| matches!(kind, Kind::Reserve | Kind::Seal);
+        state.requests.iter().filter(is_put).copied().collect::<Vec<Kind>>()
+    };
+    assert_eq!(puts(&node.state()), [Kind::Reserve, Kind::Seal, Kind::Seal]);
+    let parents: Vec<Parent> = node.state().items.iter().map(|item| item.parent).collect();
+    assert_eq!(parents[3], Parent::Block(hash(2)));
+    read(&namespace, 0..4, length);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::connection::Connection;
 use super::writer::BlockWriter;
 use crate::client::batch::{Opening, absorb_sealed, check_count, check_lengths, copy_out, leases_of, unexpected};
 use crate::client::handle::BlockHandle;
-use crate::client::put::Put;
+use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
 use crate::client::session::{Got, Leased, Session};
 use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
@@ -187,20 +187,29 @@ impl Namespace {
                     Ok(generation)
                 };
                 opened.generation = pending.wait(absorb).await?;
-                put.copy_granted(&round)?;
             } else {
                 put.copy_ahead(&round)?;
             }
-            let items = put.seal_items(&round);
-            if !items.is_empty() {
-                let ahead = connection.with_session(|session| put.ahead(&round, session));
-                let (handle, generation) = (opened.handle, opened.generation);
+            let mut ahead = connection.with_session(|session| put.ahead(&round, session));
+            let (handle, generation, asked) = (opened.handle, opened.generation, ahead.count > 0);
+            let mut sent = [const { None }; Part::ALL.len()];
+            for (part, pending) in Part::ALL.into_iter().zip(&mut sent) {
+                put.copy_granted(&round, part)?;
+                let items = put.seal_items(&round, part);
+                if items.is_empty() {
+                    continue;
+                }
                 let request = Request::Seal {
                     handle,
                     generation,
-                    ahead,
+                    ahead: std::mem::take(&mut ahead),
                     items: Array::from(&items),
                 };
+                *pending = Some(shared.send(&connection, &request, self.hints, shared.options.timeout)?);
+            }
+            let mut result = Ok(());
+            for (part, pending) in Part::ALL.into_iter().zip(sent) {
+                let Some(pending) = pending else { continue };
                 let absorb = |session: &mut Session, reply: Reply<'_>| {
                     let Reply::Sealed {
                         generation,
@@ -211,13 +220,14 @@ impl Namespace {
                         return Err(unexpected());
                     };
                     session.observe(self.index, generation);
-                    put.absorb_sealed(&mut round, session, outcomes, granted)
+                    put.absorb_sealed(&mut round, part, session, outcomes, granted)
                 };
-                shared.call(&connection, &request, self.hints, absorb).await?;
-                if ahead.count > 0 {
-                    shared.returns.rouse();
-                }
+                result = result.and(pending.wait(absorb).await);
             }
+            if asked {
+                shared.returns.rouse();
+            }
+            result?;
             put.finish(round);
         }
         Ok(put.into_outcomes())

@@ -8,7 +8,7 @@ use crate::client::batch::{
     Opening, absorb_sealed, check_count, check_lengths, chunks, copy_out, leases_of, unexpected,
 };
 use crate::client::handle::BlockHandle;
-use crate::client::put::Put;
+use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
 use crate::client::session::{Got, Leased};
 use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
@@ -174,35 +174,46 @@ impl Namespace {
                     }
                     _ => Err(unexpected()),
                 })?;
-                put.copy_granted(&round)?;
             } else {
                 put.copy_ahead(&round)?;
             }
-            let items = put.seal_items(&round);
-            if !items.is_empty() {
-                let ahead = put.ahead(&round, line.opened(shared, self.index)?.0);
-                let (handle, generation) = (opened.handle, opened.generation);
+            let mut ahead = put.ahead(&round, line.opened(shared, self.index)?.0);
+            let (handle, generation, asked) = (opened.handle, opened.generation, ahead.count > 0);
+            let mut sent = [None; Part::ALL.len()];
+            for (part, number) in Part::ALL.into_iter().zip(&mut sent) {
+                put.copy_granted(&round, part)?;
+                let items = put.seal_items(&round, part);
+                if items.is_empty() {
+                    continue;
+                }
                 let request = Request::Seal {
                     handle,
                     generation,
-                    ahead,
+                    ahead: std::mem::take(&mut ahead),
                     items: Array::from(&items),
                 };
-                line.call(shared, &request, self.hints, |session, reply| match reply {
+                *number = Some(line.send(shared, &request, self.hints, shared.options.timeout)?);
+            }
+            let mut result = Ok(());
+            for (part, number) in Part::ALL.into_iter().zip(sent) {
+                let Some(number) = number else { continue };
+                let absorbed = line.receive(shared, number, |session, reply| match reply {
                     Reply::Sealed {
                         generation,
                         outcomes,
                         granted,
                     } => {
                         session.observe(self.index, generation);
-                        put.absorb_sealed(&mut round, session, outcomes, granted)
+                        put.absorb_sealed(&mut round, part, session, outcomes, granted)
                     }
                     _ => Err(unexpected()),
-                })?;
-                if ahead.count > 0 {
-                    shared.returns.rouse();
-                }
+                });
+                result = result.and(absorbed);
             }
+            if asked {
+                shared.returns.rouse();
+            }
+            result?;
             put.finish(round);
         }
         Ok(put.into_outcomes())
