@@ -10,6 +10,7 @@ mod engine;
 mod fingerprint;
 pub mod format;
 mod keeper;
+mod keys;
 mod queue;
 mod segment;
 mod settings;
@@ -22,6 +23,7 @@ pub mod faults;
 
 pub use action::StorageAction;
 pub use engine::{Direction, Done, EngineError, EngineSettings, Finished, NvmeEngine, Priority, Request};
+pub use keys::{DataKey, RecordKeys};
 pub use settings::{EngineChoice, NvmeError, NvmeSettings};
 pub use threads::ThreadsEngine;
 pub use tier::{Events, NvmeStatistics, NvmeTier};
