@@ -1,11 +1,13 @@
 use std::sync::Arc;
 
-use kvtier_transfer::memory::{MemoryError, MemoryRegion, MemorySlice};
+use kvtier_transfer::memory::{HUGE_PAGE_BYTES, MemoryError, MemoryRegion, MemorySlice};
 use parking_lot::Mutex;
 
 const SMALLEST_BYTES: usize = 64 << 10;
 
-/// Memory for copies between segments and for payloads whose own memory is not aligned: bounded, kept warm.
+/// Memory for what the device reads or writes in place of the callers': sealed payloads, copies between segments,
+/// payloads whose own memory is not aligned. Bounded, kept warm, on huge pages where the system gives them: a device
+/// moves bytes to and from those at up to twice the rate.
 pub(super) struct BouncePool {
     budget_bytes: usize,
     state: Mutex<State>,
@@ -13,15 +15,22 @@ pub(super) struct BouncePool {
 
 #[derive(Default)]
 struct State {
-    free: Vec<Arc<MemoryRegion>>,
+    free: Vec<Buffer>,
     free_bytes: usize,
     lent_bytes: usize,
+}
+
+/// A piece of a region of at least one huge page: a power of two, [`SMALLEST_BYTES`] or more.
+struct Buffer {
+    region: Arc<MemoryRegion>,
+    offset: usize,
+    bytes: usize,
 }
 
 /// Memory lent by the pool; dropping gives it back.
 pub(super) struct Bounce {
     pool: Arc<BouncePool>,
-    region: Arc<MemoryRegion>,
+    buffer: Option<Buffer>,
     slice: MemorySlice,
 }
 
@@ -36,27 +45,51 @@ impl BouncePool {
 
     /// `length` bytes, page-aligned; `None` while the budget is lent out. A length over the budget is lent alone.
     pub(super) fn take(self: &Arc<Self>, length: usize) -> Result<Option<Bounce>, MemoryError> {
-        let size = length.max(SMALLEST_BYTES).next_power_of_two();
+        let bytes = length.max(SMALLEST_BYTES).next_power_of_two();
         let mut state = self.state.lock();
-        if state.lent_bytes > 0 && state.lent_bytes.saturating_add(size) > self.budget_bytes {
+        if state.lent_bytes > 0 && state.lent_bytes.saturating_add(bytes) > self.budget_bytes {
             return Ok(None);
         }
-        let warm = state.free.iter().position(|region| region.bytes() == size);
-        let region = match warm {
+        // The one given back last is the warmest.
+        let warm = state.free.iter().rposition(|buffer| buffer.bytes == bytes);
+        let buffer = match warm {
             Some(position) => {
-                state.free_bytes -= size;
-                state.free.swap_remove(position)
+                state.free_bytes -= bytes;
+                state.free.remove(position)
             }
-            None => MemoryRegion::anonymous(size)?,
+            None => state.carve(bytes)?,
         };
-        state.lent_bytes += size;
+        state.lent_bytes += bytes;
         drop(state);
-        let slice = region.slice(0, length).expect("regions are as long as asked for");
+        let slice = buffer
+            .region
+            .slice(buffer.offset, length)
+            .expect("buffers are at least as long as asked for");
         Ok(Some(Bounce {
             pool: Arc::clone(self),
-            region,
+            buffer: Some(buffer),
             slice,
         }))
+    }
+}
+
+impl State {
+    /// A buffer of a new region; what is left of it becomes buffers of the same size.
+    fn carve(&mut self, bytes: usize) -> Result<Buffer, MemoryError> {
+        let region = MemoryRegion::anonymous(bytes.max(HUGE_PAGE_BYTES))?;
+        for offset in (bytes..region.bytes()).step_by(bytes) {
+            self.free_bytes += bytes;
+            self.free.push(Buffer {
+                region: Arc::clone(&region),
+                offset,
+                bytes,
+            });
+        }
+        Ok(Buffer {
+            region,
+            offset: 0,
+            bytes,
+        })
     }
 }
 
@@ -68,19 +101,20 @@ impl Bounce {
 
 impl Drop for Bounce {
     fn drop(&mut self) {
-        let size = self.region.bytes();
+        let Some(buffer) = self.buffer.take() else { return };
+        let budget_bytes = self.pool.budget_bytes;
         let mut state = self.pool.state.lock();
-        state.lent_bytes -= size;
-        if size > self.pool.budget_bytes {
+        state.lent_bytes -= buffer.bytes;
+        if buffer.bytes > budget_bytes {
             return;
         }
-        // The size in use stays warm, at the cost of those that are not.
-        while state.free_bytes + size > self.pool.budget_bytes {
+        state.free_bytes += buffer.bytes;
+        state.free.push(buffer);
+        // The sizes in use stay warm, at the cost of those that are not.
+        while state.free_bytes > budget_bytes {
             let cold = state.free.remove(0);
-            state.free_bytes -= cold.bytes();
+            state.free_bytes -= cold.bytes;
         }
-        state.free_bytes += size;
-        state.free.push(Arc::clone(&self.region));
     }
 }
 
