@@ -271,6 +271,7 @@ impl Segment {
             sealed_ms: now_ms(),
         };
         self.write(ALIGNMENT, &seal.encode())?;
+        self.dirty.store(true, Ordering::Release);
         loop {
             {
                 let mut records = self.records.lock();
@@ -292,7 +293,6 @@ impl Segment {
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let memory = aligned(bytes.len())?;
         memory.copy_from_slice(bytes).map_err(io::Error::other)?;
-        self.dirty.store(true, Ordering::Release);
         match memory.write_at(&*self.file, offset)? {
             written if written == bytes.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
@@ -307,7 +307,11 @@ impl Segment {
 
     /// Writes the index as far as it is known, without a sync: it survives this process, not a power cut.
     pub(super) fn write_out(&self) -> io::Result<u64> {
-        self.write_index()
+        let bytes = self.write_index()?;
+        if bytes > 0 {
+            self.dirty.store(true, Ordering::Release);
+        }
+        Ok(bytes)
     }
 
     /// Makes everything committed so far survive a power cut; how many bytes that took.
@@ -316,8 +320,8 @@ impl Segment {
             return Ok(0);
         }
         let again = |_: &io::Error| self.dirty.store(true, Ordering::Release);
+        // What is committed from here on makes it dirty again.
         let bytes = self.write_index().inspect_err(again)?;
-        self.dirty.store(false, Ordering::Release);
         self.file.sync_data().inspect_err(again)?;
         Ok(bytes)
     }

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use super::action::StorageAction;
 use super::bounce::{Bounce, BouncePool};
 use super::directory::Directory;
-use super::engine::{EngineError, NvmeEngine};
+use super::engine::{EngineError, NvmeEngine, Priority};
 use super::format::Encryption;
 use super::keeper::{self, Chore, Chores};
 use super::segment::Segment;
@@ -140,7 +140,7 @@ impl NvmeTier {
             chores,
             checks,
             bounces: BouncePool::new(settings.bounce_bytes),
-            waiting: Mutex::new(VecDeque::new()),
+            waiting: Mutex::default(),
             pumps: AtomicUsize::new(0),
             outstanding: Mutex::new(Outstanding::default()),
             epoch: AtomicU64::new(0),
@@ -297,8 +297,8 @@ pub(super) struct Inner {
     /// Checksum work for the second thread; `None` ends it. Bounded by what is admitted.
     checks: Sender<Option<Check>>,
     bounces: Arc<BouncePool>,
-    /// What waits for bounce memory. Bounded by what is admitted.
-    waiting: Mutex<VecDeque<Waiting>>,
+    /// What waits for bounce memory, foreground and background. Bounded by what is admitted.
+    waiting: Mutex<[VecDeque<Waiting>; 2]>,
     pumps: AtomicUsize,
     outstanding: Mutex<Outstanding>,
     /// Raised by a reset: tickets of an earlier one go no further than they are.
@@ -560,8 +560,8 @@ impl Inner {
     }
 
     /// Runs `then` with bounce memory, now or when there is some.
-    fn with_bounce(self: &Arc<Self>, ticket: Ticket, bytes: usize, then: WithBounce) {
-        self.waiting.lock().push_back(Waiting { ticket, bytes, then });
+    fn with_bounce(self: &Arc<Self>, ticket: Ticket, bytes: usize, priority: Priority, then: WithBounce) {
+        self.waiting.lock()[priority as usize].push_back(Waiting { ticket, bytes, then });
         self.pump();
     }
 
@@ -582,27 +582,32 @@ impl Inner {
         }
     }
 
+    /// Serves one that waits, foreground first; false where there is nobody who can be served.
     fn serve_waiting(self: &Arc<Self>) -> bool {
-        let mut waiting = self.waiting.lock();
-        let Some(first) = waiting.front() else { return false };
-        let bounce = if first.ticket.is_cancelled() {
-            None
-        } else {
-            match self.bounces.take(first.bytes) {
-                Ok(None) => return false,
-                taken => Some(taken),
+        let mut lanes = self.waiting.lock();
+        for priority in [Priority::Foreground, Priority::Background] {
+            let lane = &mut lanes[priority as usize];
+            let Some(first) = lane.front() else { continue };
+            let bounce = if first.ticket.is_cancelled() {
+                None
+            } else {
+                match self.bounces.take(first.bytes, priority) {
+                    Ok(None) => continue,
+                    taken => Some(taken),
+                }
+            };
+            let Some(Waiting { ticket, then, .. }) = lane.pop_front() else {
+                return false;
+            };
+            drop(lanes);
+            match bounce {
+                None => ticket.answer(Err(Failure::Deadline)),
+                Some(Ok(Some(bounce))) => then(self, ticket, bounce),
+                Some(_) => ticket.answer(Err(Failure::Full)),
             }
-        };
-        let Some(Waiting { ticket, then, .. }) = waiting.pop_front() else {
-            return false;
-        };
-        drop(waiting);
-        match bounce {
-            None => ticket.answer(Err(Failure::Deadline)),
-            Some(Ok(Some(bounce))) => then(self, ticket, bounce),
-            Some(_) => ticket.answer(Err(Failure::Full)),
+            return true;
         }
-        true
+        false
     }
 
     /// The core asked for what cannot be: our bug, and a miss for the caller.

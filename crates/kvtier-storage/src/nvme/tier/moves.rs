@@ -94,7 +94,12 @@ impl Inner {
                         inner.write(ticket, record, payload, Written::Demoted);
                     });
                 };
-                self.with_bounce(ticket, padded(target.length as usize), Box::new(then));
+                self.with_bounce(
+                    ticket,
+                    padded(target.length as usize),
+                    Priority::Background,
+                    Box::new(then),
+                );
             }
         }
     }
@@ -159,7 +164,12 @@ impl Inner {
                         },
                     );
                 };
-                self.with_bounce(ticket, padded(source.length as usize), Box::new(then));
+                self.with_bounce(
+                    ticket,
+                    padded(source.length as usize),
+                    Priority::Foreground,
+                    Box::new(then),
+                );
             }
         }
     }
@@ -221,7 +231,12 @@ impl Inner {
                 },
             );
         };
-        self.with_bounce(ticket, padded(source.length as usize), Box::new(then));
+        self.with_bounce(
+            ticket,
+            padded(source.length as usize),
+            Priority::Background,
+            Box::new(then),
+        );
     }
 
     fn record(&self, place: Extent, label: RecordLabel) -> Result<Record, Failure> {
