@@ -271,6 +271,8 @@ impl Driver {
             }
             // The NVMe tier starts empty, so nothing older can come back: memory is durable enough for a generation.
             Action::RecordGeneration { operation, .. } => self.answer(operation, Ok(Completion::Done)),
+            // The NVMe tier starts empty: a restart brings no record back.
+            Action::ForgetRecord { .. } => {}
             Action::FetchDone { .. }
             | Action::ReserveDone { .. }
             | Action::Invalidated { .. }

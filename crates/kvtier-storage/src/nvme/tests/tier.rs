@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use kvtier_core::{
-    BlockHash, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, RealizationId, RecordLabel,
-    SegmentId,
+    BlockHash, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, Parent, RealizationId,
+    RecordLabel, SegmentId,
 };
 use kvtier_transfer::crc32c;
 use kvtier_transfer::memory::{MemoryRegion, MemorySlice};
@@ -142,6 +142,8 @@ fn label() -> RecordLabel {
         generation: Generation(5),
         realization: RealizationId(1),
         hash: BlockHash([0xAB; 16]),
+        parent: Parent::Unknown,
+        tokens: 512,
     }
 }
 
