@@ -1,14 +1,16 @@
 //! One machine's tiers behind one socket.
 //!
 //! A [`Node`] owns the host memory, the NVMe tier, the tier manager that decides over them, and the Unix socket on which
-//! clients ask. It runs a thread for each connection, one timer, one for host segments, and those of the NVMe engine; when
-//! nobody asks, all of them sleep.
+//! clients ask. It runs a thread for each connection, one timer, one for host segments, one that makes names and
+//! generations durable, and those of the NVMe engine; when nobody asks, all of them sleep.
 
 mod clock;
 mod domains;
 mod driver;
 mod listener;
 mod outbox;
+mod recorder;
+mod restart;
 mod session;
 mod status;
 
@@ -17,16 +19,18 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvtier_core::{Generation, NamespaceId, OperationId};
+use kvtier_core::{Generation, NamespaceId, OperationId, RestoredSegment};
 use kvtier_storage::host::{HostError, HostSettings, HostTier};
-use kvtier_storage::nvme::{EngineChoice, NvmeError, NvmeSettings, NvmeTier};
+use kvtier_storage::nvme::{EngineChoice, Events, NvmeError, NvmeSettings, NvmeTier};
 
 use self::clock::NodeClock;
 use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::listener::Listener;
-pub use self::status::{Counters, DomainCounters, DomainStatus, Status};
+use self::recorder::Recorder;
+pub use self::status::{Counters, DomainCounters, DomainStatus, Durability, Status};
 use crate::error::ErrorKind;
+use crate::keys::{KeyError, StateFiles};
 use crate::settings::{CheckedSettings, Clock, HugePages, NvmeEngine};
 
 /// What a starting node is doing.
@@ -41,6 +45,8 @@ pub enum StartProgress {
     },
     /// Something an operator should read once.
     Note(String),
+    /// Something that was lost.
+    Warning(String),
 }
 
 /// Why a node did not start.
@@ -53,6 +59,19 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// Keys, register or realizations cannot be opened.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// Names of an earlier run have no place in this one.
+    #[error("the {count} {what} of earlier runs do not fit: {remedy}")]
+    Names {
+        /// How many there are.
+        count: usize,
+        /// Of what.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// Host memory cannot be had.
     #[error("host memory: {0}")]
@@ -120,7 +139,8 @@ impl Node {
     /// Opens the tiers, faults in the host memory, and listens. Blocks until clients can connect.
     ///
     /// # Errors
-    /// Names what could not be had and the remedy. Nothing is left behind but an empty state directory.
+    /// Names what could not be had and the remedy. What the state directory held is as it was; a new one may hold a key and
+    /// an empty register.
     pub fn start(
         settings: CheckedSettings,
         observer: Box<dyn Fn(StartProgress) + Send + Sync>,
@@ -130,6 +150,14 @@ impl Node {
             source,
         };
         std::fs::create_dir_all(&settings.state_dir).map_err(state_directory)?;
+        // First of all, for it says whether the directory is ours.
+        let files = StateFiles::open(&settings.state_dir, settings.master_key_file.as_deref())?;
+        for note in files.notes {
+            observer(StartProgress::Note(note));
+        }
+        for warning in files.warnings {
+            observer(StartProgress::Warning(warning));
+        }
         let socket = Listener::bind(&settings.socket, settings.socket_mode)?;
 
         let host = HostTier::start(
@@ -155,8 +183,9 @@ impl Node {
         observer(StartProgress::Note(host.page_note()));
 
         let cell: Arc<OnceLock<Weak<Driver>>> = Arc::new(OnceLock::new());
-        let nvme = match settings.nvme_bytes {
-            0 => None,
+        let begun = Instant::now();
+        let (nvme, segments) = match settings.nvme_bytes {
+            0 => (None, Vec::new()),
             capacity_bytes => {
                 let cell = Arc::clone(&cell);
                 let completions = Arc::new(move |event| {
@@ -164,20 +193,12 @@ impl Node {
                         driver.handle_event(event);
                     }
                 });
-                let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes);
-                nvme.engine = match settings.nvme_engine {
-                    NvmeEngine::Auto => EngineChoice::Auto,
-                    NvmeEngine::IoUring => EngineChoice::IoUring,
-                    NvmeEngine::Threads => EngineChoice::Threads,
-                };
-                nvme.bounds.queue_depth = settings.nvme_queue_depth as usize;
-                nvme.bounds.threads = settings.nvme_threads as usize;
-                nvme.request_deadline = Duration::from_millis(settings.operation_deadline_ms);
-                let tier = NvmeTier::open(nvme, completions)?;
+                let nvme = nvme_settings(&settings, capacity_bytes);
+                let (tier, segments) = open_nvme(nvme, completions)?;
                 for note in tier.notes() {
                     observer(StartProgress::Note(note.clone()));
                 }
-                Some(tier)
+                (Some(tier), segments)
             }
         };
         let clock = NodeClock::new(settings.clock);
@@ -186,15 +207,20 @@ impl Node {
                 "clock = client: clients drive the time. This is a test mode: never serve an engine with it".into(),
             ));
         }
-        let (driver, segment_work) = Driver::new(&settings, clock, host, nvme);
+        let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations);
+        let (driver, segment_work) = Driver::new(&settings, clock, host, nvme, recorder);
         let driver = Arc::new(driver);
         // The cell is set once, here, before anything can complete.
         let _ = cell.set(Arc::downgrade(&driver));
 
         let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
+        restart::restore_names(&driver, &domains)?;
+        restart::restore_segments(&driver, segments, begun, &*observer);
         let timer = Arc::clone(&driver);
         let segments = Arc::clone(&driver);
+        let records = Arc::clone(&driver);
         let mut threads = Vec::new();
+        threads.push(spawn("kvtier-register", move || records.run_recorder(&recorder_jobs))?);
         threads.push(spawn("kvtier-timer", move || timer.run_timer())?);
         threads.push(spawn("kvtier-segment", move || {
             segments.run_segment_work(&segment_work)
@@ -330,6 +356,24 @@ impl Drop for Node {
     }
 }
 
+fn nvme_settings(settings: &CheckedSettings, capacity_bytes: u64) -> NvmeSettings {
+    let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes);
+    nvme.engine = match settings.nvme_engine {
+        NvmeEngine::Auto => EngineChoice::Auto,
+        NvmeEngine::IoUring => EngineChoice::IoUring,
+        NvmeEngine::Threads => EngineChoice::Threads,
+    };
+    nvme.bounds.queue_depth = settings.nvme_queue_depth as usize;
+    nvme.bounds.threads = settings.nvme_threads as usize;
+    nvme.request_deadline = Duration::from_millis(settings.operation_deadline_ms);
+    nvme
+}
+
+/// The tier, and what it found of an earlier run.
+fn open_nvme(settings: NvmeSettings, completions: Events) -> Result<(NvmeTier, Vec<RestoredSegment>), NvmeError> {
+    Ok((NvmeTier::open(settings, completions)?, Vec::new()))
+}
+
 /// The status of every domain.
 fn status_of(driver: &Driver, domains: &Domains) -> Status {
     let (statistics, domain_statistics) = driver.look(|manager| {
@@ -340,6 +384,17 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         (manager.statistics(), domains.collect::<Vec<_>>())
     });
     let counters = Counters::from(&statistics);
+    let restored = driver.restored.get().copied().unwrap_or_default();
+    let register = &driver.recorder.register;
+    let (register_syncs, register_failures) = register.counts();
+    let durability = Durability {
+        restored_blocks: restored.blocks,
+        restored_bytes: restored.bytes,
+        restored_left_out: restored.left_out,
+        namespaces_lost: register.lost().len() as u64,
+        register_syncs,
+        register_failures,
+    };
     let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     Status {
         version: env!("CARGO_PKG_VERSION").to_string(),
@@ -354,6 +409,7 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
             counters.demoted_bytes,
         ),
         counters,
+        durability,
         domains: domain_statistics
             .into_iter()
             .map(|(domain, statistics)| DomainStatus {

@@ -25,6 +25,7 @@ pub struct Register {
     slots: Mutex<Vec<Slot>>,
     /// By slot: what is durable now.
     durable: RwLock<Vec<Option<Durable>>>,
+    lost: Vec<NamespaceId>,
     syncs: AtomicU64,
     failures: AtomicU64,
 }
@@ -143,6 +144,8 @@ impl Register {
             slots.pop();
         }
         let durable = slots.iter().map(Slot::durable).collect();
+        let lost = slots.iter().zip(0..).filter(|(slot, _)| slot.is_lost());
+        let lost = lost.map(|(_, number)| NamespaceId(number)).collect();
         Ok(Register {
             path: path.to_owned(),
             disk,
@@ -150,6 +153,7 @@ impl Register {
             master,
             slots: Mutex::new(slots),
             durable: RwLock::new(durable),
+            lost,
             syncs: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         })
@@ -178,10 +182,8 @@ impl Register {
 
     /// Slots whose names and keys are lost.
     #[must_use]
-    pub fn lost(&self) -> Vec<NamespaceId> {
-        let slots = self.slots.lock();
-        let lost = slots.iter().zip(0..).filter(|(slot, _)| slot.is_lost());
-        lost.map(|(_, number)| NamespaceId(number)).collect()
+    pub fn lost(&self) -> &[NamespaceId] {
+        &self.lost
     }
 
     /// Whether a namespace is durable.

@@ -22,8 +22,10 @@ pub struct StateFiles {
     pub register: Arc<Register>,
     /// Realizations.
     pub realizations: Realizations,
-    /// What an operator should know: what was lost, what was finished.
+    /// What an operator should know: what was made or finished.
     pub notes: Vec<String>,
+    /// What was lost.
+    pub warnings: Vec<String>,
 }
 
 /// Where the files of a state directory lie.
@@ -131,18 +133,19 @@ impl StateFiles {
                 }
             },
         };
-        notes.extend(note_of_lost(&places.register, &register.lost()));
+        let mut warnings = Vec::from_iter(note_of_lost(&places.register, register.lost()));
         if let Err(error) = register.settle() {
-            notes.push(format!(
+            warnings.push(format!(
                 "{}: {error}; it will be tried again",
                 places.register.display()
             ));
         }
-        let realizations = open_realizations(&directory.join(REALIZATIONS_FILE), &register, &mut notes)?;
+        let realizations = open_realizations(&directory.join(REALIZATIONS_FILE), &register, &mut warnings)?;
         Ok(StateFiles {
             register: Arc::new(register),
             realizations,
             notes,
+            warnings,
         })
     }
 }
@@ -189,7 +192,7 @@ fn note_of_lost(path: &Path, lost: &[NamespaceId]) -> Option<String> {
     })
 }
 
-fn open_realizations(path: &Path, register: &Register, notes: &mut Vec<String>) -> Result<Realizations, KeyError> {
+fn open_realizations(path: &Path, register: &Register, warnings: &mut Vec<String>) -> Result<Realizations, KeyError> {
     let file = disk::open_private(path)?;
     let found = Realizations::load(Box::new(file), path, register.incarnation())?;
     let realizations = match found {
@@ -198,7 +201,7 @@ fn open_realizations(path: &Path, register: &Register, notes: &mut Vec<String>) 
             if !register.namespaces().is_empty() {
                 // Ids will be given out anew: nothing that was written under the old ones may be found under them.
                 register.raise_all()?;
-                notes.push(format!(
+                warnings.push(format!(
                     "{} was missing or another register's: what lies on NVMe cannot be told apart any more and is given up",
                     path.display()
                 ));
@@ -208,7 +211,7 @@ fn open_realizations(path: &Path, register: &Register, notes: &mut Vec<String>) 
     };
     let damaged = realizations.entries().iter().filter(|entry| entry.is_none()).count();
     if damaged > 0 {
-        notes.push(format!(
+        warnings.push(format!(
             "{}: {damaged} damaged records: what lies on NVMe of these realizations cannot be found",
             path.display()
         ));

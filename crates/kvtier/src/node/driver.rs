@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
-    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, SegmentId, Tier, TierManager,
-    Time, TrustDomain,
+    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, Restored, SegmentId, Tier,
+    TierManager, Time, TrustDomain,
 };
 use kvtier_storage::host::{HostError, HostTier};
 use kvtier_storage::nvme::{NvmeTier, StorageAction};
@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::clock::NodeClock;
 use super::outbox::{Notice, Outbox};
+use super::recorder::{Job, Recorder};
 use crate::settings::CheckedSettings;
 
 /// Who waits for an operation.
@@ -57,6 +58,9 @@ pub(crate) struct Driver {
     decider: Mutex<Decider>,
     pub(crate) host: Arc<HostTier>,
     nvme: Option<NvmeTier>,
+    pub(crate) recorder: Recorder,
+    /// What came back from NVMe at the start.
+    pub(crate) restored: OnceLock<Restored>,
     pub(crate) clock: NodeClock,
     connections: Mutex<HashMap<ClientId, Connection>>,
     segment_domains: Mutex<HashMap<SegmentId, TrustDomain>>,
@@ -70,12 +74,13 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// A driver over open tiers, and what its segment thread must work on. The caller starts the two threads.
+    /// A driver over open tiers, and what its segment thread must work on. The caller starts the threads.
     pub(crate) fn new(
         settings: &CheckedSettings,
         clock: NodeClock,
         host: Arc<HostTier>,
         nvme: Option<NvmeTier>,
+        recorder: Recorder,
     ) -> (Driver, Receiver<Action>) {
         // Unbounded, yet the manager opens or closes each segment once at a time.
         let (segment_work, work) = crossbeam_channel::unbounded();
@@ -86,6 +91,8 @@ impl Driver {
             }),
             host,
             nvme,
+            recorder,
+            restored: OnceLock::new(),
             clock,
             connections: Mutex::new(HashMap::new()),
             segment_domains: Mutex::new(HashMap::new()),
@@ -269,8 +276,11 @@ impl Driver {
                 tracing::warn!("the NVMe tier did not answer in time: taken out of service until its queue is empty");
                 self.submit(operation, StorageAction::Reset { operation });
             }
-            // The NVMe tier starts empty, so nothing older can come back: memory is durable enough for a generation.
-            Action::RecordGeneration { operation, .. } => self.answer(operation, Ok(Completion::Done)),
+            Action::RecordGeneration {
+                operation,
+                namespace,
+                generation,
+            } => self.recorder.raise(operation, namespace, generation),
             // The NVMe tier starts empty: a restart brings no record back.
             Action::ForgetRecord { .. } => {}
             Action::FetchDone { .. }
@@ -337,6 +347,12 @@ impl Driver {
         }
     }
 
+    /// The recording thread: makes names and generations durable.
+    pub(crate) fn run_recorder(&self, jobs: &Receiver<Job>) {
+        self.recorder
+            .run(jobs, |operation, outcome| self.answer(operation, outcome));
+    }
+
     fn announce_removal(&self, domain: TrustDomain, segment: SegmentId) {
         for connection in self
             .connections
@@ -400,7 +416,7 @@ impl Driver {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Ends the two threads; nothing is decided after that.
+    /// Ends the threads; nothing is decided after that.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         {
@@ -415,6 +431,7 @@ impl Driver {
         if let Some(nvme) = &self.nvme {
             nvme.shutdown();
         }
+        self.recorder.stop();
     }
 }
 

@@ -135,7 +135,7 @@ fn without_its_list_of_realizations_every_namespace_starts_over() {
     let made = fill(&open(&directory));
     fs::remove_file(directory.path().join("realizations")).unwrap();
     let files = open(&directory);
-    assert!(files.notes[0].contains("given up"), "{:?}", files.notes);
+    assert!(files.warnings[0].contains("given up"), "{:?}", files.warnings);
     let generations: Vec<u64> = files
         .register
         .namespaces()
@@ -146,7 +146,7 @@ fn without_its_list_of_realizations_every_namespace_starts_over() {
     assert!(keys(&files).iter().all(|key| !made.contains(key)));
     assert_eq!(files.realizations.entries(), []);
     drop(files);
-    assert_eq!(open(&directory).notes, Vec::<String>::new());
+    assert_eq!(open(&directory).warnings, Vec::<String>::new());
 }
 
 #[test]
@@ -355,6 +355,6 @@ fn a_damaged_slot_is_reported_once_the_directory_opens() {
     }
     fs::write(&path, bytes).unwrap();
     let files = open(&directory);
-    assert!(files.notes[0].contains("damaged slots 1:"), "{:?}", files.notes);
+    assert!(files.warnings[0].contains("damaged slots 1:"), "{:?}", files.warnings);
     assert_eq!(files.register.lost(), [NamespaceId(1)]);
 }
