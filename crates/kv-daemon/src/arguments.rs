@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use crate::configuration::Sources;
 use crate::demo;
 use crate::exit::{ExitCode, Failure, report};
-use crate::{replay, serve};
+use crate::{replay, rotation, serve};
 
 /// Keeps KV-cache blocks in host memory and on NVMe, for engines that ask over a Unix socket.
 #[derive(Debug, Parser)]
@@ -38,6 +38,8 @@ enum Command {
     },
     /// Show it at work: a daemon of its own, a chat workload, a table. Under a minute; leaves nothing behind.
     Demo(demo::Options),
+    /// Wrap the keys of a stopped daemon's namespaces by another master key, without touching data.
+    RotateMasterKey(rotation::Options),
     /// Print a completion script for a shell.
     Completion {
         /// Which shell.
@@ -198,6 +200,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             crate::output::print(&text)
         }
         Command::Demo(options) => demo::run(&options),
+        Command::RotateMasterKey(options) => rotation::run(options),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kv-daemon", &mut script);

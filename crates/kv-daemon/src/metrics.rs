@@ -152,10 +152,7 @@ const METRICS: &[Metric] = &[
         "Namespaces of earlier runs whose names and keys were lost to damage",
     ),
     counter("register_syncs", "Syncs of the register of namespaces and generations"),
-    counter(
-        "register_failures",
-        "Writes and syncs of the register that failed",
-    ),
+    counter("register_failures", "Writes and syncs of the register that failed"),
 ];
 
 /// One scrape's numbers, by their name in the status.
