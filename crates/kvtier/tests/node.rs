@@ -379,7 +379,8 @@ fn a_namespace_whose_domain_left_the_settings_keeps_its_number() {
     let space = namespace(&client, "tenant");
     put(&space, 0..2, BLOCK);
     assert_eq!(node.status().counters.namespaces, 2);
-    node.invalidate("gone/tenant", Duration::from_secs(5)).expect("an administrator may");
+    node.invalidate("gone/tenant", Duration::from_secs(5))
+        .expect("an administrator may");
     assert!(space.exists(hash(0)).expect("answered"), "that was the other one");
 }
 
@@ -409,7 +410,10 @@ fn a_damaged_slot_is_counted_and_its_number_is_nobodys() {
     let node = Node::start(directory.settings().check().expect("good settings"), Box::new(observer));
     let node = node.expect("a node starts");
     let warnings = warnings.lock().expect("not poisoned");
-    assert!(warnings.len() == 1 && warnings[0].contains("damaged slots 1:"), "{warnings:?}");
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("damaged slots 1:"),
+        "{warnings:?}"
+    );
     assert_eq!(node.status().durability.namespaces_lost, 1);
     let client = connect(&node);
     let spaces = ["a", "b", "c"].map(|name| namespace(&client, name));
@@ -459,6 +463,9 @@ fn a_node_does_not_start_with_the_wrong_master_key_or_a_newer_register_and_chang
         namespaces_max: 1,
         ..directory.settings()
     });
-    assert!(words.contains("2 namespaces") && words.contains("raise namespaces_max"), "{words}");
+    assert!(
+        words.contains("2 namespaces") && words.contains("raise namespaces_max"),
+        "{words}"
+    );
     start(directory.settings());
 }

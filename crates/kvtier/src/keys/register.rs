@@ -13,6 +13,11 @@ use super::master::{KeyId, MasterKey, draw_data_key, fill_random};
 use super::slot::{self, Half, Incarnation, Label, PAGE_BYTES, Page, Read, SECTOR_BYTES, Sector};
 use super::{KeyError, RecordError};
 
+/// Slots read at once at the start: 2 MiB.
+const SLOTS_AT_ONCE: u32 = 256;
+/// Blank slots that the file gets beyond those in use when it grows: 128 KiB. Thousands of crash images are small.
+const SLOTS_AHEAD: u32 = if cfg!(test) { 1 } else { 16 };
+
 /// Namespaces in fixed slots: name, generation, and the data key of that generation, durable together.
 ///
 /// A generation is a max-register: what was acknowledged never falls, whatever is torn. Slot numbers are namespace ids.
@@ -300,6 +305,9 @@ impl Register {
         if wanted.is_empty() {
             return Ok(());
         }
+        if let Some((last, _)) = wanted.last_key_value() {
+            self.grow_for(*last)?;
+        }
         let mut written = Vec::with_capacity(wanted.len());
         for (&number, &generation) in wanted {
             let slot = &mut slots[number as usize];
@@ -318,6 +326,18 @@ impl Register {
             durable[number] = slot.durable();
         }
         Ok(())
+    }
+
+    /// Blank slots up to this one and a few more: both halves of a slot get their blocks together, and raising a generation
+    /// needs no space.
+    fn grow_for(&self, slot: u32) -> io::Result<()> {
+        let (bytes, end) = (self.disk.bytes()?, slot::place(slot, 2));
+        if end <= bytes {
+            return Ok(());
+        }
+        let grown = end - bytes + slot::place(SLOTS_AHEAD, 0) - slot::place(0, 0);
+        let blank = vec![0; usize::try_from(grown).map_err(io::Error::other)?];
+        self.disk.write_at(&blank, bytes).inspect_err(|_| self.count_failure())
     }
 
     /// Overwrites the half that does not count.
@@ -510,7 +530,7 @@ impl Scan {
         let count = u32::try_from(count).map_err(|_| unreadable())?;
         let header = slot::decode_header(&sector);
         let torn = slot::is_torn_header(&sector);
-        let mut incarnation = match header {
+        let incarnation = match header {
             Read::Newer(version) => return Err(newer(version)),
             Read::Whole(incarnation) => Some(incarnation),
             // The header is durable before the first slot is written.
@@ -519,21 +539,19 @@ impl Scan {
             Read::Blank | Read::Damaged => Some(surviving_incarnation(disk, count, path)?.ok_or_else(unreadable)?),
         };
         let mut slots = Vec::new();
-        for number in 0..count {
-            let mut read_half = |at| {
-                disk.read_at(&mut sector, slot::place(number, at)).map_err(failed())?;
-                match Half::decode(&sector, number, incarnation.as_ref()) {
-                    Read::Newer(version) => Err(newer(version)),
-                    Read::Whole((half, found)) => {
-                        incarnation = Some(found);
-                        Ok(Read::Whole(half))
-                    }
-                    Read::Blank => Ok(Read::Blank),
-                    Read::Damaged => Ok(Read::Damaged),
-                }
-            };
-            slots.push(Pair([read_half(0)?, read_half(1)?]));
-        }
+        for_each_slot(disk, count, path, |number, sectors| {
+            let mut halves = [Read::Blank, Read::Blank];
+            for (half, sector) in halves.iter_mut().zip(sectors) {
+                *half = match Half::decode(sector, number, incarnation.as_ref()) {
+                    Read::Newer(version) => return Err(newer(version)),
+                    Read::Whole((half, _)) => Read::Whole(half),
+                    Read::Blank => Read::Blank,
+                    Read::Damaged => Read::Damaged,
+                };
+            }
+            slots.push(Pair(halves));
+            Ok(())
+        })?;
         Ok(Scan {
             header_is_whole: matches!(header, Read::Whole(_)),
             incarnation,
@@ -544,15 +562,39 @@ impl Scan {
 
 /// The incarnation of the first half that can be read.
 fn surviving_incarnation(disk: &dyn Disk, count: u32, path: &Path) -> Result<Option<Incarnation>, KeyError> {
-    let mut sector: Sector = [0; SECTOR_BYTES];
-    for (number, at) in (0..count).flat_map(|number| [(number, 0), (number, 1)]) {
-        disk.read_at(&mut sector, slot::place(number, at))
+    let mut found = None;
+    for_each_slot(disk, count, path, |number, sectors| {
+        for sector in sectors {
+            if let Read::Whole((_, incarnation)) = Half::decode(sector, number, None) {
+                found.get_or_insert(incarnation);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Shows every slot's two sectors, read many slots at a time.
+fn for_each_slot(
+    disk: &dyn Disk,
+    count: u32,
+    path: &Path,
+    mut look: impl FnMut(u32, [&Sector; 2]) -> Result<(), KeyError>,
+) -> Result<(), KeyError> {
+    let mut bytes = vec![0; 2 * PAGE_BYTES * count.min(SLOTS_AT_ONCE) as usize];
+    let mut number = 0;
+    while number < count {
+        let slots = (count - number).min(SLOTS_AT_ONCE);
+        let bytes = &mut bytes[..2 * PAGE_BYTES * slots as usize];
+        disk.read_at(bytes, slot::place(number, 0))
             .map_err(KeyError::io("read", path))?;
-        if let Read::Whole((_, incarnation)) = Half::decode(&sector, number, None) {
-            return Ok(Some(incarnation));
+        for pages in bytes.chunks_exact(2 * PAGE_BYTES) {
+            let sector = |at: usize| -> &Sector { pages[at..at + SECTOR_BYTES].try_into().expect("a sector") };
+            look(number, [sector(0), sector(PAGE_BYTES)])?;
+            number += 1;
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 impl Pair {

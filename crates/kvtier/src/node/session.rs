@@ -401,13 +401,7 @@ impl Session {
     }
 
     /// Answers once the namespace and the realization are durable: their ids are part of what is written to NVMe.
-    fn open_namespace(
-        &mut self,
-        request: u64,
-        name: &str,
-        form: Realization,
-        deadline_us: u64,
-    ) -> Result<(), Refused> {
+    fn open_namespace(&mut self, request: u64, name: &str, form: Realization, deadline_us: u64) -> Result<(), Refused> {
         let domain = self.identity().domain;
         if name.contains('/') {
             return Err(Refused(
@@ -430,7 +424,9 @@ impl Session {
             };
             match recording.recv_timeout(self.patience(deadline_us)) {
                 Ok(recorded) => recorded.map_err(|error| unavailable(error.to_string()))?,
-                Err(RecvTimeoutError::Timeout) => return Err(unavailable("the state directory does not answer".into())),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(unavailable("the state directory does not answer".into()));
+                }
                 Err(RecvTimeoutError::Disconnected) => return Err(unavailable("the daemon stops".into())),
             }
         }
