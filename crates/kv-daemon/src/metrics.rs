@@ -148,6 +148,10 @@ const METRICS: &[Metric] = &[
         "Records that the start found on NVMe and left out: older, unknown or without room",
     ),
     gauge(
+        "restored_damaged",
+        "Records and segments that the start found on NVMe damaged, or torn by a crash",
+    ),
+    gauge(
         "namespaces_lost",
         "Namespaces of earlier runs whose names and keys were lost to damage",
     ),

@@ -195,6 +195,7 @@ fn start_failure(error: &StartError) -> Failure {
             ExitCode::CannotCreate
         }
         StartError::Keys(error) => key_code(error),
+        error if error.is_of_a_later_version() => ExitCode::DataFormat,
         StartError::Names { .. } => ExitCode::Configuration,
         _ => ExitCode::Unavailable,
     };

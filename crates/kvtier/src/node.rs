@@ -19,9 +19,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvtier_core::{Generation, NamespaceId, OperationId, RestoredSegment};
+use kvtier_core::{Generation, NamespaceId, OperationId};
 use kvtier_storage::host::{HostError, HostSettings, HostTier};
-use kvtier_storage::nvme::{EngineChoice, Events, NvmeError, NvmeSettings, NvmeTier};
+use kvtier_storage::nvme::{EngineChoice, Found, NvmeError, NvmeSettings, NvmeTier, RecordKeys};
 
 use self::clock::NodeClock;
 use self::domains::Domains;
@@ -31,7 +31,7 @@ use self::recorder::Recorder;
 pub use self::status::{Counters, DomainCounters, DomainStatus, Durability, Status};
 use crate::error::ErrorKind;
 use crate::keys::{KeyError, StateFiles};
-use crate::settings::{CheckedSettings, Clock, HugePages, NvmeEngine};
+use crate::settings::{CheckedSettings, Clock, Encryption, HugePages, NvmeEngine};
 
 /// What a starting node is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +96,17 @@ pub enum StartError {
     /// A thread or descriptor could not be made.
     #[error("this process may not start what it needs: {0}: raise its limits of threads and open files")]
     Resources(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// Whether the state directory was written by a later version of this program.
+    #[must_use]
+    pub fn is_of_a_later_version(&self) -> bool {
+        matches!(
+            self,
+            StartError::Keys(KeyError::Newer { .. }) | StartError::Nvme(NvmeError::Newer { .. })
+        )
+    }
 }
 
 /// Why a command to a node was not carried out.
@@ -184,8 +195,8 @@ impl Node {
 
         let cell: Arc<OnceLock<Weak<Driver>>> = Arc::new(OnceLock::new());
         let begun = Instant::now();
-        let (nvme, segments) = match settings.nvme_bytes {
-            0 => (None, Vec::new()),
+        let (nvme, found) = match settings.nvme_bytes {
+            0 => (None, Found::default()),
             capacity_bytes => {
                 let cell = Arc::clone(&cell);
                 let completions = Arc::new(move |event| {
@@ -193,12 +204,13 @@ impl Node {
                         driver.handle_event(event);
                     }
                 });
-                let nvme = nvme_settings(&settings, capacity_bytes);
-                let (tier, segments) = open_nvme(nvme, completions)?;
+                let keys = Arc::clone(&files.register) as Arc<dyn RecordKeys>;
+                let nvme = nvme_settings(&settings, capacity_bytes, keys);
+                let (tier, found) = NvmeTier::open(nvme, completions)?;
                 for note in tier.notes() {
                     observer(StartProgress::Note(note.clone()));
                 }
-                (Some(tier), segments)
+                (Some(tier), found)
             }
         };
         let clock = NodeClock::new(settings.clock);
@@ -215,7 +227,7 @@ impl Node {
 
         let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
         restart::restore_names(&driver, &domains)?;
-        restart::restore_segments(&driver, segments, begun, &*observer);
+        restart::restore_segments(&driver, found, begun, &*observer);
         let timer = Arc::clone(&driver);
         let segments = Arc::clone(&driver);
         let records = Arc::clone(&driver);
@@ -356,8 +368,8 @@ impl Drop for Node {
     }
 }
 
-fn nvme_settings(settings: &CheckedSettings, capacity_bytes: u64) -> NvmeSettings {
-    let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes);
+fn nvme_settings(settings: &CheckedSettings, capacity_bytes: u64, keys: Arc<dyn RecordKeys>) -> NvmeSettings {
+    let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes, keys);
     nvme.engine = match settings.nvme_engine {
         NvmeEngine::Auto => EngineChoice::Auto,
         NvmeEngine::IoUring => EngineChoice::IoUring,
@@ -366,12 +378,12 @@ fn nvme_settings(settings: &CheckedSettings, capacity_bytes: u64) -> NvmeSetting
     nvme.bounds.queue_depth = settings.nvme_queue_depth as usize;
     nvme.bounds.threads = settings.nvme_threads as usize;
     nvme.request_deadline = Duration::from_millis(settings.operation_deadline_ms);
+    nvme.encryption = match settings.encryption {
+        Encryption::Aes256Gcm => kvtier_storage::nvme::Encryption::Aes256Gcm,
+        Encryption::None => kvtier_storage::nvme::Encryption::None,
+    };
+    nvme.flush_interval = Duration::from_millis(settings.nvme_flush_interval_ms);
     nvme
-}
-
-/// The tier, and what it found of an earlier run.
-fn open_nvme(settings: NvmeSettings, completions: Events) -> Result<(NvmeTier, Vec<RestoredSegment>), NvmeError> {
-    Ok((NvmeTier::open(settings, completions)?, Vec::new()))
 }
 
 /// The status of every domain.
@@ -384,16 +396,13 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         (manager.statistics(), domains.collect::<Vec<_>>())
     });
     let counters = Counters::from(&statistics);
-    let restored = driver.restored.get().copied().unwrap_or_default();
     let register = &driver.recorder.register;
     let (register_syncs, register_failures) = register.counts();
     let durability = Durability {
-        restored_blocks: restored.blocks,
-        restored_bytes: restored.bytes,
-        restored_left_out: restored.left_out,
         namespaces_lost: register.lost().len() as u64,
         register_syncs,
         register_failures,
+        ..driver.restored.get().cloned().unwrap_or_default()
     };
     let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     Status {

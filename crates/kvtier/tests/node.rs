@@ -469,3 +469,117 @@ fn a_node_does_not_start_with_the_wrong_master_key_or_a_newer_register_and_chang
     );
     start(directory.settings());
 }
+
+#[test]
+fn what_was_flushed_is_got_back_after_a_restart_in_its_generation_and_form_only() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let (kept, raised) = (namespace(&client, "kept"), namespace(&client, "raised"));
+    let form = Realization::digest(&[("model", "another")]);
+    let other = client.namespace("kept", form).expect("a namespace opens");
+    put(&kept, 0..8, BLOCK);
+    put(&raised, 0..8, BLOCK);
+    put(&other, 100..104, BLOCK);
+    let flushed = node.flush(Duration::from_secs(20)).expect("a flush ends");
+    assert_eq!(flushed.left_out, 0, "{flushed:?}");
+    node.invalidate("raised", Duration::from_secs(5)).expect("recorded");
+    assert!(kept.delete(&[hash(7)]).expect("answered")[0]);
+    node.flush(Duration::from_secs(20)).expect("a flush ends");
+    drop((kept, raised, other, client));
+    drop(node);
+
+    let notes = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&notes);
+    let observer = move |step| {
+        if let kvtier::node::StartProgress::Note(words) = step {
+            seen.lock().expect("not poisoned").push(words);
+        }
+    };
+    let settings = directory.settings().check().expect("good settings");
+    let node = Node::start(settings, Box::new(observer)).expect("a node starts");
+    let notes = notes.lock().expect("not poisoned");
+    assert!(
+        notes.iter().any(|note| note.starts_with("restored 11 blocks")),
+        "{notes:?}"
+    );
+    let durability = node.status().durability;
+    assert_eq!(durability.restored_blocks, 11, "{durability:?}");
+    assert_eq!(durability.restored_bytes, 11 * BLOCK as u64);
+    assert!(durability.restored_left_out >= 8, "{durability:?}");
+    assert_eq!(durability.restored_damaged, 0, "{durability:?}");
+    let client = connect(&node);
+    let (kept, raised) = (namespace(&client, "kept"), namespace(&client, "raised"));
+    let other = client.namespace("kept", form).expect("a namespace opens");
+    let handles = kept
+        .get(&(0..8).map(hash).collect::<Vec<_>>(), FetchScope::Each)
+        .expect("answered");
+    for (number, handle) in (0..).zip(&handles) {
+        assert_eq!(handle.is_some(), number < 7, "block {number}");
+        if let Some(handle) = handle {
+            assert_eq!(handle.tier(), Tier::Nvme);
+            assert_eq!(handle.slice().to_vec(), bytes(number, BLOCK), "block {number}");
+        }
+    }
+    for number in 0..8 {
+        assert!(
+            !raised.exists(hash(number)).expect("answered"),
+            "block {number} was invalidated"
+        );
+    }
+    assert!(!other.exists(hash(0)).expect("answered"), "of another form");
+    assert!(other.exists(hash(100)).expect("answered"));
+    assert!(!kept.exists(hash(100)).expect("answered"), "of another form");
+}
+
+#[test]
+fn without_its_keys_nothing_of_an_earlier_run_is_found() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    put(&space, 0..8, BLOCK);
+    node.flush(Duration::from_secs(20)).expect("a flush ends");
+    drop((space, client));
+    drop(node);
+    for name in ["register", "realizations", "master.key"] {
+        std::fs::remove_file(directory.0.join(name)).expect("removed");
+    }
+    let node = start(directory.settings());
+    let durability = node.status().durability;
+    assert_eq!(
+        (durability.restored_blocks, durability.restored_left_out),
+        (0, 8),
+        "{durability:?}"
+    );
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    assert!(!space.exists(hash(0)).expect("answered"));
+    put(&space, 0..8, BLOCK);
+    node.flush(Duration::from_secs(20)).expect("a flush ends");
+    drop((space, client));
+    let node = restart(node, directory.settings());
+    assert_eq!(node.status().durability.restored_blocks, 8);
+}
+
+#[test]
+fn a_lost_list_of_realizations_never_shows_one_models_bytes_as_anothers() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let form = |name: &str| Realization::digest(&[("model", name)]);
+    let space = client.namespace("tenant", form("first")).expect("opens");
+    put(&space, 0..8, BLOCK);
+    node.flush(Duration::from_secs(20)).expect("a flush ends");
+    drop((space, client));
+    drop(node);
+    std::fs::remove_file(directory.0.join("realizations")).expect("removed");
+    let node = start(directory.settings());
+    let client = connect(&node);
+    // It gets the id that the first one had.
+    let space = client.namespace("tenant", form("second")).expect("opens");
+    for number in 0..8 {
+        assert!(!space.exists(hash(number)).expect("answered"), "block {number}");
+    }
+    assert_eq!(node.status().durability.restored_blocks, 0);
+}

@@ -337,3 +337,119 @@ fn a_trace_in_two_parts_hits_as_one_in_one_piece() {
     let difference = hits.abs_diff(whole.2) as f64 / whole.1 as f64;
     assert!(difference < 0.01, "{hits} of {tokens} against {}", whole.2);
 }
+
+#[test]
+fn a_flushed_trace_hits_after_kill_9_as_if_nothing_had_happened() {
+    let flags = ["--nvme-bytes", "64MiB", "--clock", "client"];
+    let part = |daemon: &Daemon, trace: &Path, range: &str| {
+        let report = daemon.ask(&[
+            "replay",
+            trace.to_str().unwrap(),
+            "--block-bytes",
+            "16KiB",
+            "--virtual-time",
+            "--requests",
+            range,
+        ]);
+        assert_eq!(report["wrong_bytes"], 0, "{report:#}");
+        report
+    };
+    let ratio = |report: &Value| report["prefix_hit_token_ratio"].as_f64().unwrap();
+    let daemon = Daemon::start(&flags);
+    let trace = chat_trace(daemon.directory.path(), 5, 60);
+    part(&daemon, &trace, "..150");
+    let without = part(&daemon, &trace, "150..");
+
+    let daemon = Daemon::start(&flags);
+    let trace = chat_trace(daemon.directory.path(), 5, 60);
+    part(&daemon, &trace, "..150");
+    assert_eq!(daemon.ask(&["flush"])["left_out"], 0);
+    let blocks = daemon.count("blocks");
+    let daemon = Daemon::start_in(daemon.kill(), &flags);
+    assert_eq!(daemon.count("restored_blocks"), blocks);
+    let with = part(&daemon, &trace, "150..");
+    assert!(ratio(&without) > 0.2, "{without:#}");
+    assert!(
+        (ratio(&with) - ratio(&without)).abs() < 0.01,
+        "{} with a restart, {} without",
+        ratio(&with),
+        ratio(&without)
+    );
+}
+
+/// Whether any file under a directory holds these bytes.
+fn holds(directory: &Path, bytes: &[u8]) -> bool {
+    fs::read_dir(directory).unwrap().any(|entry| {
+        let content = fs::read(entry.unwrap().path()).unwrap();
+        content.windows(bytes.len()).any(|window| window == bytes)
+    })
+}
+
+#[test]
+fn a_known_block_lies_in_the_segment_files_only_without_encryption() {
+    let secret = b"the quick brown fox, in clear".repeat(400);
+    for (encryption, found) in [("aes-256-gcm", false), ("none", true)] {
+        let flags = [NVME[0], NVME[1], "--encryption", encryption];
+        let daemon = Daemon::start(&flags);
+        let block = daemon.directory.path().join("block");
+        fs::write(&block, &secret).unwrap();
+        let put = daemon.ask(&["--namespace", "n", "put", "key", block.to_str().unwrap()]);
+        let digits = put["key"].as_str().unwrap().to_owned();
+        let hash: Vec<u8> = (0..32)
+            .step_by(2)
+            .map(|place| u8::from_str_radix(&digits[place..place + 2], 16).unwrap())
+            .collect();
+        daemon.ask(&["flush"]);
+        let daemon = Daemon::start_in(daemon.kill(), &flags);
+        let nvme = daemon.state().join("nvme");
+        assert_eq!(holds(&nvme, &secret[..100]), found, "{encryption}");
+        assert!(!holds(&nvme, &hash), "what names a block is sealed always");
+        let got = daemon
+            .kvctl()
+            .args(["--namespace", "n", "get", "key"])
+            .output()
+            .unwrap();
+        assert!(got.status.success() && got.stdout == secret, "{}", words(&got));
+    }
+    // What one setting wrote the other reads.
+    let daemon = Daemon::start(&[NVME[0], NVME[1], "--encryption", "none"]);
+    put(&daemon, "n");
+    daemon.ask(&["flush"]);
+    let daemon = Daemon::start_in(daemon.kill(), &NVME);
+    let got = daemon
+        .kvctl()
+        .args(["--namespace", "n", "get", "key"])
+        .output()
+        .unwrap();
+    assert!(got.status.success() && got.stdout == [3; 10_000], "{}", words(&got));
+}
+
+#[test]
+fn a_rotated_master_key_still_opens_what_was_flushed_before() {
+    let daemon = Daemon::start(&NVME);
+    put(&daemon, "n");
+    daemon.ask(&["flush"]);
+    let state = daemon.state();
+    let directory = daemon.kill();
+    let segments = || {
+        let mut files: Vec<_> = fs::read_dir(state.join("nvme"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "kvs"))
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = segments();
+    let output = rotate(&state, &[]);
+    assert!(output.status.success(), "{}", words(&output));
+    assert!(!before.is_empty() && segments() == before, "no data are touched");
+    let daemon = Daemon::start_in(directory, &NVME);
+    let got = daemon
+        .kvctl()
+        .args(["--namespace", "n", "get", "key"])
+        .output()
+        .unwrap();
+    assert!(got.status.success() && got.stdout == [3; 10_000], "{}", words(&got));
+}

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
-    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, Restored, SegmentId, Tier,
-    TierManager, Time, TrustDomain,
+    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, SegmentId, Tier, TierManager,
+    Time, TrustDomain,
 };
 use kvtier_storage::host::{HostError, HostTier};
 use kvtier_storage::nvme::{NvmeTier, StorageAction};
@@ -17,6 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use super::clock::NodeClock;
 use super::outbox::{Notice, Outbox};
 use super::recorder::{Job, Recorder};
+use super::status::Durability;
 use crate::settings::CheckedSettings;
 
 /// Who waits for an operation.
@@ -60,7 +61,7 @@ pub(crate) struct Driver {
     nvme: Option<NvmeTier>,
     pub(crate) recorder: Recorder,
     /// What came back from NVMe at the start.
-    pub(crate) restored: OnceLock<Restored>,
+    pub(crate) restored: OnceLock<Durability>,
     pub(crate) clock: NodeClock,
     connections: Mutex<HashMap<ClientId, Connection>>,
     segment_domains: Mutex<HashMap<SegmentId, TrustDomain>>,
@@ -281,8 +282,11 @@ impl Driver {
                 namespace,
                 generation,
             } => self.recorder.raise(operation, namespace, generation),
-            // The NVMe tier starts empty: a restart brings no record back.
-            Action::ForgetRecord { .. } => {}
+            Action::ForgetRecord { target } => {
+                if let Some(nvme) = &self.nvme {
+                    nvme.submit(StorageAction::ForgetRecord { target });
+                }
+            }
             Action::FetchDone { .. }
             | Action::ReserveDone { .. }
             | Action::Invalidated { .. }

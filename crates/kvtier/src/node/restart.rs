@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
-use kvtier_core::{Generation, RealizationId, Refusal, RestoredSegment, TrustDomain};
+use kvtier_core::{Generation, RealizationId, Refusal, TrustDomain};
+use kvtier_storage::nvme::Found;
 
 use super::domains::Domains;
 use super::driver::Driver;
+use super::status::Durability;
 use super::{StartError, StartProgress};
 use crate::keys;
 
@@ -47,23 +49,31 @@ pub(super) fn restore_names(driver: &Driver, domains: &Domains) -> Result<(), St
 }
 
 /// Gives the manager what the NVMe tier found, and says what came of it. `begun`: when the tier was opened.
-pub(super) fn restore_segments(
-    driver: &Driver,
-    segments: Vec<RestoredSegment>,
-    begun: Instant,
-    observer: &dyn Fn(StartProgress),
-) {
-    if segments.is_empty() {
+pub(super) fn restore_segments(driver: &Driver, found: Found, begun: Instant, observer: &dyn Fn(StartProgress)) {
+    let Found {
+        segments,
+        read_bytes,
+        damaged,
+        sealed_off,
+    } = found;
+    if segments.is_empty() && damaged == 0 {
         return;
     }
     let restored = driver.with(|decider, now| decider.manager.restore(segments, now));
-    // Once a run.
-    let _ = driver.restored.set(restored);
+    let durability = Durability {
+        restored_blocks: restored.blocks,
+        restored_bytes: restored.bytes,
+        restored_left_out: restored.left_out + sealed_off,
+        restored_damaged: damaged,
+        ..Durability::default()
+    };
     observer(StartProgress::Note(format!(
-        "restored {} blocks ({} bytes) from NVMe in {:.2} s, {} records left out",
-        restored.blocks,
-        restored.bytes,
+        "restored {} blocks ({} bytes) from NVMe in {:.2} s by reading {read_bytes} bytes; {} records left out, {damaged} damaged",
+        durability.restored_blocks,
+        durability.restored_bytes,
         begun.elapsed().as_secs_f64(),
-        restored.left_out
+        durability.restored_left_out,
     )));
+    // Once a run.
+    let _ = driver.restored.set(durability);
 }

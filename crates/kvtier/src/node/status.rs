@@ -150,8 +150,10 @@ pub struct Durability {
     pub restored_blocks: u64,
     /// Their payload, bytes.
     pub restored_bytes: u64,
-    /// Records of an earlier run that are not: older, of unknown namespaces, or without room.
+    /// Records of an earlier run that are not: older copies, older generations, of unknown namespaces, or without room.
     pub restored_left_out: u64,
+    /// Records and segments of an earlier run that were damaged, or torn by a crash.
+    pub restored_damaged: u64,
     /// Namespaces of earlier runs whose names and keys are lost to damage. Gauge.
     pub namespaces_lost: u64,
     /// Syncs of the register of namespaces and generations.
@@ -168,6 +170,7 @@ impl Durability {
             ("restored_blocks", self.restored_blocks),
             ("restored_bytes", self.restored_bytes),
             ("restored_left_out", self.restored_left_out),
+            ("restored_damaged", self.restored_damaged),
             ("namespaces_lost", self.namespaces_lost),
             ("register_syncs", self.register_syncs),
             ("register_failures", self.register_failures),
