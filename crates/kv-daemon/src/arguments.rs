@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use crate::configuration::Sources;
 use crate::demo;
 use crate::exit::{ExitCode, Failure, report};
-use crate::{replay, serve};
+use crate::{replay, rotation, serve};
 
 /// Keeps KV-cache blocks in host memory and on NVMe, for engines that ask over a Unix socket.
 #[derive(Debug, Parser)]
@@ -38,6 +38,8 @@ enum Command {
     },
     /// Show it at work: a daemon of its own, a chat workload, a table. Under a minute; leaves nothing behind.
     Demo(demo::Options),
+    /// Wrap the keys of a stopped daemon's namespaces by another master key, without touching data.
+    RotateMasterKey(rotation::Options),
     /// Print a completion script for a shell.
     Completion {
         /// Which shell.
@@ -54,7 +56,7 @@ pub(crate) struct Flags {
     /// Settings file [default: /etc/kvtier/kv-daemon.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where segment files, lock, admin token and socket live
+    /// Where segment files, keys, lock, admin token and socket live
     #[arg(long, value_name = "DIR")]
     state_dir: Option<String>,
     /// Unix socket for clients [default: kvtier.sock in the state directory]
@@ -75,6 +77,15 @@ pub(crate) struct Flags {
     /// How NVMe is reached: auto, io-uring or threads [default: auto]
     #[arg(long, value_name = "ENGINE")]
     nvme_engine: Option<String>,
+    /// How payloads on NVMe are protected: aes-256-gcm or none [default: aes-256-gcm]
+    #[arg(long, value_name = "CIPHER")]
+    encryption: Option<String>,
+    /// File of the master key, 64 hex digits, mode 0600 [default: master.key in the state directory, made at first start]
+    #[arg(long, value_name = "FILE")]
+    master_key_file: Option<String>,
+    /// How long demoted blocks may wait before they survive a power cut, milliseconds [default: 1000]
+    #[arg(long, value_name = "MS")]
+    nvme_flush_interval_ms: Option<String>,
     /// Huge pages for host memory: auto, never or require [default: auto]
     #[arg(long, value_name = "WHEN")]
     huge_pages: Option<String>,
@@ -122,6 +133,13 @@ impl Flags {
             ("host_bytes", "--host-bytes", self.host_bytes),
             ("nvme_bytes", "--nvme-bytes", self.nvme_bytes),
             ("nvme_engine", "--nvme-engine", self.nvme_engine),
+            ("encryption", "--encryption", self.encryption),
+            ("master_key_file", "--master-key-file", self.master_key_file),
+            (
+                "nvme_flush_interval_ms",
+                "--nvme-flush-interval-ms",
+                self.nvme_flush_interval_ms,
+            ),
             ("huge_pages", "--huge-pages", self.huge_pages),
             ("numa_node", "--numa-node", self.numa_node),
             ("lock_memory", "--lock-memory", self.lock_memory),
@@ -182,6 +200,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             crate::output::print(&text)
         }
         Command::Demo(options) => demo::run(&options),
+        Command::RotateMasterKey(options) => rotation::run(options),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kv-daemon", &mut script);

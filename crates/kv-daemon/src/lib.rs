@@ -17,5 +17,6 @@ pub mod kvctl;
 pub mod metrics;
 pub mod output;
 pub mod replay;
+pub mod rotation;
 pub mod serve;
 pub mod size;

@@ -141,6 +141,22 @@ const METRICS: &[Metric] = &[
         "foreign_ids",
         "Lease and reservation ids that a client sent and does not own",
     ),
+    gauge("restored_blocks", "Blocks that the start took over from NVMe"),
+    gauge_bytes("restored_bytes", "restored", "Their bytes"),
+    gauge(
+        "restored_left_out",
+        "Records that the start found on NVMe and left out: older, unknown or without room",
+    ),
+    gauge(
+        "restored_damaged",
+        "Records and segments that the start found on NVMe damaged, or torn by a crash",
+    ),
+    gauge(
+        "namespaces_lost",
+        "Namespaces of earlier runs whose names and keys were lost to damage",
+    ),
+    counter("register_syncs", "Syncs of the register of namespaces and generations"),
+    counter("register_failures", "Writes and syncs of the register that failed"),
 ];
 
 /// One scrape's numbers, by their name in the status.
@@ -203,7 +219,7 @@ pub fn exposition(status: Option<&Status>, uptime_seconds: f64) -> Result<String
     let mut registry = Registry::with_prefix("kvtier");
     registry.register_collector(Box::new(Scrape {
         numbers: status
-            .map(|status| status.counters.fields().into_iter().collect())
+            .map(|status| status.fields().into_iter().collect())
             .unwrap_or_default(),
         uptime_seconds,
         version: env!("CARGO_PKG_VERSION"),
@@ -241,7 +257,7 @@ mod tests {
             assert!(line.starts_with("kvtier_"), "{line}");
         }
         assert_eq!(text.matches("# HELP").count(), METRICS.len() + 2);
-        let mut counted: Vec<&str> = status.counters.fields().into_iter().map(|(name, _)| name).collect();
+        let mut counted: Vec<&str> = status.fields().into_iter().map(|(name, _)| name).collect();
         let mut published: Vec<&str> = METRICS.iter().map(|metric| metric.source).collect();
         counted.sort_unstable();
         published.sort_unstable();

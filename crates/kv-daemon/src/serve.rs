@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use kvtier::keys::KeyError;
 use kvtier::node::{Node, StartError, StartProgress};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use sd_notify::NotifyState;
@@ -193,9 +194,22 @@ fn start_failure(error: &StartError) -> Failure {
         StartError::StateDirectory { .. } | StartError::Socket { .. } | StartError::SocketInUse { .. } => {
             ExitCode::CannotCreate
         }
+        StartError::Keys(error) => key_code(error),
+        error if error.is_of_a_later_version() => ExitCode::DataFormat,
+        StartError::Names { .. } => ExitCode::Configuration,
         _ => ExitCode::Unavailable,
     };
     Failure::new(code, error.to_string())
+}
+
+/// A file that cannot be had, one that is not what it should be, or a setting that names the wrong one.
+pub(crate) fn key_code(error: &KeyError) -> ExitCode {
+    match error {
+        KeyError::InUse { .. } | KeyError::Io { .. } => ExitCode::CannotCreate,
+        KeyError::Randomness(_) => ExitCode::Unavailable,
+        KeyError::Newer { .. } | KeyError::Unreadable { .. } => ExitCode::DataFormat,
+        _ => ExitCode::Configuration,
+    }
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
@@ -231,6 +245,7 @@ impl StartReport {
         let mut bar = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match step {
             StartProgress::Note(note) => tracing::info!("{note}"),
+            StartProgress::Warning(warning) => tracing::warn!("{warning}"),
             StartProgress::Prefault {
                 done_bytes,
                 total_bytes,

@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod error;
+pub mod keys;
 pub mod node;
 pub mod settings;
 pub mod wire;

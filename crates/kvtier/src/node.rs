@@ -1,17 +1,18 @@
 //! One machine's tiers behind one socket.
 //!
 //! A [`Node`] owns the host memory, the NVMe tier, the tier manager that decides over them, and the Unix socket on which
-//! clients ask. It runs a thread for each connection, one timer, one for host segments, and those of the NVMe engine; when
-//! nobody asks, all of them sleep.
+//! clients ask. It runs a thread for each connection, one timer, one for host segments, one that makes names and
+//! generations durable, and those of the NVMe engine; when nobody asks, all of them sleep.
 
 mod clock;
 mod domains;
 mod driver;
 mod listener;
 mod outbox;
+mod recorder;
+mod restart;
 mod session;
 mod status;
-mod volatile_keys;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
@@ -20,15 +21,17 @@ use std::time::{Duration, Instant};
 
 use kvtier_core::{Generation, NamespaceId, OperationId};
 use kvtier_storage::host::{HostError, HostSettings, HostTier};
-use kvtier_storage::nvme::{EngineChoice, NvmeError, NvmeSettings, NvmeTier};
+use kvtier_storage::nvme::{EngineChoice, Found, NvmeError, NvmeSettings, NvmeTier, RecordKeys};
 
 use self::clock::NodeClock;
 use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::listener::Listener;
-pub use self::status::{Counters, DomainCounters, DomainStatus, Status};
+use self::recorder::Recorder;
+pub use self::status::{Counters, DomainCounters, DomainStatus, Durability, Status};
 use crate::error::ErrorKind;
-use crate::settings::{CheckedSettings, Clock, HugePages, NvmeEngine};
+use crate::keys::{KeyError, StateFiles};
+use crate::settings::{CheckedSettings, Clock, Encryption, HugePages, NvmeEngine};
 
 /// What a starting node is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub enum StartProgress {
     },
     /// Something an operator should read once.
     Note(String),
+    /// Something that was lost.
+    Warning(String),
 }
 
 /// Why a node did not start.
@@ -54,6 +59,19 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// Keys, register or realizations cannot be opened.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// Names of an earlier run have no place in this one.
+    #[error("the {count} {what} of earlier runs do not fit: {remedy}")]
+    Names {
+        /// How many there are.
+        count: usize,
+        /// Of what.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// Host memory cannot be had.
     #[error("host memory: {0}")]
@@ -78,6 +96,17 @@ pub enum StartError {
     /// A thread or descriptor could not be made.
     #[error("this process may not start what it needs: {0}: raise its limits of threads and open files")]
     Resources(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// Whether the state directory was written by a later version of this program.
+    #[must_use]
+    pub fn is_of_a_later_version(&self) -> bool {
+        matches!(
+            self,
+            StartError::Keys(KeyError::Newer { .. }) | StartError::Nvme(NvmeError::Newer { .. })
+        )
+    }
 }
 
 /// Why a command to a node was not carried out.
@@ -121,7 +150,8 @@ impl Node {
     /// Opens the tiers, faults in the host memory, and listens. Blocks until clients can connect.
     ///
     /// # Errors
-    /// Names what could not be had and the remedy. Nothing is left behind but an empty state directory.
+    /// Names what could not be had and the remedy. What the state directory held is as it was; a new one may hold a key and
+    /// an empty register.
     pub fn start(
         settings: CheckedSettings,
         observer: Box<dyn Fn(StartProgress) + Send + Sync>,
@@ -131,6 +161,14 @@ impl Node {
             source,
         };
         std::fs::create_dir_all(&settings.state_dir).map_err(state_directory)?;
+        // First of all, for it says whether the directory is ours.
+        let files = StateFiles::open(&settings.state_dir, settings.master_key_file.as_deref())?;
+        for note in files.notes {
+            observer(StartProgress::Note(note));
+        }
+        for warning in files.warnings {
+            observer(StartProgress::Warning(warning));
+        }
         let socket = Listener::bind(&settings.socket, settings.socket_mode)?;
 
         let host = HostTier::start(
@@ -156,9 +194,9 @@ impl Node {
         observer(StartProgress::Note(host.page_note()));
 
         let cell: Arc<OnceLock<Weak<Driver>>> = Arc::new(OnceLock::new());
-        let mut found = kvtier_storage::nvme::Found::default();
-        let nvme = match settings.nvme_bytes {
-            0 => None,
+        let begun = Instant::now();
+        let (nvme, found) = match settings.nvme_bytes {
+            0 => (None, Found::default()),
             capacity_bytes => {
                 let cell = Arc::clone(&cell);
                 let completions = Arc::new(move |event| {
@@ -166,22 +204,13 @@ impl Node {
                         driver.handle_event(event);
                     }
                 });
-                let keys = volatile_keys::VolatileKeys::draw().map_err(StartError::Resources)?;
-                let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes, Arc::new(keys));
-                nvme.engine = match settings.nvme_engine {
-                    NvmeEngine::Auto => EngineChoice::Auto,
-                    NvmeEngine::IoUring => EngineChoice::IoUring,
-                    NvmeEngine::Threads => EngineChoice::Threads,
-                };
-                nvme.bounds.queue_depth = settings.nvme_queue_depth as usize;
-                nvme.bounds.threads = settings.nvme_threads as usize;
-                nvme.request_deadline = Duration::from_millis(settings.operation_deadline_ms);
-                let (tier, left) = NvmeTier::open(nvme, completions)?;
-                found = left;
+                let keys = Arc::clone(&files.register) as Arc<dyn RecordKeys>;
+                let nvme = nvme_settings(&settings, capacity_bytes, keys);
+                let (tier, found) = NvmeTier::open(nvme, completions)?;
                 for note in tier.notes() {
                     observer(StartProgress::Note(note.clone()));
                 }
-                Some(tier)
+                (Some(tier), found)
             }
         };
         let clock = NodeClock::new(settings.clock);
@@ -190,16 +219,20 @@ impl Node {
                 "clock = client: clients drive the time. This is a test mode: never serve an engine with it".into(),
             ));
         }
-        let (driver, segment_work) = Driver::new(&settings, clock, host, nvme);
+        let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations);
+        let (driver, segment_work) = Driver::new(&settings, clock, host, nvme, recorder);
         let driver = Arc::new(driver);
         // The cell is set once, here, before anything can complete.
         let _ = cell.set(Arc::downgrade(&driver));
-        driver.with(|decider, now| decider.manager.restore(found.segments, now));
 
         let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
+        restart::restore_names(&driver, &domains)?;
+        restart::restore_segments(&driver, found, begun, &*observer);
         let timer = Arc::clone(&driver);
         let segments = Arc::clone(&driver);
+        let records = Arc::clone(&driver);
         let mut threads = Vec::new();
+        threads.push(spawn("kvtier-register", move || records.run_recorder(&recorder_jobs))?);
         threads.push(spawn("kvtier-timer", move || timer.run_timer())?);
         threads.push(spawn("kvtier-segment", move || {
             segments.run_segment_work(&segment_work)
@@ -335,6 +368,24 @@ impl Drop for Node {
     }
 }
 
+fn nvme_settings(settings: &CheckedSettings, capacity_bytes: u64, keys: Arc<dyn RecordKeys>) -> NvmeSettings {
+    let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes, keys);
+    nvme.engine = match settings.nvme_engine {
+        NvmeEngine::Auto => EngineChoice::Auto,
+        NvmeEngine::IoUring => EngineChoice::IoUring,
+        NvmeEngine::Threads => EngineChoice::Threads,
+    };
+    nvme.bounds.queue_depth = settings.nvme_queue_depth as usize;
+    nvme.bounds.threads = settings.nvme_threads as usize;
+    nvme.request_deadline = Duration::from_millis(settings.operation_deadline_ms);
+    nvme.encryption = match settings.encryption {
+        Encryption::Aes256Gcm => kvtier_storage::nvme::Encryption::Aes256Gcm,
+        Encryption::None => kvtier_storage::nvme::Encryption::None,
+    };
+    nvme.flush_interval = Duration::from_millis(settings.nvme_flush_interval_ms);
+    nvme
+}
+
 /// The status of every domain.
 fn status_of(driver: &Driver, domains: &Domains) -> Status {
     let (statistics, domain_statistics) = driver.look(|manager| {
@@ -345,6 +396,14 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         (manager.statistics(), domains.collect::<Vec<_>>())
     });
     let counters = Counters::from(&statistics);
+    let register = &driver.recorder.register;
+    let (register_syncs, register_failures) = register.counts();
+    let durability = Durability {
+        namespaces_lost: register.lost().len() as u64,
+        register_syncs,
+        register_failures,
+        ..driver.restored.get().cloned().unwrap_or_default()
+    };
     let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     Status {
         version: env!("CARGO_PKG_VERSION").to_string(),
@@ -359,6 +418,7 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
             counters.demoted_bytes,
         ),
         counters,
+        durability,
         domains: domain_statistics
             .into_iter()
             .map(|(domain, statistics)| DomainStatus {

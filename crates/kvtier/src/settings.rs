@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+const NVME_FLUSH_INTERVAL_MS_MAX: u64 = 3_600_000;
 
 /// How the NVMe tier reaches its device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,18 @@ pub enum NvmeEngine {
     IoUring,
     /// A pool of threads with `preadv` and `pwritev`.
     Threads,
+}
+
+/// How payloads on NVMe are protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Encryption {
+    /// Sealed by AES-256-GCM under a key of their namespace and generation.
+    #[default]
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
+    /// Readable by whoever reads the device; checked by CRC32C. What names a block is sealed all the same.
+    #[serde(rename = "none")]
+    None,
 }
 
 /// Whether host memory is asked for in huge pages.
@@ -79,7 +92,7 @@ impl DomainSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where segment files, the lock and the admin token live. No default here: the daemon chooses one.
+    /// Where segment files, keys, the register of namespaces, the lock and the admin token live. No default here: the daemon chooses one.
     pub state_dir: PathBuf,
     /// Path of the Unix socket. Empty: `kvtier.sock` in the state directory.
     pub socket: PathBuf,
@@ -99,6 +112,15 @@ pub struct Settings {
     pub nvme_queue_depth: u32,
     /// Threads of the `threads` engine. Default 4.
     pub nvme_threads: u32,
+    /// How payloads on NVMe are protected. Default `aes-256-gcm`. What an earlier run wrote is read as it was written.
+    pub encryption: Encryption,
+    /// File of the master key that wraps the keys of namespaces: 64 hexadecimal digits, readable by its owner only. Default:
+    /// `master.key` in the state directory, made at the first start. Without the key nothing on NVMe can be read.
+    pub master_key_file: Option<PathBuf>,
+    /// How long what was written to NVMe may wait before it survives a power cut, milliseconds. Default 1,000. After a
+    /// power cut or a kill at most so much of the latest demotions is lost, and a loss is a miss; a flush waits for nothing.
+    /// Costs no memory; each interval in which something was written costs a sync of each segment that was.
+    pub nvme_flush_interval_ms: u64,
     /// NUMA node to place host memory on. Default: where the kernel puts it.
     pub numa_node: Option<u32>,
     /// Lock host memory when the limit allows. Default true.
@@ -156,6 +178,9 @@ impl Default for Settings {
             nvme_engine: NvmeEngine::Auto,
             nvme_queue_depth: 32,
             nvme_threads: 4,
+            encryption: Encryption::Aes256Gcm,
+            master_key_file: None,
+            nvme_flush_interval_ms: 1000,
             numa_node: None,
             lock_memory: true,
             huge_pages: HugePages::Auto,
@@ -313,6 +338,7 @@ impl Settings {
         for (field, value) in [
             ("nvme_queue_depth", u64::from(self.nvme_queue_depth)),
             ("nvme_threads", u64::from(self.nvme_threads)),
+            ("nvme_flush_interval_ms", self.nvme_flush_interval_ms),
             ("lease_ttl_ms", self.lease_ttl_ms),
             ("reservation_ttl_ms", self.reservation_ttl_ms),
             ("request_deadline_ms", self.request_deadline_ms),
@@ -333,6 +359,24 @@ impl Settings {
         }
         if self.nvme_threads > 256 {
             return Err(refuse("nvme_threads", self.nvme_threads, "at most 256"));
+        }
+        if self.nvme_flush_interval_ms > NVME_FLUSH_INTERVAL_MS_MAX {
+            return Err(refuse(
+                "nvme_flush_interval_ms",
+                self.nvme_flush_interval_ms,
+                "at most an hour (3600000): what was demoted since the last is lost with the power",
+            ));
+        }
+        if self
+            .master_key_file
+            .as_ref()
+            .is_some_and(|path| path.as_os_str().is_empty())
+        {
+            return Err(refuse(
+                "master_key_file",
+                "\"\"",
+                "name a file with 64 hexadecimal digits, or leave it out for master.key in the state directory",
+            ));
         }
         let quarter = self.host_bytes / 4;
         if self.reserved_bytes_per_client_max == 0 {

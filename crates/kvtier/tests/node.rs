@@ -295,3 +295,291 @@ fn a_socket_is_its_owners_alone_or_as_wide_as_the_settings_say() {
         assert_eq!(found & 0o777, mode, "{found:o}");
     }
 }
+
+/// A node that the same user starts again where another one was.
+fn restart(node: Node, settings: Settings) -> Node {
+    drop(node);
+    start(settings)
+}
+
+#[test]
+fn a_generation_is_still_raised_after_a_restart() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    namespace(&client, "kept");
+    let space = namespace(&client, "raised");
+    put(&space, 0..4, BLOCK);
+    for expected in [2, 3] {
+        let raised = node.invalidate("raised", Duration::from_secs(5)).expect("recorded");
+        assert_eq!(raised[0].1.0, expected);
+    }
+    drop((space, client));
+    let node = restart(node, directory.settings());
+    assert_eq!(node.status().counters.namespaces, 2);
+    let raised = node.invalidate("raised", Duration::from_secs(5)).expect("recorded");
+    assert_eq!(raised[0].1.0, 4, "it goes on where it was");
+    let raised = node.invalidate("kept", Duration::from_secs(5)).expect("recorded");
+    assert_eq!(raised[0].1.0, 2);
+}
+
+#[test]
+fn the_same_name_in_two_domains_stays_two_namespaces_across_a_restart() {
+    let directory = Directory::new();
+    let domain = |name: &str| {
+        DomainSettings {
+            name: name.into(),
+            ..Default::default()
+        }
+        .with_token(&format!("token-{name}"))
+    };
+    let settings = |names: &[&str]| Settings {
+        domains: names.iter().map(|name| domain(name)).collect(),
+        ..directory.settings()
+    };
+    let open_in = |node: &Node, name: &str| {
+        let options = ClientOptions::new(node.socket()).with_token(format!("token-{name}"));
+        let client = Client::connect(options).expect("a client connects");
+        let space = namespace(&client, "tenant");
+        (client, space)
+    };
+    let node = start(settings(&["a", "b"]));
+    let (first, second) = (open_in(&node, "a"), open_in(&node, "b"));
+    put(&first.1, 0..2, BLOCK);
+    node.invalidate("b/tenant", Duration::from_secs(5)).expect("recorded");
+    drop((first, second));
+    // The other way round, and with one more before them: domains are told by name, not by place.
+    let node = restart(node, settings(&["c", "b", "a"]));
+    assert_eq!(node.status().counters.namespaces, 2);
+    let (first, second) = (open_in(&node, "a"), open_in(&node, "b"));
+    assert_eq!(node.status().counters.namespaces, 2, "both were there already");
+    put(&first.1, 0..2, BLOCK);
+    assert!(!second.1.exists(hash(0)).expect("answered"));
+    let raised = |name: &str| node.invalidate(name, Duration::from_secs(5)).expect("recorded")[0].1.0;
+    assert_eq!((raised("a/tenant"), raised("b/tenant")), (2, 3));
+}
+
+#[test]
+fn a_namespace_whose_domain_left_the_settings_keeps_its_number() {
+    let directory = Directory::new();
+    let domain = DomainSettings {
+        name: "gone".into(),
+        ..Default::default()
+    }
+    .with_token("token");
+    let node = start(Settings {
+        domains: vec![domain],
+        ..directory.settings()
+    });
+    let client = Client::connect(ClientOptions::new(node.socket()).with_token("token")).expect("connects");
+    namespace(&client, "tenant");
+    drop(client);
+    let node = restart(node, directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    put(&space, 0..2, BLOCK);
+    assert_eq!(node.status().counters.namespaces, 2);
+    node.invalidate("gone/tenant", Duration::from_secs(5))
+        .expect("an administrator may");
+    assert!(space.exists(hash(0)).expect("answered"), "that was the other one");
+}
+
+#[test]
+fn a_damaged_slot_is_counted_and_its_number_is_nobodys() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    for name in ["a", "b", "c"] {
+        namespace(&client, name);
+    }
+    drop(client);
+    drop(node);
+    let path = directory.0.join("register");
+    let mut bytes = std::fs::read(&path).expect("a register");
+    for half in [4096 * 3, 4096 * 4] {
+        bytes[half + 200] ^= 1;
+    }
+    std::fs::write(&path, bytes).expect("written");
+    let warnings = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&warnings);
+    let observer = move |step| {
+        if let kvtier::node::StartProgress::Warning(words) = step {
+            seen.lock().expect("not poisoned").push(words);
+        }
+    };
+    let node = Node::start(directory.settings().check().expect("good settings"), Box::new(observer));
+    let node = node.expect("a node starts");
+    let warnings = warnings.lock().expect("not poisoned");
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("damaged slots 1:"),
+        "{warnings:?}"
+    );
+    assert_eq!(node.status().durability.namespaces_lost, 1);
+    let client = connect(&node);
+    let spaces = ["a", "b", "c"].map(|name| namespace(&client, name));
+    assert_eq!(node.status().counters.namespaces, 4, "b is a new one");
+    for (space, first) in spaces.iter().zip([0, 10, 20]) {
+        put(space, first..first + 2, BLOCK);
+    }
+    assert!(!spaces[0].exists(hash(10)).expect("answered"));
+    assert!(spaces[1].exists(hash(10)).expect("answered"));
+}
+
+#[test]
+fn a_node_does_not_start_with_the_wrong_master_key_or_a_newer_register_and_changes_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    for name in ["one", "two"] {
+        namespace(&client, name);
+    }
+    drop(client);
+    drop(node);
+    let key = directory.0.join("other.key");
+    std::fs::write(&key, "5a".repeat(32)).expect("written");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("its mode");
+    let register = directory.0.join("register");
+    let before = std::fs::read(&register).expect("a register");
+    let refusal = |settings: Settings| {
+        let settings = settings.check().expect("good settings");
+        let refused = Node::start(settings, Box::new(|_| {})).err();
+        refused.expect("refused").to_string()
+    };
+    let words = refusal(Settings {
+        master_key_file: Some(key),
+        ..directory.settings()
+    });
+    assert!(words.contains("wraps its keys by master key"), "{words}");
+    assert_eq!(std::fs::read(&register).expect("a register"), before);
+    let mut newer = before.clone();
+    newer[8] = 2;
+    std::fs::write(&register, &newer).expect("written");
+    let words = refusal(directory.settings());
+    assert!(words.contains("version 2"), "{words}");
+    assert_eq!(std::fs::read(&register).expect("a register"), newer);
+    std::fs::write(&register, &before).expect("written");
+    let words = refusal(Settings {
+        namespaces_max: 1,
+        ..directory.settings()
+    });
+    assert!(
+        words.contains("2 namespaces") && words.contains("raise namespaces_max"),
+        "{words}"
+    );
+    start(directory.settings());
+}
+
+#[test]
+fn what_was_flushed_is_got_back_after_a_restart_in_its_generation_and_form_only() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let (kept, raised) = (namespace(&client, "kept"), namespace(&client, "raised"));
+    let form = Realization::digest(&[("model", "another")]);
+    let other = client.namespace("kept", form).expect("a namespace opens");
+    put(&kept, 0..8, BLOCK);
+    put(&raised, 0..8, BLOCK);
+    put(&other, 100..104, BLOCK);
+    let flushed = node.flush(Duration::from_secs(20)).expect("a flush ends");
+    assert_eq!(flushed.left_out, 0, "{flushed:?}");
+    node.invalidate("raised", Duration::from_secs(5)).expect("recorded");
+    assert!(kept.delete(&[hash(7)]).expect("answered")[0]);
+    node.flush(Duration::from_secs(20)).expect("a flush ends");
+    drop((kept, raised, other, client));
+    drop(node);
+
+    let notes = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&notes);
+    let observer = move |step| {
+        if let kvtier::node::StartProgress::Note(words) = step {
+            seen.lock().expect("not poisoned").push(words);
+        }
+    };
+    let settings = directory.settings().check().expect("good settings");
+    let node = Node::start(settings, Box::new(observer)).expect("a node starts");
+    let notes = notes.lock().expect("not poisoned");
+    assert!(
+        notes.iter().any(|note| note.starts_with("restored 11 blocks")),
+        "{notes:?}"
+    );
+    let durability = node.status().durability;
+    assert_eq!(durability.restored_blocks, 11, "{durability:?}");
+    assert_eq!(durability.restored_bytes, 11 * BLOCK as u64);
+    assert!(durability.restored_left_out >= 8, "{durability:?}");
+    assert_eq!(durability.restored_damaged, 0, "{durability:?}");
+    let client = connect(&node);
+    let (kept, raised) = (namespace(&client, "kept"), namespace(&client, "raised"));
+    let other = client.namespace("kept", form).expect("a namespace opens");
+    let handles = kept
+        .get(&(0..8).map(hash).collect::<Vec<_>>(), FetchScope::Each)
+        .expect("answered");
+    for (number, handle) in (0..).zip(&handles) {
+        assert_eq!(handle.is_some(), number < 7, "block {number}");
+        if let Some(handle) = handle {
+            assert_eq!(handle.tier(), Tier::Nvme);
+            assert_eq!(handle.slice().to_vec(), bytes(number, BLOCK), "block {number}");
+        }
+    }
+    for number in 0..8 {
+        assert!(
+            !raised.exists(hash(number)).expect("answered"),
+            "block {number} was invalidated"
+        );
+    }
+    assert!(!other.exists(hash(0)).expect("answered"), "of another form");
+    assert!(other.exists(hash(100)).expect("answered"));
+    assert!(!kept.exists(hash(100)).expect("answered"), "of another form");
+}
+
+#[test]
+fn without_its_keys_nothing_of_an_earlier_run_is_found() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    put(&space, 0..8, BLOCK);
+    node.flush(Duration::from_secs(20)).expect("a flush ends");
+    drop((space, client));
+    drop(node);
+    for name in ["register", "realizations", "master.key"] {
+        std::fs::remove_file(directory.0.join(name)).expect("removed");
+    }
+    let node = start(directory.settings());
+    let durability = node.status().durability;
+    assert_eq!(
+        (durability.restored_blocks, durability.restored_left_out),
+        (0, 8),
+        "{durability:?}"
+    );
+    let client = connect(&node);
+    let space = namespace(&client, "tenant");
+    assert!(!space.exists(hash(0)).expect("answered"));
+    put(&space, 0..8, BLOCK);
+    node.flush(Duration::from_secs(20)).expect("a flush ends");
+    drop((space, client));
+    let node = restart(node, directory.settings());
+    assert_eq!(node.status().durability.restored_blocks, 8);
+}
+
+#[test]
+fn a_lost_list_of_realizations_never_shows_one_models_bytes_as_anothers() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let form = |name: &str| Realization::digest(&[("model", name)]);
+    let space = client.namespace("tenant", form("first")).expect("opens");
+    put(&space, 0..8, BLOCK);
+    node.flush(Duration::from_secs(20)).expect("a flush ends");
+    drop((space, client));
+    drop(node);
+    std::fs::remove_file(directory.0.join("realizations")).expect("removed");
+    let node = start(directory.settings());
+    let client = connect(&node);
+    // It gets the id that the first one had.
+    let space = client.namespace("tenant", form("second")).expect("opens");
+    for number in 0..8 {
+        assert!(!space.exists(hash(number)).expect("answered"), "block {number}");
+    }
+    assert_eq!(node.status().durability.restored_blocks, 0);
+}

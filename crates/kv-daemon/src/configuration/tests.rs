@@ -1,3 +1,5 @@
+use kvtier::settings::Encryption;
+
 use super::{Configuration, ConfigurationError, Origin, Sources};
 
 fn sources(environment: &[(&str, &str)], flags: &[(&'static str, &'static str, &str)]) -> Sources {
@@ -85,6 +87,33 @@ fn an_error_names_the_field_the_value_the_place_and_the_remedy() {
         .unwrap_err()
         .to_string();
     assert!(no_toml.contains("no TOML"), "{no_toml}");
+}
+
+#[test]
+fn encryption_key_file_and_flush_interval_come_from_every_layer() {
+    let defaults = sources(&[("HOME", "/h")], &[]).load().unwrap();
+    assert_eq!(defaults.node.encryption, Encryption::Aes256Gcm);
+    assert_eq!(defaults.node.master_key_file, None);
+    assert_eq!(defaults.node.nvme_flush_interval_ms, 1000);
+    let file = "encryption = \"none\"\nmaster_key_file = \"/f/key\"\nnvme_flush_interval_ms = 5\n";
+    let layered = sources(
+        &[("KVTIER_NVME_FLUSH_INTERVAL_MS", "250"), ("HOME", "/h")],
+        &[("master_key_file", "--master-key-file", "/flag/key")],
+    );
+    let layered = with_file(file, layered).unwrap();
+    assert_eq!(layered.node.encryption, Encryption::None);
+    assert_eq!(layered.node.master_key_file.as_deref(), Some("/flag/key".as_ref()));
+    assert_eq!(layered.node.nvme_flush_interval_ms, 250);
+    let again = with_file(&layered.to_toml(), sources(&[("HOME", "/h")], &[])).unwrap();
+    assert_eq!(again.to_json(), layered.to_json());
+    let words = sources(&[("KVTIER_ENCRYPTION", "rot13"), ("HOME", "/h")], &[])
+        .load()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        words.contains("rot13") && words.contains("aes-256-gcm") && words.contains("none"),
+        "{words}"
+    );
 }
 
 #[test]

@@ -63,10 +63,33 @@ impl Daemon {
 
     /// The same, or what it said before it ended.
     pub(crate) fn try_start(flags: &[&str], settings: &str) -> Result<Daemon, String> {
-        let directory = directory();
+        Daemon::try_start_in(directory(), flags, settings).map_err(|(words, _)| words)
+    }
+
+    /// The same where another one was before.
+    pub(crate) fn start_in(directory: TempDir, flags: &[&str]) -> Daemon {
+        Daemon::try_start_in(directory, flags, "").unwrap_or_else(|(log, _)| panic!("not ready: {log}"))
+    }
+
+    /// The same, or what it said before it ended, and the directory.
+    pub(crate) fn try_start_in(
+        directory: TempDir,
+        flags: &[&str],
+        settings: &str,
+    ) -> Result<Daemon, (String, TempDir)> {
+        Daemon::try_launch(command("kv-daemon"), directory, flags, settings)
+    }
+
+    /// The same by another way to run the program.
+    pub(crate) fn try_launch(
+        mut program: Command,
+        directory: TempDir,
+        flags: &[&str],
+        settings: &str,
+    ) -> Result<Daemon, (String, TempDir)> {
         let file = directory.path().join("kv-daemon.toml");
         std::fs::write(&file, settings).expect("a settings file");
-        let mut child = command("kv-daemon")
+        let mut child = program
             .arg("serve")
             .arg("--config")
             .arg(&file)
@@ -99,7 +122,8 @@ impl Daemon {
         };
         if !line.contains("ready") {
             let status = wait(&mut daemon.child);
-            return Err(format!("{status}: {}", daemon.into_log()));
+            let (log, directory) = daemon.into_remains();
+            return Err((format!("{status}: {log}"), directory));
         }
         Ok(daemon)
     }
@@ -217,9 +241,32 @@ impl Daemon {
         (status, self.into_log())
     }
 
+    /// SIGKILL; its directory stays.
+    pub(crate) fn kill(mut self) -> TempDir {
+        self.signal(Signal::KILL);
+        wait(&mut self.child);
+        self.into_remains().1
+    }
+
+    /// SIGTERM; its directory stays.
+    pub(crate) fn stop_and_keep(mut self) -> TempDir {
+        self.signal(Signal::TERM);
+        let status = wait(&mut self.child);
+        let (log, directory) = self.into_remains();
+        assert!(status.success(), "{status}: {log}");
+        directory
+    }
+
     /// What an ended daemon said.
-    fn into_log(mut self) -> String {
-        self.log.take().and_then(|log| log.join().ok()).unwrap_or_default()
+    fn into_log(self) -> String {
+        self.into_remains().0
+    }
+
+    /// What an ended daemon said, and its directory.
+    fn into_remains(mut self) -> (String, TempDir) {
+        let log = self.log.take().and_then(|log| log.join().ok()).unwrap_or_default();
+        let directory = std::mem::replace(&mut self.directory, directory());
+        (log, directory)
     }
 }
 

@@ -9,4 +9,5 @@ mod demo;
 mod domains;
 mod hostile;
 mod raw;
+mod restart;
 mod settings;

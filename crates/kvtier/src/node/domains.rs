@@ -105,7 +105,8 @@ impl Domains {
             .unwrap_or_default()
     }
 
-    fn intern(&self, name: &str) -> Option<TrustDomain> {
+    /// The domain of this name, made if need be; `None` when there are too many.
+    pub(crate) fn intern(&self, name: &str) -> Option<TrustDomain> {
         let mut names = self.names.lock();
         if let Some(domain) = names.get(name) {
             return Some(*domain);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -16,6 +16,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::clock::NodeClock;
 use super::outbox::{Notice, Outbox};
+use super::recorder::{Job, Recorder};
+use super::status::Durability;
 use crate::settings::CheckedSettings;
 
 /// Who waits for an operation.
@@ -57,6 +59,9 @@ pub(crate) struct Driver {
     decider: Mutex<Decider>,
     pub(crate) host: Arc<HostTier>,
     nvme: Option<NvmeTier>,
+    pub(crate) recorder: Recorder,
+    /// What came back from NVMe at the start.
+    pub(crate) restored: OnceLock<Durability>,
     pub(crate) clock: NodeClock,
     connections: Mutex<HashMap<ClientId, Connection>>,
     segment_domains: Mutex<HashMap<SegmentId, TrustDomain>>,
@@ -70,12 +75,13 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// A driver over open tiers, and what its segment thread must work on. The caller starts the two threads.
+    /// A driver over open tiers, and what its segment thread must work on. The caller starts the threads.
     pub(crate) fn new(
         settings: &CheckedSettings,
         clock: NodeClock,
         host: Arc<HostTier>,
         nvme: Option<NvmeTier>,
+        recorder: Recorder,
     ) -> (Driver, Receiver<Action>) {
         // Unbounded, yet the manager opens or closes each segment once at a time.
         let (segment_work, work) = crossbeam_channel::unbounded();
@@ -86,6 +92,8 @@ impl Driver {
             }),
             host,
             nvme,
+            recorder,
+            restored: OnceLock::new(),
             clock,
             connections: Mutex::new(HashMap::new()),
             segment_domains: Mutex::new(HashMap::new()),
@@ -269,9 +277,11 @@ impl Driver {
                 tracing::warn!("the NVMe tier did not answer in time: taken out of service until its queue is empty");
                 self.submit(operation, StorageAction::Reset { operation });
             }
-            // The NVMe tier starts empty, so nothing older can come back: memory is durable enough for a generation.
-            Action::RecordGeneration { operation, .. } => self.answer(operation, Ok(Completion::Done)),
-            // The NVMe tier starts empty: a restart brings no record back.
+            Action::RecordGeneration {
+                operation,
+                namespace,
+                generation,
+            } => self.recorder.raise(operation, namespace, generation),
             Action::ForgetRecord { target } => {
                 if let Some(nvme) = &self.nvme {
                     nvme.submit(StorageAction::ForgetRecord { target });
@@ -341,6 +351,12 @@ impl Driver {
         }
     }
 
+    /// The recording thread: makes names and generations durable.
+    pub(crate) fn run_recorder(&self, jobs: &Receiver<Job>) {
+        self.recorder
+            .run(jobs, |operation, outcome| self.answer(operation, outcome));
+    }
+
     fn announce_removal(&self, domain: TrustDomain, segment: SegmentId) {
         for connection in self
             .connections
@@ -404,7 +420,7 @@ impl Driver {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Ends the two threads; nothing is decided after that.
+    /// Ends the threads; nothing is decided after that.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         {
@@ -419,6 +435,7 @@ impl Driver {
         if let Some(nvme) = &self.nvme {
             nvme.shutdown();
         }
+        self.recorder.stop();
     }
 }
 

@@ -10,9 +10,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::RecvTimeoutError;
 use kvtier_core::{
-    Answer, BlockHash, ClientId, Departure, Extent, FetchScope, Fetched, Generation, NamespaceId, RealizationId,
-    Refusal, Reserved, SealItem, SegmentId, Time,
+    Answer, BlockHash, ClientId, Departure, Extent, FetchScope, Fetched, Generation, NamespaceId, Realization,
+    RealizationId, Refusal, Reserved, SealItem, SegmentId, Time,
 };
 use kvtier_core::{Hints, LeaseId};
 use kvtier_transfer::socket;
@@ -272,7 +273,9 @@ impl Session {
         let deadline_us = frame.header.deadline_us;
         let answered = match asked {
             Request::Hello { .. } => Err(Refused(ErrorKind::Invalid, "hello was said already".into())),
-            Request::OpenNamespace { name, realization } => self.open_namespace(request, name, realization),
+            Request::OpenNamespace { name, realization } => {
+                self.open_namespace(request, name, realization, deadline_us)
+            }
             Request::Lookup(keys) => self.lookup(request, &keys, extensions.hints),
             Request::Fetch { scope, keys } => self.fetch(request, scope, &keys, extensions.hints, deadline_us)?,
             Request::Reserve { keys, lengths } => {
@@ -383,19 +386,22 @@ impl Session {
     }
 
     fn deadline(&self, now: Time, deadline_us: u64) -> Time {
-        match (self.shared.settings.clock, deadline_us) {
-            (Clock::Client, _) => Time(u64::MAX),
-            (Clock::System, 0) => now.after(Duration::from_millis(self.shared.settings.request_deadline_ms)),
-            (Clock::System, given) => now.after(Duration::from_micros(given)),
+        match self.shared.settings.clock {
+            Clock::Client => Time(u64::MAX),
+            Clock::System => now.after(self.patience(deadline_us)),
         }
     }
 
-    fn open_namespace(
-        &mut self,
-        request: u64,
-        name: &str,
-        realization: kvtier_core::Realization,
-    ) -> Result<(), Refused> {
+    /// How long a request may wait.
+    fn patience(&self, deadline_us: u64) -> Duration {
+        match deadline_us {
+            0 => Duration::from_millis(self.shared.settings.request_deadline_ms),
+            given => Duration::from_micros(given),
+        }
+    }
+
+    /// Answers once the namespace and the realization are durable: their ids are part of what is written to NVMe.
+    fn open_namespace(&mut self, request: u64, name: &str, form: Realization, deadline_us: u64) -> Result<(), Refused> {
         let domain = self.identity().domain;
         if name.contains('/') {
             return Err(Refused(
@@ -403,10 +409,28 @@ impl Session {
                 "a namespace's name has no '/': that separates it from its domain".into(),
             ));
         }
-        let (namespace, generation, realization) = self.shared.driver.with(|decider, _| {
-            let (namespace, generation) = decider.manager.open_namespace(domain, name)?;
-            Ok::<_, Refusal>((namespace, generation, decider.manager.open_realization(realization)?))
+        let driver = &self.shared.driver;
+        let (namespace, realization, recording) = driver.with(|decider, _| {
+            let (namespace, _) = decider.manager.open_namespace(domain, name)?;
+            let realization = decider.manager.open_realization(form)?;
+            let label = (self.domain_name.as_str(), name);
+            let recording = driver.recorder.open(namespace, label, (realization, form));
+            Ok::<_, Refusal>((namespace, realization, recording))
         })?;
+        if let Some(recording) = recording {
+            let unavailable = |why: String| {
+                let words = format!("the namespace cannot be made durable: {why}: ask again");
+                Refused(ErrorKind::Unavailable, words)
+            };
+            match recording.recv_timeout(self.patience(deadline_us)) {
+                Ok(recorded) => recorded.map_err(|error| unavailable(error.to_string()))?,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(unavailable("the state directory does not answer".into()));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(unavailable("the daemon stops".into())),
+            }
+        }
+        let generation = driver.look(|manager| manager.generation(namespace));
         let known = |handle: &Handle| handle.namespace == namespace && handle.realization == realization;
         let index = match self.handles.iter().position(known) {
             Some(index) => index,

@@ -142,6 +142,42 @@ mirror! {
     }
 }
 
+/// What came back at the start, and what was made durable since, for JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Durability {
+    /// Blocks of an earlier run that are cached again.
+    pub restored_blocks: u64,
+    /// Their payload, bytes.
+    pub restored_bytes: u64,
+    /// Records of an earlier run that are not: older copies, older generations, of unknown namespaces, or without room.
+    pub restored_left_out: u64,
+    /// Records and segments of an earlier run that were damaged, or torn by a crash.
+    pub restored_damaged: u64,
+    /// Namespaces of earlier runs whose names and keys are lost to damage. Gauge.
+    pub namespaces_lost: u64,
+    /// Syncs of the register of namespaces and generations.
+    pub register_syncs: u64,
+    /// Writes and syncs of it that failed.
+    pub register_failures: u64,
+}
+
+impl Durability {
+    /// Every field's name and value, in a fixed order.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("restored_blocks", self.restored_blocks),
+            ("restored_bytes", self.restored_bytes),
+            ("restored_left_out", self.restored_left_out),
+            ("restored_damaged", self.restored_damaged),
+            ("namespaces_lost", self.namespaces_lost),
+            ("register_syncs", self.register_syncs),
+            ("register_failures", self.register_failures),
+        ]
+    }
+}
+
 /// The whole node, as its administrator sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -165,8 +201,21 @@ pub struct Status {
     /// The tier manager's counters.
     #[serde(flatten)]
     pub counters: Counters,
+    /// What came back at the start, and what was made durable since.
+    #[serde(flatten)]
+    pub durability: Durability,
     /// Each trust domain's part.
     pub domains: Vec<DomainStatus>,
+}
+
+impl Status {
+    /// Every counter's name and value, in a fixed order.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(&'static str, u64)> {
+        let mut fields = self.counters.fields();
+        fields.extend(self.durability.fields());
+        fields
+    }
 }
 
 /// One trust domain, as its members see it.

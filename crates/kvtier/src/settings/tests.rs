@@ -53,6 +53,27 @@ fn a_refused_field_is_named_with_its_value_and_a_remedy() {
             },
         ),
         (
+            "nvme_flush_interval_ms",
+            Settings {
+                nvme_flush_interval_ms: 0,
+                ..settings()
+            },
+        ),
+        (
+            "nvme_flush_interval_ms",
+            Settings {
+                nvme_flush_interval_ms: 3_600_001,
+                ..settings()
+            },
+        ),
+        (
+            "master_key_file",
+            Settings {
+                master_key_file: Some(PathBuf::new()),
+                ..settings()
+            },
+        ),
+        (
             "block_bytes_max",
             Settings {
                 block_bytes_max: 100,

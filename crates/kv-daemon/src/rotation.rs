@@ -1,0 +1,90 @@
+//! `kv-daemon rotate-master-key`: another key for the keys, without touching what they protect.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kvtier::keys::{Rotation, rotate_master_key};
+use serde_json::json;
+
+use crate::configuration::Sources;
+use crate::exit::{ExitCode, Failure};
+use crate::output;
+use crate::serve::key_code;
+
+/// Which keys, and of which state directory.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// Settings file, for the state directory and the key in use [default: /etc/kvtier/kv-daemon.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The state directory; its daemon must be stopped
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<String>,
+    /// File of the key in use [default: master.key in the state directory]
+    #[arg(long, value_name = "FILE")]
+    master_key_file: Option<String>,
+    /// File of the new key, drawn if there is none [default: drawn, and put in the place of master.key]
+    #[arg(long, value_name = "FILE")]
+    new_master_key_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// In words: what was in the way, and what to do.
+pub fn run(options: Options) -> Result<(), Failure> {
+    let mut sources = Sources::of_this_process();
+    sources.file = options.config;
+    let given = [
+        ("state_dir", "--state-dir", options.state_dir),
+        ("master_key_file", "--master-key-file", options.master_key_file),
+    ];
+    sources.flags = given
+        .into_iter()
+        .filter_map(|(field, flag, text)| Some((field, flag, text?)))
+        .collect();
+    let settings = sources.load()?.node;
+    if options
+        .new_master_key_file
+        .as_ref()
+        .is_some_and(|path| path.as_os_str().is_empty())
+    {
+        return Err(Failure::new(
+            ExitCode::Usage,
+            "--new-master-key-file: name a file, or leave it out",
+        ));
+    }
+    let rotation = rotate_master_key(
+        &settings.state_dir,
+        settings.master_key_file.as_deref(),
+        options.new_master_key_file.as_deref(),
+    )
+    .map_err(|error| Failure::new(key_code(&error), error.to_string()))?;
+    if options.json {
+        let Rotation { from, to, .. } = &rotation;
+        let answer = json!({
+            "from": from.map(|id| id.to_string()),
+            "to": to.to_string(),
+            "rewrapped": rotation.rewrapped,
+            "key_file": rotation.key_file,
+            "must_be_named": rotation.must_be_named,
+        });
+        return output::print(&format!("{answer}\n"));
+    }
+    let next = if rotation.must_be_named {
+        format!("start with --master-key-file {}", rotation.key_file.display())
+    } else if settings.master_key_file.is_some() {
+        "start without --master-key-file".to_string()
+    } else {
+        "start as before".to_string()
+    };
+    output::print(&format!(
+        "{} keys wrapped anew by master key {}, which lies in {}: {next}\n",
+        rotation.rewrapped,
+        rotation.to,
+        rotation.key_file.display()
+    ))
+}

@@ -1,0 +1,169 @@
+//! Makes names and generations durable, on a thread of its own: whoever waits for that holds no lock meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Receiver, Sender};
+use kvtier_core::{Completion, Failure, Generation, NamespaceId, OperationId, Realization, RealizationId};
+
+use crate::keys::{Change, Label, Realizations, RecordError, Register};
+
+/// Jobs that share a sync at most.
+const BATCH_MAX: usize = 1024;
+
+/// Something to make durable, and whom to tell.
+pub(crate) enum Job {
+    Open {
+        namespace: NamespaceId,
+        label: Label,
+        realization: (RealizationId, Realization),
+        reply: Sender<Result<(), RecordError>>,
+    },
+    Raise {
+        operation: OperationId,
+        namespace: NamespaceId,
+        generation: Generation,
+    },
+    Stop,
+}
+
+/// The register and the realizations, and the queue of what must go into them.
+pub(crate) struct Recorder {
+    pub(crate) register: Arc<Register>,
+    pub(crate) realizations: Realizations,
+    /// Unbounded, yet each connection waits for one at a time, and each namespace has one generation on its way.
+    jobs: Sender<Job>,
+    failing: AtomicBool,
+}
+
+impl Recorder {
+    /// With what its thread must work on. The caller starts that.
+    pub(crate) fn new(register: Arc<Register>, realizations: Realizations) -> (Recorder, Receiver<Job>) {
+        let (jobs, work) = crossbeam_channel::unbounded();
+        let recorder = Recorder {
+            register,
+            realizations,
+            jobs,
+            failing: AtomicBool::new(false),
+        };
+        (recorder, work)
+    }
+
+    /// Makes a namespace and a realization durable; `None` when they are. Call it under the lock under which the manager
+    /// chose their ids: new ones are recorded in order.
+    pub(crate) fn open(
+        &self,
+        namespace: NamespaceId,
+        (domain, name): (&str, &str),
+        realization: (RealizationId, Realization),
+    ) -> Option<Receiver<Result<(), RecordError>>> {
+        if self.register.contains(namespace) && self.realizations.contains(realization.0) {
+            return None;
+        }
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        let label = Label {
+            domain: domain.to_owned(),
+            name: name.to_owned(),
+        };
+        // After the end nobody takes it, and whoever waits sees its other end go.
+        let _ = self.jobs.send(Job::Open {
+            namespace,
+            label,
+            realization,
+            reply,
+        });
+        Some(answer)
+    }
+
+    /// Makes a generation durable; the answer comes from [`Recorder::run`].
+    pub(crate) fn raise(&self, operation: OperationId, namespace: NamespaceId, generation: Generation) {
+        let _ = self.jobs.send(Job::Raise {
+            operation,
+            namespace,
+            generation,
+        });
+    }
+
+    /// Ends [`Recorder::run`] once it has done what was asked before.
+    pub(crate) fn stop(&self) {
+        let _ = self.jobs.send(Job::Stop);
+    }
+
+    /// The recording thread. What came while it wrote shares the next sync.
+    pub(crate) fn run(&self, jobs: &Receiver<Job>, answer: impl Fn(OperationId, Result<Completion, Failure>)) {
+        while let Ok(first) = jobs.recv() {
+            let batch: Vec<Job> = std::iter::once(first)
+                .chain(jobs.try_iter().take(BATCH_MAX - 1))
+                .collect();
+            let stop = batch.iter().any(|job| matches!(job, Job::Stop));
+            self.record(batch, &answer);
+            if jobs.is_empty() {
+                // Nobody waits: now is the time to overwrite the older halves.
+                self.note_outcome(self.register.settle().err().as_ref());
+            }
+            if stop {
+                return;
+            }
+        }
+    }
+
+    fn record(&self, batch: Vec<Job>, answer: &impl Fn(OperationId, Result<Completion, Failure>)) {
+        let wanted: Vec<_> = batch
+            .iter()
+            .filter_map(|job| match job {
+                Job::Open { realization, .. } => Some(*realization),
+                _ => None,
+            })
+            .collect();
+        let listed = self.realizations.append(&wanted);
+        let changes: Vec<Change> = batch
+            .iter()
+            .filter_map(|job| match job {
+                Job::Open { namespace, label, .. } => Some(Change::Open {
+                    namespace: *namespace,
+                    label: label.clone(),
+                }),
+                Job::Raise {
+                    namespace, generation, ..
+                } => Some(Change::Raise {
+                    namespace: *namespace,
+                    generation: *generation,
+                }),
+                Job::Stop => None,
+            })
+            .collect();
+        let mut recorded = self.register.commit(&changes).into_iter();
+        for job in batch {
+            match job {
+                Job::Stop => {}
+                Job::Open { reply, .. } => {
+                    let outcome = recorded.next().expect("an answer for each change").and(listed.clone());
+                    self.note_outcome(outcome.as_ref().err());
+                    // Whoever asked may have stopped waiting.
+                    let _ = reply.try_send(outcome);
+                }
+                Job::Raise { operation, .. } => {
+                    let outcome = recorded.next().expect("an answer for each change");
+                    self.note_outcome(outcome.as_ref().err());
+                    answer(
+                        operation,
+                        match outcome {
+                            Ok(()) => Ok(Completion::Done),
+                            Err(_) => Err(Failure::Io),
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// Logs the first failure after a success: the rest is counted.
+    fn note_outcome(&self, error: Option<&RecordError>) {
+        let was_failing = self.failing.swap(error.is_some(), Ordering::Relaxed);
+        if let Some(error) = error
+            && !was_failing
+        {
+            tracing::error!(%error, "namespaces and generations cannot be made durable: free space in the state directory, or see dmesg");
+        }
+    }
+}
