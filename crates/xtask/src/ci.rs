@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::outcome::{Failure, Tally};
 use crate::workspace::Workspace;
-use crate::{Fuzzing, Simulation, confined, lint, process, replay, runner, suite};
+use crate::{Fuzzing, Restart, Simulation, confined, lint, process, replay, restart, runner, suite, torture};
 
 /// What a whole run may take; a step that would start later is reported as not run, and that fails.
 const BUDGET: Duration = Duration::from_secs(40 * 60);
 
 /// For one step that hands over to a program: its build and its run.
-const STEP_LIMIT: Duration = Duration::from_secs(15 * 60);
+pub(crate) const STEP_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 const SEEDS: u64 = 2000;
 const FUZZ_SECONDS: u64 = 20;
@@ -38,6 +38,11 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
             "replay, threads",
             Box::new(|| replay::run(workspace, "threads").map(one)),
         ),
+        (
+            "replay, killed in the middle",
+            Box::new(|| restart::run(workspace, &Restart::default()).map(one)),
+        ),
+        ("torture and flips", Box::new(|| torture::check(workspace))),
     ];
     let started = Instant::now();
     let results: Vec<Row> = steps.iter().map(|(name, step)| take(name, step, started)).collect();

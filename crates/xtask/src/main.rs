@@ -7,12 +7,15 @@
 mod ci;
 mod confine;
 mod confined;
+mod daemon;
 mod lint;
 mod outcome;
 mod process;
 mod replay;
+mod restart;
 mod runner;
 mod suite;
+mod torture;
 mod workspace;
 
 use std::process::ExitCode;
@@ -59,6 +62,10 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Kill a daemon over and over, or change bytes of its files, and compare everything that comes back.
+    Torture(Torture),
+    /// Replay a trace with the daemon killed in the middle, and once more without: both must find the same.
+    RestartReplay(Restart),
     /// Everything that must hold before a change is merged.
     Ci,
     /// (used by `test --confined`) Give up rights, then become PROGRAM.
@@ -113,6 +120,36 @@ pub(crate) struct Fuzzing {
     mutant: bool,
 }
 
+/// Arguments of `cargo xtask torture`.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Torture {
+    /// How often the daemon is killed [default: 100]
+    #[arg(long)]
+    rounds: Option<u64>,
+    /// Change this many bytes of the segment files instead [default: 1000]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1000", conflicts_with_all = ["rounds", "plant"])]
+    flip: Option<u64>,
+    /// Fixes every choice [default: 1]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Do this harm between a kill and the next start; the run succeeds only if it is found.
+    #[arg(long, value_name = "HARM", value_parser = ["segment", "register"])]
+    plant: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `cargo xtask restart-replay`.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Restart {
+    /// The trace [default: a generated chat workload, and less room]
+    trace: Option<std::path::PathBuf>,
+    /// How many requests come before the restart [default: half of them]
+    #[arg(long, value_name = "REQUESTS")]
+    half: Option<u64>,
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -142,6 +179,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Sim(simulation) => runner::simulate(&workspace, &simulation),
         Command::Fuzz(fuzzing) => runner::fuzz(&workspace, &fuzzing),
         Command::Bench { arguments } => runner::bench(&workspace, &arguments),
+        Command::Torture(torture) => torture::run(&workspace, &torture),
+        Command::RestartReplay(restart) => restart::run(&workspace, &restart),
         Command::Ci => ci::run(&workspace),
         Command::Confine { .. } => unreachable!("handled before the workspace is looked for"),
     }
