@@ -156,6 +156,26 @@ const METRICS: &[Metric] = &[
         "Namespaces of earlier runs whose names and keys were lost to damage",
     ),
     counter("register_syncs", "Syncs of the register of namespaces and generations"),
+    counter_bytes(
+        "device_admitted_bytes",
+        "nvme_admitted",
+        "Payload bytes admitted to NVMe",
+    ),
+    counter_bytes(
+        "device_written_bytes",
+        "nvme_written",
+        "Bytes that the NVMe device was given, all included: over those admitted, the write amplification",
+    ),
+    counter("device_busy", "NVMe operations refused because the queue was full"),
+    counter(
+        "device_late",
+        "NVMe operations whose deadline passed before the device was asked",
+    ),
+    gauge_bytes(
+        "nvme_index_bytes",
+        "nvme_index",
+        "Memory beside the block index that records on NVMe take",
+    ),
     counter("register_failures", "Writes and syncs of the register that failed"),
 ];
 

@@ -329,8 +329,8 @@ fn status(client: &kvtier::client::blocking::Client) -> Result<Value, Failure> {
 #[expect(clippy::cast_precision_loss, reason = "a ratio")]
 fn write_amplification(before: &Value, after: &Value) -> Option<f64> {
     let grown = |name: &str| Some(after[name].as_u64()?.saturating_sub(before[name].as_u64()?));
-    let (demoted, relocated) = (grown("demoted_bytes")?, grown("relocated_bytes")?);
-    (demoted > 0).then(|| (demoted + relocated) as f64 / demoted as f64)
+    let (admitted, written) = (grown("device_admitted_bytes")?, grown("device_written_bytes")?);
+    (admitted > 0).then(|| written as f64 / admitted as f64)
 }
 
 /// The rate of copies of this size over a working set of 64 MiB, median of a few rounds.

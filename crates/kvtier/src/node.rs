@@ -28,7 +28,7 @@ use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::listener::Listener;
 use self::recorder::Recorder;
-pub use self::status::{Counters, DomainCounters, DomainStatus, Durability, Status};
+pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durability, Status};
 use crate::error::ErrorKind;
 use crate::keys::{KeyError, StateFiles};
 use crate::settings::{CheckedSettings, Clock, Encryption, HugePages, NvmeEngine};
@@ -404,6 +404,9 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         register_failures,
         ..driver.restored.get().cloned().unwrap_or_default()
     };
+    let device = driver
+        .nvme()
+        .map_or_else(Device::default, |nvme| nvme.statistics().into());
     let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     Status {
         version: env!("CARGO_PKG_VERSION").to_string(),
@@ -413,12 +416,10 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         host_pages: driver.host.page_note(),
         page_kib: driver.host.page_kib(),
         index_bytes_per_block: ratio(counters.index_bytes, counters.blocks),
-        write_amplification: ratio(
-            counters.demoted_bytes + counters.relocated_bytes,
-            counters.demoted_bytes,
-        ),
+        write_amplification: ratio(device.device_written_bytes, device.device_admitted_bytes),
         counters,
         durability,
+        device,
         domains: domain_statistics
             .into_iter()
             .map(|(domain, statistics)| DomainStatus {

@@ -1,6 +1,7 @@
 //! What a node says of itself, the same over HTTP and over the socket.
 
 use kvtier_core::{DomainStatistics, Statistics};
+use kvtier_storage::nvme::NvmeStatistics;
 use serde::{Deserialize, Serialize};
 
 macro_rules! mirror {
@@ -178,6 +179,48 @@ impl Durability {
     }
 }
 
+/// What the NVMe device was given to do since the start, for JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Device {
+    /// Payload bytes admitted to NVMe.
+    pub device_admitted_bytes: u64,
+    /// Bytes that the device was given: payloads, those that reclaim moved, padding, headers, indexes.
+    pub device_written_bytes: u64,
+    /// Operations refused because its queue was full.
+    pub device_busy: u64,
+    /// Operations whose deadline passed before the device was asked.
+    pub device_late: u64,
+    /// Memory beside the block index that records on NVMe take, bytes. Gauge.
+    pub nvme_index_bytes: u64,
+}
+
+impl Device {
+    /// Every field's name and value, in a fixed order.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("device_admitted_bytes", self.device_admitted_bytes),
+            ("device_written_bytes", self.device_written_bytes),
+            ("device_busy", self.device_busy),
+            ("device_late", self.device_late),
+            ("nvme_index_bytes", self.nvme_index_bytes),
+        ]
+    }
+}
+
+impl From<NvmeStatistics> for Device {
+    fn from(statistics: NvmeStatistics) -> Device {
+        Device {
+            device_admitted_bytes: statistics.written_bytes,
+            device_written_bytes: statistics.device_written_bytes,
+            device_busy: statistics.busy,
+            device_late: statistics.late,
+            nvme_index_bytes: statistics.index_bytes,
+        }
+    }
+}
+
 /// The whole node, as its administrator sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -196,7 +239,7 @@ pub struct Status {
     pub page_kib: u32,
     /// Bytes that indexes take for each block in them; 0 with no block.
     pub index_bytes_per_block: f64,
-    /// Bytes written to NVMe over payload bytes admitted there; 0 before the first.
+    /// Bytes that the NVMe device was given over payload bytes admitted there; 0 before the first.
     pub write_amplification: f64,
     /// The tier manager's counters.
     #[serde(flatten)]
@@ -204,6 +247,9 @@ pub struct Status {
     /// What came back at the start, and what was made durable since.
     #[serde(flatten)]
     pub durability: Durability,
+    /// What the NVMe device was given to do.
+    #[serde(flatten)]
+    pub device: Device,
     /// Each trust domain's part.
     pub domains: Vec<DomainStatus>,
 }
@@ -214,6 +260,7 @@ impl Status {
     pub fn fields(&self) -> Vec<(&'static str, u64)> {
         let mut fields = self.counters.fields();
         fields.extend(self.durability.fields());
+        fields.extend(self.device.fields());
         fields
     }
 }
