@@ -62,10 +62,11 @@ fn two_tiers_hit_nearly_what_an_exact_cache_of_their_joint_size_hits() {
 #[test]
 fn little_is_written_twice_and_the_hits_are_those_of_an_exact_cache_whatever_the_latency() {
     let requests = ChatWorkload {
-        sessions: 800,
+        sessions: 3_000,
         session_gap_ms: 4_000,
-        turn_gap_ms: 90_000,
-        question_tokens: 12_000,
+        turns_mean: 2,
+        turn_gap_ms: 110_000,
+        question_tokens: 8_000,
         context_tokens_max: 120_000,
         ..ChatWorkload::default()
     }
@@ -82,7 +83,6 @@ fn little_is_written_twice_and_the_hits_are_those_of_an_exact_cache_whatever_the
     for pace in [Pace::default(), pace(100, 2_000_000_000), pace(2_000, 1_000_000_000)] {
         let report = replay_paced(&requests, settings(host_bytes, nvme_bytes), BLOCK_BYTES, pace);
         let (reached, written) = (report.tokens.ratio(), report.write_amplification());
-        println!("{exact:.3} {reached:.3} {written:.3} {report:?}");
         assert!(report.hits_nvme > 10_000 && report.relocated_bytes > 0, "{report:?}");
         assert!(written <= 1.3, "{written:.2} at {pace:?}: {report:?}");
         assert!(
