@@ -68,9 +68,6 @@ pub struct TierManager {
     record_retries: BTreeSet<(Time, u32)>,
     sweep: sweep::Sweep,
     flushes: VecDeque<flush::Flush>,
-    /// Demotions that the last sync covers, and that the one under way will.
-    synced_demotions: u64,
-    syncing_demotions: u64,
     counters: Statistics,
 }
 
@@ -105,8 +102,6 @@ impl TierManager {
             record_retries: BTreeSet::new(),
             sweep: sweep::Sweep::default(),
             flushes: VecDeque::new(),
-            synced_demotions: 0,
-            syncing_demotions: 0,
             counters: Statistics::default(),
         }
     }

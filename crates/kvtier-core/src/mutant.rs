@@ -35,6 +35,20 @@ pub enum Mutant {
     UnboundedWaiting,
     /// Forgetting a block does not give its slot back.
     ForgetLeaksSlot,
+    /// Takes records of an older generation back after a restart.
+    RestoreOlderGeneration,
+    /// Of two records of one key, takes the older one back.
+    RestoreOlderCopy,
+    /// Appends to a restored segment, from its front.
+    RestoredExtentReused,
+    /// A flush answers before its writes are synced.
+    FlushBeforeSync,
+    /// Closes an emptied segment before the copies of its records are synced.
+    CloseBeforeSync,
+    /// Writes blocks to NVMe whose generation is not on record.
+    DemoteBeforeRecorded,
+    /// A block deleted while it is written is not forgotten on the device.
+    DeleteMissesWrite,
 }
 
 impl Mutant {
@@ -60,5 +74,12 @@ impl Mutant {
         ("evict_parent_before_child", Mutant::EvictParentBeforeChild),
         ("unbounded_waiting", Mutant::UnboundedWaiting),
         ("forget_leaks_slot", Mutant::ForgetLeaksSlot),
+        ("restore_older_generation", Mutant::RestoreOlderGeneration),
+        ("restore_older_copy", Mutant::RestoreOlderCopy),
+        ("restored_extent_reused", Mutant::RestoredExtentReused),
+        ("flush_before_sync", Mutant::FlushBeforeSync),
+        ("close_before_sync", Mutant::CloseBeforeSync),
+        ("demote_before_recorded", Mutant::DemoteBeforeRecorded),
+        ("delete_misses_write", Mutant::DeleteMissesWrite),
     ];
 }

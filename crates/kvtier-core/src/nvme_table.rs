@@ -14,6 +14,8 @@ pub(crate) enum NvmeSegmentState {
     Sealed,
     /// Its live records are being copied away.
     Draining,
+    /// Empty; closed once what was copied out of it survives a power cut.
+    Drained,
     /// Empty; to be closed, or awaits the answer to its `CloseSegment`.
     Closing,
 }
@@ -33,8 +35,17 @@ pub(crate) struct NvmeSegment {
     pub(crate) live: u64,
     pub(crate) writes: u32,
     pub(crate) reads: u32,
+    /// A drained one: how many writes a sync has to cover before it is closed.
+    pub(crate) needs_synced: u64,
     /// The `CloseSegment` or `SealSegment` in flight.
     pub(crate) operation: Option<OperationId>,
+}
+
+impl NvmeSegment {
+    /// Empty, and its bytes will be free.
+    pub(crate) fn will_close(&self) -> bool {
+        matches!(self.state, NvmeSegmentState::Drained | NvmeSegmentState::Closing)
+    }
 }
 
 /// Who appends: demotion or reclaim. Each has its own open segment, so that demotion never takes the room that reclaim needs.
@@ -87,6 +98,12 @@ pub(crate) struct NvmeTable {
     pub(crate) writes: u32,
     /// Promotions in flight.
     pub(crate) reads: u32,
+    /// Writes that came about, those of an earlier run counted as one.
+    pub(crate) written: u64,
+    /// How many of them survive a power cut.
+    pub(crate) synced: u64,
+    /// How many the `SyncTier` in flight covers.
+    pub(crate) syncing: Option<u64>,
     /// All operations in flight.
     pub(crate) operations: u32,
     /// Something changed that may let segments move on.
@@ -103,6 +120,8 @@ pub(crate) struct Drain {
     pub(crate) writes: u32,
     /// Records have to be looked at once more.
     pub(crate) again: bool,
+    /// Some record was copied elsewhere.
+    pub(crate) moved: bool,
 }
 
 impl NvmeTable {
@@ -136,6 +155,9 @@ impl NvmeTable {
             not_before: Time::ZERO,
             writes: 0,
             reads: 0,
+            written: 0,
+            synced: 0,
+            syncing: None,
             operations: 0,
             attention: false,
         })
@@ -185,6 +207,7 @@ impl NvmeTable {
             live: 0,
             writes: 0,
             reads: 0,
+            needs_synced: 0,
             operation: None,
         };
         let next = id.0.checked_add(1).expect("segment ids last for as long as the tier");

@@ -43,14 +43,18 @@ pub enum Verdict {
 ///
 /// The manager judges whether a candidate may go (see [`Verdict`]); the policy only proposes, best victim first.
 pub trait EvictionPolicy: Send {
-    /// A copy appeared: `block` joins `list` as the one used last.
-    fn insert(&mut self, list: ListId, block: BlockId, now: Time);
+    /// A copy appeared: `block` joins `list` as the one used last; with `beside`, which is on the list and was used
+    /// together with it, as the one that goes just before that.
+    fn insert(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time);
 
     /// `block` joins `list` as the next victim; when it was used last stays as it is.
     fn insert_oldest(&mut self, list: ListId, block: BlockId);
 
-    /// A copy was used: `block` becomes the last of `list`, parked and shelved ones too.
-    fn touch(&mut self, list: ListId, block: BlockId, now: Time);
+    /// A copy was used: `block` becomes the last of `list`, parked and shelved ones too; with `beside`, the one before that.
+    fn touch(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time);
+
+    /// Whether `block` was used so lately that what is used now counts as used together with it.
+    fn is_recent(&self, block: BlockId, now: Time) -> bool;
 
     /// A copy is gone: `block` leaves `list`.
     fn remove(&mut self, list: ListId, block: BlockId);
@@ -68,7 +72,8 @@ pub trait EvictionPolicy: Send {
     /// How long ago the next candidate of `list` was last used, in units of 2^20 ns, to compare lists.
     fn age(&self, list: ListId, now: Time) -> Option<u32>;
 
-    /// Whether a copy of `block` is worth writing to `tier`.
+    /// Whether a copy of `block` is worth writing to `tier` when its host slot is needed; else the block is forgotten. Not asked
+    /// where its children are cached, nor by a flush.
     fn admit(&mut self, block: BlockId, tier: Tier) -> bool;
 
     /// Whether `block` is worth copying when its NVMe segment is reclaimed.

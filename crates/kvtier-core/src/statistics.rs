@@ -59,6 +59,8 @@ pub struct Statistics {
     pub demotions: u64,
     /// Their payload, bytes.
     pub demoted_bytes: u64,
+    /// Blocks forgotten because the policy did not admit them to NVMe.
+    pub admissions_refused: u64,
     /// Blocks read from NVMe.
     pub promotions: u64,
     /// Their payload, bytes.

@@ -1,10 +1,11 @@
-//! What the real state machine hits on a trace with given sizes: devices answer at once and no byte moves.
+//! What the real state machine hits on a trace with given sizes, and what it writes for that. No byte moves; devices
+//! answer at once, or take their time.
 
 use kvtier_core::{
-    Action, Answer, CheckedCoreSettings, ClientId, Completion, Event, FetchScope, Fetched, LeafFirstLru, NamespaceId,
-    Realization, RealizationId, Request, Reserved, SealItem, Tier, TierManager, Time, TrustDomain,
+    Action, Answer, BlockHash, CheckedCoreSettings, ClientId, Completion, Event, FetchScope, Fetched, LeafFirstLru,
+    NamespaceId, Realization, RealizationId, Request, Reserved, SealItem, Tier, TierManager, Time, TrustDomain,
 };
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::lru::HitTokens;
@@ -34,24 +35,75 @@ pub struct CapacityReport {
     pub promoted_bytes: u64,
     /// Payload copied between NVMe segments, bytes.
     pub relocated_bytes: u64,
+    /// Segments emptied to be used anew, host segments included.
+    pub segments_reclaimed: u64,
+    /// Host copies and NVMe copies dropped to make room.
+    pub evictions: (u64, u64),
+    /// Virtual time that the replay took.
+    pub took: Duration,
     /// Blocks in the cache at the end.
     pub blocks: u64,
     /// Memory of the manager's tables at the end, bytes.
     pub index_bytes: u64,
 }
 
+impl CapacityReport {
+    /// Bytes written to NVMe for each byte demoted; 1 where nothing was.
+    #[must_use]
+    pub fn write_amplification(&self) -> f64 {
+        if self.demoted_bytes == 0 {
+            1.0
+        } else {
+            (self.demoted_bytes + self.relocated_bytes) as f64 / self.demoted_bytes as f64
+        }
+    }
+}
+
+/// How long things take in a replay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// From asking a device to its answer, besides the transfer.
+    pub latency: Duration,
+    /// What a device moves in a second; 0: any number of bytes at once.
+    pub device_bytes_per_second: u64,
+    /// A client's call and what it does with one block.
+    pub trip: Duration,
+    /// A client's work on one block.
+    pub block: Duration,
+}
+
 /// Replays `requests` in order through a [`TierManager`] of these settings, one block of `block_bytes` for each id.
+/// Devices answer at once.
 ///
 /// # Panics
 /// Where the manager refuses what these settings must allow: a bug of ours.
 #[must_use]
 pub fn replay(requests: &[TraceRequest], settings: CheckedCoreSettings, block_bytes: u32) -> CapacityReport {
-    let mut replay = Replay::new(settings, block_bytes);
+    replay_paced(requests, settings, block_bytes, Pace::default())
+}
+
+/// The same, one request as soon as the one before is done, with devices and a client that take their time.
+///
+/// # Panics
+/// As [`replay`].
+#[must_use]
+pub fn replay_paced(
+    requests: &[TraceRequest],
+    settings: CheckedCoreSettings,
+    block_bytes: u32,
+    pace: Pace,
+) -> CapacityReport {
+    let mut replay = Replay::new(settings, block_bytes, pace);
     for request in requests {
         replay.request(request);
     }
     replay.finish()
 }
+
+/// Blocks that a client fetches or puts in one call at most.
+const CHUNK_BLOCKS_MAX: usize = 64;
+/// Tries of a put that finds no room.
+const TRIES_MAX: u32 = 1000;
 
 struct Replay {
     manager: TierManager,
@@ -59,13 +111,21 @@ struct Replay {
     namespace: NamespaceId,
     realization: RealizationId,
     block_bytes: u32,
+    chunk_blocks: usize,
+    pace: Pace,
+    now: Time,
+    /// Answers on their way, in the order in which they arrive.
+    answers: BTreeMap<(Time, u64), Event>,
+    asked: u64,
+    device_free: Time,
     fetched: Option<Vec<Fetched>>,
     reserved: Option<Vec<Reserved>>,
     report: CapacityReport,
 }
 
 impl Replay {
-    fn new(settings: CheckedCoreSettings, block_bytes: u32) -> Replay {
+    fn new(settings: CheckedCoreSettings, block_bytes: u32, pace: Pace) -> Replay {
+        let chunk_blocks = (settings.host_bytes / 8 / u64::from(block_bytes)) as usize;
         let mut manager = TierManager::new(settings, Box::new(LeafFirstLru::new()));
         let domain = TrustDomain(1);
         let client = ClientId(1);
@@ -84,6 +144,12 @@ impl Replay {
             namespace,
             realization,
             block_bytes,
+            chunk_blocks: chunk_blocks.clamp(1, CHUNK_BLOCKS_MAX),
+            pace,
+            now: Time::ZERO,
+            answers: BTreeMap::new(),
+            asked: 0,
+            device_free: Time::ZERO,
             fetched: None,
             reserved: None,
             report: CapacityReport::default(),
@@ -91,44 +157,57 @@ impl Replay {
     }
 
     fn request(&mut self, request: &TraceRequest) {
-        let now = Time::ZERO.after(Duration::from_millis(request.timestamp_ms));
         let hashes = request.block_hashes();
         self.report.requests += 1;
         self.report.tokens.total += request.input_tokens;
-        if self.manager.poll_timeout().is_some_and(|due| due <= now) {
-            self.manager.handle_timeout(now);
-            self.pump(now);
+        if self.pace == Pace::default() {
+            let due = Time::ZERO.after(Duration::from_millis(request.timestamp_ms));
+            self.live_until(due.max(self.now));
         }
-        let hit = self.fetch(request, &hashes, now);
-        self.put(request, &hashes, hit, now);
+        let mut hit = 0;
+        for chunk in hashes.chunks(self.chunk_blocks) {
+            let hits = self.fetch(request, chunk, hit);
+            hit += hits;
+            if hits < chunk.len() {
+                break;
+            }
+        }
+        let mut start = hit;
+        let mut tries = 0;
+        while start < hashes.len() && tries < TRIES_MAX {
+            let chunk = &hashes[start..hashes.len().min(start + self.chunk_blocks)];
+            let put = self.put(request, chunk, start);
+            start += put;
+            if put < chunk.len() {
+                tries += 1;
+                self.report.busy += 1;
+                self.live_until(self.now.after(Duration::from_millis(1)));
+            }
+        }
     }
 
-    fn asked<'a>(&self, hashes: &'a [kvtier_core::BlockHash], now: Time) -> Request<'a> {
+    fn asked<'a>(&self, hashes: &'a [BlockHash]) -> Request<'a> {
         Request {
             client: self.client,
             namespace: self.namespace,
             realization: self.realization,
             hashes,
             hints: kvtier_core::Hints::default(),
-            deadline: now.after(Duration::from_secs(1)),
+            deadline: self.now.after(Duration::from_secs(1)),
         }
     }
 
-    fn fetch(&mut self, request: &TraceRequest, hashes: &[kvtier_core::BlockHash], now: Time) -> usize {
-        let asked = self.asked(hashes, now);
+    /// How many of the chunk's blocks, from the first, are there.
+    fn fetch(&mut self, request: &TraceRequest, chunk: &[BlockHash], start: usize) -> usize {
+        let asked = self.asked(chunk);
+        self.fetched = None;
         let answer = self
             .manager
-            .fetch(&asked, FetchScope::Prefix, now)
+            .fetch(&asked, FetchScope::Prefix, self.now)
             .expect("a fetch is in bounds");
-        self.fetched = None;
         let fetched = match answer {
             Answer::Ready(fetched) => fetched,
-            Answer::Pending(_) => {
-                self.pump(now);
-                self.fetched
-                    .take()
-                    .expect("devices that answer at once leave no fetch waiting")
-            }
+            Answer::Pending(_) => self.wait(|replay| replay.fetched.take()),
         };
         let mut leases = Vec::new();
         for outcome in &fetched {
@@ -139,112 +218,165 @@ impl Replay {
                 Tier::Host => self.report.hits_host += 1,
                 Tier::Nvme => self.report.hits_nvme += 1,
             }
-            self.report.tokens.hit += u64::from(request.tokens_at(leases.len()));
+            self.report.tokens.hit += u64::from(request.tokens_at(start + leases.len()));
             leases.push(*lease);
         }
-        self.manager.release(self.client, &leases, now);
-        self.pump(now);
+        self.work(leases.len());
+        self.manager.release(self.client, &leases, self.now);
+        self.pump();
         leases.len()
     }
 
-    fn put(&mut self, request: &TraceRequest, hashes: &[kvtier_core::BlockHash], hit: usize, now: Time) {
-        let misses = &hashes[hit..];
-        let asked = self.asked(misses, now);
+    /// How many of the chunk's blocks, from the first, are there now.
+    fn put(&mut self, request: &TraceRequest, chunk: &[BlockHash], start: usize) -> usize {
+        let asked = self.asked(chunk);
+        self.reserved = None;
         let answer = self
             .manager
-            .reserve(&asked, &vec![self.block_bytes; misses.len()], now)
+            .reserve(&asked, &vec![self.block_bytes; chunk.len()], self.now)
             .expect("a reserve is in bounds");
-        self.reserved = None;
         let reserved = match answer {
             Answer::Ready(reserved) => reserved,
-            Answer::Pending(_) => {
-                self.pump(now);
-                if self.reserved.is_none() {
-                    self.manager.handle_timeout(asked.deadline);
-                    self.pump(asked.deadline);
-                }
-                self.reserved.take().expect("a wait ends at its deadline")
-            }
+            Answer::Pending(_) => self.wait(|replay| replay.reserved.take()),
         };
-        let items: Vec<SealItem> = reserved
-            .iter()
-            .enumerate()
-            .filter_map(|(index, outcome)| {
-                let Reserved::Granted { reservation, .. } = outcome else {
-                    return None;
-                };
-                let place = hit + index;
-                Some(SealItem {
-                    reservation: *reservation,
-                    hash: hashes[place],
-                    parent: request.parent_at(place),
-                    length: self.block_bytes,
-                    tokens: request.tokens_at(place),
-                })
-            })
-            .collect();
-        self.report.busy += reserved
-            .iter()
-            .filter(|outcome| matches!(outcome, Reserved::Busy))
-            .count() as u64;
-        let generation = self
-            .manager
-            .find_namespace(TrustDomain(1), "trace")
-            .expect("it was opened")
-            .1;
+        self.work(reserved.len());
+        let mut items = Vec::new();
+        for (index, outcome) in reserved.iter().enumerate() {
+            let Reserved::Granted { reservation, .. } = outcome else {
+                continue;
+            };
+            let place = start + index;
+            items.push(SealItem {
+                reservation: *reservation,
+                hash: chunk[index],
+                parent: request.parent_at(place),
+                length: self.block_bytes,
+                tokens: request.tokens_at(place),
+            });
+        }
+        let generation = self.manager.generation(self.namespace);
         let sealed = self
             .manager
-            .seal(self.client, self.namespace, self.realization, generation, &items, now)
+            .seal(
+                self.client,
+                self.namespace,
+                self.realization,
+                generation,
+                &items,
+                self.now,
+            )
             .expect("a seal is in bounds");
         self.report.published += sealed
             .iter()
             .filter(|outcome| matches!(outcome, kvtier_core::Sealed::Published))
             .count() as u64;
-        self.pump(now);
+        self.pump();
+        let stored = |outcome: &&Reserved| !matches!(outcome, Reserved::Busy);
+        reserved.iter().take_while(stored).count()
     }
 
-    /// Answers every action at once, and what those answers lead to.
-    fn pump(&mut self, now: Time) {
-        let mut answers = VecDeque::new();
+    /// The client's own time for a call with this many blocks.
+    fn work(&mut self, blocks: usize) {
+        let blocks = u32::try_from(blocks).expect("chunks are bounded");
+        self.live_until(self.now.after(self.pace.trip + self.pace.block * blocks));
+    }
+
+    /// Lives on until there is an answer.
+    fn wait<T>(&mut self, mut answer: impl FnMut(&mut Replay) -> Option<T>) -> T {
         loop {
-            while let Some(action) = self.manager.poll_action() {
-                let (operation, completion) = match action {
-                    Action::FetchDone { results, .. } => {
-                        self.fetched = Some(results);
-                        continue;
-                    }
-                    Action::ReserveDone { results, .. } => {
-                        self.reserved = Some(results);
-                        continue;
-                    }
-                    Action::ForgetRecord { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => continue,
-                    Action::Demote { operation, .. } => (operation, Completion::Written { checksum: 0 }),
-                    Action::OpenSegment { operation, .. }
-                    | Action::CloseSegment { operation, .. }
-                    | Action::SealSegment { operation, .. }
-                    | Action::Promote { operation, .. }
-                    | Action::Relocate { operation, .. }
-                    | Action::SyncTier { operation, .. }
-                    | Action::ResetTier { operation, .. }
-                    | Action::RecordGeneration { operation, .. } => (operation, Completion::Done),
-                };
-                answers.push_back(Event {
-                    operation,
-                    outcome: Ok(completion),
-                });
+            self.pump();
+            if let Some(answer) = answer(self) {
+                return answer;
             }
-            let Some(event) = answers.pop_front() else { return };
-            self.manager.handle_event(event, now);
+            let next = self.next_happening().expect("a wait ends at its deadline");
+            self.live_until(next);
         }
     }
 
-    fn finish(self) -> CapacityReport {
+    fn next_happening(&self) -> Option<Time> {
+        let arrival = self.answers.first_key_value().map(|((time, _), _)| *time);
+        arrival.into_iter().chain(self.manager.poll_timeout()).min()
+    }
+
+    /// Delivers what is due until then.
+    fn live_until(&mut self, end: Time) {
+        self.pump();
+        while let Some(next) = self.next_happening().filter(|next| *next <= end) {
+            self.now = self.now.max(next);
+            match self.answers.first_entry() {
+                Some(entry) if entry.key().0 <= self.now => {
+                    let event = entry.remove();
+                    self.manager.handle_event(event, self.now);
+                }
+                _ => self.manager.handle_timeout(self.now),
+            }
+            self.pump();
+        }
+        self.now = self.now.max(end);
+    }
+
+    /// Takes on what the manager wants done. Devices that answer at once do so in order.
+    fn pump(&mut self) {
+        loop {
+            while let Some(action) = self.manager.poll_action() {
+                self.take_on(action);
+            }
+            if self.pace.latency > Duration::ZERO {
+                return;
+            }
+            let Some((_, event)) = self.answers.pop_first() else {
+                return;
+            };
+            self.manager.handle_event(event, self.now);
+        }
+    }
+
+    fn take_on(&mut self, action: Action) {
+        let (operation, bytes, completion) = match action {
+            Action::FetchDone { results, .. } => {
+                self.fetched = Some(results);
+                return;
+            }
+            Action::ReserveDone { results, .. } => {
+                self.reserved = Some(results);
+                return;
+            }
+            Action::ForgetRecord { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => return,
+            Action::Demote { operation, source, .. } => (operation, source.length, Completion::Written { checksum: 0 }),
+            Action::Promote { operation, source, .. } => (operation, source.length, Completion::Done),
+            Action::Relocate { operation, source, .. } => (operation, source.length * 2, Completion::Done),
+            Action::OpenSegment { operation, .. }
+            | Action::CloseSegment { operation, .. }
+            | Action::SealSegment { operation, .. }
+            | Action::SyncTier { operation, .. }
+            | Action::ResetTier { operation, .. }
+            | Action::RecordGeneration { operation, .. } => (operation, 0, Completion::Done),
+        };
+        let event = Event {
+            operation,
+            outcome: Ok(completion),
+        };
+        let transfer = match self.pace.device_bytes_per_second {
+            0 => 0,
+            rate => u64::from(bytes) * 1_000_000_000 / rate,
+        };
+        self.device_free = self.device_free.max(self.now).after(Duration::from_nanos(transfer));
+        self.asked += 1;
+        self.answers
+            .insert((self.device_free.after(self.pace.latency), self.asked), event);
+    }
+
+    fn finish(mut self) -> CapacityReport {
+        self.pump();
         self.manager.check_invariants();
         let statistics = self.manager.statistics();
         CapacityReport {
             demoted_bytes: statistics.demoted_bytes,
             promoted_bytes: statistics.promoted_bytes,
             relocated_bytes: statistics.relocated_bytes,
+            segments_reclaimed: statistics.segments_reclaimed,
+            evictions: (statistics.evictions_host, statistics.evictions_nvme),
+            took: self.now.since(Time::ZERO),
             blocks: statistics.blocks,
             index_bytes: statistics.index_bytes,
             ..self.report

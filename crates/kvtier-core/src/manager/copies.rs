@@ -5,6 +5,9 @@ use crate::{
     Action, BlockId, Extent, Generation, ListId, NamespaceId, Parent, Plane, RealizationId, RecordLabel, Verdict,
 };
 
+/// Blocks before those used in one call that are used with them at most.
+const ANCESTORS_MAX: usize = 1024;
+
 /// Whether a block may be forgotten to make room: not while it is held, not before its cached children.
 pub(super) fn judge_forget(index: &BlockIndex, host: &HostTable, block: u32, careless: bool) -> Verdict {
     let entry = index.entry(block);
@@ -103,7 +106,8 @@ impl TierManager {
         self.namespaces.at_mut(entry.namespace).host_blocks += 1;
         self.counters.host_blocks += 1;
         let list = TierManager::group_list(self.host.segment(segment).group, false);
-        self.policy.insert(list, BlockId(block), self.now);
+        let beside = self.beside(block, list);
+        self.policy.insert(list, BlockId(block), beside, self.now);
     }
 
     /// An NVMe copy exists from now on. `redundant`: the host copy is in use, so this one may go first.
@@ -120,7 +124,7 @@ impl TierManager {
         let bytes = pages(entry.length);
         self.nvme_mut().used_bytes += bytes;
         self.policy
-            .insert(TierManager::nvme_list(redundant), BlockId(block), self.now);
+            .insert(TierManager::nvme_list(redundant), BlockId(block), None, self.now);
     }
 
     pub(super) fn count_first_copy(&mut self, block: u32) {
@@ -135,7 +139,42 @@ impl TierManager {
         if namespace.quota_bytes.is_some() {
             entry.set(flag::ENROLLED);
             let list = TierManager::namespace_list(entry);
-            self.policy.insert(list, BlockId(block), self.now);
+            let beside = self.beside(block, list);
+            self.policy.insert(list, BlockId(block), beside, self.now);
+        }
+    }
+
+    /// The parent of a block, where it is on the same list and was used together with it: whoever uses a block uses all
+    /// before it too, and of a prefix the end has to go first, however many calls it came in.
+    fn beside(&self, block: u32, list: ListId) -> Option<BlockId> {
+        let parent = self.index.entry(block).parent;
+        if parent == NONE {
+            return None;
+        }
+        let entry = self.index.entry(parent);
+        let same = match list.plane {
+            Plane::Host => entry.in_host() && self.host_list(entry) == list,
+            Plane::Nvme => entry.on_nvme() && TierManager::nvme_list(entry.is(flag::REDUNDANT)) == list,
+            Plane::Namespace => entry.is(flag::ENROLLED),
+        };
+        (same && self.policy.is_recent(BlockId(parent), self.now)).then_some(BlockId(parent))
+    }
+
+    /// Those before the block that are only in host memory and were not used lately are used now.
+    pub(super) fn touch_ancestors(&mut self, block: u32) {
+        let mut ancestors = Vec::new();
+        let mut ancestor = self.index.entry(block).parent;
+        while ancestor != NONE && ancestors.len() < ANCESTORS_MAX {
+            let entry = self.index.entry(ancestor);
+            let fresh = !entry.in_host() || entry.is(flag::CLEAN | flag::DEMOTING);
+            if fresh || self.policy.is_recent(BlockId(ancestor), self.now) {
+                break;
+            }
+            ancestors.push(ancestor);
+            ancestor = entry.parent;
+        }
+        for ancestor in ancestors.into_iter().rev() {
+            self.touch(ancestor);
         }
     }
 
@@ -145,12 +184,13 @@ impl TierManager {
         let id = BlockId(block);
         let entry = self.index.entry(block);
         if entry.is(flag::ENROLLED) {
-            self.policy.touch(TierManager::namespace_list(entry), id, now);
+            let list = TierManager::namespace_list(entry);
+            self.policy.touch(list, id, self.beside(block, list), now);
         }
         if !entry.in_host() {
             if entry.on_nvme() {
-                self.policy
-                    .touch(TierManager::nvme_list(entry.is(flag::REDUNDANT)), id, now);
+                let list = TierManager::nvme_list(entry.is(flag::REDUNDANT));
+                self.policy.touch(list, id, self.beside(block, list), now);
             }
             return;
         }
@@ -159,7 +199,8 @@ impl TierManager {
             self.move_to_redundant(block);
             return;
         }
-        self.policy.touch(self.host_list(entry), id, now);
+        let list = self.host_list(entry);
+        self.policy.touch(list, id, self.beside(block, list), now);
         if entry.is(flag::DEMOTING) {
             self.index.entry_mut(block).set(flag::USED);
         }
@@ -171,7 +212,8 @@ impl TierManager {
         self.policy.remove(list, BlockId(block));
         self.index.entry_mut(block).clear(flag::CLEAN);
         let list = self.host_list(self.index.entry(block));
-        self.policy.insert(list, BlockId(block), self.now);
+        let beside = self.beside(block, list);
+        self.policy.insert(list, BlockId(block), beside, self.now);
     }
 
     /// From the list of blocks in use to the clean list: the next victims. The NVMe copy is what will be left.
@@ -182,7 +224,7 @@ impl TierManager {
         entry.set(flag::CLEAN);
         entry.clear(flag::USED);
         let list = self.host_list(self.index.entry(block));
-        self.policy.insert(list, BlockId(block), self.now);
+        self.policy.insert(list, BlockId(block), None, self.now);
         self.keep_on_nvme(block);
     }
 
@@ -193,7 +235,7 @@ impl TierManager {
             entry.set(flag::REDUNDANT);
             self.policy.remove(TierManager::nvme_list(false), BlockId(block));
             self.policy
-                .insert(TierManager::nvme_list(true), BlockId(block), self.now);
+                .insert(TierManager::nvme_list(true), BlockId(block), None, self.now);
         }
     }
 
@@ -204,10 +246,10 @@ impl TierManager {
             entry.clear(flag::REDUNDANT);
             self.policy.remove(TierManager::nvme_list(true), BlockId(block));
             self.policy
-                .insert(TierManager::nvme_list(false), BlockId(block), self.now);
+                .insert(TierManager::nvme_list(false), BlockId(block), None, self.now);
         } else {
             self.policy
-                .touch(TierManager::nvme_list(false), BlockId(block), self.now);
+                .touch(TierManager::nvme_list(false), BlockId(block), None, self.now);
         }
     }
 
@@ -330,7 +372,8 @@ impl TierManager {
         for (segment, page) in older.into_iter().chain(copy) {
             self.forget_record(segment, page, length);
         }
-        if self.index.entry(block).is(flag::DEMOTING | flag::RELOCATING) {
+        let misses = mutant_is!(self, DeleteMissesWrite);
+        if self.index.entry(block).is(flag::DEMOTING | flag::RELOCATING) && !misses {
             self.mark_deleted(block);
         }
         self.forget(block);

@@ -65,7 +65,7 @@ impl TierManager {
             self.host.attend(group);
             return true;
         }
-        if self.index.entry(block).children == 0 && !self.policy.admit(BlockId(block), Tier::Nvme) {
+        if !self.is_admitted(block) {
             self.counters.evictions_host += 1;
             self.forget(block);
             return true;
@@ -82,9 +82,29 @@ impl TierManager {
         }
     }
 
+    /// Whether a block is written to NVMe when its slot is needed: the policy says so, or its children are cached.
+    pub(super) fn is_admitted(&mut self, block: u32) -> bool {
+        let admitted = self.index.entry(block).children > 0 || self.policy.admit(BlockId(block), Tier::Nvme);
+        self.counters.admissions_refused += u64::from(!admitted);
+        admitted
+    }
+
     /// Whether one more demotion may be issued.
     pub(super) fn may_write(&self) -> bool {
         self.nvme_accepts() && (self.nvme_ref().writes as usize) < self.settings.demotions_in_flight_max
+    }
+
+    /// Whether the block's generation is on record. One that is not may be gone after a crash and come again for other blocks:
+    /// nothing of it may lie on NVMe then.
+    fn is_recorded(&self, block: u32) -> bool {
+        let namespace = self.namespaces.at(self.index.entry(block).namespace);
+        namespace.recorded >= namespace.generation || mutant_is!(self, DemoteBeforeRecorded)
+    }
+
+    /// It is not, but soon will be.
+    pub(super) fn awaits_record(&self, block: u32) -> bool {
+        let namespace = self.namespaces.at(self.index.entry(block).namespace);
+        !self.is_recorded(block) && namespace.recording.is_some() && namespace.record_failures == 0
     }
 
     /// Issues the write of a host copy that is the only one.
@@ -95,6 +115,10 @@ impl TierManager {
             "only a dirty block is demoted"
         );
         let length = entry.length;
+        if !self.is_recorded(block) {
+            let failing = !self.awaits_record(block);
+            return if failing { Placement::Full } else { Placement::Wait };
+        }
         let (placement, segment, page) = self.place(block, length, Writer::Demotion);
         if placement != Placement::Placed {
             return placement;
@@ -249,6 +273,7 @@ impl TierManager {
         let entry = self.index.entry_mut(block);
         entry.checksum = checksum;
         entry.set(flag::CHECKSUM);
+        self.nvme_mut().written += 1;
         self.counters.demotions += 1;
         self.counters.demoted_bytes += u64::from(length);
         self.attach_nvme(block, nvme_segment, page, used);

@@ -53,8 +53,10 @@ impl TierManager {
             }
         }
         found.truncate(end);
-        // The deepest first: the start of a prefix is what most requests share, so it must be the last to go.
-        for &block in found.iter().rev().filter(|&&block| block != NONE) {
+        if let Some(&first) = found.iter().find(|&&block| block != NONE) {
+            self.touch_ancestors(first);
+        }
+        for &block in found.iter().filter(|&&block| block != NONE) {
             self.touch(block);
         }
         let mut results = vec![Fetched::Miss; request.hashes.len()];
@@ -161,8 +163,8 @@ impl TierManager {
         if scope == FetchScope::Prefix {
             self.end_at_first_gap(client, results);
         }
-        // Blocks arrived in any order: once more the deepest first.
-        for result in results.iter().rev() {
+        // Blocks arrived in any order: once more in that of the prefix.
+        for result in &*results {
             if let Some((_, Some(block))) = self.leased_block(result) {
                 self.touch(block);
             }

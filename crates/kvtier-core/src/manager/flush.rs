@@ -1,7 +1,7 @@
-use super::TierManager;
 use super::demote::Demotion;
 use super::nvme::Placement;
 use super::operation::{Operation, Purpose};
+use super::{TierManager, mutant_is};
 use crate::index::flag;
 use crate::{Action, OperationId, Tier, Time, TrustDomain};
 
@@ -24,7 +24,8 @@ pub(super) struct Flush {
     written_cost: u64,
     left_out: u64,
     failures: u32,
-    syncing: bool,
+    /// How many writes its sync has to cover, while it waits for one.
+    needs_synced: Option<u64>,
 }
 
 impl TierManager {
@@ -45,7 +46,7 @@ impl TierManager {
             written_cost: 0,
             left_out: 0,
             failures: 0,
-            syncing: false,
+            needs_synced: None,
         });
         match &mut self.nvme {
             Some(nvme) => nvme.attention = true,
@@ -85,7 +86,20 @@ impl TierManager {
             }
         }
         let flush = self.flushes.front().expect("the flush in progress");
-        if flush.in_flight > 0 || flush.syncing || !self.nvme_accepts() {
+        if flush.in_flight > 0 || flush.needs_synced.is_some() || !self.nvme_accepts() {
+            return;
+        }
+        let needs = self.nvme_ref().written;
+        self.flushes.front_mut().expect("the flush in progress").needs_synced = Some(needs);
+        self.sync();
+        if mutant_is!(self, FlushBeforeSync) {
+            self.finish_flush(true);
+        }
+    }
+
+    /// Asks for a sync, unless one is under way.
+    pub(super) fn sync(&mut self) {
+        if !self.nvme_accepts() || self.nvme_ref().syncing.is_some() {
             return;
         }
         let operation = self.issue(Operation::Sync);
@@ -93,8 +107,8 @@ impl TierManager {
             operation,
             tier: Tier::Nvme,
         });
-        self.syncing_demotions = self.counters.demotions;
-        self.flushes.front_mut().expect("the flush in progress").syncing = true;
+        let nvme = self.nvme_mut();
+        nvme.syncing = Some(nvme.written);
     }
 
     fn is_in_flush(&self, block: u32) -> bool {
@@ -131,7 +145,7 @@ impl TierManager {
             flush.left_out += 1;
             return true;
         }
-        if !self.may_write() {
+        if !self.may_write() || self.awaits_record(block) {
             return false;
         }
         match self.start_demotion(block, Purpose::Flush(operation)) {
@@ -173,13 +187,18 @@ impl TierManager {
     }
 
     pub(super) fn sync_answered(&mut self, synced: bool) {
-        let Some(flush) = self.flushes.front_mut().filter(|flush| flush.syncing) else {
-            return;
-        };
-        flush.syncing = false;
+        let nvme = self.nvme_mut();
+        let covers = nvme.syncing.take().expect("one sync at a time");
         if synced {
-            self.synced_demotions = self.syncing_demotions;
+            nvme.synced = covers;
         }
+        let Some(flush) = self.flushes.front_mut() else { return };
+        let Some(needs) = flush.needs_synced else { return };
+        if synced && covers < needs {
+            self.sync();
+            return;
+        }
+        flush.needs_synced = None;
         flush.failures += 1;
         // A copy that went meanwhile is written, and synced, once more.
         let done = synced && flush.in_flight == 0 && flush.again.is_empty();
@@ -223,7 +242,7 @@ impl TierManager {
         while let Some(flush) = self.flushes.front_mut() {
             flush.started = true;
             flush.left_out = 0;
-            let unsynced = self.counters.demotions - self.synced_demotions;
+            let unsynced = self.nvme.as_ref().map_or(0, |nvme| nvme.written - nvme.synced);
             let mut unwritten = unsynced.min(self.counters.nvme_blocks);
             for block in 0..self.index.places() {
                 unwritten += u64::from(self.is_in_flush(block));

@@ -95,11 +95,14 @@ impl TierManager {
             entry.record_failures = 0;
             self.acknowledge_recorded(namespace);
             self.record(namespace);
+            // Blocks of this generation may be written now.
+            self.attend_all();
         } else {
             // `recording` stays set: no second attempt before the pause is over.
             let at = backoff(now, RECORD_PAUSE, entry.record_failures);
             entry.record_failures += 1;
             self.record_retries.insert((at, namespace.0));
+            self.attend_all();
         }
     }
 

@@ -203,7 +203,7 @@ impl TierManager {
             self.forget(block);
             return true;
         }
-        if self.can_demote(group) {
+        if self.can_demote(group) && self.is_admitted(block) {
             if !self.may_write() {
                 return false;
             }

@@ -70,7 +70,7 @@ impl TierManager {
             };
             if quota_bytes.is_some() && !entry.is(flag::ENROLLED) {
                 self.index.entry_mut(block).set(flag::ENROLLED);
-                self.policy.insert(list, BlockId(block), self.now);
+                self.policy.insert(list, BlockId(block), None, self.now);
             } else if quota_bytes.is_none() && entry.is(flag::ENROLLED) {
                 self.index.entry_mut(block).clear(flag::ENROLLED);
                 self.policy.remove(list, BlockId(block));

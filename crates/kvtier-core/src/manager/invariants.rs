@@ -4,7 +4,6 @@ use super::promote::Stage;
 use super::waiting::WaitingKind;
 use crate::host_table::{HostSegmentState, SlotState, pages};
 use crate::index::{NONE, flag};
-use crate::nvme_table::NvmeSegmentState;
 use crate::{BlockId, ListId, Plane};
 use std::collections::BTreeMap;
 
@@ -309,11 +308,7 @@ impl TierManager {
             let Some(segment) = segment else { continue };
             opened += 1;
             bytes += segment.bytes;
-            closing += if segment.state == NvmeSegmentState::Closing {
-                segment.bytes
-            } else {
-                0
-            };
+            closing += if segment.will_close() { segment.bytes } else { 0 };
             let mut extents = records.remove(&place).unwrap_or_default();
             extents.sort_unstable();
             let mut end = nvme.header_bytes;

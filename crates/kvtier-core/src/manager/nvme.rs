@@ -118,6 +118,7 @@ impl TierManager {
         let busy = [
             NvmeSegmentState::Full,
             NvmeSegmentState::Sealing,
+            NvmeSegmentState::Drained,
             NvmeSegmentState::Closing,
         ];
         self.unsettled
@@ -198,6 +199,15 @@ impl TierManager {
             return;
         }
         for place in std::mem::take(&mut self.unsettled) {
+            let (synced, careless) = (self.nvme_ref().synced, mutant_is!(self, CloseBeforeSync));
+            let segment = self.nvme_mut().segment_mut(place);
+            if segment.state == NvmeSegmentState::Drained {
+                if synced >= segment.needs_synced || careless {
+                    segment.state = NvmeSegmentState::Closing;
+                } else {
+                    self.sync();
+                }
+            }
             let segment = self.nvme_ref().segment(place);
             let quiet = segment.writes == 0 && segment.reads == 0 && segment.operation.is_none();
             match segment.state {

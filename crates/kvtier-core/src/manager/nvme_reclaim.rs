@@ -29,7 +29,7 @@ impl TierManager {
         let closing = self
             .unsettled
             .iter()
-            .filter(|&&place| nvme.segment(place).state == NvmeSegmentState::Closing)
+            .filter(|&&place| nvme.segment(place).will_close())
             .count();
         let free = nvme.unopened() as usize + closing;
         // Not before something is written: a restart alone gives nothing up.
@@ -66,6 +66,7 @@ impl TierManager {
             cursor: 0,
             writes: 0,
             again: false,
+            moved: false,
         });
         nvme.attention = true;
         true
@@ -120,7 +121,11 @@ impl TierManager {
         if drain.writes > 0 || nvme.segment(drain.segment).live > 0 {
             return;
         }
-        nvme.segment_mut(drain.segment).state = NvmeSegmentState::Closing;
+        // Copies out of it that no sync covers yet are lost by a power cut, while here they may survive one.
+        let needs_synced = if drain.moved { nvme.written } else { 0 };
+        let segment = nvme.segment_mut(drain.segment);
+        segment.state = NvmeSegmentState::Drained;
+        segment.needs_synced = needs_synced;
         nvme.draining = None;
         nvme.attention = true;
         self.unsettled.push(drain.segment);
@@ -205,7 +210,7 @@ impl TierManager {
     fn nvme_is_closing(&self) -> bool {
         self.unsettled
             .iter()
-            .any(|&place| self.nvme_ref().segment(place).state == NvmeSegmentState::Closing)
+            .any(|&place| self.nvme_ref().segment(place).will_close())
     }
 
     fn has_relocation_target(&self) -> bool {
@@ -237,6 +242,7 @@ impl TierManager {
             .as_mut()
             .expect("a segment is emptied until its last relocation is answered");
         drain.writes -= 1;
+        drain.moved |= outcome.is_ok();
         let retry = lost || outcome == Err(Failure::Busy);
         drain.again |= retry && block != NONE;
         if deleted {
@@ -255,6 +261,7 @@ impl TierManager {
         self.index.entry_mut(block).clear(flag::RELOCATING | flag::AGAIN);
         match outcome {
             Ok(_) => {
+                self.nvme_mut().written += 1;
                 self.counters.relocations += 1;
                 self.counters.relocated_bytes += u64::from(length);
                 self.nvme_mut().kill(source_segment, length);

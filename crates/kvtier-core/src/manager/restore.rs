@@ -1,4 +1,4 @@
-use super::TierManager;
+use super::{TierManager, mutant_is};
 use crate::host_table::{PAGE, pages};
 use crate::index::{NONE, flag};
 use crate::nvme_table::{NvmeSegmentState, NvmeTable};
@@ -61,6 +61,7 @@ impl TierManager {
                 self.link_parents(candidate);
             }
             self.cut_circles(&candidates);
+            self.append_to_restored(&candidates);
             self.pump();
         }
         restored.left_out = given as u64 - restored.blocks;
@@ -71,6 +72,9 @@ impl TierManager {
     fn choose_copies(&mut self, mut segments: Vec<RestoredSegment>) -> Vec<Candidate> {
         segments.sort_by_key(|segment| segment.segment);
         segments.dedup_by_key(|segment| segment.segment);
+        if mutant_is!(self, RestoreOlderCopy) {
+            segments.reverse();
+        }
         let mut candidates: Vec<Candidate> = segments
             .into_iter()
             .map(|mut segment| {
@@ -119,10 +123,9 @@ impl TierManager {
     fn is_known(&self, record: &RestoredRecord) -> bool {
         let label = &record.label;
         (label.realization.0 as usize) < self.realizations.len()
-            && self
-                .namespaces
-                .entry(label.namespace)
-                .is_some_and(|namespace| namespace.generation == label.generation)
+            && self.namespaces.entry(label.namespace).is_some_and(|namespace| {
+                namespace.generation == label.generation || mutant_is!(self, RestoreOlderGeneration)
+            })
     }
 
     /// Whether it lies where a record can lie, and fits a new segment and a slot, so that it can be moved and read.
@@ -227,12 +230,16 @@ impl TierManager {
         let state = if used {
             NvmeSegmentState::Sealed
         } else {
-            NvmeSegmentState::Closing
+            NvmeSegmentState::Drained
         };
         let place = self.nvme_mut().add_segment(segment.segment, segment.bytes, state);
         if !used {
+            // What shadows its records may not have been synced by the run that wrote it.
+            let nvme = self.nvme_mut();
+            nvme.written = 1;
+            nvme.segment_mut(place).needs_synced = 1;
+            nvme.attention = true;
             self.unsettled.push(place);
-            self.nvme_mut().attention = true;
             return;
         }
         let mut cost = 0;
@@ -257,6 +264,26 @@ impl TierManager {
         entry.records = blocks.iter().copied().filter(|&block| block != NONE).collect();
         // Nothing is appended any more: what is left behind the last record counts as dead.
         entry.end = (segment.bytes - footer) / PAGE * PAGE;
+    }
+
+    /// The planted bug `RestoredExtentReused`.
+    fn append_to_restored(&mut self, candidates: &[Candidate]) {
+        if !mutant_is!(self, RestoredExtentReused) {
+            return;
+        }
+        let newest = candidates.iter().rev().find(|candidate| candidate.live > 0);
+        let id = newest.map(|candidate| candidate.segment.segment);
+        let nvme = self.nvme_mut();
+        let place = (0..)
+            .zip(&nvme.segments)
+            .find(|(_, segment)| segment.as_ref().is_some_and(|segment| Some(segment.id) == id));
+        if let Some((place, _)) = place {
+            let end = nvme.header_bytes;
+            let segment = nvme.segment_mut(place);
+            segment.state = NvmeSegmentState::Open;
+            segment.end = end;
+            nvme.open[0] = Some(place);
+        }
     }
 
     fn link_parents(&mut self, candidate: &Candidate) {

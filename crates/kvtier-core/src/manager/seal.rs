@@ -29,7 +29,6 @@ impl TierManager {
         }
         let current =
             generation == self.namespaces.at(namespace.0).generation || mutant_is!(self, SealIgnoresGeneration);
-        let mut published = Vec::with_capacity(items.len());
         let mut answers = Vec::with_capacity(items.len());
         for item in items {
             let key = BlockKey {
@@ -45,17 +44,7 @@ impl TierManager {
                 Sealed::Busy => self.counters.puts_busy += 1,
                 Sealed::Invalid => {}
             }
-            if answer == Sealed::Published {
-                published.push(key);
-            }
             answers.push(answer);
-        }
-        // The deepest first, as a fetch would: the start of the prefix must be the last to go.
-        let epoch = self.namespaces.at(namespace.0).epoch;
-        for key in published.iter().rev().skip(1) {
-            if let Some(block) = self.index.find(*key, epoch) {
-                self.touch(block);
-            }
         }
         self.pump();
         Ok(answers)
@@ -141,6 +130,7 @@ impl TierManager {
             self.index.entry_mut(block).parent = parent;
             self.index.entry_mut(parent).children += 1;
         }
+        self.touch_ancestors(block);
         self.attach_host(block, place.0, place.1);
         self.host.attend(self.host.segment(place.0).group);
     }

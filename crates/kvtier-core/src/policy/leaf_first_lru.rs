@@ -5,6 +5,8 @@ const CHUNK: usize = 4096;
 /// The two upper bits of a link's two words are its state, so a place has 31 bits.
 const NIL: u32 = 0x7fff_ffff;
 const UPPER: u32 = 0x8000_0000;
+/// What is used within this time counts as used together, in units of 2^20 ns.
+const TOGETHER: u32 = 64;
 
 /// Least recently used goes first, but never a block before its cached children.
 ///
@@ -33,19 +35,37 @@ impl LeafFirstLru {
 
     fn stamp(&mut self, block: BlockId, now: Time) {
         self.reach(block);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "coarse and wrapping: only ages are compared"
-        )]
-        let coarse = (now.0 >> 20) as u32;
-        self.stamps[block.0 as usize / CHUNK][block.0 as usize % CHUNK] = coarse;
+        self.stamps[block.0 as usize / CHUNK][block.0 as usize % CHUNK] = coarse(now);
+    }
+
+    fn join(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>) {
+        let links = &mut self.planes[plane(list)];
+        match beside {
+            // A parked or shelved one has no place in the order.
+            Some(newer) if links.link(newer.0).state() == State::Listed => {
+                links.push_beside(list.index, block.0, newer.0);
+            }
+            _ => links.push(list.index, block.0, End::Newest),
+        }
+    }
+
+    fn age_of(&self, block: u32, now: Time) -> u32 {
+        coarse(now).wrapping_sub(self.stamps[block as usize / CHUNK][block as usize % CHUNK])
     }
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "coarse and wrapping: only ages are compared"
+)]
+fn coarse(now: Time) -> u32 {
+    (now.0 >> 20) as u32
+}
+
 impl EvictionPolicy for LeafFirstLru {
-    fn insert(&mut self, list: ListId, block: BlockId, now: Time) {
+    fn insert(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time) {
         self.stamp(block, now);
-        self.planes[plane(list)].push(list.index, block.0, End::Newest);
+        self.join(list, block, beside);
     }
 
     fn insert_oldest(&mut self, list: ListId, block: BlockId) {
@@ -53,11 +73,14 @@ impl EvictionPolicy for LeafFirstLru {
         self.planes[plane(list)].push(list.index, block.0, End::Oldest);
     }
 
-    fn touch(&mut self, list: ListId, block: BlockId, now: Time) {
+    fn touch(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time) {
         self.stamp(block, now);
-        let links = &mut self.planes[plane(list)];
-        links.unlink(list.index, block.0);
-        links.push(list.index, block.0, End::Newest);
+        self.planes[plane(list)].unlink(list.index, block.0);
+        self.join(list, block, beside);
+    }
+
+    fn is_recent(&self, block: BlockId, now: Time) -> bool {
+        self.age_of(block.0, now) <= TOGETHER
     }
 
     fn remove(&mut self, list: ListId, block: BlockId) {
@@ -114,12 +137,7 @@ impl EvictionPolicy for LeafFirstLru {
         if candidate == NIL {
             return None;
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "coarse and wrapping: only ages are compared"
-        )]
-        let coarse = (now.0 >> 20) as u32;
-        Some(coarse.wrapping_sub(self.stamps[candidate as usize / CHUNK][candidate as usize % CHUNK]))
+        Some(self.age_of(candidate, now))
     }
 
     fn admit(&mut self, _block: BlockId, _tier: Tier) -> bool {
@@ -257,7 +275,8 @@ impl PlaneLinks {
             .expect("a listed block's chunk")[block as usize % CHUNK]
     }
 
-    fn push(&mut self, list: u32, block: u32, end: End) {
+    /// Makes room for the block's link, and counts it.
+    fn enter(&mut self, list: u32, block: u32) {
         assert!(block < NIL, "a block's place has 31 bits");
         let chunk = block as usize / CHUNK;
         if self.chunks.len() <= chunk {
@@ -272,8 +291,27 @@ impl PlaneLinks {
             State::Absent,
             "block {block} is on a list of this plane already"
         );
+        self.lists[list as usize].length += 1;
+    }
+
+    /// Just before `newer`, which is listed on this list.
+    fn push_beside(&mut self, list: u32, block: u32, newer: u32) {
+        self.enter(list, block);
+        let older = self.link(newer).older & !UPPER;
+        if older == NIL {
+            let ends = &mut self.lists[list as usize].listed;
+            assert_eq!(ends.tail, newer, "block {newer} is on another list");
+            ends.tail = block;
+        } else {
+            self.link_mut(older).newer = block;
+        }
+        self.link_mut(newer).older = block;
+        *self.link_mut(block) = Link::with(newer, older, State::Listed);
+    }
+
+    fn push(&mut self, list: u32, block: u32, end: End) {
+        self.enter(list, block);
         let order = &mut self.lists[list as usize];
-        order.length += 1;
         let (ends, state) = match end {
             End::Newest | End::Oldest => (&mut order.listed, State::Listed),
             End::Parked => (&mut order.parked, State::Parked),

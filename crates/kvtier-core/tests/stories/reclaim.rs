@@ -7,6 +7,9 @@ use kvtier_core::{Action, FetchScope, Parent, Reserved, Sealed, Tier, TrustDomai
 fn nvme_segments_are_emptied_and_parents_of_cached_blocks_move() {
     let mut world = World::new(settings(128 << 10, 1 << 20));
     world.put(&hashes([7]), 8 * KIB);
+    // Out of host memory with it.
+    world.pass(SECOND);
+    world.put(&hashes(9000..9020), 8 * KIB);
     for round in 1..60 {
         // Never fetched again, but never without cached children either.
         world.put_after(Parent::Block(hash(7)), &hashes(round * 10..round * 10 + 4), 8 * KIB);

@@ -382,6 +382,8 @@ fn a_block_deleted_while_it_is_written_is_forgotten_once_that_is_answered() {
 fn a_block_deleted_after_it_was_moved_is_forgotten_in_both_places() {
     let mut world = World::new(settings(128 << 10, 1 << 20));
     world.put(&hashes([7]), BLOCK);
+    world.pass(SECOND);
+    world.put(&hashes(9000..9020), BLOCK);
     world.hold = |action| name(action) == "close";
     for round in 1..60 {
         world.put_after(Parent::Block(hash(7)), &hashes(round * 10..round * 10 + 4), BLOCK);

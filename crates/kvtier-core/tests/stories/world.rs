@@ -71,7 +71,7 @@ impl World {
         ))
     }
 
-    fn with(mut core: TierManager) -> World {
+    pub(crate) fn with(mut core: TierManager) -> World {
         let now = Time(SECOND);
         let (namespace, generation) = core.open_namespace(DOMAIN, "story").unwrap();
         let realization = core.open_realization(Realization::digest(&[("model", "m")])).unwrap();

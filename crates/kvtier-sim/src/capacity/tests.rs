@@ -1,8 +1,9 @@
 use kvtier_core::{CheckedCoreSettings, CoreSettings};
 
-use super::replay;
+use super::{Pace, replay, replay_paced};
 use crate::lru;
 use crate::workload::ChatWorkload;
+use std::time::Duration;
 
 const BLOCK_BYTES: u32 = 16 << 10;
 
@@ -54,4 +55,39 @@ fn two_tiers_hit_nearly_what_an_exact_cache_of_their_joint_size_hits() {
     assert!(report.hits_host > 0 && report.hits_nvme > 0, "{report:?}");
     assert!(reached > exact * 0.85, "{reached:.3} of {exact:.3}: {report:?}");
     assert_eq!(report.busy, 0, "{report:?}");
+}
+
+/// Writes used to grow to more than twice what was demoted where prompts came in several calls: the start of a prompt lay
+/// before its end in the log, and was copied on because of children that were no younger.
+#[test]
+fn little_is_written_twice_and_the_hits_are_those_of_an_exact_cache_whatever_the_latency() {
+    let requests = ChatWorkload {
+        sessions: 3_000,
+        session_gap_ms: 4_000,
+        turns_mean: 2,
+        turn_gap_ms: 110_000,
+        question_tokens: 8_000,
+        context_tokens_max: 120_000,
+        ..ChatWorkload::default()
+    }
+    .generate();
+    let block = u64::from(BLOCK_BYTES);
+    let (host_bytes, nvme_bytes) = (16 << 20, 128 << 20);
+    let exact = lru::replay(&requests, ((host_bytes + nvme_bytes) / block) as usize).ratio();
+    let pace = |latency_us, device_bytes_per_second| Pace {
+        latency: Duration::from_micros(latency_us),
+        device_bytes_per_second,
+        trip: Duration::from_micros(30),
+        block: Duration::from_micros(5),
+    };
+    for pace in [Pace::default(), pace(100, 2_000_000_000), pace(2_000, 1_000_000_000)] {
+        let report = replay_paced(&requests, settings(host_bytes, nvme_bytes), BLOCK_BYTES, pace);
+        let (reached, written) = (report.tokens.ratio(), report.write_amplification());
+        assert!(report.hits_nvme > 10_000 && report.relocated_bytes > 0, "{report:?}");
+        assert!(written <= 1.3, "{written:.2} at {pace:?}: {report:?}");
+        assert!(
+            reached >= exact - 0.01,
+            "{reached:.3} of {exact:.3} at {pace:?}: {report:?}"
+        );
+    }
 }
