@@ -25,7 +25,6 @@ use crate::placement::Placement;
 use crate::{BenchError, Row, meets};
 
 mod lookups;
-mod pattern;
 mod samples;
 mod session;
 mod transfers;

@@ -10,7 +10,9 @@ pub mod baseline;
 pub mod client;
 mod daemon;
 mod echo;
+mod pattern;
 mod placement;
+mod ranks;
 mod row;
 
 pub use echo::echo_server_main;
