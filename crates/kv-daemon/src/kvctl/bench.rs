@@ -72,7 +72,19 @@ pub(super) fn nvme(connection: &Connection, options: NvmeBenchOptions) -> Result
     }
     let mut text = format!(
         "{:<7}{:>9}{:>6} {:<12}{:>7}{:>7}{:>7}{:>10}{:>10}{:>10}{:>9}{:>9}{:>9}{:>9}\n",
-        "case", "bytes", "depth", "encryption", "GB/s", "raw", "ratio", "p50 µs", "raw", "p99 µs", "CPU s/GB", "raw", "check",
+        "case",
+        "bytes",
+        "depth",
+        "encryption",
+        "GB/s",
+        "raw",
+        "ratio",
+        "p50 µs",
+        "raw",
+        "p99 µs",
+        "CPU s/GB",
+        "raw",
+        "check",
         "page KiB"
     );
     for row in &rows {

@@ -286,9 +286,12 @@ impl Part<'_> {
         }
         let checked = count.min((CHECKED_BYTES_MAX / shape.bytes as u64).max(1) as usize);
         let mut cpu = Duration::ZERO;
+        let mut slots = 0..;
         for wave in for_raw[..checked].chunks(shape.depth as usize) {
-            let filled: Vec<MemorySlice> = (0..wave.len())
-                .map(|index| self.host.slot(index, shape.bytes))
+            let filled: Vec<MemorySlice> = wave
+                .iter()
+                .zip(&mut slots)
+                .map(|(_, slot)| self.host.slot(slot, shape.bytes))
                 .collect();
             let requests = wave
                 .iter()
