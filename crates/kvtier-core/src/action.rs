@@ -1,5 +1,5 @@
 use crate::{
-    BlockHash, Extent, Fetched, Generation, NamespaceId, RealizationId, Reserved, SegmentId, Tier, TrustDomain,
+    BlockHash, Extent, Fetched, Generation, NamespaceId, Parent, RealizationId, Reserved, SegmentId, Tier, TrustDomain,
 };
 
 /// A connected client. Never reused within a run.
@@ -27,8 +27,13 @@ pub struct RecordLabel {
     pub generation: Generation,
     /// Form.
     pub realization: RealizationId,
-    /// Prefix hash; the storage writes only a keyed fingerprint of it.
+    /// Prefix hash.
     pub hash: BlockHash,
+    /// The block before it, so that a restart links the two again; [`Parent::Unknown`] where the index has none. Says nothing
+    /// about the payload: not compared when the record is read.
+    pub parent: Parent,
+    /// Tokens in the block, at most 65,535. Not compared either.
+    pub tokens: u32,
 }
 
 /// What the driver must do. Those with an `operation` and marked *answered* come back as an [`Event`].
@@ -123,6 +128,12 @@ pub enum Action {
         namespace: NamespaceId,
         /// The new value.
         generation: Generation,
+    },
+    /// Not answered. A restart must not bring this record back: its block was deleted. A record that is not there, because
+    /// its write failed or its segment is closed by now, is ignored.
+    ForgetRecord {
+        /// NVMe extent.
+        target: Extent,
     },
     /// A pending fetch is decided: tell the client. Not answered.
     FetchDone {

@@ -15,6 +15,7 @@ mod nvme_reclaim;
 mod operation;
 mod promote;
 mod reserve;
+mod restore;
 mod seal;
 mod service;
 mod sweep;
@@ -46,6 +47,8 @@ pub struct TierManager {
     operations: BTreeMap<OperationId, operation::Issued>,
     /// The write (demotion or relocation) in flight of each block.
     writes: KeyMap<(u64, OperationId)>,
+    /// Where an older record of a cached block may still lie, as segment and page: to be forgotten with the block.
+    stale: KeyMap<(u64, (u32, u32))>,
     index: BlockIndex,
     namespaces: NamespaceTable,
     realizations: RealizationTable,
@@ -86,6 +89,7 @@ impl TierManager {
             next_operation: 1,
             operations: BTreeMap::new(),
             writes: KeyMap::default(),
+            stale: KeyMap::default(),
             namespaces: NamespaceTable::default(),
             realizations: RealizationTable::default(),
             clients: ClientTable::default(),

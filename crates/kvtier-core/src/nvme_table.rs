@@ -22,6 +22,8 @@ pub(crate) enum NvmeSegmentState {
 #[derive(Debug)]
 pub(crate) struct NvmeSegment {
     pub(crate) id: SegmentId,
+    /// Header and index included. Restored ones may have another size than new ones.
+    pub(crate) bytes: u64,
     pub(crate) state: NvmeSegmentState,
     /// End of the last payload, bytes.
     pub(crate) end: u64,
@@ -61,9 +63,12 @@ pub(crate) struct NvmeTable {
     pub(crate) segment_bytes: u64,
     pub(crate) header_bytes: u64,
     pub(crate) record_bytes: u64,
-    pub(crate) segments_max: u32,
+    /// All segments together.
+    pub(crate) bytes_max: u64,
     /// Segments in any state.
     pub(crate) opened: u32,
+    /// Their bytes. After the capacity was lowered, more than `bytes_max` until those left out are closed.
+    pub(crate) opened_bytes: u64,
     /// Payload and index bytes that may be live.
     pub(crate) live_max: u64,
     pub(crate) live: u64,
@@ -117,8 +122,9 @@ impl NvmeTable {
             segment_bytes: settings.nvme_segment_bytes,
             header_bytes: settings.nvme_segment_header_bytes,
             record_bytes: settings.nvme_record_index_bytes,
-            segments_max: u32::try_from(segments_max).expect("checked settings"),
+            bytes_max: settings.nvme_bytes,
             opened: 0,
+            opened_bytes: 0,
             live_max,
             live: 0,
             used_bytes: 0,
@@ -149,7 +155,7 @@ impl NvmeTable {
     }
 
     pub(crate) fn payload_capacity(&self) -> u64 {
-        self.room() * u64::from(self.segments_max)
+        self.room() * (self.bytes_max / self.segment_bytes)
     }
 
     /// What a record costs: whole pages and its entry in the footer.
@@ -159,13 +165,21 @@ impl NvmeTable {
 
     /// Segments that could be opened now.
     pub(crate) fn unopened(&self) -> u32 {
-        self.segments_max - self.opened
+        let free = self.bytes_max.saturating_sub(self.opened_bytes);
+        u32::try_from(free / self.segment_bytes).expect("checked settings")
     }
 
     pub(crate) fn open_segment(&mut self) -> u32 {
+        let id = SegmentId(self.next_segment);
+        self.add_segment(id, self.segment_bytes, NvmeSegmentState::Opening)
+    }
+
+    /// A segment without records. New ids are above every one added.
+    pub(crate) fn add_segment(&mut self, id: SegmentId, bytes: u64, state: NvmeSegmentState) -> u32 {
         let segment = NvmeSegment {
-            id: SegmentId(self.next_segment),
-            state: NvmeSegmentState::Opening,
+            id,
+            bytes,
+            state,
             end: self.header_bytes,
             records: Vec::new(),
             live: 0,
@@ -173,8 +187,10 @@ impl NvmeTable {
             reads: 0,
             operation: None,
         };
-        self.next_segment = self.next_segment.checked_add(1).expect("segment ids last for a run");
+        let next = id.0.checked_add(1).expect("segment ids last for as long as the tier");
+        self.next_segment = self.next_segment.max(next);
         self.opened += 1;
+        self.opened_bytes += bytes;
         place_in(&mut self.segments, &mut self.free_places, segment)
     }
 
@@ -187,13 +203,14 @@ impl NvmeTable {
         );
         self.free_places.push(place);
         self.opened -= 1;
+        self.opened_bytes -= segment.bytes;
     }
 
     /// Whether a record of this length fits behind the last one.
     pub(crate) fn fits(&self, place: u32, length: u32) -> bool {
         let segment = self.segment(place);
         let footer = (segment.records.len() as u64 + 1) * self.record_bytes;
-        segment.end + pages(length) + footer <= self.segment_bytes
+        segment.end + pages(length) + footer <= segment.bytes
     }
 
     /// Appends a record; the caller made sure that it fits. Answers its page.

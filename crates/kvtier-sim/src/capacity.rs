@@ -217,7 +217,7 @@ impl Replay {
                         self.reserved = Some(results);
                         continue;
                     }
-                    Action::Invalidated { .. } | Action::Flushed { .. } => continue,
+                    Action::ForgetRecord { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => continue,
                     Action::Demote { operation, .. } => (operation, Completion::Written { checksum: 0 }),
                     Action::OpenSegment { operation, .. }
                     | Action::CloseSegment { operation, .. }

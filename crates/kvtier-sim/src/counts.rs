@@ -70,7 +70,7 @@ impl Fault {
     ];
 }
 
-const ACTIONS: [&str; 13] = [
+const ACTIONS: [&str; 14] = [
     "open_segment",
     "close_segment",
     "seal_segment",
@@ -80,6 +80,7 @@ const ACTIONS: [&str; 13] = [
     "sync_tier",
     "reset_tier",
     "record_generation",
+    "forget_record",
     "fetch_done",
     "reserve_done",
     "invalidated",
@@ -98,10 +99,11 @@ pub(crate) fn action_name(action: &Action) -> &'static str {
         Action::SyncTier { .. } => 6,
         Action::ResetTier { .. } => 7,
         Action::RecordGeneration { .. } => 8,
-        Action::FetchDone { .. } => 9,
-        Action::ReserveDone { .. } => 10,
-        Action::Invalidated { .. } => 11,
-        Action::Flushed { .. } => 12,
+        Action::ForgetRecord { .. } => 9,
+        Action::FetchDone { .. } => 10,
+        Action::ReserveDone { .. } => 11,
+        Action::Invalidated { .. } => 12,
+        Action::Flushed { .. } => 13,
     };
     ACTIONS[index]
 }

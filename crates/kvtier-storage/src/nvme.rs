@@ -7,11 +7,11 @@ mod action;
 mod bounce;
 mod directory;
 mod engine;
-mod fingerprint;
 pub mod format;
 mod keeper;
 mod keys;
 mod queue;
+mod sealing;
 mod segment;
 mod settings;
 mod threads;
@@ -23,10 +23,11 @@ pub mod faults;
 
 pub use action::StorageAction;
 pub use engine::{Direction, Done, EngineError, EngineSettings, Finished, NvmeEngine, Priority, Request};
+pub use format::Encryption;
 pub use keys::{DataKey, RecordKeys};
 pub use settings::{EngineChoice, NvmeError, NvmeSettings};
 pub use threads::ThreadsEngine;
-pub use tier::{Events, NvmeStatistics, NvmeTier};
+pub use tier::{Events, Found, NvmeStatistics, NvmeTier};
 pub use uring::UringEngine;
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod listener;
 mod outbox;
 mod session;
 mod status;
+mod volatile_keys;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
@@ -155,6 +156,7 @@ impl Node {
         observer(StartProgress::Note(host.page_note()));
 
         let cell: Arc<OnceLock<Weak<Driver>>> = Arc::new(OnceLock::new());
+        let mut found = kvtier_storage::nvme::Found::default();
         let nvme = match settings.nvme_bytes {
             0 => None,
             capacity_bytes => {
@@ -164,7 +166,8 @@ impl Node {
                         driver.handle_event(event);
                     }
                 });
-                let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes);
+                let keys = volatile_keys::VolatileKeys::draw().map_err(StartError::Resources)?;
+                let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes, Arc::new(keys));
                 nvme.engine = match settings.nvme_engine {
                     NvmeEngine::Auto => EngineChoice::Auto,
                     NvmeEngine::IoUring => EngineChoice::IoUring,
@@ -173,7 +176,8 @@ impl Node {
                 nvme.bounds.queue_depth = settings.nvme_queue_depth as usize;
                 nvme.bounds.threads = settings.nvme_threads as usize;
                 nvme.request_deadline = Duration::from_millis(settings.operation_deadline_ms);
-                let tier = NvmeTier::open(nvme, completions)?;
+                let (tier, left) = NvmeTier::open(nvme, completions)?;
+                found = left;
                 for note in tier.notes() {
                     observer(StartProgress::Note(note.clone()));
                 }
@@ -190,6 +194,7 @@ impl Node {
         let driver = Arc::new(driver);
         // The cell is set once, here, before anything can complete.
         let _ = cell.set(Arc::downgrade(&driver));
+        driver.with(|decider, now| decider.manager.restore(found.segments, now));
 
         let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
         let timer = Arc::clone(&driver);

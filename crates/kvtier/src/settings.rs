@@ -405,6 +405,7 @@ impl Settings {
                 self.nvme_segment_bytes
             },
             nvme_segment_header_bytes: NVME_HEADER_BYTES,
+            nvme_record_index_bytes: kvtier_storage::nvme::format::ENTRY_BYTES,
             // Keys come from clients: without a seed of our own they could choose some that all collide.
             index_seed: getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())),
             block_bytes_max: self.block_bytes_max,

@@ -25,8 +25,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
         ("test --confined", Box::new(|| confined::run(workspace))),
         ("sim", Box::new(|| simulate(workspace, false))),
         ("sim, every mutant", Box::new(|| simulate(workspace, true))),
-        ("fuzz wire", Box::new(|| fuzz(workspace, false))),
-        ("fuzz wire, its mutant", Box::new(|| fuzz(workspace, true))),
+        ("fuzz wire", Box::new(|| fuzz(workspace, "wire", false))),
+        ("fuzz wire, its mutant", Box::new(|| fuzz(workspace, "wire", true))),
+        ("fuzz record", Box::new(|| fuzz(workspace, "record", false))),
+        ("fuzz record, its mutant", Box::new(|| fuzz(workspace, "record", true))),
         ("demo", Box::new(|| demo(workspace))),
         (
             "replay, io_uring or what the machine allows",
@@ -138,9 +140,9 @@ fn simulate(workspace: &Workspace, mutants: bool) -> Result<Tally, Failure> {
     process::succeed(&mut runner::simulator(workspace, &simulation), "sim", STEP_LIMIT).map(one)
 }
 
-fn fuzz(workspace: &Workspace, mutant: bool) -> Result<Tally, Failure> {
+fn fuzz(workspace: &Workspace, target: &str, mutant: bool) -> Result<Tally, Failure> {
     let fuzzing = Fuzzing {
-        target: "wire".to_owned(),
+        target: target.to_owned(),
         seconds: FUZZ_SECONDS,
         seed: 1,
         mutant,

@@ -100,7 +100,7 @@ pub(crate) struct Simulation {
 #[derive(Args, Clone)]
 pub(crate) struct Fuzzing {
     /// What to fuzz.
-    #[arg(value_parser = ["wire"])]
+    #[arg(value_parser = ["wire", "record"])]
     target: String,
     /// For how long.
     #[arg(long, default_value_t = 60)]

@@ -69,15 +69,19 @@ pub(crate) fn simulator(workspace: &Workspace, simulation: &Simulation) -> Comma
     cargo
 }
 
-/// The fuzzer of the wire format, always with its planted bug compiled in: without `--mutant` it does not act.
+/// The fuzzer of a format, always with its planted bug compiled in: without `--mutant` it does not act.
 pub(crate) fn fuzzer(workspace: &Workspace, fuzzing: &Fuzzing) -> Command {
     let mut cargo = workspace.cargo();
+    let package = match fuzzing.target.as_str() {
+        "record" => "kvtier-storage",
+        _ => "kvtier",
+    };
     cargo.args([
         "run",
         "--quiet",
         "--release",
         "--package",
-        "kvtier",
+        package,
         "--features",
         "fuzz,mutants",
     ]);

@@ -1,7 +1,9 @@
 use super::{TierManager, mutant_is};
 use crate::host_table::{HostTable, SlotState, pages};
 use crate::index::{BlockIndex, Entry, NONE, flag};
-use crate::{BlockId, Extent, Generation, ListId, NamespaceId, Plane, RealizationId, RecordLabel, Verdict};
+use crate::{
+    Action, BlockId, Extent, Generation, ListId, NamespaceId, Parent, Plane, RealizationId, RecordLabel, Verdict,
+};
 
 /// Whether a block may be forgotten to make room: not while it is held, not before its cached children.
 pub(super) fn judge_forget(index: &BlockIndex, host: &HostTable, block: u32, careless: bool) -> Verdict {
@@ -63,6 +65,11 @@ impl TierManager {
             generation: self.generation_of(entry),
             realization: RealizationId(u32::from(entry.realization)),
             hash: entry.hash,
+            parent: match entry.parent {
+                NONE => Parent::Unknown,
+                parent => Parent::Block(self.index.entry(parent).hash),
+            },
+            tokens: u32::from(entry.tokens),
         }
     }
 
@@ -116,7 +123,7 @@ impl TierManager {
             .insert(TierManager::nvme_list(redundant), BlockId(block), self.now);
     }
 
-    fn count_first_copy(&mut self, block: u32) {
+    pub(super) fn count_first_copy(&mut self, block: u32) {
         let entry = self.index.entry_mut(block);
         if !entry.is_ghost() {
             return;
@@ -262,12 +269,15 @@ impl TierManager {
 
     /// Drops the NVMe copy. The last copy takes the block with it.
     pub(super) fn drop_nvme(&mut self, block: u32) {
+        let entry = self.index.entry(block);
+        let record = (entry.nvme_segment, entry.nvme_page);
         self.unlink_nvme(block);
-        let entry = self.index.entry_mut(block);
-        if entry.is_ghost() {
+        if self.index.entry(block).is_ghost() {
             self.vanish(block);
             return;
         }
+        self.note_stale(block, record);
+        let entry = self.index.entry(block);
         if entry.is(flag::CLEAN) {
             // Nothing else holds the bytes now: it has to be written again before it may go.
             let list = self.host_list(self.index.entry(block));
@@ -311,6 +321,35 @@ impl TierManager {
         self.vanish(block);
     }
 
+    /// Drops all copies, and sees to it that no restart brings the block back.
+    pub(super) fn forget_for_good(&mut self, block: u32) {
+        let entry = self.index.entry(block);
+        let length = entry.length;
+        let copy = entry.on_nvme().then_some((entry.nvme_segment, entry.nvme_page));
+        let older = self.stale.take(u64::from(block));
+        for (segment, page) in older.into_iter().chain(copy) {
+            self.forget_record(segment, page, length);
+        }
+        if self.index.entry(block).is(flag::DEMOTING | flag::RELOCATING) {
+            self.mark_deleted(block);
+        }
+        self.forget(block);
+    }
+
+    pub(super) fn forget_record(&mut self, segment: u32, page: u32, length: u32) {
+        let target = self.nvme_extent(segment, page, length);
+        self.actions.push_back(Action::ForgetRecord { target });
+    }
+
+    /// A record of a block that stays cached counts no more, but lies there until its segment is closed.
+    pub(super) fn note_stale(&mut self, block: u32, record: (u32, u32)) {
+        if let Some((segment, page)) = self.stale.take(u64::from(block)) {
+            let length = self.index.entry(block).length;
+            self.forget_record(segment, page, length);
+        }
+        self.stale.put(u64::from(block), record);
+    }
+
     /// The last copy is gone. Moves in flight go on for nobody; the entry stays while it has children.
     fn vanish(&mut self, block: u32) {
         if self.index.entry(block).is(flag::DEMOTING | flag::RELOCATING) {
@@ -319,6 +358,7 @@ impl TierManager {
         if self.index.entry(block).is(flag::PROMOTING) {
             self.detach_promotion(block);
         }
+        self.stale.take(u64::from(block));
         let entry = self.index.entry_mut(block);
         if entry.is(flag::ENROLLED) {
             self.policy.remove(TierManager::namespace_list(entry), BlockId(block));

@@ -113,6 +113,7 @@ impl TierManager {
             length,
             purpose,
             group: self.host.segment(host_segment).group,
+            deleted: false,
             flush: if let Purpose::Flush(flush) = purpose {
                 Some(flush)
             } else {
@@ -150,6 +151,21 @@ impl TierManager {
         }
     }
 
+    /// The block of a write in flight is deleted: what the write leaves behind has to be forgotten.
+    pub(super) fn mark_deleted(&mut self, block: u32) {
+        let operation = *self.writes.at(u64::from(block)).expect("a block being written");
+        match &mut self
+            .operations
+            .get_mut(&operation)
+            .expect("a write in flight")
+            .operation
+        {
+            Operation::Demote(demotion) => demotion.deleted = true,
+            Operation::Relocate(relocation) => relocation.deleted = true,
+            _ => unreachable!("writes are demotions and relocations"),
+        }
+    }
+
     /// A flush waits for a write that something else began.
     pub(super) fn join_demotion(&mut self, block: u32, flush: OperationId) -> bool {
         let Some(&operation) = self.writes.at(u64::from(block)) else {
@@ -182,6 +198,7 @@ impl TierManager {
             length,
             purpose,
             group,
+            deleted,
             ..
         } = *demotion;
         let nvme = self.nvme_mut();
@@ -198,6 +215,10 @@ impl TierManager {
             Err(_) if mutant_is!(self, LostDemotion) => Some(0),
             Ok(Completion::Done) | Err(_) => None,
         };
+        if deleted {
+            // Whatever the outcome: a write that failed may have got there all the same.
+            self.forget_record(nvme_segment, page, length);
+        }
         if block == NONE {
             self.nvme_mut().kill(nvme_segment, length);
             self.host.settle_slot(host_segment, host_slot);
@@ -214,6 +235,7 @@ impl TierManager {
         entry.clear(flag::DEMOTING | flag::USED);
         let Some(checksum) = written else {
             self.nvme_mut().kill(nvme_segment, length);
+            self.note_stale(block, (nvme_segment, page));
             self.unpark(block);
             self.flush_answered(demotion, false);
             return;
@@ -258,6 +280,8 @@ pub(super) struct Demotion {
     pub(super) length: u32,
     pub(super) purpose: Purpose,
     pub(super) group: u32,
+    /// The block was deleted meanwhile, not evicted.
+    pub(super) deleted: bool,
     /// The flush that counts it.
     pub(super) flush: Option<OperationId>,
 }

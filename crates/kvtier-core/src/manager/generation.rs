@@ -28,7 +28,7 @@ impl TierManager {
             if self.index.entry(block).is_ghost() {
                 return false;
             }
-            self.forget(block);
+            self.forget_for_good(block);
             true
         };
         let answers = request.hashes.iter().map(&mut delete).collect();

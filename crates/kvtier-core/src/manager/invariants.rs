@@ -4,6 +4,7 @@ use super::promote::Stage;
 use super::waiting::WaitingKind;
 use crate::host_table::{HostSegmentState, SlotState, pages};
 use crate::index::{NONE, flag};
+use crate::nvme_table::NvmeSegmentState;
 use crate::{BlockId, ListId, Plane};
 use std::collections::BTreeMap;
 
@@ -303,10 +304,16 @@ impl TierManager {
             }
         }
         assert_eq!(nvme.operations, operations, "NVMe operations");
-        let (mut live, mut opened) = (0, 0);
+        let (mut live, mut opened, mut bytes, mut closing) = (0, 0, 0, 0);
         for (place, segment) in (0..).zip(&nvme.segments) {
             let Some(segment) = segment else { continue };
             opened += 1;
+            bytes += segment.bytes;
+            closing += if segment.state == NvmeSegmentState::Closing {
+                segment.bytes
+            } else {
+                0
+            };
             let mut extents = records.remove(&place).unwrap_or_default();
             extents.sort_unstable();
             let mut end = nvme.header_bytes;
@@ -317,7 +324,7 @@ impl TierManager {
             }
             assert!(end <= segment.end, "a record behind the end of segment {place}");
             assert!(
-                segment.end + segment.records.len() as u64 * nvme.record_bytes <= nvme.segment_bytes,
+                segment.end + segment.records.len() as u64 * nvme.record_bytes <= segment.bytes,
                 "segment {place}"
             );
             let cost: u64 = extents.iter().map(|&(_, length)| nvme.cost(length)).sum();
@@ -331,8 +338,9 @@ impl TierManager {
             records.is_empty() && writes.is_empty() && reads.is_empty(),
             "records in no segment"
         );
-        assert_eq!((nvme.live, nvme.opened), (live, opened), "live bytes and segments");
-        assert!(opened <= nvme.segments_max, "{opened} NVMe segments");
+        let counted = (nvme.live, nvme.opened, nvme.opened_bytes);
+        assert_eq!(counted, (live, opened, bytes), "live bytes, segments and their bytes");
+        assert!(bytes - closing <= nvme.bytes_max, "{bytes} bytes of NVMe segments");
         let listed =
             self.policy.length(TierManager::nvme_list(false)) + self.policy.length(TierManager::nvme_list(true));
         assert_eq!(listed as u64, self.counters.nvme_blocks, "blocks on NVMe lists");

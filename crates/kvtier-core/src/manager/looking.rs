@@ -59,6 +59,7 @@ impl TierManager {
             + self.promotions.memory_bytes()
             + self.waiting.memory_bytes()
             + self.writes.memory_bytes()
+            + self.stale.memory_bytes()
             + self.namespaces.memory_bytes()
             + self.clients.memory_bytes()
     }

@@ -270,6 +270,12 @@ impl TierManager {
             self.nvme_mut().segment_mut(place).operation = None;
             return;
         }
+        for block in std::mem::take(&mut self.nvme_mut().segment_mut(place).records) {
+            let stale = self.stale.at(u64::from(block));
+            if stale.is_some_and(|&(segment, _)| segment == place) {
+                self.stale.take(u64::from(block));
+            }
+        }
         self.nvme_mut().drop_segment(place);
         self.unsettled.retain(|&other| other != place);
         self.counters.segments_reclaimed += 1;

@@ -18,6 +18,8 @@ pub(super) struct Relocation {
     pub(super) segment: u32,
     pub(super) page: u32,
     pub(super) length: u32,
+    /// The block was deleted meanwhile, not evicted.
+    pub(super) deleted: bool,
 }
 
 impl TierManager {
@@ -30,7 +32,9 @@ impl TierManager {
             .filter(|&&place| nvme.segment(place).state == NvmeSegmentState::Closing)
             .count();
         let free = nvme.unopened() as usize + closing;
-        if nvme.draining.is_none() && free < FREE_SEGMENTS as usize {
+        // Not before something is written: a restart alone gives nothing up.
+        let written = nvme.open[Writer::Demotion as usize].is_some();
+        if written && nvme.draining.is_none() && free < FREE_SEGMENTS as usize {
             self.start_drain();
         }
         self.drain_nvme();
@@ -176,6 +180,7 @@ impl TierManager {
             segment,
             page,
             length,
+            deleted: false,
         }));
         self.writes.put(u64::from(block), operation);
         self.index.entry_mut(block).set(flag::RELOCATING);
@@ -220,6 +225,7 @@ impl TierManager {
             segment,
             page,
             length,
+            deleted,
         } = *relocation;
         let nvme = self.nvme_mut();
         nvme.writes -= 1;
@@ -233,6 +239,10 @@ impl TierManager {
         drain.writes -= 1;
         let retry = lost || outcome == Err(Failure::Busy);
         drain.again |= retry && block != NONE;
+        if deleted {
+            // Whatever the outcome: a write that failed may have got there all the same.
+            self.forget_record(segment, page, length);
+        }
         if block == NONE {
             self.nvme_mut().kill(segment, length);
             return;
@@ -249,6 +259,8 @@ impl TierManager {
                 self.counters.relocated_bytes += u64::from(length);
                 self.nvme_mut().kill(source_segment, length);
                 let stay = mutant_is!(self, WrongExtentOnRelocate);
+                let source_page = self.index.entry(block).nvme_page;
+                self.note_stale(block, (source_segment, source_page));
                 let entry = self.index.entry_mut(block);
                 entry.nvme_segment = segment;
                 if !stay {
@@ -258,6 +270,7 @@ impl TierManager {
             }
             Err(_) => {
                 self.nvme_mut().kill(segment, length);
+                self.note_stale(block, (segment, page));
                 if retry {
                     self.unpark(block);
                 } else {

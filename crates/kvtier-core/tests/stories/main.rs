@@ -9,4 +9,5 @@ mod prefix;
 mod quota;
 mod random;
 mod reclaim;
+mod restore;
 mod world;

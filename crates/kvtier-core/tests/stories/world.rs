@@ -3,7 +3,8 @@
 use kvtier_core::{
     Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope,
     Fetched, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent, Realization, RealizationId,
-    Request, ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
+    RecordLabel, Request, ReservationId, Reserved, Restored, RestoredRecord, RestoredSegment, SealItem, Sealed,
+    SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::BTreeMap;
 
@@ -27,6 +28,8 @@ pub(crate) struct World {
     pub(crate) realization: RealizationId,
     pub(crate) host: Memory,
     pub(crate) nvme: Memory,
+    /// What a restart would find: segments with the records that were written and not forgotten.
+    pub(crate) log: BTreeMap<SegmentId, RestoredSegment>,
     /// Actions not yet answered, oldest first.
     pub(crate) held: Vec<Action>,
     /// Kinds of actions that are held back instead of being answered at once.
@@ -62,7 +65,13 @@ pub(crate) fn hashes(numbers: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
 
 impl World {
     pub(crate) fn new(settings: CoreSettings) -> World {
-        let mut core = TierManager::new(settings.check().unwrap(), Box::new(LeafFirstLru::new()));
+        World::with(TierManager::new(
+            settings.check().unwrap(),
+            Box::new(LeafFirstLru::new()),
+        ))
+    }
+
+    fn with(mut core: TierManager) -> World {
         let now = Time(SECOND);
         let (namespace, generation) = core.open_namespace(DOMAIN, "story").unwrap();
         let realization = core.open_realization(Realization::digest(&[("model", "m")])).unwrap();
@@ -75,6 +84,7 @@ impl World {
             realization,
             host: Memory::new(),
             nvme: Memory::new(),
+            log: BTreeMap::new(),
             held: Vec::new(),
             hold: |_| false,
             fail: |_| None,
@@ -84,6 +94,35 @@ impl World {
             flushed: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
+    }
+
+    /// The same node after a crash, with whatever settings it has now. Answers what came of the log.
+    pub(crate) fn restart(self, settings: CoreSettings) -> (World, Restored) {
+        World::found(settings, self.generation, self.log.into_values().collect())
+    }
+
+    /// A node that finds segments of an earlier run, in which its namespace was at `generation`.
+    pub(crate) fn found(
+        settings: CoreSettings,
+        generation: Generation,
+        segments: Vec<RestoredSegment>,
+    ) -> (World, Restored) {
+        let mut core = TierManager::new(settings.check().unwrap(), Box::new(LeafFirstLru::new()));
+        let namespace = core.restore_namespace(DOMAIN, "story", generation).unwrap();
+        core.open_realization(Realization::digest(&[("model", "m")])).unwrap();
+        let mut world = World::with(core);
+        assert_eq!((world.namespace, world.generation), (namespace, generation));
+        for segment in &segments {
+            for record in &segment.records {
+                world.nvme.insert((segment.segment, record.offset), record.label.hash);
+            }
+            world.log.insert(segment.segment, segment.clone());
+        }
+        let restored = world.core.restore(segments, world.now);
+        world.core.check_invariants();
+        world.run();
+        world.core.check_invariants();
+        (world, restored)
     }
 
     pub(crate) fn request<'a>(&self, client: ClientId, hashes: &'a [BlockHash]) -> Request<'a> {
@@ -136,6 +175,7 @@ impl World {
                 let bytes = self.host[&at(source)];
                 assert_eq!(bytes, label.hash, "a block is written under its own hash");
                 self.nvme.insert(at(target), bytes);
+                self.record(*target, *label);
                 return Completion::Written {
                     checksum: checksum(bytes),
                 };
@@ -169,8 +209,30 @@ impl World {
                     "wrong bytes are moved"
                 );
                 self.nvme.insert(at(target), bytes);
+                self.record(*target, *label);
+            }
+            Action::OpenSegment {
+                tier: Tier::Nvme,
+                segment,
+                bytes,
+                ..
+            } => {
+                let empty = RestoredSegment {
+                    segment: *segment,
+                    bytes: *bytes,
+                    records: Vec::new(),
+                };
+                assert!(self.log.insert(*segment, empty).is_none(), "a segment id is used once");
+            }
+            Action::ForgetRecord { target } => {
+                if let Some(segment) = self.log.get_mut(&target.segment) {
+                    segment.records.retain(|record| record.offset != target.offset);
+                }
             }
             Action::CloseSegment { tier, segment, .. } => {
+                if *tier == Tier::Nvme {
+                    self.log.remove(segment);
+                }
                 let memory = if *tier == Tier::Host {
                     &mut self.host
                 } else {
@@ -195,6 +257,16 @@ impl World {
             _ => {}
         }
         Completion::Done
+    }
+
+    fn record(&mut self, target: Extent, label: RecordLabel) {
+        let segment = self.log.get_mut(&target.segment).expect("an open segment");
+        segment.records.push(RestoredRecord {
+            label,
+            offset: target.offset,
+            length: target.length,
+            checksum: checksum(label.hash),
+        });
     }
 
     /// Lets time pass, timeouts included.
@@ -459,7 +531,7 @@ fn at(extent: &Extent) -> (SegmentId, u64) {
     (extent.segment, extent.offset)
 }
 
-fn checksum(hash: BlockHash) -> u32 {
+pub(crate) fn checksum(hash: BlockHash) -> u32 {
     u32::from_le_bytes(hash.0[..4].try_into().unwrap()) ^ 0x5eed
 }
 
@@ -474,6 +546,7 @@ pub(crate) fn name(action: &Action) -> &'static str {
         Action::SyncTier { .. } => "sync",
         Action::ResetTier { .. } => "reset",
         Action::RecordGeneration { .. } => "record",
+        Action::ForgetRecord { .. } => "forget",
         Action::FetchDone { .. } => "fetch done",
         Action::ReserveDone { .. } => "reserve done",
         Action::Invalidated { .. } => "invalidated",
@@ -492,8 +565,10 @@ pub(crate) fn answered(action: &Action) -> Option<OperationId> {
         | Action::SyncTier { operation, .. }
         | Action::ResetTier { operation, .. }
         | Action::RecordGeneration { operation, .. } => Some(*operation),
-        Action::FetchDone { .. } | Action::ReserveDone { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => {
-            None
-        }
+        Action::ForgetRecord { .. }
+        | Action::FetchDone { .. }
+        | Action::ReserveDone { .. }
+        | Action::Invalidated { .. }
+        | Action::Flushed { .. } => None,
     }
 }

@@ -75,9 +75,11 @@ fn operation_of(action: &Action) -> Option<OperationId> {
         | Action::SyncTier { operation, .. }
         | Action::ResetTier { operation, .. }
         | Action::RecordGeneration { operation, .. } => Some(*operation),
-        Action::FetchDone { .. } | Action::ReserveDone { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => {
-            None
-        }
+        Action::ForgetRecord { .. }
+        | Action::FetchDone { .. }
+        | Action::ReserveDone { .. }
+        | Action::Invalidated { .. }
+        | Action::Flushed { .. } => None,
     }
 }
 

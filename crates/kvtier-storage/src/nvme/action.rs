@@ -1,7 +1,8 @@
 use kvtier_core::{Extent, OperationId, RecordLabel, SegmentId};
 use kvtier_transfer::memory::MemorySlice;
 
-/// A core action for this tier, with memory in place of host extents. Each is answered by exactly one event.
+/// A core action for this tier, with memory in place of host extents. Each is answered by exactly one event, unless it
+/// says otherwise.
 ///
 /// A slice that starts at a multiple of 4 KiB in its region owns its bytes up to the next multiple: host slots are made
 /// so. Reads may scribble on that tail and writes carry it, zeroed, to the disk.
@@ -67,6 +68,11 @@ pub enum StorageAction {
         /// What the record says.
         label: RecordLabel,
     },
+    /// A record's block was deleted: a restart must not bring it back. Not answered.
+    ForgetRecord {
+        /// Where it lies.
+        target: Extent,
+    },
     /// Make everything answered before survive a power cut.
     Sync {
         /// Answer with this.
@@ -80,7 +86,7 @@ pub enum StorageAction {
 }
 
 impl StorageAction {
-    /// The id that the answer carries.
+    /// The id that the answer carries; of one that is not answered, none.
     #[must_use]
     pub fn operation(&self) -> OperationId {
         match self {
@@ -92,6 +98,7 @@ impl StorageAction {
             | StorageAction::Relocate { operation, .. }
             | StorageAction::Sync { operation }
             | StorageAction::Reset { operation } => *operation,
+            StorageAction::ForgetRecord { .. } => OperationId::default(),
         }
     }
 

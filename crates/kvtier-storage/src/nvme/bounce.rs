@@ -1,11 +1,15 @@
 use std::sync::Arc;
 
-use kvtier_transfer::memory::{MemoryError, MemoryRegion, MemorySlice};
+use kvtier_transfer::memory::{HUGE_PAGE_BYTES, MemoryError, MemoryRegion, MemorySlice};
 use parking_lot::Mutex;
+
+use super::engine::Priority;
 
 const SMALLEST_BYTES: usize = 64 << 10;
 
-/// Memory for copies between segments and for payloads whose own memory is not aligned: bounded, kept warm.
+/// Memory for what the device reads or writes in place of the callers': sealed payloads, copies between segments,
+/// payloads whose own memory is not aligned. Bounded, kept warm, on huge pages where the system gives them: a device
+/// moves bytes to and from those at up to twice the rate.
 pub(super) struct BouncePool {
     budget_bytes: usize,
     state: Mutex<State>,
@@ -13,15 +17,24 @@ pub(super) struct BouncePool {
 
 #[derive(Default)]
 struct State {
-    free: Vec<Arc<MemoryRegion>>,
+    free: Vec<Buffer>,
     free_bytes: usize,
-    lent_bytes: usize,
+    /// By priority: foreground, background.
+    lent_bytes: [usize; 2],
+}
+
+/// A piece of a region of at least one huge page: a power of two, [`SMALLEST_BYTES`] or more.
+struct Buffer {
+    region: Arc<MemoryRegion>,
+    offset: usize,
+    bytes: usize,
 }
 
 /// Memory lent by the pool; dropping gives it back.
 pub(super) struct Bounce {
     pool: Arc<BouncePool>,
-    region: Arc<MemoryRegion>,
+    priority: Priority,
+    buffer: Option<Buffer>,
     slice: MemorySlice,
 }
 
@@ -34,29 +47,62 @@ impl BouncePool {
         })
     }
 
-    /// `length` bytes, page-aligned; `None` while the budget is lent out. A length over the budget is lent alone.
-    pub(super) fn take(self: &Arc<Self>, length: usize) -> Result<Option<Bounce>, MemoryError> {
-        let size = length.max(SMALLEST_BYTES).next_power_of_two();
+    /// `length` bytes, page-aligned; `None` while the budget is lent out, of which the background gets at most three
+    /// quarters. A length over that is lent alone.
+    pub(super) fn take(self: &Arc<Self>, length: usize, priority: Priority) -> Result<Option<Bounce>, MemoryError> {
+        let bytes = length.max(SMALLEST_BYTES).next_power_of_two();
         let mut state = self.state.lock();
-        if state.lent_bytes > 0 && state.lent_bytes.saturating_add(size) > self.budget_bytes {
+        let [foreground, background] = state.lent_bytes;
+        let lent = foreground + background;
+        let (used, most) = match priority {
+            Priority::Foreground => (lent, self.budget_bytes),
+            Priority::Background => (background, self.budget_bytes / 4 * 3),
+        };
+        let is_over = used > 0 && used.saturating_add(bytes) > most;
+        if is_over || (lent > 0 && lent.saturating_add(bytes) > self.budget_bytes) {
             return Ok(None);
         }
-        let warm = state.free.iter().position(|region| region.bytes() == size);
-        let region = match warm {
+        // The one given back last is the warmest.
+        let warm = state.free.iter().rposition(|buffer| buffer.bytes == bytes);
+        let buffer = match warm {
             Some(position) => {
-                state.free_bytes -= size;
-                state.free.swap_remove(position)
+                state.free_bytes -= bytes;
+                state.free.remove(position)
             }
-            None => MemoryRegion::anonymous(size)?,
+            None => state.carve(bytes)?,
         };
-        state.lent_bytes += size;
+        state.lent_bytes[priority as usize] += bytes;
         drop(state);
-        let slice = region.slice(0, length).expect("regions are as long as asked for");
+        let slice = buffer
+            .region
+            .slice(buffer.offset, length)
+            .expect("buffers are at least as long as asked for");
         Ok(Some(Bounce {
             pool: Arc::clone(self),
-            region,
+            priority,
+            buffer: Some(buffer),
             slice,
         }))
+    }
+}
+
+impl State {
+    /// A buffer of a new region; what is left of it becomes buffers of the same size.
+    fn carve(&mut self, bytes: usize) -> Result<Buffer, MemoryError> {
+        let region = MemoryRegion::anonymous(bytes.max(HUGE_PAGE_BYTES))?;
+        for offset in (bytes..region.bytes()).step_by(bytes) {
+            self.free_bytes += bytes;
+            self.free.push(Buffer {
+                region: Arc::clone(&region),
+                offset,
+                bytes,
+            });
+        }
+        Ok(Buffer {
+            region,
+            offset: 0,
+            bytes,
+        })
     }
 }
 
@@ -68,19 +114,20 @@ impl Bounce {
 
 impl Drop for Bounce {
     fn drop(&mut self) {
-        let size = self.region.bytes();
+        let Some(buffer) = self.buffer.take() else { return };
+        let budget_bytes = self.pool.budget_bytes;
         let mut state = self.pool.state.lock();
-        state.lent_bytes -= size;
-        if size > self.pool.budget_bytes {
+        state.lent_bytes[self.priority as usize] -= buffer.bytes;
+        if buffer.bytes > budget_bytes {
             return;
         }
-        // The size in use stays warm, at the cost of those that are not.
-        while state.free_bytes + size > self.pool.budget_bytes {
+        state.free_bytes += buffer.bytes;
+        state.free.push(buffer);
+        // The sizes in use stay warm, at the cost of those that are not.
+        while state.free_bytes > budget_bytes {
             let cold = state.free.remove(0);
-            state.free_bytes -= cold.bytes();
+            state.free_bytes -= cold.bytes;
         }
-        state.free_bytes += size;
-        state.free.push(Arc::clone(&self.region));
     }
 }
 
@@ -88,21 +135,35 @@ impl Drop for Bounce {
 mod tests {
     use super::*;
 
+    fn take(pool: &Arc<BouncePool>, length: usize, priority: Priority) -> Option<Bounce> {
+        pool.take(length, priority).expect("memory")
+    }
+
     #[test]
     fn the_budget_bounds_what_is_lent_and_what_stays_warm() {
         let pool = BouncePool::new(256 << 10);
         let held: Vec<_> = (0..4)
-            .map(|_| pool.take(50_000).expect("memory").expect("within the budget"))
+            .map(|_| take(&pool, 50_000, Priority::Foreground).expect("within the budget"))
             .collect();
-        assert!(pool.take(1).expect("memory").is_none(), "the budget is lent out");
+        assert!(take(&pool, 1, Priority::Foreground).is_none(), "the budget is lent out");
         drop(held);
-        let large = pool.take(10 << 20).expect("memory").expect("lent alone");
+        let large = take(&pool, 10 << 20, Priority::Foreground).expect("lent alone");
         assert!(
-            pool.take(1).expect("memory").is_none(),
+            take(&pool, 1, Priority::Foreground).is_none(),
             "beside a record over the budget nothing is lent"
         );
         drop(large);
         assert!(pool.state.lock().free_bytes <= 256 << 10);
-        assert!(pool.take(200_000).expect("memory").is_some());
+        assert!(take(&pool, 200_000, Priority::Foreground).is_some());
+    }
+
+    #[test]
+    fn the_background_leaves_a_quarter_to_the_foreground() {
+        let pool = BouncePool::new(256 << 10);
+        let background: Vec<_> = (0..4)
+            .filter_map(|_| take(&pool, 60_000, Priority::Background))
+            .collect();
+        assert_eq!(background.len(), 3);
+        assert!(take(&pool, 60_000, Priority::Foreground).is_some());
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Makes it if absent, locks it, and removes the segments of an earlier run. What is not ours stays.
+    /// Makes it if absent and locks it. What is not ours stays.
     pub(super) fn open(path: &Path) -> Result<Directory, NvmeError> {
         let failed = |doing: &'static str, path: &Path| {
             let path = path.to_owned();
@@ -39,24 +39,6 @@ impl Directory {
             .map_err(failed("make the directory", path))?;
         let handle = File::open(path).map_err(failed("open the directory", path))?;
         let lock = lock(path)?;
-        let mut removed = 0u64;
-        for entry in fs::read_dir(path).map_err(failed("list the directory", path))? {
-            let entry = entry.map_err(failed("list the directory", path))?;
-            let name = entry.file_name();
-            if name == LOCK_NAME {
-                continue;
-            }
-            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-            if !is_file || name.to_str().is_none_or(|name| parse_name(name).is_none()) {
-                tracing::warn!(path = %entry.path().display(), "left alone: not a segment file");
-                continue;
-            }
-            fs::remove_file(entry.path()).map_err(failed("remove", &entry.path()))?;
-            removed += 1;
-        }
-        if removed > 0 {
-            tracing::info!(directory = %path.display(), segments = removed, "removed the segments of an earlier run");
-        }
         let mut directory = Directory {
             path: path.to_owned(),
             handle,
@@ -64,11 +46,45 @@ impl Directory {
             changed: AtomicBool::new(true),
             _lock: lock,
         };
+        // A start that was killed may have left it.
+        let _ = fs::remove_file(directory.segment_path(PROBE));
         let probe = directory.segment_path(PROBE);
         directory.direct = directory
             .takes_direct_writes(&probe)
             .map_err(failed("write to", &probe))?;
         Ok(directory)
+    }
+
+    /// The segment files that are there, by id.
+    pub(super) fn segments(&self) -> Result<Vec<SegmentId>, NvmeError> {
+        let failed = |source: io::Error| NvmeError::Directory {
+            doing: "list the directory",
+            path: self.path.clone(),
+            source,
+        };
+        let mut segments = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let segment = name.to_str().and_then(parse_name);
+            match segment.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) {
+                Some(segment) => segments.push(segment),
+                None if name == LOCK_NAME => {}
+                None => tracing::warn!(path = %entry.path().display(), "left alone: not a segment file"),
+            }
+        }
+        segments.sort_unstable();
+        Ok(segments)
+    }
+
+    /// Removes the file of a segment that cannot be used.
+    pub(super) fn discard(&self, segment: SegmentId) -> Result<(), NvmeError> {
+        let path = self.segment_path(segment);
+        fs::remove_file(&path).map_err(|source| NvmeError::Directory {
+            doing: "remove",
+            path,
+            source,
+        })
     }
 
     /// Free bytes of the file system for us.
@@ -81,16 +97,21 @@ impl Directory {
         self.path.join(format!("segment-{:08x}.kvs", segment.0))
     }
 
+    /// A file that is there.
+    pub(super) fn reopen(&self, path: &Path) -> io::Result<File> {
+        self.options().open(path)
+    }
+
+    fn options(&self) -> OpenOptions {
+        let mut options = OpenOptions::new();
+        let flags = if self.direct { libc::O_DIRECT } else { 0 };
+        options.read(true).write(true).custom_flags(flags);
+        options
+    }
+
     /// A new, empty file.
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
-        let flags = if self.direct { libc::O_DIRECT } else { 0 };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(flags)
-            .open(path)?;
+        let file = self.options().create_new(true).mode(0o600).open(path)?;
         self.changed.store(true, Ordering::Release);
         Ok(file)
     }

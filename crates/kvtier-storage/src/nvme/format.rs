@@ -1,53 +1,69 @@
-//! What a segment file looks like, byte by byte. Little-endian, fixed width; what is reserved is zero. Pure: no I/O.
+//! What a segment file looks like, byte by byte. Little-endian, fixed width; what is reserved is zero. Pure: no I/O, no
+//! key.
 //!
 //! ```text
-//! 0         4096      8192                                   end-64*n       end-64     end
+//! 0         4096      8192                                   end-128*n      end-128    end
 //! | header  | seal    | payloads ...            | free ...  | entry n-1 ... | entry 0 |
 //! ```
 //!
 //! Payloads start at multiples of 4 KiB and take their length rounded up to 4 KiB, nothing more: what describes them
 //! lies in the index at the end of the file. The index grows downwards, entry 0 last, so that its place is known before
-//! its length is, and it can be written while the segment is open. The seal page says that the segment is complete, how
-//! many entries it has and what they sum up to; it is zero before. Reopening a segment therefore takes one read at the
-//! front and one at the end.
+//! its length is, and its pages are written while the segment is open, each time the tier is synced. The seal page says
+//! that the segment is complete and how many entries it has; it is zero before. Reopening a sealed segment therefore
+//! takes one read at the front and one at the end; of an open one all of the file's end where entries may lie is read.
+//! Entries stand in the order in which their writes ended. One that is zero is no record: its block was deleted.
 //!
 //! Header (page 0):
 //! ```text
 //!    0  8  magic "kvtier\x01H"
-//!    8  4  version (1)
+//!    8  4  version (2)
 //!   12  4  segment id
-//!   16 32  incarnation: random, drawn when the segment is opened; binds seal and entries to this life of the file
+//!   16 32  incarnation: random, drawn when the segment is opened; binds seal and entries to this life of the file, and
+//!          salts the keys of its records
 //!   48  8  file size, bytes
 //!   56  8  opened at, ms since 1970
-//!   64  4  encryption of payloads: 0 none
+//!   64  4  encryption of payloads: 0 none, 1 AES-256-GCM
 //!   68 4024  reserved
 //! 4092  4  CRC32C of bytes 0..4092
 //! ```
 //! Seal (page 1):
 //! ```text
 //!    0  8  magic "kvtier\x01S"
-//!    8  4  version (1)
+//!    8  4  version (2)
 //!   12  4  segment id
 //!   16 32  incarnation
 //!   48  4  entries
-//!   52  4  CRC32C of the index, in file order
+//!   52  4  reserved
 //!   56  8  sealed at, ms since 1970
 //!   64 4028  reserved
 //! 4092  4  CRC32C of bytes 0..4092
 //! ```
-//! Entry (64 bytes):
+//! Entry (128 bytes). The name is always sealed, also where payloads are not: what lies here tells nobody whose prompt it
+//! was.
 //! ```text
-//!  0 16  fingerprint: keyed BLAKE3 of realization and prefix hash, key per namespace; never the hash itself
-//! 16 16  authentication tag of an encrypted payload, else zero
-//! 32  8  generation of the namespace
-//! 40  4  offset of the payload in the file, in units of 4 KiB
-//! 44  4  length of the payload, bytes
-//! 48  4  CRC32C of the payload
-//! 52  4  namespace slot
-//! 56  4  flags, reserved
-//! 60  4  CRC32C of the incarnation followed by bytes 0..60
+//!   0 16  authentication tag of an encrypted payload, else zero
+//!  16  8  generation of the namespace
+//!  24  4  namespace slot
+//!  28  4  offset of the payload in the file, in units of 4 KiB: its place, and the nonce of all that is sealed of it
+//!  32  4  length of the payload, bytes
+//!  36  4  reserved
+//!  40 48  name, AES-256-GCM; bytes 0..40 and the segment id are its associated data
+//!  88 16  authentication tag of the name
+//! 104 20  reserved
+//! 124  4  CRC32C of the incarnation followed by bytes 0..124
+//! ```
+//! Name (48 bytes, plaintext):
+//! ```text
+//!  0 16  prefix hash
+//! 16 16  prefix hash of the parent, else zero
+//! 32  4  realization
+//! 36  4  tokens
+//! 40  4  CRC32C of the payload's plaintext
+//! 44  1  parent: 0 unknown, 1 none (the block starts a prefix), 2 the hash above
+//! 45  3  reserved
 //! ```
 
+use kvtier_core::{BlockHash, Parent};
 use kvtier_transfer::crc32c;
 
 /// Payloads start and end at multiples of this.
@@ -55,11 +71,17 @@ pub const ALIGNMENT: u64 = 4096;
 /// Bytes at the front of a segment file that hold no payload: header and seal pages.
 pub const HEADER_BYTES: u64 = 8192;
 /// Bytes at the end of a segment file for each record.
-pub const ENTRY_BYTES: u64 = 64;
+pub const ENTRY_BYTES: u64 = 128;
+/// Bytes of a name.
+pub const NAME_BYTES: usize = 48;
 /// The version written and understood.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 
 const PAGE: usize = ALIGNMENT as usize;
+const ENTRY: usize = ENTRY_BYTES as usize;
 const HEADER_MAGIC: [u8; 8] = *b"kvtier\x01H";
 const SEAL_MAGIC: [u8; 8] = *b"kvtier\x01S";
 
@@ -85,8 +107,27 @@ pub enum FormatError {
     #[error("{0} too short")]
     Short(&'static str),
     /// An entry whose payload cannot lie where it says.
-    #[error("entry {0} points outside the payloads or into another record")]
-    Misplaced(u32),
+    #[error("entry points outside the payloads")]
+    Misplaced,
+}
+
+/// How payloads of a segment are protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    /// AES-256-GCM under a key of the namespace, its generation and the segment's incarnation.
+    #[default]
+    Aes256Gcm,
+    /// Plaintext with a CRC32C: finds damage, not tampering.
+    None,
+}
+
+impl Encryption {
+    fn code(self) -> u32 {
+        match self {
+            Encryption::None => 0,
+            Encryption::Aes256Gcm => 1,
+        }
+    }
 }
 
 /// Page 0.
@@ -100,6 +141,8 @@ pub struct Header {
     pub bytes: u64,
     /// Opened at, ms since 1970.
     pub opened_ms: u64,
+    /// Of its payloads.
+    pub encryption: Encryption,
 }
 
 impl Header {
@@ -113,14 +156,23 @@ impl Header {
         page[16..48].copy_from_slice(&self.incarnation);
         page[48..56].copy_from_slice(&self.bytes.to_le_bytes());
         page[56..64].copy_from_slice(&self.opened_ms.to_le_bytes());
+        page[64..68].copy_from_slice(&self.encryption.code().to_le_bytes());
         close_page(&mut page);
         page
     }
 
     /// Reads a page back.
+    ///
+    /// # Errors
+    /// When it is not a header of this version, undamaged.
     pub fn decode(page: &[u8]) -> Result<Header, FormatError> {
         let page = open_page(page, HEADER_MAGIC, "header")?;
-        if page[64..PAGE - 4].iter().any(|byte| *byte != 0) {
+        let encryption = match word(page, 64) {
+            0 => Encryption::None,
+            1 => Encryption::Aes256Gcm,
+            _ => return Err(FormatError::Damaged("header")),
+        };
+        if !is_zero(&page[68..PAGE - 4]) {
             return Err(FormatError::Damaged("header"));
         }
         Ok(Header {
@@ -128,6 +180,7 @@ impl Header {
             incarnation: array(page, 16),
             bytes: double(page, 48),
             opened_ms: double(page, 56),
+            encryption,
         })
     }
 }
@@ -141,8 +194,6 @@ pub struct Seal {
     pub incarnation: Incarnation,
     /// Entries in the index.
     pub entries: u32,
-    /// CRC32C of the index in file order.
-    pub index_checksum: u32,
     /// Sealed at, ms since 1970.
     pub sealed_ms: u64,
 }
@@ -157,98 +208,194 @@ impl Seal {
         page[12..16].copy_from_slice(&self.segment.to_le_bytes());
         page[16..48].copy_from_slice(&self.incarnation);
         page[48..52].copy_from_slice(&self.entries.to_le_bytes());
-        page[52..56].copy_from_slice(&self.index_checksum.to_le_bytes());
         page[56..64].copy_from_slice(&self.sealed_ms.to_le_bytes());
         close_page(&mut page);
         page
     }
 
     /// Reads a page back; it must belong to `header`. A page of zeroes is an open segment: `None`.
+    ///
+    /// # Errors
+    /// When it is neither, or its index does not fit the file.
     pub fn decode(page: &[u8], header: &Header) -> Result<Option<Seal>, FormatError> {
-        if page.len() >= PAGE && page[..PAGE].iter().all(|byte| *byte == 0) {
+        if page.len() >= PAGE && is_zero(&page[..PAGE]) {
             return Ok(None);
         }
         let page = open_page(page, SEAL_MAGIC, "seal")?;
-        if page[64..PAGE - 4].iter().any(|byte| *byte != 0) {
+        if !is_zero(&page[64..PAGE - 4]) || word(page, 52) != 0 {
             return Err(FormatError::Damaged("seal"));
         }
         let seal = Seal {
             segment: word(page, 12),
             incarnation: array(page, 16),
             entries: word(page, 48),
-            index_checksum: word(page, 52),
             sealed_ms: double(page, 56),
         };
         if seal.segment != header.segment || seal.incarnation != header.incarnation {
             return Err(FormatError::Foreign("seal"));
         }
+        if seal.entries > entries_max(header.bytes) {
+            return Err(FormatError::Damaged("seal"));
+        }
         Ok(Some(seal))
     }
 }
 
-/// What the index says about one record.
+/// What the index says about one record. The name is sealed: see [`Name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Keyed digest that stands for the block's name.
-    pub fingerprint: [u8; 16],
     /// Authentication tag of an encrypted payload, else zero.
     pub tag: [u8; 16],
     /// Of the namespace, when the block was sealed.
     pub generation: u64,
+    /// Owner.
+    pub namespace: u32,
     /// Byte offset of the payload, a multiple of [`ALIGNMENT`].
     pub offset: u64,
     /// Bytes of payload.
     pub length: u32,
-    /// CRC32C of the payload.
-    pub checksum: u32,
-    /// Owner.
-    pub namespace: u32,
+    /// Ciphertext of the name.
+    pub name: [u8; NAME_BYTES],
+    /// Its authentication tag.
+    pub name_tag: [u8; 16],
 }
 
 impl Entry {
+    /// What the name's seal is bound to: the fields before it and the segment.
+    ///
+    /// # Panics
+    /// As [`Entry::encode`].
+    #[must_use]
+    pub fn associated(&self, segment: u32) -> [u8; 44] {
+        let mut bytes = [0; 44];
+        bytes[..16].copy_from_slice(&self.tag);
+        bytes[16..24].copy_from_slice(&self.generation.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.namespace.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.place().to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.length.to_le_bytes());
+        bytes[40..44].copy_from_slice(&segment.to_le_bytes());
+        bytes
+    }
+
+    /// The offset in units of [`ALIGNMENT`].
+    ///
+    /// # Panics
+    /// When the offset is no multiple of [`ALIGNMENT`] or past 16 TiB.
+    #[must_use]
+    pub fn place(&self) -> u32 {
+        place_of(self.offset)
+    }
+
     /// The bytes, bound to a life of the file.
     ///
     /// # Panics
     /// When the offset is no multiple of [`ALIGNMENT`] or past 16 TiB.
     #[must_use]
-    pub fn encode(&self, incarnation: &Incarnation) -> [u8; ENTRY_BYTES as usize] {
-        assert!(self.offset.is_multiple_of(ALIGNMENT), "a payload at {}", self.offset);
-        let pages = u32::try_from(self.offset / ALIGNMENT).expect("segments are smaller than 16 TiB");
-        let mut bytes = [0; ENTRY_BYTES as usize];
-        bytes[..16].copy_from_slice(&self.fingerprint);
-        bytes[16..32].copy_from_slice(&self.tag);
-        bytes[32..40].copy_from_slice(&self.generation.to_le_bytes());
-        bytes[40..44].copy_from_slice(&pages.to_le_bytes());
-        bytes[44..48].copy_from_slice(&self.length.to_le_bytes());
-        bytes[48..52].copy_from_slice(&self.checksum.to_le_bytes());
-        bytes[52..56].copy_from_slice(&self.namespace.to_le_bytes());
+    pub fn encode(&self, incarnation: &Incarnation) -> [u8; ENTRY] {
+        let mut bytes = [0; ENTRY];
+        bytes[..40].copy_from_slice(&self.associated(0)[..40]);
+        bytes[40..88].copy_from_slice(&self.name);
+        bytes[88..104].copy_from_slice(&self.name_tag);
         let sum = entry_checksum(&bytes, incarnation);
-        bytes[60..].copy_from_slice(&sum.to_le_bytes());
+        bytes[124..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
-    /// Reads an entry back; it must belong to this life of the file.
-    pub fn decode(bytes: &[u8], incarnation: &Incarnation) -> Result<Entry, FormatError> {
-        let bytes: &[u8; ENTRY_BYTES as usize] = bytes.first_chunk().ok_or(FormatError::Short("entry"))?;
-        if word(bytes, 60) != entry_checksum(bytes, incarnation) || word(bytes, 56) != 0 {
+    /// Reads an entry back; it must belong to this life of the file, and its payload must lie inside it. Zeroes are no
+    /// record: `None`.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn decode(bytes: &[u8], header: &Header) -> Result<Option<Entry>, FormatError> {
+        let bytes: &[u8; ENTRY] = bytes.first_chunk().ok_or(FormatError::Short("entry"))?;
+        if is_zero(bytes) {
+            return Ok(None);
+        }
+        let is_reserved_zero = word(bytes, 36) == 0 && is_zero(&bytes[104..124]);
+        #[cfg(feature = "mutants")]
+        let is_reserved_zero = is_reserved_zero || fuzz::planted::is_on();
+        if word(bytes, 124) != entry_checksum(bytes, &header.incarnation) || !is_reserved_zero {
             return Err(FormatError::Damaged("entry"));
         }
-        Ok(Entry {
-            fingerprint: array(bytes, 0),
-            tag: array(bytes, 16),
-            generation: double(bytes, 32),
-            offset: u64::from(word(bytes, 40)) * ALIGNMENT,
-            length: word(bytes, 44),
-            checksum: word(bytes, 48),
-            namespace: word(bytes, 52),
+        let entry = Entry {
+            tag: array(bytes, 0),
+            generation: double(bytes, 16),
+            namespace: word(bytes, 24),
+            offset: u64::from(word(bytes, 28)) * ALIGNMENT,
+            length: word(bytes, 32),
+            name: array(bytes, 40),
+            name_tag: array(bytes, 88),
+        };
+        if !is_payload_range(header.bytes, entry.offset, entry.length) {
+            return Err(FormatError::Misplaced);
+        }
+        Ok(Some(entry))
+    }
+}
+
+/// What a record is, in the clear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The block's prefix hash.
+    pub hash: BlockHash,
+    /// What comes before it.
+    pub parent: Parent,
+    /// Its form.
+    pub realization: u32,
+    /// Its tokens.
+    pub tokens: u32,
+    /// CRC32C of the payload's plaintext.
+    pub checksum: u32,
+}
+
+impl Name {
+    /// The bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; NAME_BYTES] {
+        let mut bytes = [0; NAME_BYTES];
+        let (code, parent) = match self.parent {
+            Parent::Unknown => (0, BlockHash::default()),
+            Parent::Root => (1, BlockHash::default()),
+            Parent::Block(hash) => (2, hash),
+        };
+        bytes[..16].copy_from_slice(&self.hash.0);
+        bytes[16..32].copy_from_slice(&parent.0);
+        bytes[32..36].copy_from_slice(&self.realization.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.tokens.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes[44] = code;
+        bytes
+    }
+
+    /// Reads a name back.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn decode(bytes: &[u8; NAME_BYTES]) -> Result<Name, FormatError> {
+        let hash = BlockHash(array(bytes, 16));
+        let parent = match bytes[44] {
+            0 if hash == BlockHash::default() => Parent::Unknown,
+            1 if hash == BlockHash::default() => Parent::Root,
+            2 => Parent::Block(hash),
+            _ => return Err(FormatError::Damaged("name")),
+        };
+        if !is_zero(&bytes[45..]) {
+            return Err(FormatError::Damaged("name"));
+        }
+        Ok(Name {
+            hash: BlockHash(array(bytes, 0)),
+            parent,
+            realization: word(bytes, 32),
+            tokens: word(bytes, 36),
+            checksum: word(bytes, 40),
         })
     }
 }
 
-fn entry_checksum(bytes: &[u8; ENTRY_BYTES as usize], incarnation: &Incarnation) -> u32 {
-    let mut bound = [0; 92];
+fn entry_checksum(bytes: &[u8; ENTRY], incarnation: &Incarnation) -> u32 {
+    let mut bound = [0; 156];
     bound[..32].copy_from_slice(incarnation);
-    bound[32..].copy_from_slice(&bytes[..60]);
+    bound[32..].copy_from_slice(&bytes[..124]);
     crc32c(&bound)
 }
 
@@ -256,6 +403,16 @@ fn entry_checksum(bytes: &[u8; ENTRY_BYTES as usize], incarnation: &Incarnation)
 #[must_use]
 pub fn padded(length: u64) -> u64 {
     length.next_multiple_of(ALIGNMENT)
+}
+
+/// An offset in units of [`ALIGNMENT`].
+///
+/// # Panics
+/// When it is no multiple of it or past 16 TiB.
+#[must_use]
+pub fn place_of(offset: u64) -> u32 {
+    assert!(offset.is_multiple_of(ALIGNMENT), "a payload at {offset}");
+    u32::try_from(offset / ALIGNMENT).expect("segments are smaller than 16 TiB")
 }
 
 /// Whether a record may lie there: aligned, behind the seal page, and before the index of at least itself.
@@ -266,55 +423,37 @@ pub fn is_payload_range(file_bytes: u64, offset: u64, length: u32) -> bool {
     length > 0 && offset.is_multiple_of(ALIGNMENT) && offset >= HEADER_BYTES && end.is_some_and(|end| end <= limit)
 }
 
-/// Where an index of `entries` starts, rounded down to what direct I/O can write.
+/// Entries that a file can have: each needs itself and a page of payload.
 #[must_use]
-pub fn index_start(file_bytes: u64, entries: u64) -> Option<u64> {
-    let start = file_bytes.checked_sub(entries.checked_mul(ENTRY_BYTES)?)?;
-    let start = start - start % ALIGNMENT;
-    (start >= HEADER_BYTES).then_some(start)
+pub fn entries_max(file_bytes: u64) -> u32 {
+    let most = file_bytes.saturating_sub(HEADER_BYTES) / (ENTRY_BYTES + ALIGNMENT);
+    u32::try_from(most).unwrap_or(u32::MAX)
 }
 
-/// The last bytes of the file, from [`index_start`] on.
+/// Where the page lies that holds entry `ordinal`.
 #[must_use]
-pub fn encode_index(entries: &[Entry], file_bytes: u64, incarnation: &Incarnation) -> Option<(Vec<u8>, u32)> {
-    let start = index_start(file_bytes, entries.len() as u64)?;
-    let mut bytes = vec![0; usize::try_from(file_bytes - start).ok()?];
-    for (entry, place) in entries.iter().zip(bytes.rchunks_exact_mut(ENTRY_BYTES as usize)) {
-        place.copy_from_slice(&entry.encode(incarnation));
-    }
-    let used = bytes.len() - entries.len() * ENTRY_BYTES as usize;
-    let sum = crc32c(&bytes[used..]);
-    Some((bytes, sum))
+pub fn index_page(file_bytes: u64, ordinal: u32) -> u64 {
+    let entry = file_bytes - (u64::from(ordinal) + 1) * ENTRY_BYTES;
+    entry - entry % ALIGNMENT
 }
 
-/// Reads an index back from the end of a file (`tail` may be longer than the index). Entry 0 comes first.
-pub fn decode_index(tail: &[u8], header: &Header, seal: &Seal) -> Result<Vec<Entry>, FormatError> {
-    let length = (seal.entries as usize)
-        .checked_mul(ENTRY_BYTES as usize)
-        .filter(|length| *length <= tail.len())
-        .ok_or(FormatError::Short("index"))?;
-    let index = &tail[tail.len() - length..];
-    if crc32c(index) != seal.index_checksum {
-        return Err(FormatError::Damaged("index"));
-    }
-    let entries: Vec<Entry> = index
-        .rchunks_exact(ENTRY_BYTES as usize)
-        .map(|bytes| Entry::decode(bytes, &header.incarnation))
-        .collect::<Result<_, _>>()?;
-    let limit = header.bytes.saturating_sub(length as u64);
-    let mut places: Vec<(u64, u64, u32)> = Vec::with_capacity(entries.len());
-    for (ordinal, entry) in (0..).zip(&entries) {
-        let end = entry.offset + padded(u64::from(entry.length));
-        if !is_payload_range(header.bytes, entry.offset, entry.length) || end > limit {
-            return Err(FormatError::Misplaced(ordinal));
+/// The entries of an index from the bytes at the end of a file, entry 0 first: `entries` of them, or as many as `tail`
+/// holds. Those that cannot be read are counted; zeroes are neither.
+pub fn decode_index(tail: &[u8], header: &Header, entries: usize) -> (Vec<(u32, Entry)>, u32) {
+    let mut found = Vec::with_capacity(entries.min(tail.len() / ENTRY));
+    let mut damaged = 0;
+    for (ordinal, bytes) in (0..).zip(tail.rchunks_exact(ENTRY).take(entries)) {
+        match Entry::decode(bytes, header) {
+            Ok(Some(entry)) => found.push((ordinal, entry)),
+            Ok(None) => {}
+            Err(_) => damaged += 1,
         }
-        places.push((entry.offset, end, ordinal));
     }
-    places.sort_unstable();
-    match places.windows(2).find(|pair| pair[1].0 < pair[0].1) {
-        Some(pair) => Err(FormatError::Misplaced(pair[1].2)),
-        None => Ok(entries),
-    }
+    (found, damaged)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 fn close_page(page: &mut [u8; PAGE]) {

@@ -1,3 +1,4 @@
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
@@ -5,34 +6,62 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kvtier_core::SegmentId;
-use kvtier_transfer::memory::MemoryRegion;
+use kvtier_core::{Generation, NamespaceId, SegmentId};
+use kvtier_transfer::memory::{MemoryRegion, MemorySlice};
 use parking_lot::Mutex;
 
 use super::directory::Directory;
-use super::format::{self, ALIGNMENT, Entry, Header, Incarnation, Seal};
+use super::format::{self, ALIGNMENT, ENTRY_BYTES, Encryption, Entry, FormatError, HEADER_BYTES, Header, Seal};
+use super::keys::RecordKeys;
+use super::sealing::RecordCipher;
 use super::tier::Ticket;
 
-/// An open segment file and, until it is sealed, what its records are.
+const ENTRY: usize = ENTRY_BYTES as usize;
+const ENTRIES_A_PAGE: usize = ALIGNMENT as usize / ENTRY;
+
+/// A segment file and what is known of its records.
 pub(super) struct Segment {
     pub(super) id: SegmentId,
     pub(super) file: Arc<File>,
     pub(super) bytes: u64,
     path: PathBuf,
-    incarnation: Incarnation,
-    /// Written since the last sync.
-    pub(super) dirty: AtomicBool,
+    header: Header,
+    /// Something was written since the last sync, or the index in memory is ahead of the file's.
+    dirty: AtomicBool,
     records: Mutex<Records>,
+    ciphers: Mutex<HashMap<(NamespaceId, Generation), Arc<RecordCipher>>>,
 }
 
 #[derive(Default)]
 struct Records {
-    entries: Vec<Entry>,
+    /// The index, entry 0 first, while records may be added.
+    entries: Vec<[u8; ENTRY]>,
+    /// Entries before this one are on the file as they are in memory.
+    written: usize,
+    /// How often an entry was erased in memory.
+    erasures: u64,
+    /// Entries to zero in the file of a sealed segment.
+    erased: Vec<u32>,
+    /// Where records lie, by place.
+    places: Vec<Place>,
+    /// Places that a write was announced for: each is written once.
+    begun: BTreeSet<u32>,
     /// Writes that may still add an entry.
     writing: usize,
     /// Waits for them.
     seal: Option<Ticket>,
+    /// No more records.
     sealed: bool,
+    /// The file says so too, and the index is no longer kept in memory.
+    complete: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    /// Offset in units of 4 KiB.
+    place: u32,
+    ordinal: u32,
+    tag: [u8; 16],
 }
 
 /// One write of a record: the segment is not sealed before it is dropped.
@@ -40,28 +69,52 @@ pub(super) struct Writing {
     segment: Arc<Segment>,
 }
 
+/// A segment file of an earlier run.
+pub(super) struct Reopened {
+    pub(super) segment: Segment,
+    pub(super) entries: Vec<Entry>,
+    /// Entries that could not be read.
+    pub(super) damaged: u32,
+}
+
 impl Segment {
     /// Makes the file: its space is taken and its header written when this returns.
-    pub(super) fn create(directory: &Directory, id: SegmentId, bytes: u64) -> io::Result<Segment> {
+    pub(super) fn create(
+        directory: &Directory,
+        id: SegmentId,
+        bytes: u64,
+        encryption: Encryption,
+    ) -> io::Result<Segment> {
         let path = directory.segment_path(id);
         let bytes = bytes.next_multiple_of(ALIGNMENT);
-        if bytes < format::HEADER_BYTES + ALIGNMENT {
+        if bytes < HEADER_BYTES + ALIGNMENT {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut incarnation = Incarnation::default();
-        getrandom::fill(&mut incarnation).map_err(|error| io::Error::other(error.to_string()))?;
-        let file = Arc::new(directory.create(&path)?);
-        let segment = Segment {
-            id,
-            file,
+        let mut header = Header {
+            segment: id.0,
+            incarnation: [0; 32],
             bytes,
-            path,
-            incarnation,
-            dirty: AtomicBool::new(true),
-            records: Mutex::new(Records::default()),
+            opened_ms: now_ms(),
+            encryption,
         };
+        getrandom::fill(&mut header.incarnation).map_err(|error| io::Error::other(error.to_string()))?;
+        let file = Arc::new(directory.create(&path)?);
+        let segment = Segment::of(file, path, header, Records::default());
         segment.prepare().inspect_err(|_| segment.remove())?;
         Ok(segment)
+    }
+
+    fn of(file: Arc<File>, path: PathBuf, header: Header, records: Records) -> Segment {
+        Segment {
+            id: SegmentId(header.segment),
+            file,
+            bytes: header.bytes,
+            path,
+            header,
+            dirty: AtomicBool::new(true),
+            records: Mutex::new(records),
+            ciphers: Mutex::new(HashMap::new()),
+        }
     }
 
     fn prepare(&self) -> io::Result<()> {
@@ -71,76 +124,206 @@ impl Segment {
             Err(rustix::io::Errno::OPNOTSUPP) => self.file.set_len(self.bytes)?,
             Err(error) => return Err(error.into()),
         }
-        self.write(0, &self.header().encode())
+        self.write(0, &self.header.encode())
     }
 
-    fn header(&self) -> Header {
-        Header {
-            segment: self.id.0,
-            incarnation: self.incarnation,
-            bytes: self.bytes,
-            opened_ms: now_ms(),
+    /// Reads the header and the index of a file of an earlier run, never its payloads. No record is added to it any
+    /// more: its keys and nonces are as they were left. Also says how many bytes were read.
+    pub(super) fn reopen(directory: &Directory, id: SegmentId) -> io::Result<Result<(Reopened, u64), FormatError>> {
+        let path = directory.segment_path(id);
+        let file = Arc::new(directory.reopen(&path)?);
+        let bytes = file.metadata()?.len();
+        if bytes < HEADER_BYTES + ALIGNMENT {
+            return Ok(Err(FormatError::Short("file")));
         }
+        let front = read(&file, 0, HEADER_BYTES)?;
+        let header = match Header::decode(&front) {
+            Ok(header) if header.segment != id.0 || header.bytes != bytes => {
+                return Ok(Err(FormatError::Foreign("header")));
+            }
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error)),
+        };
+        // A seal that cannot be read says nothing: the segment is read like one that was open.
+        let (seal, mut damaged) = match Seal::decode(&front[ALIGNMENT as usize..], &header) {
+            Ok(seal) => (seal, 0),
+            Err(_) => (None, 1),
+        };
+        let entries = seal.map_or_else(|| format::entries_max(bytes), |seal| seal.entries);
+        let index_start = match entries {
+            0 => bytes,
+            entries => format::index_page(bytes, entries - 1),
+        };
+        let index = match bytes - index_start {
+            0 => Vec::new(),
+            length => read(&file, index_start, length)?,
+        };
+        let (found, unreadable) = format::decode_index(&index, &header, entries as usize);
+        // Where an open segment's payloads reach into what might be its index, what is read there is no entry.
+        damaged += if seal.is_some() { unreadable } else { 0 };
+        let mut places: Vec<Place> = found
+            .iter()
+            .map(|(ordinal, entry)| Place {
+                place: entry.place(),
+                ordinal: *ordinal,
+                tag: entry.tag,
+            })
+            .collect();
+        places.sort_unstable_by_key(|place| place.place);
+        let records = Records {
+            places,
+            sealed: true,
+            complete: true,
+            ..Records::default()
+        };
+        let segment = Segment::of(file, path, header, records);
+        segment.dirty.store(false, Ordering::Release);
+        let entries = found.into_iter().map(|(_, entry)| entry).collect();
+        let reopened = Reopened {
+            segment,
+            entries,
+            damaged,
+        };
+        Ok(Ok((reopened, HEADER_BYTES + bytes - index_start)))
     }
 
-    /// Writes the index and the seal page. Only once no write is left that could add a record.
+    pub(super) fn encryption(&self) -> Encryption {
+        self.header.encryption
+    }
+
+    /// The cipher of a namespace's records here; `None` where its key is not to be had.
+    pub(super) fn cipher(
+        &self,
+        keys: &dyn RecordKeys,
+        namespace: NamespaceId,
+        generation: Generation,
+    ) -> Option<Arc<RecordCipher>> {
+        let key = keys.data_key(namespace, generation);
+        let mut ciphers = self.ciphers.lock();
+        let Some(key) = key else {
+            ciphers.remove(&(namespace, generation));
+            return None;
+        };
+        let cipher = ciphers
+            .entry((namespace, generation))
+            .or_insert_with(|| RecordCipher::derive(&key, &self.header.incarnation));
+        Some(Arc::clone(cipher))
+    }
+
+    /// Writes what the file's index lacks; how many bytes.
+    fn write_index(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        let (erasures, first, end, page) = {
+            let records = self.records.lock();
+            let (first, end) = (records.written, records.entries.len());
+            // Whole pages: from the one that the last new entry is on to the end of that of the first.
+            let from = first / ENTRIES_A_PAGE * ENTRIES_A_PAGE;
+            let mut page = vec![0; ((end - from) * ENTRY).next_multiple_of(ALIGNMENT as usize)];
+            for (entry, place) in records.entries[from..].iter().zip(page.rchunks_exact_mut(ENTRY)) {
+                place.copy_from_slice(entry);
+            }
+            (records.erasures, first, end, page)
+        };
+        if end > first {
+            let last = u32::try_from(end - 1).map_err(|_| io::ErrorKind::InvalidData)?;
+            self.write(format::index_page(self.bytes, last), &page)?;
+            bytes += page.len() as u64;
+            let mut records = self.records.lock();
+            // What was erased meanwhile is to be written once more.
+            if records.erasures == erasures {
+                records.written = end;
+            }
+        }
+        let erased = std::mem::take(&mut self.records.lock().erased);
+        for ordinal in erased {
+            let written = self.erase(ordinal);
+            if written.is_err() {
+                self.records.lock().erased.push(ordinal);
+            }
+            bytes += written?;
+        }
+        Ok(bytes)
+    }
+
+    fn erase(&self, ordinal: u32) -> io::Result<u64> {
+        let offset = format::index_page(self.bytes, ordinal);
+        let mut page = read(&self.file, offset, ALIGNMENT)?;
+        let start = usize::try_from(self.bytes - (u64::from(ordinal) + 1) * ENTRY_BYTES - offset)
+            .map_err(|_| io::ErrorKind::InvalidData)?;
+        page[start..start + ENTRY].fill(0);
+        self.write(offset, &page)?;
+        Ok(ALIGNMENT)
+    }
+
+    /// Writes the rest of the index and the seal page. Only once no write is left that could add a record.
     pub(super) fn write_seal(&self) -> io::Result<u64> {
-        let entries = {
+        let count = {
             let mut records = self.records.lock();
             assert!(records.writing == 0, "sealing a segment that is being written");
             records.sealed = true;
-            std::mem::take(&mut records.entries)
+            u32::try_from(records.entries.len()).map_err(|_| io::ErrorKind::InvalidData)?
         };
-        let (index, index_checksum) =
-            format::encode_index(&entries, self.bytes, &self.incarnation).ok_or(io::ErrorKind::InvalidData)?;
-        let payload_end = entries
-            .iter()
-            .map(|entry| entry.offset + format::padded(u64::from(entry.length)))
-            .max()
-            .unwrap_or(0);
-        if payload_end > self.bytes - index.len() as u64 {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the records leave no room for their index",
-            ));
-        }
-        let count = u32::try_from(entries.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+        let mut bytes = self.write_index()?;
         let seal = Seal {
             segment: self.id.0,
-            incarnation: self.incarnation,
+            incarnation: self.header.incarnation,
             entries: count,
-            index_checksum,
             sealed_ms: now_ms(),
         };
-        if !index.is_empty() {
-            self.write(self.bytes - index.len() as u64, &index)?;
-        }
         self.write(ALIGNMENT, &seal.encode())?;
-        Ok(index.len() as u64 + ALIGNMENT)
+        self.dirty.store(true, Ordering::Release);
+        loop {
+            {
+                let mut records = self.records.lock();
+                if records.written == records.entries.len() {
+                    records.entries = Vec::new();
+                    records.written = 0;
+                    records.begun = BTreeSet::new();
+                    records.places.shrink_to_fit();
+                    records.complete = true;
+                    return Ok(bytes + ALIGNMENT);
+                }
+            }
+            // A record was deleted while this was written.
+            bytes += self.write_index()?;
+        }
     }
 
     /// Lengths and offsets are multiples of 4 KiB.
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let memory = MemoryRegion::anonymous(bytes.len())
-            .map_err(io::Error::other)?
-            .slice(0, bytes.len())
-            .map_err(io::Error::other)?;
+        let memory = aligned(bytes.len())?;
         memory.copy_from_slice(bytes).map_err(io::Error::other)?;
-        self.dirty.store(true, Ordering::Release);
         match memory.write_at(&*self.file, offset)? {
             written if written == bytes.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
 
-    /// Makes everything written so far survive a power cut.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        if self.dirty.swap(false, Ordering::AcqRel) {
-            self.file
-                .sync_data()
-                .inspect_err(|_| self.dirty.store(true, Ordering::Release))?;
+    /// Memory kept for its records.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let records = self.records.lock();
+        (records.entries.capacity() * ENTRY + records.places.capacity() * size_of::<Place>()) as u64
+    }
+
+    /// Writes the index as far as it is known, without a sync: it survives this process, not a power cut.
+    pub(super) fn write_out(&self) -> io::Result<u64> {
+        let bytes = self.write_index()?;
+        if bytes > 0 {
+            self.dirty.store(true, Ordering::Release);
         }
-        Ok(())
+        Ok(bytes)
+    }
+
+    /// Makes everything committed so far survive a power cut; how many bytes that took.
+    pub(super) fn sync(&self) -> io::Result<u64> {
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(0);
+        }
+        let again = |_: &io::Error| self.dirty.store(true, Ordering::Release);
+        // What is committed from here on makes it dirty again.
+        let bytes = self.write_index().inspect_err(again)?;
+        self.file.sync_data().inspect_err(again)?;
+        Ok(bytes)
     }
 
     /// Removes the file's name; its space goes when the last request on it is done.
@@ -150,10 +333,11 @@ impl Segment {
         }
     }
 
-    /// Announces a write; `None` once the segment is sealed or about to be.
-    pub(super) fn begin_write(self: &Arc<Self>) -> Option<Writing> {
+    /// Announces a write at a place; `None` once the segment is sealed or about to be, and for a place that was written
+    /// before.
+    pub(super) fn begin_write(self: &Arc<Self>, offset: u64) -> Option<Writing> {
         let mut records = self.records.lock();
-        if records.sealed || records.seal.is_some() {
+        if records.sealed || records.seal.is_some() || !records.begun.insert(format::place_of(offset)) {
             return None;
         }
         records.writing += 1;
@@ -162,11 +346,36 @@ impl Segment {
         })
     }
 
+    /// The authentication tag of the record at a place.
+    pub(super) fn tag(&self, offset: u64) -> Option<[u8; 16]> {
+        let records = self.records.lock();
+        let found = records.find(format::place_of(offset)).ok()?;
+        Some(records.places[found].tag)
+    }
+
+    /// Forgets the record at a place, in memory now and in the file when the index is written next.
+    pub(super) fn forget_record(&self, offset: u64) {
+        let mut records = self.records.lock();
+        let Ok(found) = records.find(format::place_of(offset)) else {
+            return;
+        };
+        let ordinal = records.places.remove(found).ordinal;
+        match records.entries.get_mut(ordinal as usize) {
+            Some(entry) => {
+                *entry = [0; ENTRY];
+                records.written = records.written.min(ordinal as usize);
+                records.erasures += 1;
+            }
+            None => records.erased.push(ordinal),
+        }
+        self.dirty.store(true, Ordering::Release);
+    }
+
     /// Hands the ticket back when the segment can be sealed now; else it is kept until the last write has ended. A
     /// second seal is refused.
     pub(super) fn seal_after_writes(&self, ticket: Ticket) -> Result<Option<Ticket>, Ticket> {
         let mut records = self.records.lock();
-        if records.sealed || records.seal.is_some() {
+        if records.seal.is_some() || records.complete {
             return Err(ticket);
         }
         if records.writing == 0 {
@@ -177,15 +386,33 @@ impl Segment {
     }
 }
 
+impl Records {
+    fn find(&self, place: u32) -> Result<usize, usize> {
+        self.places.binary_search_by_key(&place, |known| known.place)
+    }
+}
+
 impl Writing {
     pub(super) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 
     /// The record is on the device.
-    pub(super) fn commit(&self, entry: Entry) {
-        self.segment.dirty.store(true, Ordering::Release);
-        self.segment.records.lock().entries.push(entry);
+    pub(super) fn commit(&self, entry: &Entry) {
+        let segment = &self.segment;
+        let bytes = entry.encode(&segment.header.incarnation);
+        let mut records = segment.records.lock();
+        let place = Place {
+            place: entry.place(),
+            ordinal: u32::try_from(records.entries.len()).expect("a segment has fewer than 2^32 records"),
+            tag: entry.tag,
+        };
+        records.entries.push(bytes);
+        if let Err(at) = records.find(place.place) {
+            records.places.insert(at, place);
+        }
+        drop(records);
+        segment.dirty.store(true, Ordering::Release);
     }
 }
 
@@ -204,6 +431,30 @@ impl Drop for Writing {
             ticket.seal(&self.segment);
         }
     }
+}
+
+fn aligned(bytes: usize) -> io::Result<MemorySlice> {
+    MemoryRegion::anonymous(bytes)
+        .map_err(io::Error::other)?
+        .slice(0, bytes)
+        .map_err(io::Error::other)
+}
+
+/// Offset and length are multiples of 4 KiB.
+fn read(file: &File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let memory = aligned(length)?;
+    let mut done = 0;
+    while done < length {
+        let rest = memory.subslice(done, length - done).map_err(io::Error::other)?;
+        match rest.read_at(file, offset + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(memory.to_vec())
 }
 
 fn now_ms() -> u64 {

@@ -1,8 +1,11 @@
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::EngineSettings;
+use super::format::Encryption;
+use super::{EngineSettings, RecordKeys};
 
 /// Which engine moves the bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,7 +20,7 @@ pub enum EngineChoice {
 }
 
 /// Where an NVMe tier lies and its bounds.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NvmeSettings {
     /// The directory of the segment files, made if absent and locked while the tier is open.
     pub directory: PathBuf,
@@ -32,12 +35,32 @@ pub struct NvmeSettings {
     pub bounce_bytes: u64,
     /// A request that the device was not asked for within this time fails.
     pub request_deadline: Duration,
+    /// How payloads of new segments are protected. Segments of an earlier run stay as they are.
+    pub encryption: Encryption,
+    /// What was written survives a power cut after this time at the latest, without a sync being asked for.
+    pub flush_interval: Duration,
+    /// Who knows the keys of namespaces.
+    pub keys: Arc<dyn RecordKeys>,
+}
+
+impl fmt::Debug for NvmeSettings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("NvmeSettings")
+            .field("directory", &self.directory)
+            .field("capacity_bytes", &self.capacity_bytes)
+            .field("engine", &self.engine)
+            .field("bounds", &self.bounds)
+            .field("encryption", &self.encryption)
+            .field("flush_interval", &self.flush_interval)
+            .finish_non_exhaustive()
+    }
 }
 
 impl NvmeSettings {
     /// Settings with the default engine and bounds.
     #[must_use]
-    pub fn new(directory: PathBuf, capacity_bytes: u64) -> NvmeSettings {
+    pub fn new(directory: PathBuf, capacity_bytes: u64, keys: Arc<dyn RecordKeys>) -> NvmeSettings {
         NvmeSettings {
             directory,
             capacity_bytes,
@@ -45,6 +68,9 @@ impl NvmeSettings {
             bounds: EngineSettings::default(),
             bounce_bytes: 32 << 20,
             request_deadline: Duration::from_secs(10),
+            encryption: Encryption::default(),
+            flush_interval: Duration::from_secs(1),
+            keys,
         }
     }
 
@@ -107,6 +133,14 @@ pub enum NvmeError {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// A segment file that a later version of this program wrote.
+    #[error("{}: {error}: start that version again, or remove the directory to begin with an empty tier", .path.display())]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// What it is.
+        error: super::format::FormatError,
     },
     /// io_uring was asked for by name and is not to be had.
     #[error(

@@ -1,14 +1,39 @@
 //! One suite for both engines, and the tier on each of them.
 
 mod engines;
+mod restart;
 mod ring;
 mod tier;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use kvtier_core::{Generation, NamespaceId};
 use kvtier_transfer::memory::{MemoryRegion, MemorySlice};
 
-use super::{EngineSettings, NvmeEngine, ThreadsEngine, UringEngine};
+use super::{DataKey, EngineSettings, NvmeEngine, RecordKeys, ThreadsEngine, UringEngine};
+
+/// Keys of every namespace, from one generation on.
+struct TestKeys {
+    from: AtomicU64,
+}
+
+impl TestKeys {
+    fn all() -> Arc<TestKeys> {
+        Arc::new(TestKeys {
+            from: AtomicU64::new(0),
+        })
+    }
+}
+
+impl RecordKeys for TestKeys {
+    fn data_key(&self, namespace: NamespaceId, generation: Generation) -> Option<Arc<DataKey>> {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&namespace.0.to_le_bytes());
+        key[4..12].copy_from_slice(&generation.0.to_le_bytes());
+        (generation.0 >= self.from.load(Ordering::Relaxed)).then(|| Arc::new(DataKey::new(key)))
+    }
+}
 
 /// Both engines, or one and a line that says why not the other.
 fn uring(settings: EngineSettings) -> Option<Arc<dyn NvmeEngine>> {

@@ -6,14 +6,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use kvtier_core::{Completion, Event, Failure, OperationId, SegmentId};
+use kvtier_core::{Completion, Event, Extent, Failure, OperationId, RestoredSegment, SegmentId};
 use parking_lot::{Mutex, RwLock};
 
 use super::action::StorageAction;
 use super::bounce::{Bounce, BouncePool};
 use super::directory::Directory;
-use super::engine::{EngineError, NvmeEngine};
-use super::fingerprint::Fingerprints;
+use super::engine::{EngineError, NvmeEngine, Priority};
+use super::format::Encryption;
 use super::keeper::{self, Chore, Chores};
 use super::segment::Segment;
 use super::settings::{EngineChoice, NvmeError, NvmeSettings, uring_remedy};
@@ -21,6 +21,7 @@ use super::threads::ThreadsEngine;
 use super::uring::UringEngine;
 
 mod moves;
+mod restore;
 
 /// Told each answer, on a thread of the tier or the one that submitted. Keep it short, and do not shut the tier down
 /// from it.
@@ -45,11 +46,26 @@ pub struct NvmeStatistics {
     pub busy: u64,
     /// Requests whose deadline passed before the device was asked, or that a reset cancelled.
     pub late: u64,
+    /// Memory that is kept for records, bytes.
+    pub index_bytes: u64,
+}
+
+/// What the tier found in its directory when it opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its segments and their records, by id, for the core to restore.
+    pub segments: Vec<RestoredSegment>,
+    /// Bytes read to know that.
+    pub read_bytes: u64,
+    /// Segments and records that could not be read: damaged, or torn by a crash.
+    pub damaged: u64,
+    /// Records whose key is not to be had any more: of an older generation, or of a namespace that is unknown.
+    pub sealed_off: u64,
 }
 
 /// Segment files behind an engine: core actions in, events out.
 ///
-/// The directory is ours alone while the tier is open, and emptied when it opens.
+/// The directory is ours alone while the tier is open. What an earlier run left there is found again when it opens.
 pub struct NvmeTier {
     inner: Arc<Inner>,
     workers: Mutex<Workers>,
@@ -62,8 +78,12 @@ struct Workers {
 }
 
 impl NvmeTier {
-    /// Locks and empties the directory, and starts the engine.
-    pub fn open(settings: NvmeSettings, events: Events) -> Result<NvmeTier, NvmeError> {
+    /// Locks the directory, reads headers and indexes of the segments that are there, and starts the engine.
+    ///
+    /// # Errors
+    /// Names what could not be had and the remedy. Segments that are damaged are removed; those of a later version are
+    /// not, and refuse the start.
+    pub fn open(settings: NvmeSettings, events: Events) -> Result<(NvmeTier, Found), NvmeError> {
         NvmeTier::open_around(settings, events, |engine| engine)
     }
 
@@ -73,7 +93,7 @@ impl NvmeTier {
         settings: NvmeSettings,
         events: Events,
         wrap: impl FnOnce(Arc<dyn NvmeEngine>) -> Arc<dyn NvmeEngine>,
-    ) -> Result<NvmeTier, NvmeError> {
+    ) -> Result<(NvmeTier, Found), NvmeError> {
         NvmeTier::open_around(settings, events, wrap)
     }
 
@@ -81,7 +101,7 @@ impl NvmeTier {
         settings: NvmeSettings,
         events: Events,
         wrap: impl FnOnce(Arc<dyn NvmeEngine>) -> Arc<dyn NvmeEngine>,
-    ) -> Result<NvmeTier, NvmeError> {
+    ) -> Result<(NvmeTier, Found), NvmeError> {
         settings.check()?;
         let directory = Directory::open(&settings.directory)?;
         let mut notes = Vec::new();
@@ -91,7 +111,13 @@ impl NvmeTier {
                 settings.directory.display()
             ));
         }
-        if let Some(free) = directory.free_bytes().filter(|free| *free < settings.capacity_bytes) {
+        let restored = restore::restore(&directory, &*settings.keys)?;
+        let taken: u64 = restored.segments.values().map(|segment| segment.bytes).sum();
+        if let Some(free) = directory
+            .free_bytes()
+            .map(|free| free + taken)
+            .filter(|free| *free < settings.capacity_bytes)
+        {
             notes.push(format!(
                 "{} has {free} bytes free, less than the {} that the tier may take: it will fill up early; lower nvme_bytes or free space",
                 settings.directory.display(),
@@ -102,20 +128,19 @@ impl NvmeTier {
         for note in &notes {
             tracing::warn!("{note}");
         }
-        let mut key = [0; 32];
-        getrandom::fill(&mut key).map_err(|error| NvmeError::Prepare(io::Error::other(error.to_string())))?;
         let (chores, chores_of_keeper) = crossbeam_channel::unbounded();
         let (checks, checks_of_checker) = crossbeam_channel::unbounded();
         let inner = Arc::new(Inner {
             directory,
             engine,
             events,
-            segments: RwLock::new(HashMap::new()),
-            fingerprints: Fingerprints::new(key),
+            segments: RwLock::new(restored.segments),
+            sync_is_due: AtomicBool::new(false),
+            relocated: AtomicBool::new(false),
             chores,
             checks,
             bounces: BouncePool::new(settings.bounce_bytes),
-            waiting: Mutex::new(VecDeque::new()),
+            waiting: Mutex::default(),
             pumps: AtomicUsize::new(0),
             outstanding: Mutex::new(Outstanding::default()),
             epoch: AtomicU64::new(0),
@@ -140,7 +165,7 @@ impl NvmeTier {
             }
         });
         tier.workers.lock().checker = Some(checker.map_err(NvmeError::Thread)?);
-        Ok(tier)
+        Ok((tier, restored.found))
     }
 
     /// Takes an action. Never blocks; the answer comes through the events, possibly before this returns and on this
@@ -148,8 +173,10 @@ impl NvmeTier {
     pub fn submit(&self, action: StorageAction) {
         let inner = &self.inner;
         let operation = action.operation();
-        if let StorageAction::Reset { operation } = action {
-            return inner.reset(operation);
+        match action {
+            StorageAction::Reset { operation } => return inner.reset(operation),
+            StorageAction::ForgetRecord { target } => return inner.forget_record(target),
+            _ => {}
         }
         let ticket = match inner.admit(operation, action.moves_bytes()) {
             Ok(ticket) => ticket,
@@ -172,8 +199,9 @@ impl NvmeTier {
                 source,
                 target,
                 checksum,
+                label,
                 ..
-            } => inner.promote(ticket, source, target, checksum),
+            } => inner.promote(ticket, source, target, checksum, label),
             StorageAction::Relocate {
                 source,
                 target,
@@ -181,7 +209,7 @@ impl NvmeTier {
                 label,
                 ..
             } => inner.relocate(ticket, source, target, checksum, label),
-            StorageAction::Reset { .. } => unreachable!("answered above"),
+            StorageAction::Reset { .. } | StorageAction::ForgetRecord { .. } => unreachable!("done above"),
         }
     }
 
@@ -200,7 +228,11 @@ impl NvmeTier {
     /// Counters.
     #[must_use]
     pub fn statistics(&self) -> NvmeStatistics {
-        self.inner.counters.read()
+        let segments = self.inner.segments.read();
+        NvmeStatistics {
+            index_bytes: segments.values().map(|segment| segment.memory_bytes()).sum(),
+            ..self.inner.counters.read()
+        }
     }
 
     /// Cancels what is queued, waits for what is in flight, ends the threads; every action is answered before this
@@ -217,6 +249,8 @@ impl NvmeTier {
         join(workers.checker);
         inner.chore(Chore::Stop);
         join(workers.keeper);
+        // What was written is found again by the next run; that it also survives a power cut nobody asked for.
+        inner.write_indexes();
     }
 }
 
@@ -255,13 +289,16 @@ pub(super) struct Inner {
     engine: Arc<dyn NvmeEngine>,
     events: Events,
     segments: RwLock<HashMap<SegmentId, Arc<Segment>>>,
-    fingerprints: Fingerprints,
+    /// The keeper knows that a sync is due.
+    sync_is_due: AtomicBool,
+    /// Records were copied between segments since the last sync.
+    relocated: AtomicBool,
     chores: Chores,
     /// Checksum work for the second thread; `None` ends it. Bounded by what is admitted.
     checks: Sender<Option<Check>>,
     bounces: Arc<BouncePool>,
-    /// What waits for bounce memory. Bounded by what is admitted.
-    waiting: Mutex<VecDeque<Waiting>>,
+    /// What waits for bounce memory, foreground and background. Bounded by what is admitted.
+    waiting: Mutex<[VecDeque<Waiting>; 2]>,
     pumps: AtomicUsize,
     outstanding: Mutex<Outstanding>,
     /// Raised by a reset: tickets of an earlier one go no further than they are.
@@ -315,6 +352,7 @@ impl Counters {
             io_errors: read(&self.io_errors),
             busy: read(&self.busy),
             late: read(&self.late),
+            index_bytes: 0,
         }
     }
 }
@@ -462,9 +500,59 @@ impl Inner {
 
     /// Makes everything answered so far survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
+        let relocated = self.relocated.swap(false, Ordering::AcqRel);
         let segments: Vec<_> = self.segments.read().values().cloned().collect();
-        self.directory.sync()?;
-        segments.iter().try_for_each(|segment| segment.sync())
+        let synced = self.directory.sync().and_then(|()| {
+            segments.iter().try_for_each(|segment| {
+                let bytes = segment.sync()?;
+                self.count_device_write(bytes);
+                Ok(())
+            })
+        });
+        if synced.is_err() && relocated {
+            self.relocated.store(true, Ordering::Release);
+        }
+        synced
+    }
+
+    /// The sync that comes by itself some time after something was written.
+    pub(super) fn sync_unasked(&self) -> io::Result<()> {
+        self.sync_is_due.store(false, Ordering::SeqCst);
+        self.sync()
+    }
+
+    /// Something was written that is to be synced some time.
+    pub(super) fn written(&self) {
+        if !self.sync_is_due.swap(true, Ordering::SeqCst) {
+            self.chore(Chore::SyncLater);
+        }
+    }
+
+    pub(super) fn has_relocated(&self) -> bool {
+        self.relocated.load(Ordering::Acquire)
+    }
+
+    pub(super) fn encryption(&self) -> Encryption {
+        self.settings.encryption
+    }
+
+    pub(super) fn flush_interval(&self) -> Duration {
+        self.settings.flush_interval
+    }
+
+    fn forget_record(&self, target: Extent) {
+        if let Some(segment) = self.segment(target.segment) {
+            segment.forget_record(target.offset);
+            self.chore(Chore::WriteIndex { segment });
+        }
+    }
+
+    fn write_indexes(&self) {
+        for segment in self.segments.read().values() {
+            if let Err(error) = segment.write_out() {
+                self.complain("write the index of a segment", &error.into());
+            }
+        }
     }
 
     pub(super) fn count_device_write(&self, bytes: u64) {
@@ -472,8 +560,8 @@ impl Inner {
     }
 
     /// Runs `then` with bounce memory, now or when there is some.
-    fn with_bounce(self: &Arc<Self>, ticket: Ticket, bytes: usize, then: WithBounce) {
-        self.waiting.lock().push_back(Waiting { ticket, bytes, then });
+    fn with_bounce(self: &Arc<Self>, ticket: Ticket, bytes: usize, priority: Priority, then: WithBounce) {
+        self.waiting.lock()[priority as usize].push_back(Waiting { ticket, bytes, then });
         self.pump();
     }
 
@@ -494,27 +582,32 @@ impl Inner {
         }
     }
 
+    /// Serves one that waits, foreground first; false where there is nobody who can be served.
     fn serve_waiting(self: &Arc<Self>) -> bool {
-        let mut waiting = self.waiting.lock();
-        let Some(first) = waiting.front() else { return false };
-        let bounce = if first.ticket.is_cancelled() {
-            None
-        } else {
-            match self.bounces.take(first.bytes) {
-                Ok(None) => return false,
-                taken => Some(taken),
+        let mut lanes = self.waiting.lock();
+        for priority in [Priority::Foreground, Priority::Background] {
+            let lane = &mut lanes[priority as usize];
+            let Some(first) = lane.front() else { continue };
+            let bounce = if first.ticket.is_cancelled() {
+                None
+            } else {
+                match self.bounces.take(first.bytes, priority) {
+                    Ok(None) => continue,
+                    taken => Some(taken),
+                }
+            };
+            let Some(Waiting { ticket, then, .. }) = lane.pop_front() else {
+                return false;
+            };
+            drop(lanes);
+            match bounce {
+                None => ticket.answer(Err(Failure::Deadline)),
+                Some(Ok(Some(bounce))) => then(self, ticket, bounce),
+                Some(_) => ticket.answer(Err(Failure::Full)),
             }
-        };
-        let Some(Waiting { ticket, then, .. }) = waiting.pop_front() else {
-            return false;
-        };
-        drop(waiting);
-        match bounce {
-            None => ticket.answer(Err(Failure::Deadline)),
-            Some(Ok(Some(bounce))) => then(self, ticket, bounce),
-            Some(_) => ticket.answer(Err(Failure::Full)),
+            return true;
         }
-        true
+        false
     }
 
     /// The core asked for what cannot be: our bug, and a miss for the caller.
@@ -532,7 +625,7 @@ impl Inner {
     }
 
     /// Logs a failure, at most one a second: the rest is counted.
-    fn complain(&self, doing: &str, error: &EngineError) {
+    pub(super) fn complain(&self, doing: &str, error: &EngineError) {
         let now = Instant::now();
         let mut last = self.complaints.lock();
         if last.is_none_or(|last| now - last >= Duration::from_secs(1)) {

@@ -271,6 +271,12 @@ impl Driver {
             }
             // The NVMe tier starts empty, so nothing older can come back: memory is durable enough for a generation.
             Action::RecordGeneration { operation, .. } => self.answer(operation, Ok(Completion::Done)),
+            // The NVMe tier starts empty: a restart brings no record back.
+            Action::ForgetRecord { target } => {
+                if let Some(nvme) = &self.nvme {
+                    nvme.submit(StorageAction::ForgetRecord { target });
+                }
+            }
             Action::FetchDone { .. }
             | Action::ReserveDone { .. }
             | Action::Invalidated { .. }

@@ -8,56 +8,70 @@ fn header() -> Header {
         incarnation: [9; 32],
         bytes: FILE_BYTES,
         opened_ms: 1_700_000_000_000,
+        encryption: Encryption::Aes256Gcm,
     }
 }
 
 fn entry(ordinal: u32) -> Entry {
     Entry {
-        fingerprint: [ordinal.to_le_bytes()[0]; 16],
-        tag: [0; 16],
+        tag: [3; 16],
         generation: 3,
+        namespace: 2,
         offset: HEADER_BYTES + u64::from(ordinal) * 8192,
         length: 5000 + ordinal,
-        checksum: 0xDEAD_0000 + ordinal,
-        namespace: 2,
+        name: [ordinal.to_le_bytes()[0] | 1; NAME_BYTES],
+        name_tag: [5; 16],
     }
 }
 
-fn sealed(count: u32) -> (Vec<u8>, Seal) {
-    let entries: Vec<Entry> = (0..count).map(entry).collect();
-    let (tail, index_checksum) = encode_index(&entries, FILE_BYTES, &header().incarnation).expect("the index fits");
-    (
-        tail,
-        Seal {
-            segment: 7,
-            incarnation: header().incarnation,
-            entries: count,
-            index_checksum,
-            sealed_ms: 5,
-        },
-    )
+fn index(count: u32) -> Vec<u8> {
+    let mut bytes = vec![0; count as usize * ENTRY];
+    for (ordinal, place) in (0..).zip(bytes.rchunks_exact_mut(ENTRY)) {
+        place.copy_from_slice(&entry(ordinal).encode(&header().incarnation));
+    }
+    bytes
+}
+
+fn seal(entries: u32) -> Seal {
+    Seal {
+        segment: 7,
+        incarnation: header().incarnation,
+        entries,
+        sealed_ms: 5,
+    }
 }
 
 #[test]
-fn pages_and_entries_come_back_as_they_were_written() {
-    assert_eq!(Header::decode(&header().encode()), Ok(header()));
-    let (tail, seal) = sealed(65);
-    assert_eq!(Seal::decode(&seal.encode(), &header()), Ok(Some(seal)));
-    assert_eq!(tail.len(), 8192, "65 entries of 64 bytes take two pages");
-    assert_eq!(decode_index(&tail, &header(), &seal), Ok((0..65).map(entry).collect()));
+fn pages_entries_and_names_come_back_as_they_were_written() {
+    for encryption in [Encryption::None, Encryption::Aes256Gcm] {
+        let header = Header { encryption, ..header() };
+        assert_eq!(Header::decode(&header.encode()), Ok(header));
+    }
+    assert_eq!(Seal::decode(&seal(65).encode(), &header()), Ok(Some(seal(65))));
+    let expected: Vec<(u32, Entry)> = (0..65).map(|ordinal| (ordinal, entry(ordinal))).collect();
+    assert_eq!(decode_index(&index(65), &header(), 65), (expected, 0));
+    for parent in [Parent::Unknown, Parent::Root, Parent::Block(BlockHash([8; 16]))] {
+        let name = Name {
+            hash: BlockHash([1; 16]),
+            parent,
+            realization: 3,
+            tokens: 512,
+            checksum: 0xdead_beef,
+        };
+        assert_eq!(Name::decode(&name.encode()), Ok(name));
+    }
 }
 
 #[test]
-fn a_seal_page_of_zeroes_is_an_open_segment() {
+fn a_seal_page_of_zeroes_is_an_open_segment_and_an_entry_of_zeroes_no_record() {
     assert_eq!(Seal::decode(&[0; 4096], &header()), Ok(None));
+    assert_eq!(Entry::decode(&[0; 128], &header()), Ok(None));
 }
 
 #[test]
 fn every_flipped_bit_is_refused() {
     let page = header().encode();
-    let (tail, seal) = sealed(3);
-    let seal_page = seal.encode();
-    let index = &tail[tail.len() - 3 * 64..];
+    let seal_page = seal(3).encode();
     for bit in 0..4096 * 8 {
         let mut damaged = page;
         damaged[bit / 8] ^= 1 << (bit % 8);
@@ -66,117 +80,100 @@ fn every_flipped_bit_is_refused() {
         damaged[bit / 8] ^= 1 << (bit % 8);
         assert!(Seal::decode(&damaged, &header()).is_err(), "seal bit {bit}");
     }
-    for bit in 0..index.len() * 8 {
-        let mut damaged = index.to_vec();
-        damaged[bit / 8] ^= 1 << (bit % 8);
-        assert_eq!(
-            decode_index(&damaged, &header(), &seal),
-            Err(FormatError::Damaged("index")),
-            "index bit {bit}"
-        );
-    }
     let alone = entry(1).encode(&header().incarnation);
-    for bit in 0..64 * 8 {
+    for bit in 0..ENTRY * 8 {
         let mut damaged = alone;
         damaged[bit / 8] ^= 1 << (bit % 8);
-        assert!(
-            Entry::decode(&damaged, &header().incarnation).is_err(),
-            "entry bit {bit}"
-        );
+        assert!(Entry::decode(&damaged, &header()).is_err(), "entry bit {bit}");
     }
 }
 
 #[test]
-fn what_an_earlier_life_of_the_file_left_is_refused() {
-    let (_, seal) = sealed(1);
-    let reborn = Header {
+fn a_damaged_entry_costs_itself_and_no_other() {
+    let mut bytes = index(9);
+    let length = bytes.len();
+    bytes[length - 5 * ENTRY + 3] ^= 1;
+    let (found, damaged) = decode_index(&bytes, &header(), 9);
+    assert_eq!(damaged, 1);
+    let ordinals: Vec<u32> = found.iter().map(|(ordinal, _)| *ordinal).collect();
+    assert_eq!(ordinals, [0, 1, 2, 3, 5, 6, 7, 8]);
+}
+
+#[test]
+fn what_belongs_to_another_life_of_the_file_is_refused() {
+    let other = Header {
         incarnation: [8; 32],
         ..header()
     };
-    assert_eq!(Seal::decode(&seal.encode(), &reborn), Err(FormatError::Foreign("seal")));
-    let stale = entry(0).encode(&header().incarnation);
     assert_eq!(
-        Entry::decode(&stale, &reborn.incarnation),
-        Err(FormatError::Damaged("entry"))
+        Seal::decode(&seal(3).encode(), &other),
+        Err(FormatError::Foreign("seal"))
+    );
+    let bytes = entry(0).encode(&header().incarnation);
+    assert_eq!(Entry::decode(&bytes, &other), Err(FormatError::Damaged("entry")));
+}
+
+#[test]
+fn another_version_is_named() {
+    let mut page = header().encode();
+    page[8] = 9;
+    let sum = crc32c(&page[..PAGE - 4]);
+    page[PAGE - 4..].copy_from_slice(&sum.to_le_bytes());
+    assert_eq!(Header::decode(&page), Err(FormatError::Version(9)));
+}
+
+#[test]
+fn a_footer_that_lies_about_its_length_is_refused() {
+    let lie = seal(entries_max(FILE_BYTES) + 1);
+    assert_eq!(
+        Seal::decode(&lie.encode(), &header()),
+        Err(FormatError::Damaged("seal"))
     );
 }
 
 #[test]
-fn a_newer_version_is_named() {
-    let mut page = header().encode();
-    page[8] = 2;
-    let sum = crc32c(&page[..4092]);
-    page[4092..].copy_from_slice(&sum.to_le_bytes());
-    assert_eq!(Header::decode(&page), Err(FormatError::Version(2)));
-}
-
-#[test]
-fn an_index_that_lies_about_places_is_refused() {
-    let cases = [
-        (
-            "into the header",
-            vec![Entry {
-                offset: 4096,
-                ..entry(0)
-            }],
-        ),
-        (
-            "past the index",
-            vec![Entry {
-                offset: FILE_BYTES - 4096,
-                length: 4096,
-                ..entry(0)
-            }],
-        ),
-        (
-            "into another record",
-            vec![
-                entry(0),
-                Entry {
-                    offset: HEADER_BYTES + 4096,
-                    ..entry(1)
-                },
-            ],
-        ),
-        ("nothing", vec![Entry { length: 0, ..entry(0) }]),
-    ];
-    for (case, entries) in cases {
-        let (tail, index_checksum) = encode_index(&entries, FILE_BYTES, &header().incarnation).expect("the index fits");
-        let seal = Seal {
-            segment: 7,
-            incarnation: header().incarnation,
-            entries: u32::try_from(entries.len()).expect("few"),
-            index_checksum,
-            sealed_ms: 0,
+fn an_entry_outside_the_payloads_is_refused() {
+    for (offset, length) in [
+        (0, 4096),
+        (4096, 4096),
+        (FILE_BYTES - 4096, 4096),
+        (FILE_BYTES, 1),
+        (HEADER_BYTES, 0),
+        (HEADER_BYTES, u32::MAX),
+    ] {
+        let lie = Entry {
+            offset,
+            length,
+            ..entry(0)
         };
-        assert!(
-            matches!(decode_index(&tail, &header(), &seal), Err(FormatError::Misplaced(_))),
-            "{case}"
+        let bytes = lie.encode(&header().incarnation);
+        assert_eq!(
+            Entry::decode(&bytes, &header()),
+            Err(FormatError::Misplaced),
+            "{offset} {length}"
         );
     }
 }
 
 #[test]
-fn a_seal_that_promises_more_entries_than_the_file_has_is_refused() {
-    let (tail, seal) = sealed(3);
-    assert_eq!(
-        decode_index(
-            &tail,
-            &header(),
-            &Seal {
-                entries: u32::MAX,
-                ..seal
-            }
-        ),
-        Err(FormatError::Short("index"))
-    );
+fn an_index_grows_downwards_page_by_page() {
+    assert_eq!(index_page(FILE_BYTES, 0), FILE_BYTES - 4096);
+    assert_eq!(index_page(FILE_BYTES, 31), FILE_BYTES - 4096);
+    assert_eq!(index_page(FILE_BYTES, 32), FILE_BYTES - 8192);
 }
 
 #[test]
-fn a_16_kib_block_costs_16_kib_and_its_entry() {
-    let file_bytes: u64 = 4 << 20;
-    let records = (file_bytes - HEADER_BYTES) / (16_384 + ENTRY_BYTES);
-    let last = HEADER_BYTES + (records - 1) * 16_384;
-    assert!(is_payload_range(file_bytes, last, 16_384));
-    assert!(last + 16_384 <= index_start(file_bytes, records).expect("the index fits"));
+fn arbitrary_bytes_decode_to_nothing_and_never_panic() {
+    let mut state = 1u64;
+    for length in (0..PAGE + 200).step_by(41) {
+        let bytes: Vec<u8> = (0..length)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state.to_le_bytes()[7]
+            })
+            .collect();
+        assert!(Header::decode(&bytes).is_err());
+        assert!(Seal::decode(&bytes, &header()).is_err());
+        assert!(decode_index(&bytes, &header(), usize::MAX).0.is_empty());
+    }
 }

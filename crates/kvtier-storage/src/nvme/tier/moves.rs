@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kvtier_core::{Completion, Extent, Failure, RecordLabel};
@@ -6,112 +7,169 @@ use kvtier_transfer::memory::{MemorySlice, PAGE_BYTES};
 
 use super::super::bounce::Bounce;
 use super::super::engine::{Direction, EngineError, Finished, Priority, Request};
-use super::super::format::{self, Entry};
+use super::super::format::{self, Encryption, Entry, Name};
+use super::super::sealing::RecordCipher;
 use super::super::segment::{Segment, Writing};
 use super::{Inner, Ticket, add};
 
 /// Up to this size a checksum costs less than waking another thread.
 const CHECK_HERE_BYTES: usize = 16 << 10;
 
-/// A record to be written: its place, its name, and the promise that its segment is not sealed meanwhile.
+/// A record to be written: its place, its name, the keys for it, and the promise that its segment is not sealed
+/// meanwhile.
 struct Record {
     writing: Writing,
     place: Extent,
-    fingerprint: [u8; 16],
     label: RecordLabel,
+    cipher: Arc<RecordCipher>,
+}
+
+/// A payload as it goes to the device.
+struct Payload {
+    /// Whole pages.
+    memory: MemorySlice,
+    bounce: Option<Bounce>,
+    /// CRC32C of the plaintext.
+    checksum: u32,
+    tag: [u8; 16],
 }
 
 impl Record {
-    fn commit(&self, checksum: u32) {
-        self.writing.commit(Entry {
-            fingerprint: self.fingerprint,
-            tag: [0; 16],
+    fn commit(&self, checksum: u32, tag: [u8; 16]) {
+        let entry = Entry {
+            tag,
             generation: self.label.generation.0,
+            namespace: self.label.namespace.0,
             offset: self.place.offset,
             length: self.place.length,
+            name: [0; format::NAME_BYTES],
+            name_tag: [0; 16],
+        };
+        let name = Name {
+            hash: self.label.hash,
+            parent: self.label.parent,
+            realization: self.label.realization.0,
+            tokens: self.label.tokens,
             checksum,
-            namespace: self.label.namespace.0,
-        });
+        };
+        let segment = self.writing.segment();
+        self.writing.commit(&self.cipher.seal_name(entry, segment.id.0, &name));
+    }
+
+    fn is_sealed(&self) -> bool {
+        self.writing.segment().encryption() == Encryption::Aes256Gcm
     }
 }
 
 impl Inner {
     pub(super) fn demote(self: &Arc<Self>, ticket: Ticket, source: MemorySlice, target: Extent, label: RecordLabel) {
-        let Some(record) = self
-            .record(target, label)
-            .filter(|_| source.len() == target.length as usize)
-        else {
-            return self.refuse(ticket, "demote to an extent that cannot be");
+        let record = match self.record(target, label) {
+            Ok(record) if source.len() == target.length as usize => record,
+            Ok(_) | Err(Failure::Io) => return self.refuse(ticket, "demote to an extent that cannot be"),
+            Err(failure) => return ticket.answer(Err(failure)),
         };
-        match own_pages(&source) {
+        let own = if record.is_sealed() { None } else { own_pages(&source) };
+        match own {
             Some(memory) if source.is_writable() || memory.len() == source.len() => {
+                // What an earlier owner of the slot left there must not reach the disk.
                 if memory.len() > source.len() {
-                    // What an earlier owner of the slot left there must not reach the disk.
-                    memory
-                        .subslice(source.len(), memory.len() - source.len())
-                        .expect("the tail of the last page")
-                        .zero();
+                    zero_tail(&memory, source.len());
                 }
-                self.write_with_checksum(ticket, record, memory, None);
+                self.check(memory.len(), false, move |inner| {
+                    let payload = Payload {
+                        checksum: source.crc32c(),
+                        tag: [0; 16],
+                        memory,
+                        bounce: None,
+                    };
+                    drop(source);
+                    inner.write(ticket, record, payload, Written::Demoted);
+                });
             }
             _ => {
-                let bytes = padded(source.len());
                 let then = move |inner: &Arc<Inner>, ticket: Ticket, bounce: Bounce| {
-                    let memory = bounce.slice().clone();
-                    memory.zero();
-                    let payload = memory.subslice(0, source.len()).expect("padding only adds");
-                    source.copy_to(&payload).expect("equal lengths");
-                    inner.write_with_checksum(ticket, record, memory, Some(bounce));
+                    inner.check(source.len(), false, move |inner| {
+                        let payload = record.bounced(&source, bounce, None);
+                        drop(source);
+                        inner.write(ticket, record, payload, Written::Demoted);
+                    });
                 };
-                self.with_bounce(ticket, bytes, Box::new(then));
+                self.with_bounce(
+                    ticket,
+                    padded(target.length as usize),
+                    Priority::Background,
+                    Box::new(then),
+                );
             }
         }
     }
 
-    pub(super) fn promote(self: &Arc<Self>, ticket: Ticket, source: Extent, target: MemorySlice, checksum: u32) {
-        let Some(segment) = self
+    pub(super) fn promote(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        source: Extent,
+        target: MemorySlice,
+        checksum: u32,
+        label: RecordLabel,
+    ) {
+        let Some(stored) = self
             .readable(source)
             .filter(|_| target.len() == source.length as usize && target.is_writable())
         else {
             return self.refuse(ticket, "promote from an extent that cannot be");
         };
-        match own_pages(&target) {
-            Some(memory) => self.read(
-                ticket,
-                &segment,
-                source,
-                memory,
-                Priority::Foreground,
-                move |inner, ticket, memory, idle| {
-                    inner.check(memory.len(), idle, move |inner| {
-                        let verified = inner.verified(&memory, source.length, checksum);
-                        drop(memory);
-                        inner.promoted(ticket, source, verified);
-                    });
-                },
-            ),
+        let Some(stored) = self.stored(stored, source, checksum, label) else {
+            target.zero();
+            return self.promoted(ticket, source, false);
+        };
+        let own = if stored.seal.is_some() {
+            None
+        } else {
+            own_pages(&target)
+        };
+        match own {
+            Some(memory) => {
+                let segment = Arc::clone(&stored.segment);
+                self.read(
+                    ticket,
+                    (&segment, source),
+                    memory,
+                    target.clone(),
+                    Priority::Foreground,
+                    move |inner, ticket, memory, idle| {
+                        inner.check(memory.len(), idle, move |inner| {
+                            let verified = stored.verify(&memory, &target);
+                            drop((memory, target, stored));
+                            inner.promoted(ticket, source, verified);
+                        });
+                    },
+                );
+            }
             None => {
                 let then = move |inner: &Arc<Inner>, ticket: Ticket, bounce: Bounce| {
                     let memory = bounce.slice().clone();
+                    let segment = Arc::clone(&stored.segment);
                     inner.read(
                         ticket,
-                        &segment,
-                        source,
+                        (&segment, source),
                         memory,
+                        target.clone(),
                         Priority::Foreground,
                         move |inner, ticket, memory, idle| {
                             inner.check(memory.len(), idle, move |inner| {
-                                let verified = inner.verified(&memory, source.length, checksum);
-                                let payload = memory.subslice(0, target.len()).expect("padding only adds");
-                                // Zeroes, if the check failed.
-                                payload.copy_to(&target).expect("equal lengths");
-                                drop((memory, payload, target, bounce));
+                                let verified = stored.verify(&memory, &target);
+                                drop((memory, target, stored, bounce));
                                 inner.promoted(ticket, source, verified);
                             });
                         },
                     );
                 };
-                self.with_bounce(ticket, padded(source.length as usize), Box::new(then));
+                self.with_bounce(
+                    ticket,
+                    padded(source.length as usize),
+                    Priority::Foreground,
+                    Box::new(then),
+                );
             }
         }
     }
@@ -136,42 +194,80 @@ impl Inner {
         checksum: u32,
         label: RecordLabel,
     ) {
-        let from = self.readable(source).filter(|_| source.length == target.length);
-        let (Some(segment), Some(record)) = (from, self.record(target, label)) else {
-            return self.refuse(ticket, "relocate between extents that cannot be");
+        let stored = self
+            .readable(source)
+            .filter(|_| source.length == target.length)
+            .ok_or(Failure::Io)
+            .and_then(|segment| self.stored(segment, source, checksum, label).ok_or(Failure::Corrupt));
+        let (stored, record) = match (stored, self.record(target, label)) {
+            (Ok(stored), Ok(record)) => (stored, record),
+            (Err(Failure::Io), _) | (_, Err(Failure::Io)) => {
+                return self.refuse(ticket, "relocate between extents that cannot be");
+            }
+            (Err(failure), _) | (_, Err(failure)) => return ticket.answer(Err(failure)),
         };
         let then = move |inner: &Arc<Inner>, ticket: Ticket, bounce: Bounce| {
             let memory = bounce.slice().clone();
+            let segment = Arc::clone(&stored.segment);
             inner.read(
                 ticket,
-                &segment,
-                source,
+                (&segment, source),
+                memory.clone(),
                 memory,
                 Priority::Background,
                 move |inner, ticket, memory, idle| {
                     inner.check(memory.len(), idle, move |inner| {
-                        if !inner.verified(&memory, source.length, checksum) {
-                            drop((memory, bounce, record));
+                        let plain = memory.subslice(0, source.length as usize).expect("padding only adds");
+                        drop(memory);
+                        // Opened in place and sealed again in place, for its new one.
+                        if !stored.verify(&plain, &plain) {
+                            drop((plain, bounce, record));
                             return ticket.answer(Err(Failure::Corrupt));
                         }
-                        zero_tail(&memory, source.length as usize);
-                        add(&inner.counters.relocated_bytes, u64::from(source.length));
-                        inner.write(ticket, record, memory, Some(bounce), checksum, Completion::Done);
+                        let payload = record.bounced(&plain, bounce, Some(checksum));
+                        drop((plain, stored));
+                        inner.write(ticket, record, payload, Written::Relocated);
                     });
                 },
             );
         };
-        self.with_bounce(ticket, padded(source.length as usize), Box::new(then));
+        self.with_bounce(
+            ticket,
+            padded(source.length as usize),
+            Priority::Background,
+            Box::new(then),
+        );
     }
 
-    fn record(&self, place: Extent, label: RecordLabel) -> Option<Record> {
-        let segment = self.readable(place)?;
-        let fingerprint = self.fingerprints.of(label.namespace, label.realization, label.hash);
-        Some(Record {
-            writing: segment.begin_write()?,
+    fn record(&self, place: Extent, label: RecordLabel) -> Result<Record, Failure> {
+        let segment = self.readable(place).ok_or(Failure::Io)?;
+        // A generation that was just raised has no key before it is durable: the block can be written then.
+        let cipher = segment
+            .cipher(&*self.settings.keys, label.namespace, label.generation)
+            .ok_or(Failure::Busy)?;
+        Ok(Record {
+            writing: segment.begin_write(place.offset).ok_or(Failure::Io)?,
             place,
-            fingerprint,
             label,
+            cipher,
+        })
+    }
+
+    /// A record as it lies on the device; `None` where it can no longer be opened.
+    fn stored(&self, segment: Arc<Segment>, place: Extent, checksum: u32, label: RecordLabel) -> Option<Stored> {
+        let seal = match segment.encryption() {
+            Encryption::None => None,
+            Encryption::Aes256Gcm => {
+                let cipher = segment.cipher(&*self.settings.keys, label.namespace, label.generation)?;
+                Some((cipher, segment.tag(place.offset)?))
+            }
+        };
+        Some(Stored {
+            segment,
+            place,
+            checksum,
+            label,
+            seal,
         })
     }
 
@@ -190,46 +286,13 @@ impl Inner {
         self.later(move || work(&inner));
     }
 
-    /// Whether the payload is what was written. If not, its memory holds zeroes now.
-    fn verified(&self, memory: &MemorySlice, length: u32, checksum: u32) -> bool {
-        let payload = memory.subslice(0, length as usize).expect("padding only adds");
-        let verified = payload.crc32c() == checksum;
-        if !verified {
-            memory.zero();
-        }
-        verified
-    }
-
-    fn write_with_checksum(
-        self: &Arc<Self>,
-        ticket: Ticket,
-        record: Record,
-        memory: MemorySlice,
-        bounce: Option<Bounce>,
-    ) {
-        self.check(memory.len(), false, move |inner| {
-            let length = record.place.length;
-            let checksum = memory.subslice(0, length as usize).expect("padding only adds").crc32c();
-            inner.write(
-                ticket,
-                record,
-                memory,
-                bounce,
-                checksum,
-                Completion::Written { checksum },
-            );
-        });
-    }
-
-    fn write(
-        self: &Arc<Self>,
-        ticket: Ticket,
-        record: Record,
-        memory: MemorySlice,
-        bounce: Option<Bounce>,
-        checksum: u32,
-        completion: Completion,
-    ) {
+    fn write(self: &Arc<Self>, ticket: Ticket, record: Record, payload: Payload, written: Written) {
+        let Payload {
+            memory,
+            bounce,
+            checksum,
+            tag,
+        } = payload;
         if ticket.is_cancelled() {
             drop((record, memory, bounce));
             return ticket.answer(Err(Failure::Deadline));
@@ -242,11 +305,21 @@ impl Inner {
             drop((finished.memory, bounce));
             match finished.outcome {
                 Ok(()) => {
-                    record.commit(checksum);
+                    record.commit(checksum, tag);
                     inner.count_device_write(bytes);
-                    if matches!(completion, Completion::Written { .. }) {
-                        add(&inner.counters.written_bytes, u64::from(record.place.length));
-                    }
+                    let length = u64::from(record.place.length);
+                    let completion = match written {
+                        Written::Demoted => {
+                            add(&inner.counters.written_bytes, length);
+                            Completion::Written { checksum }
+                        }
+                        Written::Relocated => {
+                            add(&inner.counters.relocated_bytes, length);
+                            inner.relocated.store(true, Ordering::Release);
+                            Completion::Done
+                        }
+                    };
+                    inner.written();
                     ticket.answer(Ok(completion));
                     // Only now may the segment be sealed.
                     drop(record);
@@ -268,23 +341,26 @@ impl Inner {
         });
     }
 
-    /// Reads a record's pages, then runs `then` with the memory and whether the engine is idle. A failed read leaves
-    /// zeroes.
+    /// Reads a record's pages to `memory`, then runs `then` with it and whether the engine is idle. A failed read leaves
+    /// zeroes in `target`, where the payload was to go.
     fn read(
         self: &Arc<Self>,
         ticket: Ticket,
-        segment: &Arc<Segment>,
-        source: Extent,
+        (segment, source): (&Arc<Segment>, Extent),
         memory: MemorySlice,
+        target: MemorySlice,
         priority: Priority,
         then: impl FnOnce(&Arc<Inner>, Ticket, MemorySlice, bool) + Send + 'static,
     ) {
         let inner = Arc::clone(self);
         let done = move |finished: Finished| match finished.outcome {
-            Ok(()) => then(&inner, ticket, finished.memory, finished.idle),
+            Ok(()) => {
+                drop(target);
+                then(&inner, ticket, finished.memory, finished.idle);
+            }
             Err(error) => {
-                finished.memory.zero();
-                drop((finished.memory, then));
+                target.zero();
+                drop((finished.memory, target, then));
                 inner.fail(ticket, "read a record", error);
             }
         };
@@ -302,6 +378,68 @@ impl Inner {
     fn submit(&self, request: Request) {
         if let Err(refused) = self.engine.submit(request) {
             refused.finish(Err(EngineError::Busy), false);
+        }
+    }
+}
+
+/// What a write was for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Demoted,
+    Relocated,
+}
+
+impl Record {
+    /// The payload in bounce memory, sealed if this segment's are. `source` may be that memory.
+    fn bounced(&self, source: &MemorySlice, bounce: Bounce, checksum: Option<u32>) -> Payload {
+        let memory = bounce.slice().clone();
+        let body = memory.subslice(0, source.len()).expect("padding only adds");
+        let checksum = checksum.unwrap_or_else(|| source.crc32c());
+        let tag = if self.is_sealed() {
+            self.cipher.seal(&self.place, &self.label, source, &body)
+        } else {
+            source.copy_to(&body).expect("equal lengths");
+            [0; 16]
+        };
+        zero_tail(&memory, source.len());
+        Payload {
+            memory,
+            bounce: Some(bounce),
+            checksum,
+            tag,
+        }
+    }
+}
+
+/// A record on the device, and what it takes to trust its bytes.
+struct Stored {
+    segment: Arc<Segment>,
+    place: Extent,
+    checksum: u32,
+    label: RecordLabel,
+    seal: Option<(Arc<RecordCipher>, [u8; 16])>,
+}
+
+impl Stored {
+    /// Brings what the device filled `memory` with into `target`, which may be the same memory, and says whether it is
+    /// what was written. If not, the target holds zeroes.
+    fn verify(&self, memory: &MemorySlice, target: &MemorySlice) -> bool {
+        let body = memory
+            .subslice(0, self.place.length as usize)
+            .expect("padding only adds");
+        match &self.seal {
+            Some((cipher, tag)) => cipher.open(&self.place, &self.label, &body, tag, target).is_ok(),
+            None => {
+                let verified = body.crc32c() == self.checksum;
+                if !verified {
+                    memory.zero();
+                }
+                if body.as_ptr() != target.as_ptr() {
+                    // Zeroes, if the check failed.
+                    body.copy_to(target).expect("equal lengths");
+                }
+                verified
+            }
         }
     }
 }

@@ -1,0 +1,223 @@
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Once;
+
+use aws_lc_sys::{
+    CRYPTO_library_init, EVP_AEAD_CTX, EVP_AEAD_CTX_free, EVP_AEAD_CTX_new, EVP_AEAD_CTX_open_gather,
+    EVP_AEAD_CTX_seal_scatter, EVP_aead_aes_256_gcm,
+};
+
+use super::MemorySlice;
+
+/// Bytes of a key.
+pub const CIPHER_KEY_BYTES: usize = 32;
+/// Bytes of a nonce. Under one key each may be used for one message only, for ever.
+pub const CIPHER_NONCE_BYTES: usize = 12;
+/// Bytes of an authentication tag.
+pub const CIPHER_TAG_BYTES: usize = 16;
+
+/// AES-256-GCM over memory regions: one pass from source to target, no copy beside it.
+///
+/// It works through pointers, as all access to regions does; its inputs and outputs may not overlap unless they are the
+/// same range. Only ciphertext of regions that nobody else writes is safe to open: bytes that change meanwhile fail or, at
+/// worst, yield other plaintext than was authenticated.
+pub struct Cipher {
+    context: NonNull<EVP_AEAD_CTX>,
+}
+
+// SAFETY: the context belongs to no thread, and is freed once, by drop.
+unsafe impl Send for Cipher {}
+// SAFETY: after it was made a context is only read: `seal_scatter` and `open_gather` take it as const, and the library
+// documents that several threads may use one at the same time.
+unsafe impl Sync for Cipher {}
+
+/// What was opened is not what was sealed with this key, nonce and associated data. The target holds zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the seal does not fit")]
+pub struct SealBroken;
+
+impl Cipher {
+    /// Of a key. The key schedule is computed once, here.
+    ///
+    /// # Panics
+    /// When the allocator gives no memory.
+    #[must_use]
+    pub fn new(key: &[u8; CIPHER_KEY_BYTES]) -> Cipher {
+        static INITIALISED: Once = Once::new();
+        INITIALISED.call_once(|| {
+            // SAFETY: takes no arguments and may be called at any time.
+            unsafe { CRYPTO_library_init() }
+        });
+        // SAFETY: returns a pointer to a constant.
+        let algorithm = unsafe { EVP_aead_aes_256_gcm() };
+        // SAFETY: the key has the length that is passed and outlives the call, which copies it.
+        let context = unsafe { EVP_AEAD_CTX_new(algorithm, key.as_ptr(), key.len(), CIPHER_TAG_BYTES) };
+        Cipher {
+            context: NonNull::new(context).expect("memory for a key schedule"),
+        }
+    }
+
+    /// Encrypts `source` to `target`, which is as long, and returns the tag.
+    ///
+    /// # Panics
+    /// When the lengths differ, the target is read-only, or a message is longer than GCM allows (64 GiB).
+    #[must_use]
+    pub fn seal(
+        &self,
+        nonce: &[u8; CIPHER_NONCE_BYTES],
+        associated: &[u8],
+        source: &MemorySlice,
+        target: &MemorySlice,
+    ) -> [u8; CIPHER_TAG_BYTES] {
+        check_ranges(source, target);
+        let mut tag = [0; CIPHER_TAG_BYTES];
+        let mut tag_bytes = 0;
+        // SAFETY: source and target are mappings of `len` bytes that the slices keep alive, identical or disjoint
+        // (checked); nonce, tag and associated data have the lengths that are passed and outlive the call.
+        let sealed = unsafe {
+            EVP_AEAD_CTX_seal_scatter(
+                self.context.as_ptr(),
+                target.as_mut_ptr(),
+                tag.as_mut_ptr(),
+                &raw mut tag_bytes,
+                tag.len(),
+                nonce.as_ptr(),
+                nonce.len(),
+                source.as_ptr(),
+                source.len(),
+                std::ptr::null(),
+                0,
+                associated.as_ptr(),
+                associated.len(),
+            )
+        };
+        assert!(
+            sealed == 1 && tag_bytes == tag.len(),
+            "sealing has no other way to fail"
+        );
+        tag
+    }
+
+    /// Decrypts `source` to `target`, which is as long. A seal that does not fit leaves zeroes in the target.
+    ///
+    /// # Errors
+    /// [`SealBroken`].
+    ///
+    /// # Panics
+    /// When the lengths differ or the target is read-only.
+    pub fn open(
+        &self,
+        nonce: &[u8; CIPHER_NONCE_BYTES],
+        associated: &[u8],
+        source: &MemorySlice,
+        tag: &[u8; CIPHER_TAG_BYTES],
+        target: &MemorySlice,
+    ) -> Result<(), SealBroken> {
+        check_ranges(source, target);
+        // SAFETY: as in `seal`.
+        let opened = unsafe {
+            EVP_AEAD_CTX_open_gather(
+                self.context.as_ptr(),
+                target.as_mut_ptr(),
+                nonce.as_ptr(),
+                nonce.len(),
+                source.as_ptr(),
+                source.len(),
+                tag.as_ptr(),
+                tag.len(),
+                associated.as_ptr(),
+                associated.len(),
+            )
+        };
+        if opened == 1 {
+            Ok(())
+        } else {
+            target.zero();
+            Err(SealBroken)
+        }
+    }
+}
+
+impl Drop for Cipher {
+    fn drop(&mut self) {
+        // SAFETY: made by `EVP_AEAD_CTX_new` and freed only here, which also wipes the key schedule.
+        unsafe { EVP_AEAD_CTX_free(self.context.as_ptr()) }
+    }
+}
+
+impl fmt::Debug for Cipher {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Cipher(..)")
+    }
+}
+
+fn check_ranges(source: &MemorySlice, target: &MemorySlice) {
+    assert_eq!(source.len(), target.len(), "plaintext and ciphertext are equally long");
+    let (from, to) = (source.as_ptr() as usize, target.as_ptr() as usize);
+    assert!(
+        from == to || from + source.len() <= to || to + target.len() <= from,
+        "source and target overlap"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryRegion;
+
+    fn slices() -> (MemorySlice, MemorySlice, MemorySlice) {
+        let region = MemoryRegion::anonymous(3 << 20).expect("memory");
+        let slice = |at: usize| region.slice(at << 20, 70_001).expect("inside");
+        slice(0)
+            .copy_from_slice(&(0..70_001).map(|byte: u32| (byte % 251) as u8).collect::<Vec<u8>>())
+            .expect("as long");
+        (slice(0), slice(1), slice(2))
+    }
+
+    #[test]
+    fn what_was_sealed_is_opened_and_looks_like_nothing_meanwhile() {
+        let (plain, sealed, opened) = slices();
+        let cipher = Cipher::new(&[7; 32]);
+        let tag = cipher.seal(&[1; 12], b"place", &plain, &sealed);
+        assert_ne!(plain.to_vec(), sealed.to_vec());
+        cipher
+            .open(&[1; 12], b"place", &sealed, &tag, &opened)
+            .expect("sealed so");
+        assert_eq!(plain.to_vec(), opened.to_vec());
+    }
+
+    #[test]
+    fn another_key_nonce_place_tag_or_byte_breaks_the_seal_and_zeroes_the_target() {
+        let (plain, sealed, opened) = slices();
+        let cipher = Cipher::new(&[7; 32]);
+        let tag = cipher.seal(&[1; 12], b"place", &plain, &sealed);
+        let mut other_tag = tag;
+        other_tag[15] ^= 1;
+        let refuses = |cipher: &Cipher, nonce: u8, place: &[u8], tag: &[u8; 16]| {
+            opened.copy_from_slice(&vec![0xee; opened.len()]).expect("as long");
+            assert_eq!(cipher.open(&[nonce; 12], place, &sealed, tag, &opened), Err(SealBroken));
+            assert!(opened.to_vec().iter().all(|byte| *byte == 0), "the target holds zeroes");
+        };
+        refuses(&Cipher::new(&[8; 32]), 1, b"place", &tag);
+        refuses(&cipher, 2, b"place", &tag);
+        refuses(&cipher, 1, b"elsewhere", &tag);
+        refuses(&cipher, 1, b"place", &other_tag);
+        let byte = sealed.subslice(69_999, 1).expect("inside");
+        byte.copy_from_slice(&[byte.to_vec()[0] ^ 0x10]).expect("one byte");
+        refuses(&cipher, 1, b"place", &tag);
+    }
+
+    /// Test case 14 of the GCM specification (McGrew, Viega): a zero key, nonce and block.
+    #[test]
+    fn it_is_aes_256_gcm() {
+        let region = MemoryRegion::anonymous(4096).expect("memory");
+        let (plain, sealed) = (
+            region.slice(0, 16).expect("inside"),
+            region.slice(64, 16).expect("inside"),
+        );
+        let tag = Cipher::new(&[0; 32]).seal(&[0; 12], b"", &plain, &sealed);
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(hex(&sealed.to_vec()), "cea7403d4d606b6e074ec5d3baf39d18");
+        assert_eq!(hex(&tag), "d0d1c8a799996bf0265b98b5d48ab919");
+    }
+}
