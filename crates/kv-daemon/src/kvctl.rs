@@ -142,7 +142,7 @@ struct NvmeBenchOptions {
     /// Directory on the disk to measure; what is written there is removed at the end
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Cases: read, write [default: all]
+    /// Cases: read, write, reopen [default: all]
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     cases: Vec<String>,
     /// Small and fast: shows that everything runs; the figures mean little
@@ -151,9 +151,12 @@ struct NvmeBenchOptions {
     /// Rounds behind each median
     #[arg(long)]
     rounds: Option<u32>,
-    /// Bytes of records of each size, such as 1GiB; half of them move in a round
+    /// Bytes of records of each size, such as 1GiB; each side moves a quarter of them in a round
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
     file_bytes: Option<u64>,
+    /// Blocks of 4 KiB to find again after a restart
+    #[arg(long)]
+    reopen_blocks: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -12,8 +12,9 @@
 //! - The tier has its default engine and bounds. A record counts from its submission to its answer, checks included. With a
 //!   depth of one a thread waits for each answer, as it does for the raw ring; else whoever brings an answer submits the next
 //!   action, as a node does.
-//! - CPU time is that of the whole process over each part. Beside it stands what the check alone costs, over memory that the
-//!   disk filled right before.
+//! - CPU time is that of the whole process over each part. Beside it stands what the check alone costs (CRC32C, or AES-GCM
+//!   from where the disk put the bytes to the caller's slot; sealing, for writes), over memory that the disk filled right
+//!   before.
 //! - After filling the files the disk gets time to settle. Samples of what was read and written are compared byte by byte;
 //!   wrong bytes end the run.
 
@@ -22,7 +23,10 @@ use std::time::Duration;
 
 use crate::BenchError;
 
+mod check;
+mod keys;
 mod memory;
+mod reopen;
 mod row;
 mod samples;
 mod stand;
@@ -31,7 +35,7 @@ mod transfers;
 pub use row::{Reopen, Row, Transfer, meets};
 
 /// What can be measured, as [`Options::cases`] spells it.
-pub const CASES: [&str; 2] = ["read", "write"];
+pub const CASES: [&str; 3] = ["read", "write", "reopen"];
 
 /// What to measure, and where.
 #[derive(Clone, Debug, Default)]
@@ -40,12 +44,14 @@ pub struct Options {
     pub directory: PathBuf,
     /// Small files and few rounds: shows that everything runs; the figures mean little.
     pub quick: bool,
-    /// Rounds behind each median. `None`: 9, or 2 when quick.
+    /// Rounds behind each median. `None`: 15, or 2 when quick.
     pub rounds: Option<u32>,
     /// Bytes of records of each size. `None`: 1 GiB, or 32 MiB when quick.
     pub file_bytes: Option<u64>,
     /// Which of [`CASES`]; empty: all.
     pub cases: Vec<String>,
+    /// Blocks of 4 KiB that are found again. `None`: 2^20, or 2^14 when quick.
+    pub reopen_blocks: Option<u64>,
 }
 
 const MIB: u64 = 1 << 20;
@@ -56,19 +62,19 @@ impl Options {
     }
 
     fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 2 } else { 9 }).max(1)
+        self.rounds.unwrap_or(if self.quick { 2 } else { 15 }).max(1)
     }
 
     fn file_bytes(&self) -> u64 {
         self.file_bytes
             .unwrap_or(if self.quick { 32 * MIB } else { 1024 * MIB })
-            .max(16 * MIB)
-            .next_multiple_of(8 * MIB)
+            .max(32 * MIB)
+            .next_multiple_of(16 * MIB)
     }
 
     /// Each side moves this much in a round.
     fn round_bytes(&self) -> u64 {
-        self.file_bytes() / 2
+        self.file_bytes() / 4
     }
 
     /// Host memory that is cycled through.
@@ -84,12 +90,22 @@ impl Options {
         Duration::from_secs(if self.quick { 0 } else { 20 })
     }
 
-    /// Disk space that one kind of encryption needs at a time.
+    fn reopen_blocks(&self) -> u64 {
+        self.reopen_blocks
+            .unwrap_or(if self.quick { 1 << 14 } else { 1 << 20 })
+            .max(1)
+    }
+
+    /// Disk space that is needed at a time.
     fn disk_bytes(&self) -> u64 {
-        let records = 3 * self.file_bytes();
-        let written = 2 * u64::from(self.rounds()) * self.round_bytes() + self.memory_bytes();
-        // An index and a header for each segment, and what the file system needs for itself.
-        (records + written) / 64 * 66 + 64 * MIB
+        let records = self.wants("read").then(|| 3 * self.file_bytes());
+        let written = self
+            .wants("write")
+            .then(|| 2 * u64::from(self.rounds()) * self.round_bytes());
+        let reopened = self.wants("reopen").then(|| self.reopen_blocks() * 4096);
+        let transfers = records.unwrap_or(0) + written.unwrap_or(0) + 5 * transfers::CHECKED_BYTES_MAX;
+        // Headers and indexes, and what the file system needs for itself.
+        transfers.max(reopened.unwrap_or(0)) / 16 * 17 + 256 * MIB
     }
 
     fn check(&self) -> Result<(), BenchError> {
@@ -127,7 +143,12 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Row>
         .tempdir_in(&options.directory)
         .map_err(BenchError::system("a directory of its own"))?;
     let mut rows = Vec::new();
-    rows.extend(transfers::measure(options, directory.path(), progress)?);
+    if options.wants("read") || options.wants("write") {
+        rows.extend(transfers::measure(options, directory.path(), progress)?);
+    }
+    if options.wants("reopen") {
+        rows.push(Row::Reopen(reopen::measure(options, directory.path(), progress)?));
+    }
     for bar in meets(&rows) {
         progress(&bar.to_string());
     }
@@ -147,7 +168,7 @@ mod tests {
             ..Options::default()
         };
         let refused = |options: Options| options.check().expect_err("refused").to_string();
-        assert!(refused(options(&["get"], None)).contains("read, write"));
+        assert!(refused(options(&["get"], None)).contains("read, write, reopen"));
         assert!(refused(options(&[], Some(1 << 50))).contains("--file-bytes"));
     }
 }

@@ -65,6 +65,7 @@ pub(super) fn nvme(connection: &Connection, options: NvmeBenchOptions) -> Result
         rounds: options.rounds,
         file_bytes: options.file_bytes,
         cases: options.cases,
+        reopen_blocks: options.reopen_blocks,
     };
     let rows = nvme::run(&options, &mut |words| eprintln!("{words}")).map_err(ended)?;
     if connection.json {
@@ -107,8 +108,8 @@ pub(super) fn nvme(connection: &Connection, options: NvmeBenchOptions) -> Result
                 row.page_kib
             ),
             nvme::Row::Reopen(row) => format!(
-                "{:<7}{} blocks in {:.2} s, {:.1} bytes read a block, {}\n",
-                row.case, row.blocks, row.seconds, row.bytes_per_block, row.encryption
+                "{:<7}{} blocks in {:.2} s, {:.1} bytes read a block\n",
+                row.case, row.blocks, row.seconds, row.bytes_per_block
             ),
         });
     }

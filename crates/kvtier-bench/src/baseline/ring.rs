@@ -52,17 +52,17 @@ impl RawRing {
         })
     }
 
-    /// Carries out the requests in order, as many at a time as the ring is deep, each asked for whole. Returns how long
-    /// each took, in the order in which they ended.
+    /// Carries out requests in order, as many at a time as the ring is deep, each asked for whole. `next` makes each one
+    /// when there is room for it: its argument is below the depth and differs among those in flight. Returns how long each
+    /// took, in the order in which they ended.
     ///
     /// # Errors
     /// The first failure; one that moved less than was asked for is a failure.
     pub fn run(
         &mut self,
         direction: Direction,
-        requests: impl IntoIterator<Item = RawRequest>,
+        mut next: impl FnMut(usize) -> Option<RawRequest>,
     ) -> io::Result<Vec<Duration>> {
-        let mut requests = requests.into_iter();
         let mut free: Vec<usize> = (0..self.slots.len())
             .filter(|slot| self.slots[*slot].is_none())
             .collect();
@@ -71,7 +71,7 @@ impl RawRing {
         loop {
             while failure.is_none()
                 && let Some(&slot) = free.last()
-                && let Some(request) = requests.next()
+                && let Some(request) = next(slot)
             {
                 free.pop();
                 self.start(slot, direction, request);
@@ -179,9 +179,11 @@ mod tests {
                 let memory = request(usize::from(block), usize::from(block)).memory;
                 memory.copy_from_slice(&[block + 1; BLOCK]).expect("equal lengths");
             }
-            let times = ring.run(Direction::Write, (0..10).map(|block| request(block, block)));
+            let mut writes = (0..10).map(|block| request(block, block));
+            let times = ring.run(Direction::Write, |_| writes.next());
             assert_eq!(times.expect("written").len(), 10);
-            let times = ring.run(Direction::Read, (0..10).map(|block| request(block, 10 + block)));
+            let mut reads = (0..10).map(|block| request(block, 10 + block));
+            let times = ring.run(Direction::Read, |slot| reads.next().filter(|_| slot < depth as usize));
             assert_eq!(times.expect("read").len(), 10);
             for block in 0..10u8 {
                 let memory = request(0, 10 + usize::from(block)).memory;
@@ -201,7 +203,9 @@ mod tests {
             offset,
             memory: region.slice(0, 4096).expect("all of it"),
         };
-        assert!(ring.run(Direction::Read, [read(0), read(4096)]).is_err());
-        assert_eq!(ring.run(Direction::Read, [read(0)]).expect("read").len(), 1);
+        let mut reads = [read(0), read(4096)].into_iter();
+        assert!(ring.run(Direction::Read, |_| reads.next()).is_err());
+        let mut reads = [read(0)].into_iter();
+        assert_eq!(ring.run(Direction::Read, |_| reads.next()).expect("read").len(), 1);
     }
 }

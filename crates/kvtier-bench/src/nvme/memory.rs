@@ -18,6 +18,11 @@ impl Memory {
         })
     }
 
+    /// Made as the tier makes the memory that it reads sealed records into: private, on huge pages where they can be had.
+    pub(super) fn private(bytes: u64) -> Result<Memory, BenchError> {
+        Memory::populated(bytes, MemoryRegion::anonymous)
+    }
+
     fn populated(
         bytes: u64,
         make: impl FnOnce(usize) -> Result<Arc<MemoryRegion>, MemoryError>,

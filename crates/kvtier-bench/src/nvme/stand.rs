@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kvtier_core::{Completion, Event, Extent, Failure, OperationId, SegmentId};
 use kvtier_storage::nvme::format::{ENTRY_BYTES, HEADER_BYTES, padded};
-use kvtier_storage::nvme::{NvmeSettings, NvmeTier, StorageAction};
+use kvtier_storage::nvme::{Found, NvmeSettings, NvmeTier, StorageAction};
 
 use crate::BenchError;
 
@@ -85,8 +85,8 @@ impl Course {
 }
 
 impl Stand {
-    /// A tier with the product's default engine and bounds.
-    pub(super) fn open(settings: NvmeSettings) -> Result<Stand, BenchError> {
+    /// A tier, and what it found in its directory.
+    pub(super) fn open(settings: NvmeSettings) -> Result<(Stand, Found), BenchError> {
         let directory = settings.directory.clone();
         let course: Arc<Mutex<Option<Course>>> = Arc::new(Mutex::new(None));
         let opened: Arc<OnceLock<Weak<NvmeTier>>> = Arc::new(OnceLock::new());
@@ -105,19 +105,20 @@ impl Stand {
                 }
             }
         };
-        let tier = NvmeTier::open(settings, Arc::new(events)).map_err(|error| BenchError::Storage {
+        let (tier, found) = NvmeTier::open(settings, Arc::new(events)).map_err(|error| BenchError::Storage {
             what: "the tier does not open",
             message: error.to_string(),
         })?;
         let tier = Arc::new(tier);
         let _ = opened.set(Arc::downgrade(&tier));
-        Ok(Stand {
+        let stand = Stand {
             tier,
             directory,
             course,
             operations: 0,
             segments: 0,
-        })
+        };
+        Ok((stand, found))
     }
 
     pub(super) fn tier(&self) -> &NvmeTier {

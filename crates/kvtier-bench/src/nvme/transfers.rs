@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtier_core::{Completion, Generation, NamespaceId, RealizationId, RecordLabel, SegmentId};
-use kvtier_storage::nvme::{Direction, NvmeSettings, StorageAction};
+use kvtier_core::{Completion, SegmentId};
+use kvtier_storage::nvme::{Direction, Encryption, NvmeSettings, StorageAction};
 use kvtier_transfer::memory::MemorySlice;
-use rustix::time::{ClockId, clock_gettime};
 
+use super::check::{Check, Pass};
+use super::keys::{fixed_key, label};
 use super::memory::Memory;
 use super::row::{Row, Transfer};
 use super::samples::{Samples, Side};
@@ -54,7 +55,7 @@ const WRITE: Shape = Shape {
 /// Records a round whose bytes are compared.
 const COMPARED: usize = 16;
 /// The check is measured over at most this much a round.
-const CHECKED_BYTES_MAX: u64 = 128 * MIB;
+pub(super) const CHECKED_BYTES_MAX: u64 = 64 * MIB;
 /// Fill and read-back are not measured.
 const DEPTH_UNMEASURED: usize = 8;
 
@@ -71,11 +72,13 @@ struct Records {
 /// One kind of encryption under measurement.
 struct Part<'a> {
     options: &'a Options,
-    encryption: &'static str,
+    encryption: Encryption,
     directory: PathBuf,
     stand: Stand,
     /// What the caller's blocks lie in.
     host: Memory,
+    /// What a device touches in place of them where records are sealed.
+    private: Memory,
     progress: &'a mut dyn FnMut(&str),
 }
 
@@ -85,35 +88,51 @@ pub(super) fn measure(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Vec<Row>, BenchError> {
     let host = Memory::shared(options.memory_bytes())?;
+    let private_bytes = READS.iter().map(|shape| shape.bytes as u64 * u64::from(shape.depth));
+    let private = Memory::private(private_bytes.max().unwrap_or(MIB))?;
     let mut rows = Vec::new();
-    for encryption in ["none"] {
-        let directory = directory.join(encryption);
+    for encryption in [Encryption::None, Encryption::Aes256Gcm] {
+        let directory = directory.join(name(encryption));
         fs::create_dir(&directory).map_err(BenchError::system("a directory"))?;
+        let settings = NvmeSettings {
+            encryption,
+            ..NvmeSettings::new(directory.join("nvme"), options.disk_bytes(), fixed_key())
+        };
         let mut part = Part {
             options,
             encryption,
-            stand: Stand::open(NvmeSettings::new(directory.join("nvme"), options.disk_bytes()))?,
-            directory,
+            stand: Stand::open(settings)?.0,
+            directory: directory.clone(),
             host: host.clone(),
+            private: private.clone(),
             progress,
         };
-        let engine = part.stand.tier().engine_name();
-        part.say(&format!("engine {engine}"));
-        let notes = part.stand.tier().notes().to_vec();
-        notes.iter().for_each(|note| part.say(note));
+        part.say(&format!("engine {}", part.stand.tier().engine_name()));
+        for note in part.stand.tier().notes().to_vec() {
+            part.say(&note);
+        }
         if options.wants("read") {
             rows.extend(part.measure_reads()?.into_iter().map(Row::Transfer));
         }
         if options.wants("write") {
             rows.push(Row::Transfer(part.measure_writes()?));
         }
+        drop(part);
+        fs::remove_dir_all(&directory).map_err(BenchError::system("a directory that is done with"))?;
     }
     Ok(rows)
 }
 
+fn name(encryption: Encryption) -> &'static str {
+    match encryption {
+        Encryption::None => "none",
+        Encryption::Aes256Gcm => "aes-256-gcm",
+    }
+}
+
 impl Part<'_> {
     fn say(&mut self, words: &str) {
-        let words = format!("nvme, encryption {}: {words}", self.encryption);
+        let words = format!("nvme, encryption {}: {words}", name(self.encryption));
         (self.progress)(&words);
     }
 
@@ -125,25 +144,48 @@ impl Part<'_> {
         }
     }
 
+    fn is_sealed(&self) -> bool {
+        self.encryption == Encryption::Aes256Gcm
+    }
+
+    /// What the device reads or writes.
+    fn touched(&self) -> &Memory {
+        if self.is_sealed() { &self.private } else { &self.host }
+    }
+
+    fn row(&self, case: &'static str, shape: Shape) -> Transfer {
+        Transfer {
+            case,
+            bytes: shape.bytes as u64,
+            depth: shape.depth,
+            encryption: name(self.encryption),
+            page_kib: self.touched().page_kib(),
+            ..Transfer::default()
+        }
+    }
+
     fn measure_reads(&mut self) -> Result<Vec<Transfer>, BenchError> {
         let mut sets = Vec::new();
         for bytes in SIZES {
-            sets.push(self.fill(bytes)?);
+            let records = self.fill(bytes)?;
+            let pass = if self.is_sealed() { Pass::Open } else { Pass::Sum };
+            let check = self.prepare_check(pass, bytes, &format!("check-{bytes}"))?;
+            sets.push((records, check));
         }
         self.settle();
         let mut samples: Vec<Samples> = READS.iter().map(|_| Samples::default()).collect();
         for round in 0..self.options.rounds() {
             for (shape, samples) in READS.iter().zip(&mut samples) {
-                let records = sets
+                let (records, check) = sets
                     .iter()
-                    .find(|set| set.bytes == shape.bytes)
+                    .find(|(records, _)| records.bytes == shape.bytes)
                     .expect("a set of each size");
-                self.read_round(round, *shape, records, samples)?;
+                self.read_round(round, *shape, records, check, samples)?;
             }
             self.say(&format!("round {} of reads; load {}", round + 1, load()));
         }
-        for set in sets {
-            self.stand.close(set.places)?;
+        for (records, _) in sets {
+            self.stand.close(records.places)?;
         }
         Ok(READS
             .iter()
@@ -152,15 +194,13 @@ impl Part<'_> {
             .collect())
     }
 
-    fn row(&self, case: &'static str, shape: Shape) -> Transfer {
-        Transfer {
-            case,
-            bytes: shape.bytes as u64,
-            depth: shape.depth,
-            encryption: self.encryption,
-            page_kib: self.host.page_kib(),
-            ..Transfer::default()
-        }
+    /// Blocks for the check, with what lies in host memory.
+    fn prepare_check(&mut self, pass: Pass, bytes: usize, name: &str) -> Result<Check, BenchError> {
+        let most = CHECKED_BYTES_MAX.min(self.options.round_bytes());
+        let blocks = (most / bytes as u64).max(1) as usize;
+        let file = self.new_file(name, bytes, blocks)?;
+        let mut ring = raw_ring(length(DEPTH_UNMEASURED))?;
+        Check::prepare(pass, file, (bytes, blocks), &mut ring, (&self.host, &self.private))
     }
 
     /// Writes the records of one size.
@@ -252,56 +292,47 @@ impl Part<'_> {
         round: u32,
         shape: Shape,
         records: &Records,
+        check: &Check,
         samples: &mut Samples,
     ) -> Result<(), BenchError> {
-        let order = shuffled(
-            records.places.extents.len(),
-            u64::from(round) << 8 | u64::from(shape.depth),
-        );
-        let count = (self.options.round_bytes() / shape.bytes as u64) as usize;
+        let Shape { bytes, depth } = shape;
+        let order = shuffled(records.places.extents.len(), u64::from(round) << 8 | u64::from(depth));
+        let count = (self.options.round_bytes() / bytes as u64) as usize;
         let (for_ours, for_raw) = (&order[..count], &order[count..2 * count]);
-        let mut ring = raw_ring(shape.depth)?;
-        let mut ours = None;
-        let mut raw = None;
-        for turn in 0..2 {
-            if (turn + round) % 2 == 0 {
-                self.spoil(shape.bytes, count);
-                ours = Some(side(shape, count, || {
-                    let driven = self.promote(shape.depth as usize, records, for_ours, &self.host.clone())?;
+        let mut ring = raw_ring(depth)?;
+        let mut sides = [None, None];
+        for turn in [round % 2, (round + 1) % 2] {
+            self.spoil(bytes, count);
+            let side = if turn == 0 {
+                let ours = side(bytes * count, || {
+                    let host = self.host.clone();
+                    let driven = self.promote(depth as usize, records, for_ours, &host)?;
                     Ok((driven.times, driven.elapsed))
-                })?);
+                })?;
                 self.compare(records, for_ours)?;
+                ours
             } else {
-                self.spoil(shape.bytes, count);
-                raw = Some(side(shape, count, || {
-                    let host = &self.host;
-                    let requests = for_raw
-                        .iter()
-                        .enumerate()
-                        .map(|(index, &record)| records.raw(record, host.slot(index, shape.bytes)));
-                    run_raw(&mut ring, Direction::Read, requests)
-                })?);
-                self.compare(records, for_raw)?;
-            }
+                let mut next = for_raw.iter().enumerate();
+                let raw = side(bytes * count, || {
+                    run_raw(&mut ring, Direction::Read, |place| {
+                        let (index, &record) = next.next()?;
+                        let memory = if self.is_sealed() {
+                            self.private.slot(place, bytes)
+                        } else {
+                            self.host.slot(index, bytes)
+                        };
+                        Some(records.raw(record, memory))
+                    })
+                })?;
+                if !self.is_sealed() {
+                    self.compare(records, for_raw)?;
+                }
+                raw
+            };
+            sides[turn as usize] = Some(side);
         }
-        let checked = count.min((CHECKED_BYTES_MAX / shape.bytes as u64).max(1) as usize);
-        let mut cpu = Duration::ZERO;
-        let mut slots = 0..;
-        for wave in for_raw[..checked].chunks(shape.depth as usize) {
-            let filled: Vec<MemorySlice> = wave
-                .iter()
-                .zip(&mut slots)
-                .map(|(_, slot)| self.host.slot(slot, shape.bytes))
-                .collect();
-            let requests = wave
-                .iter()
-                .zip(&filled)
-                .map(|(&record, slot)| records.raw(record, slot.clone()));
-            run_raw(&mut ring, Direction::Read, requests)?;
-            cpu += check(&filled);
-        }
-        let check = cpu.as_secs_f64() / ((checked * shape.bytes) as f64 / 1e9);
-        if let (Some(ours), Some(raw)) = (ours, raw) {
+        let check = check.measure(&mut ring, depth as usize, (&self.host, &self.private))?;
+        if let [Some(ours), Some(raw)] = sides {
             samples.add(&ours, &raw, check);
         }
         Ok(())
@@ -325,7 +356,7 @@ impl Part<'_> {
     }
 
     fn measure_writes(&mut self) -> Result<Transfer, BenchError> {
-        let bytes = WRITE.bytes;
+        let Shape { bytes, depth } = WRITE;
         let first = 1 << 40;
         let count = (self.options.round_bytes() / bytes as u64) as usize;
         let mut buffer = vec![0; bytes];
@@ -336,14 +367,10 @@ impl Part<'_> {
                 .copy_from_slice(&buffer)
                 .expect("equal lengths");
         }
-        // What the check reads before each of its passes: the same bytes as lie in memory.
-        let mut ring = raw_ring(WRITE.depth)?;
-        let source = self.new_file("source", count)?;
-        run_raw(
-            &mut ring,
-            Direction::Write,
-            front_to_back(&self.host, &source, 0..count),
-        )?;
+        let mut ring = raw_ring(depth)?;
+        // The same bytes that lie in memory: the check leaves them as they are.
+        let pass = if self.is_sealed() { Pass::Seal } else { Pass::Sum };
+        let check = self.prepare_check(pass, bytes, "check-writes")?;
         self.settle();
         let mut samples = Samples::default();
         let mut written = Vec::new();
@@ -351,38 +378,40 @@ impl Part<'_> {
             let places = self
                 .stand
                 .make_room(count, length(bytes), self.options.segment_bytes())?;
-            let file = self.new_file(&format!("raw-{round}"), count)?;
-            let mut ours = None;
-            let mut raw = None;
-            for turn in 0..2 {
-                if (turn + round) % 2 == 0 {
+            let file = self.new_file(&format!("raw-{round}"), bytes, count)?;
+            let mut sides = [None, None];
+            for turn in [round % 2, (round + 1) % 2] {
+                let side = if turn == 0 {
                     let mut completions = Vec::new();
-                    ours = Some(side(WRITE, count, || {
-                        let driven = self.demote(WRITE.depth as usize, bytes, first, &places, 0..count)?;
+                    let ours = side(bytes * count, || {
+                        let driven = self.demote(depth as usize, bytes, first, &places, 0..count)?;
                         completions = driven.completions;
                         Ok((driven.times, driven.elapsed))
-                    })?);
+                    })?;
                     self.read_back(&places, completions, first)?;
+                    ours
                 } else {
-                    raw = Some(side(WRITE, count, || {
-                        run_raw(&mut ring, Direction::Write, front_to_back(&self.host, &file, 0..count))
-                    })?);
-                }
+                    let mut next = 0..count;
+                    side(bytes * count, || {
+                        run_raw(&mut ring, Direction::Write, |place| {
+                            let block = next.next()?;
+                            let memory = if self.is_sealed() {
+                                self.private.slot(place, bytes)
+                            } else {
+                                self.host.slot(block, bytes)
+                            };
+                            Some(RawRequest {
+                                file: Arc::clone(&file),
+                                offset: (block * bytes) as u64,
+                                memory,
+                            })
+                        })
+                    })?
+                };
+                sides[turn as usize] = Some(side);
             }
-            let checked = count.min((CHECKED_BYTES_MAX / bytes as u64).max(1) as usize);
-            let mut cpu = Duration::ZERO;
-            for start in (0..checked).step_by(WRITE.depth as usize) {
-                let wave = start..(start + WRITE.depth as usize).min(checked);
-                run_raw(
-                    &mut ring,
-                    Direction::Read,
-                    front_to_back(&self.host, &source, wave.clone()),
-                )?;
-                let filled: Vec<MemorySlice> = wave.map(|slot| self.host.slot(slot, bytes)).collect();
-                cpu += check(&filled);
-            }
-            let check = cpu.as_secs_f64() / ((checked * bytes) as f64 / 1e9);
-            if let (Some(ours), Some(raw)) = (ours, raw) {
+            let check = check.measure(&mut ring, depth as usize, (&self.host, &self.private))?;
+            if let [Some(ours), Some(raw)] = sides {
                 samples.add(&ours, &raw, check);
             }
             written.push(places);
@@ -421,10 +450,10 @@ impl Part<'_> {
     }
 
     /// A file made as the tier makes its segments: its space is taken, nothing is written.
-    fn new_file(&self, name: &str, blocks: usize) -> Result<Arc<File>, BenchError> {
+    fn new_file(&self, name: &str, block_bytes: usize, blocks: usize) -> Result<Arc<File>, BenchError> {
         let path = self.directory.join(name);
         let file = open_file(&path, true)?;
-        let bytes = (blocks * WRITE.bytes) as u64;
+        let bytes = (blocks * block_bytes) as u64;
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
             Ok(()) => Ok(file),
             Err(rustix::io::Errno::OPNOTSUPP) => {
@@ -450,24 +479,9 @@ impl Records {
     }
 }
 
-/// One pass of the tier's check; what it cost this thread.
-fn check(filled: &[MemorySlice]) -> Duration {
-    let before = thread_cpu_time();
-    for slot in filled {
-        std::hint::black_box(slot.crc32c());
-    }
-    thread_cpu_time().saturating_sub(before)
-}
-
-fn thread_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
 /// Measures one side of a round.
 fn side(
-    shape: Shape,
-    count: usize,
+    bytes: usize,
     work: impl FnOnce() -> Result<(Vec<Duration>, Duration), BenchError>,
 ) -> Result<Side, BenchError> {
     let cpu_time = || process_cpu_time(std::process::id()).unwrap_or_default();
@@ -476,7 +490,7 @@ fn side(
     Ok(Side {
         times,
         elapsed,
-        bytes: (count * shape.bytes) as u64,
+        bytes: bytes as u64,
         cpu: cpu_time().saturating_sub(before),
     })
 }
@@ -490,23 +504,11 @@ fn raw_ring(depth: u32) -> Result<RawRing, BenchError> {
 fn run_raw(
     ring: &mut RawRing,
     direction: Direction,
-    requests: impl Iterator<Item = RawRequest>,
+    next: impl FnMut(usize) -> Option<RawRequest>,
 ) -> Result<(Vec<Duration>, Duration), BenchError> {
     let started = Instant::now();
-    let times = ring
-        .run(direction, requests)
-        .map_err(BenchError::system("the raw ring"))?;
+    let times = ring.run(direction, next).map_err(BenchError::system("the raw ring"))?;
     Ok((times, started.elapsed()))
-}
-
-/// Blocks of memory, each for its place in the file.
-fn front_to_back(host: &Memory, file: &Arc<File>, slots: Range<usize>) -> impl Iterator<Item = RawRequest> + use<> {
-    let (host, file) = (host.clone(), Arc::clone(file));
-    slots.map(move |slot| RawRequest {
-        file: Arc::clone(&file),
-        offset: (slot * WRITE.bytes) as u64,
-        memory: host.slot(slot, WRITE.bytes),
-    })
 }
 
 /// With direct I/O where the file system takes it.
@@ -544,15 +546,6 @@ fn shuffled(count: usize, seed: u64) -> Vec<usize> {
         order.swap(last, other as usize);
     }
     order
-}
-
-fn label(number: u64) -> RecordLabel {
-    RecordLabel {
-        namespace: NamespaceId(0),
-        generation: Generation(1),
-        realization: RealizationId(0),
-        hash: pattern::hash(0, number),
-    }
 }
 
 fn checksum(completion: Completion) -> u32 {
