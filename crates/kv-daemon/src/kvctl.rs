@@ -3,6 +3,7 @@
 //! Every command prints words for people, or with `--json` one JSON value. A miss ends with 1, a daemon that is not there
 //! with 69, wrong bytes with 1; see [`crate::exit`].
 
+mod bench;
 mod commands;
 
 use std::path::PathBuf;
@@ -132,6 +133,30 @@ enum Command {
 enum Bench {
     /// The client's data path beside memcpy and an echo; without --socket against a daemon of its own
     Client(BenchOptions),
+    /// The NVMe tier beside a raw io_uring ring over the same files and memory
+    Nvme(NvmeBenchOptions),
+}
+
+#[derive(Clone, Debug, Args)]
+struct NvmeBenchOptions {
+    /// Directory on the disk to measure; what is written there is removed at the end
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Cases: read, write, reopen [default: all]
+    #[arg(long, value_name = "CASE", value_delimiter = ',')]
+    cases: Vec<String>,
+    /// Small and fast: shows that everything runs; the figures mean little
+    #[arg(long)]
+    quick: bool,
+    /// Rounds behind each median
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Bytes of records of each size, such as 1GiB; each side moves a quarter of them in a round
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
+    file_bytes: Option<u64>,
+    /// Blocks of 4 KiB to find again after a restart
+    #[arg(long)]
+    reopen_blocks: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -175,7 +200,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Replay(options) => replay::run_command(&connection, &options),
         Command::Bench {
             what: Bench::Client(options),
-        } => commands::bench_client(&connection, options),
+        } => bench::client(&connection, options),
+        Command::Bench {
+            what: Bench::Nvme(options),
+        } => bench::nvme(&connection, options),
         Command::Workload { output, seed, sessions } => {
             let workload = ChatWorkload {
                 seed,
@@ -189,7 +217,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Arguments::command(), "kvctl", &mut script);
             crate::output::print(&String::from_utf8_lossy(&script))
         }
-        Command::EchoServer { listen_path } => commands::echo_server(&listen_path),
+        Command::EchoServer { listen_path } => bench::echo_server(&listen_path),
     }
 }
 

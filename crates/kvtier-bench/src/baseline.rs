@@ -1,12 +1,16 @@
-//! What the product is compared with, through the rawest means: memory copies by pointer, and the CPU time of another
-//! process.
+//! What the product is compared with, through the rawest means: memory copies by pointer, an io_uring ring, and the CPU
+//! time of another process.
 //!
 //! The copy is one `memcpy` per block between a populated, shared, memfd-backed mapping (made exactly as the daemon makes
 //! its segments) and ordinary private memory: what a client would do if blocks needed no daemon at all.
 #![expect(
     unsafe_code,
-    reason = "a baseline copies through raw pointers and asks libc for another process's CPU clock"
+    reason = "a baseline copies through raw pointers, gives the kernel pointers, and asks libc for another process's CPU clock"
 )]
+
+mod ring;
+
+pub use ring::{RawRequest, RawRing};
 
 use std::sync::Arc;
 use std::time::Duration;

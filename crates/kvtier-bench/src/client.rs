@@ -22,10 +22,9 @@ use crate::baseline::process_cpu_time;
 use crate::daemon::Daemon;
 use crate::echo::{ECHO_BYTES, Echo};
 use crate::placement::Placement;
-use crate::{BenchError, Row, meets};
+use crate::{BenchError, Row, load, meets};
 
 mod lookups;
-mod pattern;
 mod samples;
 mod session;
 mod transfers;
@@ -132,11 +131,7 @@ pub fn run(options: Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Row>,
     let echo = bench.echo_samples.fill(echo, false);
     rows.insert(0, echo);
     for bar in meets(&rows) {
-        let verdict = if bar.met { "meets" } else { "MISSES" };
-        (bench.progress)(&format!(
-            "{verdict}: {}: {:.2} ({}; limit {:.2})",
-            bar.name, bar.measured, bar.words, bar.limit
-        ));
+        (bench.progress)(&bar.to_string());
     }
     Ok(rows)
 }
@@ -286,14 +281,6 @@ fn timed<R>(call: impl FnOnce() -> Result<R, BenchError>) -> Result<(R, Duration
     let started = Instant::now();
     let result = call()?;
     Ok((result, started.elapsed()))
-}
-
-/// The machine's load average over a minute, for the reader who wonders about odd figures.
-fn load() -> String {
-    std::fs::read_to_string("/proc/loadavg").map_or_else(
-        |_| "unknown".to_owned(),
-        |text| text.split(' ').next().unwrap_or("").to_owned(),
-    )
 }
 
 #[cfg(test)]

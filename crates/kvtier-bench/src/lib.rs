@@ -10,7 +10,10 @@ pub mod baseline;
 pub mod client;
 mod daemon;
 mod echo;
+pub mod nvme;
+mod pattern;
 mod placement;
+mod ranks;
 mod row;
 
 pub use echo::echo_server_main;
@@ -33,6 +36,14 @@ pub enum BenchError {
     /// The client library answered with an error.
     #[error("{what}: {message}")]
     Client {
+        /// What was asked.
+        what: &'static str,
+        /// The answer.
+        message: String,
+    },
+    /// The NVMe tier failed.
+    #[error("{what}: {message}")]
+    Storage {
         /// What was asked.
         what: &'static str,
         /// The answer.
@@ -66,4 +77,12 @@ impl BenchError {
         let what = what.into();
         move |source| BenchError::System { what, source }
     }
+}
+
+/// The machine's load average over a minute, for the reader who wonders about odd figures.
+pub(crate) fn load() -> String {
+    std::fs::read_to_string("/proc/loadavg").map_or_else(
+        |_| "unknown".to_owned(),
+        |text| text.split(' ').next().unwrap_or("").to_owned(),
+    )
 }

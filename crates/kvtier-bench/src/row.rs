@@ -1,3 +1,5 @@
+use std::fmt;
+
 use serde::Serialize;
 
 /// One measured case. Fields that mean nothing for a case are null.
@@ -51,6 +53,25 @@ pub struct Bar {
     pub met: bool,
     /// For people: the promise in words.
     pub words: String,
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Bar {
+            name,
+            measured,
+            limit,
+            met,
+            words,
+        } = self;
+        let verdict = if *met { "meets" } else { "MISSES" };
+        // Small figures are CPU seconds and shares: two decimals would hide which side of the limit they are on.
+        let digits = if *limit < 2.0 { 3 } else { 2 };
+        write!(
+            f,
+            "{verdict}: {name}: {measured:.digits$} ({words}; limit {limit:.digits$})"
+        )
+    }
 }
 
 const MIB: u64 = 1 << 20;

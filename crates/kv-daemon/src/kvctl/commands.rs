@@ -10,7 +10,7 @@ use kvtier_sim::trace::write_trace;
 use kvtier_sim::workload::ChatWorkload;
 use serde_json::{Value, json};
 
-use super::{BenchOptions, Connection, block_hash, failure, hex};
+use super::{Connection, block_hash, failure, hex};
 use crate::exit::{ExitCode, Failure};
 use crate::output;
 use crate::size;
@@ -299,75 +299,4 @@ pub(super) fn workload(connection: &Connection, workload: &ChatWorkload, target:
         path.display(),
         requests.len()
     ))
-}
-
-pub(super) fn bench_client(connection: &Connection, options: BenchOptions) -> Result<(), Failure> {
-    let program = std::env::current_exe().map_err(|error| {
-        Failure::new(
-            ExitCode::Unavailable,
-            format!("this program cannot find its own file: {error}"),
-        )
-    })?;
-    let daemon = program.with_file_name("kv-daemon");
-    let socket = connection.named_socket();
-    if socket.is_none() && !daemon.exists() {
-        let words = format!("{} is not there: name a running daemon with --socket", daemon.display());
-        return Err(Failure::new(ExitCode::Unavailable, words));
-    }
-    let options = kvtier_bench::client::Options {
-        socket,
-        token: connection.token()?,
-        daemon: Some(daemon),
-        echo_command: vec![program.to_string_lossy().into_owned(), "echo-server".to_string()],
-        quick: options.quick,
-        rounds: options.rounds,
-        cases: options.cases,
-        working_set_bytes: options.working_set_bytes,
-        lookup_blocks: options.lookup_blocks,
-    };
-    let rows = kvtier_bench::client::run(options, &mut |words| eprintln!("{words}")).map_err(|error| {
-        let code = match error {
-            kvtier_bench::BenchError::Options(_) => ExitCode::Usage,
-            kvtier_bench::BenchError::WrongBytes { .. } => ExitCode::No,
-            _ => ExitCode::Unavailable,
-        };
-        Failure::new(code, error.to_string())
-    })?;
-    if connection.json {
-        let text =
-            serde_json::to_string_pretty(&rows).map_err(|error| Failure::new(ExitCode::Internal, error.to_string()))?;
-        return output::print(&format!("{text}\n"));
-    }
-    let mut text = format!(
-        "{:<13}{:>10}{:>7}{:>9}{:>9}{:>11}{:>11}{:>10}{:>9}\n",
-        "case", "bytes", "batch", "GB/s", "ratio", "p50 µs", "p99 µs", "CPU s/GB", "echo µs"
-    );
-    for row in &rows {
-        let shown = |value: Option<f64>, digits: usize| {
-            value.map_or_else(|| "–".to_string(), |value| format!("{value:.digits$}"))
-        };
-        text.push_str(&format!(
-            "{:<13}{:>10}{:>7}{:>9}{:>9}{:>11}{:>11}{:>10}{:>9}\n",
-            row.direction
-                .map_or_else(|| row.case.to_string(), |way| format!("{} {way}", row.case)),
-            row.bytes,
-            row.batch,
-            shown(row.gbps, 2),
-            shown(row.ratio_to_memcpy, 2),
-            shown(row.p50_us, 1),
-            shown(row.p99_us, 1),
-            shown(row.cpu_s_per_gb, 3),
-            shown(row.echo_p50_us, 1),
-        ));
-    }
-    output::print(&text)
-}
-
-pub(super) fn echo_server(socket: &Path) -> Result<(), Failure> {
-    kvtier_bench::echo_server_main(socket).map_err(|error| {
-        Failure::new(
-            ExitCode::Unavailable,
-            format!("echo server at {}: {error}", socket.display()),
-        )
-    })
 }

@@ -1,10 +1,9 @@
-use super::pattern;
 use super::samples::Samples;
 use super::session::{BATCH_KEYS_MAX, Keys, Session, nanoseconds_since_1970};
 use super::transfers::FILLINGS_MAX;
 use super::{Bench, timed};
 use crate::daemon::resident_private_bytes;
-use crate::{BenchError, Row};
+use crate::{BenchError, Row, pattern};
 use kvtier::Parent;
 
 /// Smallest blocks: what counts here is how many there are.

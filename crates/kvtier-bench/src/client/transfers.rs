@@ -1,9 +1,8 @@
-use super::pattern;
 use super::samples::{Calls, Round, Samples};
 use super::session::{Keys, Session};
 use super::working_set::{CHAIN_BLOCKS, Cursor, WorkingSet};
 use super::{Bench, Stand, cpu_time, spent, timed};
-use crate::{BenchError, Row};
+use crate::{BenchError, Row, pattern};
 
 /// How often a daemon is filled before its working set must stay.
 pub(super) const FILLINGS_MAX: u32 = 20;

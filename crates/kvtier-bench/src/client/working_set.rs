@@ -1,9 +1,8 @@
 use kvtier::{BlockHash, Parent};
 
-use super::pattern;
 use super::session::{Keys, nanoseconds_since_1970};
-use crate::BenchError;
 use crate::baseline::SharedBlocks;
+use crate::{BenchError, pattern};
 
 /// Blocks of one prefix in the working set.
 pub(super) const CHAIN_BLOCKS: u64 = 16;

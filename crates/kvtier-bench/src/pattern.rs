@@ -9,12 +9,12 @@ fn mixed(number: u64) -> u64 {
 }
 
 /// A number that looks random, the same for the same `index`.
-pub(super) fn draw(index: u64) -> u64 {
+pub(crate) fn draw(index: u64) -> u64 {
     mixed(index)
 }
 
 /// The hash of block number `index` in `stream`.
-pub(super) fn hash(stream: u64, index: u64) -> BlockHash {
+pub(crate) fn hash(stream: u64, index: u64) -> BlockHash {
     let seed = mixed(stream) ^ index;
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&mixed(seed).to_le_bytes());
@@ -23,7 +23,7 @@ pub(super) fn hash(stream: u64, index: u64) -> BlockHash {
 }
 
 /// Writes the bytes that block `index` holds: no two blocks, and no two words of a block, agree.
-pub(super) fn write(index: u64, block: &mut [u8]) {
+pub(crate) fn write(index: u64, block: &mut [u8]) {
     let first = mixed(index);
     for (position, word) in (0u64..).zip(block.chunks_exact_mut(8)) {
         word.copy_from_slice(&word_at(first, position).to_le_bytes());
@@ -31,7 +31,7 @@ pub(super) fn write(index: u64, block: &mut [u8]) {
 }
 
 /// Whether `block` holds the bytes of block `index`.
-pub(super) fn matches(index: u64, block: &[u8]) -> bool {
+pub(crate) fn matches(index: u64, block: &[u8]) -> bool {
     let first = mixed(index);
     (0u64..)
         .zip(block.chunks_exact(8))
@@ -46,7 +46,7 @@ fn word_at(first: u64, position: u64) -> u64 {
 }
 
 /// Spoils one word in every page, so that bytes which a get should have written and did not are noticed.
-pub(super) fn spoil(block: &mut [u8]) {
+pub(crate) fn spoil(block: &mut [u8]) {
     for page in block.chunks_mut(4096) {
         page[0] ^= 0xff;
     }
