@@ -41,6 +41,8 @@ impl State {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     clock: AtomicU64,
+    /// When the latest flush that has ended began.
+    flushed_at: AtomicU64,
     lanes: [[Mutex<Vec<State>>; WORKERS]; NAMESPACES.len()],
     generations: [Generations; NAMESPACES.len()],
 }
@@ -89,6 +91,16 @@ impl Ledger {
 
     pub(crate) fn change(&self, key: Key, change: impl FnOnce(&mut State)) {
         change(&mut self.lane(key.namespace, key.worker)[key.number as usize]);
+    }
+
+    /// A flush has ended that began then.
+    pub(crate) fn flushed(&self, begun: Tick) {
+        self.flushed_at.fetch_max(begun, Ordering::SeqCst);
+    }
+
+    /// Whether a flush that has ended began after this.
+    pub(crate) fn is_flushed(&self, tick: Tick) -> bool {
+        tick < self.flushed_at.load(Ordering::SeqCst)
     }
 
     /// The highest generation that was acknowledged.

@@ -96,8 +96,8 @@ impl Plan {
     pub(crate) fn draw(round: u64, random: &mut Random) -> Plan {
         let kind = Kind::of(round);
         let mut milliseconds = |low, high| Duration::from_millis(random.between(low, high));
-        let flush_after = milliseconds(250, 600);
-        let kill_after = milliseconds(10, 250);
+        let flush_after = milliseconds(300, 900);
+        let kill_after = milliseconds(10, 300);
         let mut invalidations = Vec::new();
         if random.chance(300) {
             invalidations.push((flush_after.mul_f64(0.7), random.index(NAMESPACES.len())));

@@ -7,6 +7,23 @@ use serde_json::{Value, json};
 use crate::reader::Comparison;
 use crate::worker::Work;
 
+/// Why a block that a flush covered may be missing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Excuses {
+    /// It was deleted or invalidated.
+    pub(crate) taken_back: u64,
+    /// As many were dropped from NVMe, to make room.
+    pub(crate) evicted: u64,
+    /// As many had no room when it was flushed, and were found in host memory.
+    pub(crate) left_out: u64,
+}
+
+impl Excuses {
+    pub(crate) fn total(&self) -> u64 {
+        self.taken_back + self.evicted + self.left_out
+    }
+}
+
 /// One round, or all of them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
@@ -17,12 +34,18 @@ pub(crate) struct Figures {
     pub(crate) came_back_blocks: u64,
     /// Covered blocks that were not, though nothing excuses it.
     pub(crate) lost_after_flush: u64,
-    /// Covered blocks that were not, and were evicted, deleted or invalidated.
-    pub(crate) excused: u64,
+    /// Blocks that an earlier restart had brought back and a later one, with no less room, did not.
+    pub(crate) lost_again: u64,
+    /// The first of what is lost or came back against a delete, in words.
+    pub(crate) first_lost: Option<String>,
+    /// Covered blocks that were not, with an excuse.
+    pub(crate) excused: Excuses,
     /// Blocks that a smaller tier had no room for.
     pub(crate) shrunk_away: u64,
-    /// Deleted blocks that were there after the restart, with the right bytes.
+    /// Deleted blocks that were there after the restart, with the right bytes; no flush had made the delete durable.
     pub(crate) undeleted: u64,
+    /// The same though one had.
+    pub(crate) deletes_undone: u64,
     /// Namespaces whose generation fell below one that was acknowledged.
     pub(crate) generations_undone: u64,
     pub(crate) evictions: u64,
@@ -41,9 +64,14 @@ impl Figures {
         self.flushed_blocks += other.flushed_blocks;
         self.came_back_blocks += other.came_back_blocks;
         self.lost_after_flush += other.lost_after_flush;
-        self.excused += other.excused;
+        self.lost_again += other.lost_again;
+        self.first_lost = self.first_lost.take().or(other.first_lost);
+        self.excused.taken_back += other.excused.taken_back;
+        self.excused.evicted += other.excused.evicted;
+        self.excused.left_out += other.excused.left_out;
         self.shrunk_away += other.shrunk_away;
         self.undeleted += other.undeleted;
+        self.deletes_undone += other.deletes_undone;
         self.generations_undone += other.generations_undone;
         self.evictions += other.evictions;
         self.relocations += other.relocations;
@@ -77,16 +105,19 @@ impl Figures {
             (self.wrong_bytes(), "bytes were wrong"),
             (self.mixed_targets(), "targets were a mixture"),
             (self.lost_after_flush, "blocks that a flush covered are lost"),
+            (
+                self.lost_again,
+                "blocks that were there after the restart before are lost",
+            ),
             (self.generations_undone, "acknowledged invalidations were undone"),
+            (self.deletes_undone, "deletes that a flush covered were undone"),
         ] {
             if count > 0 {
                 complaints.push(format!("{count} {what}"));
             }
         }
-        if self.flushed_blocks == 0 {
-            complaints.push("no block was flushed, so nothing is proved".to_string());
-        }
         complaints.extend(first.cloned());
+        complaints.extend(self.first_lost.clone());
         (!complaints.is_empty()).then(|| complaints.join("; "))
     }
 
@@ -98,9 +129,14 @@ impl Figures {
             "verified_bytes": self.verified_bytes(),
             "wrong_bytes": self.wrong_bytes(),
             "lost_after_flush": self.lost_after_flush,
-            "excused": self.excused,
+            "lost_again": self.lost_again,
+            "excused": self.excused.total(),
+            "excused_taken_back": self.excused.taken_back,
+            "excused_evicted": self.excused.evicted,
+            "excused_left_out": self.excused.left_out,
             "mixed_targets": self.mixed_targets(),
             "generations_undone": self.generations_undone,
+            "deletes_undone": self.deletes_undone,
             "undeleted": self.undeleted,
             "shrunk_away": self.shrunk_away,
             "evictions": self.evictions,
@@ -134,7 +170,10 @@ mod tests {
     fn each_of_what_must_not_be_is_a_complaint() {
         let good = Figures {
             flushed_blocks: 1,
-            excused: 9,
+            excused: Excuses {
+                evicted: 9,
+                ..Excuses::default()
+            },
             ..Figures::default()
         };
         assert_eq!(good.complaint(), None);
@@ -144,7 +183,7 @@ mod tests {
         };
         let bad = [
             Figures {
-                flushed_blocks: 0,
+                deletes_undone: 1,
                 ..good.clone()
             },
             Figures {

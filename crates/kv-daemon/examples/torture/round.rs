@@ -55,6 +55,9 @@ pub(crate) fn run(stage: &Stage, rounds: u64, seed: u64, plant: Option<Plant>, j
             break;
         }
     }
+    if complaint.is_none() && total.flushed_blocks == 0 {
+        complaint = Some("no block was flushed, so nothing is proved".to_string());
+    }
     let mut figures = total.to_json();
     figures["seed"] = seed.into();
     figures["seconds"] = begun.elapsed().as_secs().into();
@@ -78,7 +81,7 @@ fn describe(round: u64, plan: &Plan, figures: &Figures, took: Duration) -> Strin
     let Figures { work, check, .. } = figures;
     format!(
         "round {round:>3} {:<5} {:<7} {:<11} {:>4} puts of {:>3} MiB, {:>4} evicted; {:>4} flushed; {:>4} came back in {:>3} ms, {:>3} MiB right, \
-         {} wrong, {} lost, {} excused, {} shrunk away; {:.1} s",
+         {} wrong, {} lost, {} excused ({} taken back, {} evicted, {} left out), {} shrunk away; {:.1} s",
         plan.kind.name(),
         plan.load.engine,
         plan.load.encryption,
@@ -91,7 +94,10 @@ fn describe(round: u64, plan: &Plan, figures: &Figures, took: Duration) -> Strin
         mib(check.verified_bytes),
         figures.wrong_bytes(),
         figures.lost_after_flush,
-        figures.excused,
+        figures.excused.total(),
+        figures.excused.taken_back,
+        figures.excused.evicted,
+        figures.excused.left_out,
         figures.shrunk_away,
         took.as_secs_f64(),
     )
@@ -118,8 +124,10 @@ struct Covered {
 #[derive(Default)]
 struct Watched {
     covered: Vec<Covered>,
-    /// Losses that the daemon owned up to.
-    allowed: u64,
+    /// Blocks that the flush had no room for.
+    left_out: u64,
+    /// Copies on NVMe that were dropped between the flush and the kill.
+    evicted: u64,
     last: Counters,
 }
 
@@ -159,6 +167,8 @@ impl Torture<'_> {
         let check = read_everything(&daemon, &self.ledger, &self.content, random)?;
         figures.came_back_blocks = check.comparison.hits;
         figures.undeleted = check.undeleted;
+        figures.deletes_undone = check.deletes_undone;
+        figures.first_lost = figures.first_lost.or(check.first_undone);
         figures.generations_undone = check.generations_undone;
         figures.corrupt += check.corrupt;
         figures.check = check.comparison;
@@ -180,7 +190,9 @@ impl Torture<'_> {
         if nvme_bytes < self.nvme_bytes {
             figures.shrunk_away += missing;
         } else {
-            figures.lost_after_flush += missing;
+            figures.lost_again += missing;
+            let first = keys.iter().zip(&found).find(|(_, found)| !**found).map(|(key, _)| *key);
+            figures.first_lost = first.map(|key| self.describe(key));
         }
         Ok(())
     }
@@ -242,6 +254,7 @@ impl Torture<'_> {
         let flushed = client
             .flush()
             .map_err(|error| daemon.failure(&format!("does not flush: {error}")))?;
+        self.ledger.flushed(begun);
         let after_flush = status(&client)?.counters;
         let bytes = i64::try_from(plan.put_bytes_after).unwrap_or(i64::MAX);
         arena.put_bytes.store(bytes, Ordering::Relaxed);
@@ -260,7 +273,8 @@ impl Torture<'_> {
         let unseen = if plan.kind == Kind::Churn { most + 64 } else { 0 };
         Ok(Watched {
             covered,
-            allowed: flushed.left_out + evicted + unseen,
+            left_out: flushed.left_out,
+            evicted: evicted + unseen,
             last,
         })
     }
@@ -283,21 +297,30 @@ impl Torture<'_> {
     }
 
     fn judge_losses(&self, watched: &Watched, figures: &mut Figures) {
-        let mut unexplained = 0;
+        let (mut unexplained, mut first) = (0, None);
         for Covered { key, sealed_at, at } in &watched.covered {
             let state = self.ledger.state(*key);
             if state.present {
                 continue;
             }
             if state.doomed_at > *sealed_at || self.ledger.invalidated_after(key.namespace, *at) {
-                figures.excused += 1;
+                figures.excused.taken_back += 1;
             } else {
                 unexplained += 1;
+                first = first.or(Some(*key));
             }
         }
-        let evicted = unexplained.min(watched.allowed);
-        figures.excused += evicted;
-        figures.lost_after_flush += unexplained - evicted;
+        figures.excused.left_out = watched.left_out.min(unexplained);
+        figures.excused.evicted = watched.evicted.min(unexplained - figures.excused.left_out);
+        figures.lost_after_flush = unexplained - figures.excused.left_out - figures.excused.evicted;
+        if let Some(key) = first.filter(|_| figures.lost_after_flush > 0) {
+            figures.first_lost.get_or_insert_with(|| self.describe(key));
+        }
+    }
+
+    fn describe(&self, key: Key) -> String {
+        let words = crate::key::describe(key.id(0));
+        format!("{words}, {} bytes, {:?}", key.length(), self.ledger.state(key))
     }
 
     fn lose_a_segment(&self) -> Result<(), Failure> {

@@ -27,7 +27,12 @@ const ATTEMPTS: u32 = 1000;
 #[derive(Debug, Default)]
 pub(crate) struct Check {
     pub(crate) comparison: Comparison,
+    /// Blocks that are there though a delete was acknowledged; no flush came after it.
     pub(crate) undeleted: u64,
+    /// The same though one did.
+    pub(crate) deletes_undone: u64,
+    /// The first of these, in words.
+    pub(crate) first_undone: Option<String>,
     pub(crate) generations_undone: u64,
     /// Blocks that a lookup found and a get did not.
     pub(crate) vanished: u64,
@@ -63,8 +68,19 @@ pub(crate) fn read_everything(
             check.vanished += read(open, ledger, keys, &mut reader).map_err(failed)?;
         }
     }
-    let deleted = |(_, state): &&(Key, crate::ledger::State)| state.present && state.is_deleted();
-    check.undeleted = ledger.keys().iter().filter(deleted).count() as u64;
+    for (key, state) in ledger.keys() {
+        if state.present && state.is_deleted() {
+            if ledger.is_flushed(state.deleted_at) {
+                check.deletes_undone += 1;
+                let words = || format!("{}, {state:?}", crate::key::describe(key.id(0)));
+                check.first_undone.get_or_insert_with(words);
+            } else {
+                check.undeleted += 1;
+            }
+            // From here on it is a block like any other.
+            ledger.change(key, |state| state.deleted_at = 0);
+        }
+    }
     check.comparison = reader.comparison;
     check.corrupt = status(&client)?.counters.corrupt;
     Ok(check)

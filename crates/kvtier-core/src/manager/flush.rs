@@ -155,7 +155,8 @@ impl TierManager {
                 flush.written_cost += cost;
                 true
             }
-            Placement::Wait if self.nvme_ref().operations > 0 => false,
+            // What is in flight, or what was just begun, makes room.
+            Placement::Wait if self.nvme_ref().operations > 0 || self.nvme_ref().attention => false,
             Placement::Wait | Placement::Full => {
                 self.flushes.front_mut().expect("the flush in progress").left_out += 1;
                 true

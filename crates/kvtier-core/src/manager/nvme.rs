@@ -128,37 +128,48 @@ impl TierManager {
 
     /// Drops the NVMe copy that is missed least: first those whose host copy is in use, then the least recently left,
     /// but never the last copy of a block before its cached children. False where there is none.
+    ///
+    /// During a flush those whose host copy is in use come last: they would have to be written again at once.
     pub(super) fn evict_nvme(&mut self) -> bool {
         if self.nvme.is_none() {
             return false;
         }
-        let careless = mutant_is!(self, EvictParentBeforeChild);
-        let TierManager { policy, index, .. } = self;
-        let victim = policy
-            .victim(TierManager::nvme_list(true), false, &mut |block| {
-                if index.entry(block.0).is(flag::RELOCATING) {
-                    Verdict::Shelve
-                } else {
-                    Verdict::Take
-                }
-            })
-            .or_else(|| {
-                policy.victim(TierManager::nvme_list(false), false, &mut |block| {
-                    let entry = index.entry(block.0);
-                    // A clean host copy would have to be written again at once.
-                    if entry.is(flag::RELOCATING | flag::PROMOTING | flag::CLEAN) {
-                        Verdict::Shelve
-                    } else if !entry.in_host() && entry.children > 0 && !careless {
-                        Verdict::Park
-                    } else {
-                        Verdict::Take
-                    }
-                })
-            });
+        let victim = if self.flushes.is_empty() {
+            self.redundant_victim().or_else(|| self.nvme_victim())
+        } else {
+            self.nvme_victim().or_else(|| self.redundant_victim())
+        };
         let Some(BlockId(block)) = victim else { return false };
         self.counters.evictions_nvme += 1;
         self.drop_nvme(block);
         true
+    }
+
+    fn redundant_victim(&mut self) -> Option<BlockId> {
+        let TierManager { policy, index, .. } = self;
+        policy.victim(TierManager::nvme_list(true), false, &mut |block| {
+            if index.entry(block.0).is(flag::RELOCATING) {
+                Verdict::Shelve
+            } else {
+                Verdict::Take
+            }
+        })
+    }
+
+    fn nvme_victim(&mut self) -> Option<BlockId> {
+        let careless = mutant_is!(self, EvictParentBeforeChild);
+        let TierManager { policy, index, .. } = self;
+        policy.victim(TierManager::nvme_list(false), false, &mut |block| {
+            let entry = index.entry(block.0);
+            // A clean host copy would have to be written again at once.
+            if entry.is(flag::RELOCATING | flag::PROMOTING | flag::CLEAN) {
+                Verdict::Shelve
+            } else if !entry.in_host() && entry.children > 0 && !careless {
+                Verdict::Park
+            } else {
+                Verdict::Take
+            }
+        })
     }
 
     /// Forgets the least recently left block that is only on NVMe and whose children are not cached. False where there is

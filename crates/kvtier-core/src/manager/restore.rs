@@ -3,7 +3,8 @@ use crate::host_table::{PAGE, pages};
 use crate::index::{NONE, flag};
 use crate::nvme_table::{NvmeSegmentState, NvmeTable};
 use crate::{
-    BlockKey, Generation, NamespaceId, Parent, Refusal, Restored, RestoredRecord, RestoredSegment, Time, TrustDomain,
+    BlockKey, Generation, NamespaceId, Parent, Refusal, Restored, RestoredRecord, RestoredSegment, SegmentId, Time,
+    TrustDomain,
 };
 
 /// A segment while it is decided what of it is cached again.
@@ -57,6 +58,7 @@ impl TierManager {
             for candidate in &candidates {
                 self.attach_segment(candidate, &mut restored);
             }
+            self.note_older_copies(&candidates);
             for candidate in &candidates {
                 self.link_parents(candidate);
             }
@@ -233,6 +235,18 @@ impl TierManager {
             NvmeSegmentState::Drained
         };
         let place = self.nvme_mut().add_segment(segment.segment, segment.bytes, state);
+        // Older copies are dead records of their blocks.
+        let named = segment.records.iter().zip(blocks).filter_map(|(record, &block)| {
+            let (key, epoch) = self.restored_key(record);
+            if block == NONE {
+                self.index.find(key, epoch)
+            } else {
+                Some(block)
+            }
+        });
+        let named: Vec<u32> = named.collect();
+        let footer = named.len() as u64 * self.nvme_ref().record_bytes;
+        self.nvme_mut().segment_mut(place).records = named;
         if !used {
             // What shadows its records may not have been synced by the run that wrote it.
             let nvme = self.nvme_mut();
@@ -258,10 +272,8 @@ impl TierManager {
         }
         let nvme = self.nvme_mut();
         nvme.live += cost;
-        let footer = *live as u64 * nvme.record_bytes;
         let entry = nvme.segment_mut(place);
         entry.live = cost;
-        entry.records = blocks.iter().copied().filter(|&block| block != NONE).collect();
         // Nothing is appended any more: what is left behind the last record counts as dead.
         entry.end = (segment.bytes - footer) / PAGE * PAGE;
     }
@@ -283,6 +295,26 @@ impl TierManager {
             segment.state = NvmeSegmentState::Open;
             segment.end = end;
             nvme.open[0] = Some(place);
+        }
+    }
+
+    /// Records of cached blocks that do not count: should the block be deleted, they must not come back either.
+    fn note_older_copies(&mut self, candidates: &[Candidate]) {
+        let places: Vec<(SegmentId, u32)> = (0..)
+            .zip(&self.nvme_ref().segments)
+            .filter_map(|(place, segment)| segment.as_ref().map(|segment| (segment.id, place)))
+            .collect();
+        for Candidate { segment, blocks, .. } in candidates {
+            let at = places.binary_search_by_key(&segment.segment, |(id, _)| *id);
+            let (_, place) = places[at.expect("segments are attached in the order of their ids")];
+            let dead = segment.records.iter().zip(blocks).filter(|(_, block)| **block == NONE);
+            for (record, _) in dead {
+                let (key, epoch) = self.restored_key(record);
+                if let Some(block) = self.index.find(key, epoch) {
+                    let page = u32::try_from(record.offset / PAGE).expect("a possible record");
+                    self.note_stale(block, (place, page));
+                }
+            }
         }
     }
 

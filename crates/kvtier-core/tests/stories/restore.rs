@@ -401,6 +401,17 @@ fn a_block_deleted_after_it_was_moved_is_forgotten_in_both_places() {
 }
 
 #[test]
+fn a_deleted_block_leaves_no_older_copy_that_an_earlier_restart_saw() {
+    // A restart found two copies of each: of one in two segments, of the other in one.
+    let (mut world, restored) = found(vec![segment(5, [1, 2]), segment(6, [3, 1, 3])]);
+    assert_eq!((restored.blocks, restored.left_out), (3, 2));
+    assert_eq!(world.seen.get("forget"), None);
+    world.delete(&hashes([1, 3]));
+    assert_eq!(world.seen["forget"], 4, "each copy of each");
+    world.core.check_invariants();
+}
+
+#[test]
 fn evicted_and_invalidated_blocks_are_not_forgotten_on_the_device() {
     let mut world = World::new(settings(128 << 10, 1 << 20));
     for round in 0..60 {
