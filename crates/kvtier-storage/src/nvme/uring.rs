@@ -3,6 +3,10 @@
 //! Requests come through a bounded queue. The ring thread starts as many pieces as the disk's depth allows, and sleeps
 //! in the kernel until one completes or an eventfd, which is itself read through the ring, says that there is more; the
 //! eventfd is written only while the thread sleeps.
+//!
+//! What is told of a finished request may be as long as a check of its bytes: between any two of them the thread looks
+//! after the device, so that it never waits for more than one. Where requests come one after another it lingers for a
+//! moment before it sleeps, since being woken costs more than that.
 #![expect(
     unsafe_code,
     reason = "gives the kernel pointers into memory that the ring owns until their completions arrive"
@@ -27,6 +31,14 @@ use super::queue::{FOREGROUND_TURNS, RequestQueue, is_late};
 const ALIGNMENT: usize = 4096;
 /// Completion of the eventfd read.
 const WAKE: u64 = u64::MAX;
+/// More than this finished and not told yet is left to other threads to check: the device comes first.
+const BACKLOG_BYTES_MAX: usize = 4 << 20;
+/// A request that finds the device idle is cut into more pieces than others, so that its first bytes are there early.
+const SHARE_OF_PIECE_WHEN_IDLE: usize = 2;
+/// How long the thread waits for a request before it sleeps, if the one before came that soon.
+const LINGER: Duration = Duration::from_micros(100);
+/// As measured by a thread that slept, being woken included.
+const SOON: Duration = Duration::from_micros(150);
 /// The kernel may ask for a piece to be tried again; not for ever.
 const RETRIES_MAX: u32 = 1000;
 
@@ -121,6 +133,8 @@ impl Drop for UringEngine {
 /// A request that the device works on, at least in part.
 struct Active {
     request: Request,
+    /// What it is cut into.
+    piece_bytes: usize,
     /// Bytes that pieces were made for.
     issued: usize,
     /// Pieces in flight.
@@ -155,8 +169,13 @@ struct Ring<'shared> {
     again: VecDeque<usize>,
     pieces_in_flight: usize,
     wake_armed: bool,
-    finished: Vec<(Request, Result<(), EngineError>)>,
+    finished: VecDeque<(Request, Result<(), EngineError>)>,
+    /// Bytes that were read for what is in `finished`.
+    finished_bytes: usize,
     swept: Instant,
+    /// How long nothing was to be done before the last request came.
+    lull: Duration,
+    may_linger: bool,
 }
 
 struct Owned {
@@ -199,8 +218,12 @@ impl<'shared> Ring<'shared> {
             again: VecDeque::new(),
             pieces_in_flight: 0,
             wake_armed: false,
-            finished: Vec::new(),
+            finished: VecDeque::new(),
+            finished_bytes: 0,
             swept: Instant::now(),
+            lull: Duration::MAX,
+            // Elsewhere it would keep away whoever is to bring the next request.
+            may_linger: thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
         })
     }
 
@@ -208,19 +231,44 @@ impl<'shared> Ring<'shared> {
         loop {
             self.reap();
             self.fill();
-            if !self.finished.is_empty() {
-                // The device goes on while the callbacks run.
-                if !self.ring.submission().is_empty() {
+            if let Some((request, outcome)) = self.next_finished() {
+                // The device goes on while the callback runs.
+                if !self.ring.submission().is_empty() || self.ring.submission().taskrun() {
                     self.enter(0, None);
                 }
-                self.finish();
+                let behind = self.finished_bytes > BACKLOG_BYTES_MAX;
+                request.finish(outcome, !behind);
                 continue;
             }
-            if self.pieces_in_flight == 0 && self.shared.queue.is_closed() && self.shared.queue.is_empty() {
+            if self.pieces_in_flight > 0 {
+                self.sleep();
+                continue;
+            }
+            if self.shared.queue.is_closed() && self.shared.queue.is_empty() {
                 return;
             }
-            self.sleep();
+            let idle_since = Instant::now();
+            if !self.linger(idle_since) {
+                self.sleep();
+            }
+            self.lull = idle_since.elapsed();
         }
+    }
+
+    /// Waits a moment for a request, if that is likely to be enough.
+    fn linger(&self, idle_since: Instant) -> bool {
+        if !self.may_linger || self.lull > SOON {
+            return false;
+        }
+        while self.shared.queue.is_empty() {
+            if idle_since.elapsed() >= LINGER {
+                return false;
+            }
+            for _ in 0..16 {
+                std::hint::spin_loop();
+            }
+        }
+        true
     }
 
     /// Waits for a completion or a request. While the device is full and something waits, only for a while: should the
@@ -358,7 +406,18 @@ impl<'shared> Ring<'shared> {
         }
         let active = self.owned.actives[index].take().expect("an active request");
         self.free_actives.push(index);
-        self.finished.push((active.request, active.failed.map_or(Ok(()), Err)));
+        self.end(active.request, active.failed.map_or(Ok(()), Err));
+    }
+
+    fn end(&mut self, request: Request, outcome: Result<(), EngineError>) {
+        self.finished_bytes += read_bytes(&request);
+        self.finished.push_back((request, outcome));
+    }
+
+    fn next_finished(&mut self) -> Option<(Request, Result<(), EngineError>)> {
+        let (request, outcome) = self.finished.pop_front()?;
+        self.finished_bytes -= read_bytes(&request);
+        Some((request, outcome))
     }
 
     /// Starts pieces while the disk's depth allows.
@@ -391,15 +450,18 @@ impl<'shared> Ring<'shared> {
     /// `None` when the request ended here.
     fn activate(&mut self, request: Request) -> Option<usize> {
         if is_late(&request, Instant::now()) {
-            self.finished.push((request, Err(EngineError::Deadline)));
+            self.end(request, Err(EngineError::Deadline));
             return None;
         }
         if request.memory.is_empty() {
-            self.finished.push((request, Ok(())));
+            self.end(request, Ok(()));
             return None;
         }
+        let alone = self.pieces_in_flight == 0 && self.shared.queue.is_empty();
+        let share = if alone { SHARE_OF_PIECE_WHEN_IDLE } else { 1 };
         let active = Some(Active {
             request,
+            piece_bytes: (self.settings.piece_bytes / share).next_multiple_of(ALIGNMENT),
             issued: 0,
             pieces: 0,
             failed: None,
@@ -419,7 +481,7 @@ impl<'shared> Ring<'shared> {
     fn start_piece_of(&mut self, index: usize) {
         let active = self.owned.actives[index].as_mut().expect("an active request");
         let rest = active.request.memory.len() - active.issued;
-        let length = rest.min(self.settings.piece_bytes);
+        let length = rest.min(active.piece_bytes);
         let piece = Some(Piece {
             active: index,
             start: active.issued,
@@ -475,14 +537,6 @@ impl<'shared> Ring<'shared> {
         let pushed = self.push(&entry.user_data(index as u64));
         assert!(pushed, "the submission queue has room for the whole depth");
     }
-
-    fn finish(&mut self) {
-        let idle = self.pieces_in_flight == 0 && self.shared.queue.is_empty();
-        let last = self.finished.len() - 1;
-        for (position, (request, outcome)) in self.finished.drain(..).enumerate() {
-            request.finish(outcome, idle && position == last);
-        }
-    }
 }
 
 impl Drop for Ring<'_> {
@@ -516,11 +570,20 @@ impl Drop for Ring<'_> {
     }
 }
 
+/// What there may be to check of a finished request.
+fn read_bytes(request: &Request) -> usize {
+    match request.direction {
+        Direction::Read => request.memory.len(),
+        Direction::Write => 0,
+    }
+}
+
 /// The cheapest kind of ring that this kernel has.
 fn build(entries: u32) -> io::Result<IoUring> {
     IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
+        .setup_taskrun_flag()
         .setup_submit_all()
         .build(entries)
         .or_else(|_| IoUring::builder().setup_coop_taskrun().build(entries))
