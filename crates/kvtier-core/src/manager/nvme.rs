@@ -129,7 +129,7 @@ impl TierManager {
     /// Drops the NVMe copy that is missed least: first those whose host copy is in use, then the least recently left,
     /// but never the last copy of a block before its cached children. False where there is none.
     ///
-    /// During a flush those whose host copy is in use come last: they would have to be written again at once.
+    /// During a flush those with a host copy come last: they would have to be written again at once.
     pub(super) fn evict_nvme(&mut self) -> bool {
         if self.nvme.is_none() {
             return false;
@@ -158,11 +158,13 @@ impl TierManager {
 
     fn nvme_victim(&mut self) -> Option<BlockId> {
         let careless = mutant_is!(self, EvictParentBeforeChild);
+        let flushing = !self.flushes.is_empty();
         let TierManager { policy, index, .. } = self;
         policy.victim(TierManager::nvme_list(false), false, &mut |block| {
             let entry = index.entry(block.0);
-            // A clean host copy would have to be written again at once.
-            if entry.is(flag::RELOCATING | flag::PROMOTING | flag::CLEAN) {
+            // A clean host copy would have to be written again at once; so would any while all are flushed.
+            let again = entry.is(flag::CLEAN) || (flushing && entry.in_host());
+            if again || entry.is(flag::RELOCATING | flag::PROMOTING) {
                 Verdict::Shelve
             } else if !entry.in_host() && entry.children > 0 && !careless {
                 Verdict::Park

@@ -81,10 +81,13 @@ impl TierManager {
         segment.live < filled || segment.records.iter().any(|&block| !self.is_needed(block))
     }
 
-    /// A copy that is being read, or of a block whose children are cached and that will soon be its last.
+    /// A copy that is being read, or of a block whose children are cached and that will soon be its last, or one that a
+    /// flush would write again.
     fn is_needed(&self, block: u32) -> bool {
         let entry = self.index.entry(block);
-        entry.is(flag::PROMOTING) || (entry.children > 0 && (!entry.in_host() || entry.is(flag::CLEAN)))
+        entry.is(flag::PROMOTING)
+            || (entry.children > 0 && (!entry.in_host() || entry.is(flag::CLEAN)))
+            || (entry.in_host() && !self.flushes.is_empty())
     }
 
     /// Copies the live records of the segment that is being emptied, or drops those not worth it.

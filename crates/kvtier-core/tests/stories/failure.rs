@@ -239,6 +239,33 @@ fn a_flush_says_how_much_it_could_not_write() {
 }
 
 #[test]
+fn a_flush_of_a_full_tier_gives_up_what_is_only_there_and_writes_each_block_once() {
+    let mut world = World::new(kvtier_core::CoreSettings {
+        host_clean_low_permille: 0,
+        host_clean_high_permille: 0,
+        ..settings(512 << 10, 1 << 20)
+    });
+    for number in 0..300 {
+        world.put(&hashes([number]), 8 * KIB);
+    }
+    let cold: Vec<u64> = world.present(0..236);
+    assert!(cold.len() > 40, "{cold:?}");
+    // Copies in both tiers: without a flush those on NVMe are the next to go.
+    for number in &cold[cold.len() - 24..] {
+        world.fetch(&hashes([*number]));
+    }
+    let before = world.core.statistics();
+    let in_both = before.host_blocks + before.nvme_blocks - before.blocks;
+    assert!(in_both > 0, "{in_both}");
+    let operation = world.flush();
+    assert_eq!(world.flushed[&operation], (before.host_blocks - in_both, 0));
+    let after = world.core.statistics();
+    assert_eq!(after.demotions - before.demotions, before.host_blocks - in_both);
+    assert_eq!(after.host_blocks + after.nvme_blocks - after.blocks, after.host_blocks);
+    world.core.check_invariants();
+}
+
+#[test]
 fn a_flush_is_not_done_before_its_sync_is_answered() {
     let mut world = World::new(settings(256 << 10, 4 << 20));
     world.put(&hashes(0..2), 16 * KIB);
