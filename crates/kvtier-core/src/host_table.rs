@@ -84,6 +84,8 @@ pub(crate) struct Group {
     pub(crate) wants: VecDeque<Want>,
     /// Slots that they wait for.
     pub(crate) wanted: u64,
+    /// When somebody who does not wait was last refused one.
+    pub(crate) refused_at: Option<Time>,
     /// Demotions in flight that will make a slot clean.
     pub(crate) demotions: u32,
     /// Demotion runs until the high watermark is reached.
@@ -174,6 +176,7 @@ impl HostTable {
             wants: VecDeque::new(),
             wanted: 0,
             demotions: 0,
+            refused_at: None,
             demoting: false,
             attended: false,
             evictions: 0,

@@ -47,8 +47,8 @@ pub struct TierManager {
     operations: BTreeMap<OperationId, operation::Issued>,
     /// The write (demotion or relocation) in flight of each block.
     writes: KeyMap<(u64, OperationId)>,
-    /// Where an older record of a cached block may still lie, as segment and page: to be forgotten with the block.
-    stale: KeyMap<(u64, (u32, u32))>,
+    /// Where older records of a cached block may still lie: to be forgotten with the block.
+    stale: KeyMap<(u64, Vec<copies::StaleRecord>)>,
     index: BlockIndex,
     namespaces: NamespaceTable,
     realizations: RealizationTable,

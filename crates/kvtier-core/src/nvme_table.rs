@@ -35,7 +35,7 @@ pub(crate) struct NvmeSegment {
     pub(crate) live: u64,
     pub(crate) writes: u32,
     pub(crate) reads: u32,
-    /// A drained one: how many writes a sync has to cover before it is closed.
+    /// How many writes a sync has to cover before it is emptied, and once it is empty, before it is closed.
     pub(crate) needs_synced: u64,
     /// The `CloseSegment` or `SealSegment` in flight.
     pub(crate) operation: Option<OperationId>,
@@ -94,6 +94,8 @@ pub(crate) struct NvmeTable {
     pub(crate) attempts: u32,
     /// After `Busy` or an error: no new operation before this.
     pub(crate) not_before: Time,
+    /// Nobody has looked since that pause began.
+    pub(crate) paused: bool,
     /// Demotions and relocations in flight.
     pub(crate) writes: u32,
     /// Promotions in flight.
@@ -153,6 +155,7 @@ impl NvmeTable {
             errors: 0,
             attempts: 0,
             not_before: Time::ZERO,
+            paused: false,
             writes: 0,
             reads: 0,
             written: 0,

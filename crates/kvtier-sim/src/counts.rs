@@ -41,13 +41,17 @@ pub enum Fault {
     /// A client names leases, reservations or namespaces that are not its own, or lengths over its slots'.
     ClientLies,
     /// The process that holds the manager dies.
-    Crash,
+    Kill,
+    /// Its machine loses power.
+    PowerCut,
+    /// A restart gives the NVMe tier another size.
+    Resize,
     /// The manager stops giving out leases and reservations.
     Drain,
 }
 
 impl Fault {
-    const ALL: [Fault; 19] = [
+    const ALL: [Fault; 21] = [
         Fault::Lost,
         Fault::Late,
         Fault::Duplicate,
@@ -65,7 +69,9 @@ impl Fault {
         Fault::ClientLost,
         Fault::ClientStalled,
         Fault::ClientLies,
-        Fault::Crash,
+        Fault::Kill,
+        Fault::PowerCut,
+        Fault::Resize,
         Fault::Drain,
     ];
 }
@@ -123,7 +129,7 @@ fn event_name(event: &Event) -> &'static str {
     EVENTS[index]
 }
 
-const ANSWERS: [&str; 21] = [
+const ANSWERS: [&str; 23] = [
     "fetched_miss",
     "fetched_busy",
     "fetched_from_host",
@@ -145,6 +151,8 @@ const ANSWERS: [&str; 21] = [
     "refused_draining",
     "refused_invalid",
     "refused_unknown_client",
+    "came_back",
+    "came_back_as_flushed",
 ];
 
 /// How often each thing occurred. What never occurs is not tested: [`Counts::missing`] names it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvtier_core::{Extent, RecordLabel, SegmentId, TrustDomain};
+use kvtier_core::{Extent, OperationId, RecordLabel, SegmentId, Time, TrustDomain};
 
 use crate::oracle::{Check, found};
 use crate::random::mix;
@@ -27,16 +27,52 @@ struct Page {
     writer: Holder,
 }
 
-/// What a device wrote beside a payload.
+/// How far something written got, and so what it survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    /// In the process: nothing.
+    Process,
+    /// In the system: the death of the process.
+    System,
+    /// On the device: a power cut.
+    Device,
+}
+
+/// A payload on NVMe and what the index of its segment says of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
     pub(crate) label: RecordLabel,
+    pub(crate) length: u32,
     pub(crate) checksum: u32,
     /// A fault of the world's own making hit it: its check may fail.
     pub(crate) damaged: bool,
-    /// Survives a power cut.
-    pub(crate) synced: bool,
     pub(crate) tag: Tag,
+    /// The write that made it.
+    pub(crate) operation: OperationId,
+    pub(crate) at: Time,
+    pub(crate) payload: Reach,
+    /// Its entry in the index.
+    pub(crate) entry: Reach,
+    /// It was forgotten, when, and how far that got.
+    pub(crate) forgotten: Option<(Time, Reach)>,
+    /// It was forgotten, but that was lost.
+    pub(crate) was_forgotten: bool,
+}
+
+impl Record {
+    /// Survives a power cut.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.payload == Reach::Device && self.entry == Reach::Device
+    }
+
+    /// A sync covers it.
+    pub(crate) fn sync(&mut self) {
+        self.payload = Reach::Device;
+        self.entry = Reach::Device;
+        if let Some((_, reach)) = &mut self.forgotten {
+            *reach = Reach::Device;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -290,6 +326,33 @@ impl Memory {
             .iter()
             .map(|page| (page.tag, page.part, page.flipped))
             .collect())
+    }
+
+    /// A power cut left only the first `pages` pages of a record.
+    pub(crate) fn tear(&mut self, extent: &Extent, pages: usize) {
+        let Some(segment) = self.segments.get_mut(&extent.segment) else {
+            return;
+        };
+        for page in segment.pages[pages_of(extent)].iter_mut().skip(pages) {
+            *page = Page::default();
+        }
+        if let Some(record) = segment.records.get_mut(&extent.offset) {
+            record.damaged = true;
+        }
+    }
+
+    /// What a new process finds: whole segments that nobody holds and nobody appends to.
+    pub(crate) fn found_again(&mut self) {
+        for segment in self.segments.values_mut() {
+            segment.open = true;
+            segment.closing = false;
+            segment.sealed = true;
+            for page in &mut segment.pages {
+                page.readers = 0;
+                page.writer = 0;
+            }
+        }
+        self.highest = self.segments.keys().next_back().copied();
     }
 
     /// Flips a bit in the first page of the record at `offset`.

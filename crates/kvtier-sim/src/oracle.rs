@@ -45,6 +45,10 @@ pub(crate) struct Ledger {
     live: BTreeMap<Key, Tag>,
     /// Children whose parent was cached when they were published: it may not go before them.
     linked: BTreeMap<Key, Key>,
+    /// Writes that a finished flush made durable and that were not written again since.
+    covered: BTreeSet<Tag>,
+    /// Writes that a client deleted while they were cached.
+    deleted: BTreeSet<Tag>,
 }
 
 impl Ledger {
@@ -88,6 +92,38 @@ impl Ledger {
             self.kill(tag, step);
         }
         self.unlink(key);
+    }
+
+    /// The same, and it was cached: no restart may bring it back once that is durable.
+    pub(crate) fn delete(&mut self, key: Key, step: u64) {
+        self.deleted.extend(self.live(key));
+        self.forget(key, step);
+    }
+
+    pub(crate) fn is_deleted(&self, tag: Tag) -> bool {
+        self.deleted.contains(&tag)
+    }
+
+    /// A finished flush made it durable.
+    pub(crate) fn cover(&mut self, tag: Tag) {
+        self.covered.insert(tag);
+    }
+
+    pub(crate) fn uncover(&mut self, tag: Tag) {
+        self.covered.remove(&tag);
+    }
+
+    pub(crate) fn is_covered(&self, tag: Tag) -> bool {
+        self.covered.contains(&tag)
+    }
+
+    /// A restart brought a write back: it is what its key shows from now on.
+    pub(crate) fn revive(&mut self, tag: Tag) {
+        let written = &mut self.writes[tag as usize - 1];
+        written.dead_from = u64::MAX;
+        let key = written.key;
+        self.deleted.remove(&tag);
+        self.live.insert(key, tag);
     }
 
     /// An invalidation is acknowledged: no later request may see anything older.

@@ -54,6 +54,8 @@ pub(crate) struct Plan {
     pub(crate) steps: u64,
     pub(crate) step_gap_ns: u64,
     pub(crate) device_ns: u64,
+    /// How often the storage writes the index entries that it holds back.
+    pub(crate) flush_interval_ns: u64,
     pub(crate) rates: Rates,
     /// Shares of what clients do, in thousandths of their steps; the rest are fetches.
     pub(crate) put_permille: u64,
@@ -90,7 +92,7 @@ impl Plan {
         if random.chance(150) {
             settings.namespace_quota_bytes = Some(quota);
         }
-        Plan {
+        let mut plan = Plan {
             spaces,
             realizations: random.between(1, 2) as u32,
             domains,
@@ -100,13 +102,33 @@ impl Plan {
             steps: random.between(150, 500),
             step_gap_ns: random.pick(&[20_000, 50_000, 100_000, 400_000]),
             device_ns: random.pick(&[10_000, 50_000, 100_000, 300_000]),
+            flush_interval_ns: random.pick(&[100_000, 1_000_000, 20_000_000]),
             rates: rates(random),
             put_permille: random.between(250, 500),
             delete_permille: random.pick(&[0, 10, 30, 80]),
             operator_permille: random.pick(&[0, 10, 30, 60]),
             hold_max: random.between(1, 24) as usize,
             settings,
+        };
+        if random.chance(250) {
+            plan.churn(random);
         }
+        plan
+    }
+
+    /// Much is put into little NVMe, so that segments are emptied, copied and closed all the time, and crashes come often.
+    fn churn(&mut self, random: &mut Random) {
+        let settings = &mut self.settings;
+        settings.nvme_bytes = settings.nvme_segment_bytes * random.between(4, 7);
+        settings.nvme_live_permille = 1000;
+        settings.host_clean_low_permille = 250;
+        settings.host_clean_high_permille = 500;
+        settings.blocks_max = 100_000;
+        self.steps = random.between(300, 900);
+        self.put_permille = random.between(400, 700);
+        self.operator_permille = random.pick(&[30, 100]);
+        self.hold_max = 4;
+        self.rates.crash = random.pick(&[0, 4, 12]);
     }
 
     pub(crate) fn hash(node: u32) -> BlockHash {
@@ -208,7 +230,7 @@ fn rates(random: &mut Random) -> Rates {
         disconnected: rate(&[3, 15]),
         stalled: rate(&[5, 20]),
         lies: rate(&[20, 60]),
-        crash: rate(&[1, 4]),
+        crash: rate(&[2, 8]),
         drain: rate(&[1]) == 1,
         timer_late_ns: rate(&[10_000, 1_000_000, 60_000_000]),
     }

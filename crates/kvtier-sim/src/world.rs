@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::random::{Random, mix};
 
 mod clients;
+mod crash;
 mod devices;
 mod ending;
 mod lies;
@@ -73,6 +74,10 @@ pub(crate) struct World {
     next_holder: u64,
     faults_on: bool,
     draining: bool,
+    /// The machine or the process dies when this many more things have happened.
+    crash_after: Option<u64>,
+    /// Namespaces of which a restart may have brought back more than their quota.
+    over_quota: BTreeSet<u32>,
     /// Steps that clients may still take.
     steps_left: u64,
     /// Since the timer last moved the time on.
@@ -120,6 +125,8 @@ impl World {
             next_holder: 1,
             faults_on: true,
             draining: false,
+            crash_after: None,
+            over_quota: BTreeSet::new(),
             steps_left: plan.steps,
             spins: 0,
             timer_after: Time::ZERO,
@@ -141,15 +148,8 @@ impl World {
         Ok(world)
     }
 
-    /// Opens the plan's namespaces and realizations in a manager that has none yet.
+    /// Opens the plan's namespaces and realizations in the first manager.
     fn open_spaces(&mut self) -> Check {
-        let known: Vec<(Generation, Generation)> = self
-            .spaces
-            .iter()
-            .map(|space| (space.acknowledged, space.recorded))
-            .collect();
-        self.spaces.clear();
-        self.realizations.clear();
         for index in 0..self.plan.spaces.len() {
             let space = self.plan.spaces[index].clone();
             let domain = TrustDomain(space.domain);
@@ -166,12 +166,11 @@ impl World {
             if space.quota_bytes.is_some() {
                 self.manager.set_quota(id, space.quota_bytes);
             }
-            let (acknowledged, recorded) = known.get(index).copied().unwrap_or((generation, generation));
             self.spaces.push(OpenSpace {
                 domain,
                 id,
-                acknowledged,
-                recorded,
+                acknowledged: generation,
+                recorded: generation,
             });
         }
         for index in 0..self.plan.realizations {
@@ -286,6 +285,12 @@ impl World {
             Happening::Step(client) => self.client_step(client)?,
             Happening::Operate => self.operate()?,
             Happening::Probe(space) => self.probe(space)?,
+        }
+        if let Some(left) = self.crash_after.filter(|_| self.faults_on) {
+            self.crash_after = left.checked_sub(1);
+            if left == 0 {
+                self.crash()?;
+            }
         }
         if self.log.is_some() {
             // Somebody reads along: say it where it happens, not where it is noticed.

@@ -26,6 +26,15 @@ pub(super) fn is_held(host: &HostTable, entry: &Entry) -> bool {
         || (entry.in_host() && host.slot(entry.host_segment, entry.host_slot).is_held())
 }
 
+/// A record on NVMe that counts no more, until its segment is closed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StaleRecord {
+    /// Place of the segment.
+    pub(super) segment: u32,
+    pub(super) page: u32,
+    pub(super) length: u32,
+}
+
 impl TierManager {
     /// The list of a group: of blocks in use, or of those that can be dropped at once.
     pub(super) fn group_list(group: u32, clean: bool) -> ListId {
@@ -312,7 +321,11 @@ impl TierManager {
     /// Drops the NVMe copy. The last copy takes the block with it.
     pub(super) fn drop_nvme(&mut self, block: u32) {
         let entry = self.index.entry(block);
-        let record = (entry.nvme_segment, entry.nvme_page);
+        let record = StaleRecord {
+            segment: entry.nvme_segment,
+            page: entry.nvme_page,
+            length: entry.length,
+        };
         self.unlink_nvme(block);
         if self.index.entry(block).is_ghost() {
             self.vanish(block);
@@ -366,11 +379,14 @@ impl TierManager {
     /// Drops all copies, and sees to it that no restart brings the block back.
     pub(super) fn forget_for_good(&mut self, block: u32) {
         let entry = self.index.entry(block);
-        let length = entry.length;
-        let copy = entry.on_nvme().then_some((entry.nvme_segment, entry.nvme_page));
-        let older = self.stale.take(u64::from(block));
-        for (segment, page) in older.into_iter().chain(copy) {
-            self.forget_record(segment, page, length);
+        let copy = entry.on_nvme().then_some(StaleRecord {
+            segment: entry.nvme_segment,
+            page: entry.nvme_page,
+            length: entry.length,
+        });
+        let older = self.stale.take(u64::from(block)).unwrap_or_default();
+        for record in older.into_iter().chain(copy) {
+            self.forget_record(record);
         }
         let misses = mutant_is!(self, DeleteMissesWrite);
         if self.index.entry(block).is(flag::DEMOTING | flag::RELOCATING) && !misses {
@@ -379,18 +395,17 @@ impl TierManager {
         self.forget(block);
     }
 
-    pub(super) fn forget_record(&mut self, segment: u32, page: u32, length: u32) {
-        let target = self.nvme_extent(segment, page, length);
+    pub(super) fn forget_record(&mut self, record: StaleRecord) {
+        let target = self.nvme_extent(record.segment, record.page, record.length);
         self.actions.push_back(Action::ForgetRecord { target });
     }
 
     /// A record of a block that stays cached counts no more, but lies there until its segment is closed.
-    pub(super) fn note_stale(&mut self, block: u32, record: (u32, u32)) {
-        if let Some((segment, page)) = self.stale.take(u64::from(block)) {
-            let length = self.index.entry(block).length;
-            self.forget_record(segment, page, length);
+    pub(super) fn note_stale(&mut self, block: u32, record: StaleRecord) {
+        match self.stale.at_mut(u64::from(block)) {
+            Some(records) => records.push(record),
+            None => self.stale.put(u64::from(block), vec![record]),
         }
-        self.stale.put(u64::from(block), record);
     }
 
     /// The last copy is gone. Moves in flight go on for nobody; the entry stays while it has children.

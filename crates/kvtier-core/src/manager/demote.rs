@@ -1,3 +1,4 @@
+use super::copies::StaleRecord;
 use super::nvme::Placement;
 use super::operation::{Operation, Purpose};
 use super::{TierManager, mutant_is};
@@ -77,9 +78,15 @@ impl TierManager {
                 true
             }
             Placement::Wait => false,
-            // NVMe is full of blocks whose children are here: the leaves have to go first.
-            Placement::Full => self.forget_leaf(group) || self.forget_any_leaf(),
+            Placement::Full => self.forget_for_room(group),
         }
+    }
+
+    /// NVMe is full of blocks whose children are here: the leaves have to go first, but not before somebody wants their room.
+    fn forget_for_room(&mut self, group: u32) -> bool {
+        let entry = self.host.group_mut(group);
+        let refused = entry.refused_at.take() == Some(self.now);
+        (entry.wanted > 0 || refused) && (self.forget_leaf(group) || self.forget_any_leaf())
     }
 
     /// Whether a block is written to NVMe when its slot is needed: the policy says so, or its children are cached.
@@ -225,6 +232,11 @@ impl TierManager {
             deleted,
             ..
         } = *demotion;
+        let record = StaleRecord {
+            segment: nvme_segment,
+            page,
+            length,
+        };
         let nvme = self.nvme_mut();
         nvme.writes -= 1;
         nvme.segment_mut(nvme_segment).writes -= 1;
@@ -241,7 +253,7 @@ impl TierManager {
         };
         if deleted {
             // Whatever the outcome: a write that failed may have got there all the same.
-            self.forget_record(nvme_segment, page, length);
+            self.forget_record(record);
         }
         if block == NONE {
             self.nvme_mut().kill(nvme_segment, length);
@@ -259,7 +271,7 @@ impl TierManager {
         entry.clear(flag::DEMOTING | flag::USED);
         let Some(checksum) = written else {
             self.nvme_mut().kill(nvme_segment, length);
-            self.note_stale(block, (nvme_segment, page));
+            self.note_stale(block, record);
             self.unpark(block);
             self.flush_answered(demotion, false);
             return;

@@ -33,7 +33,8 @@ impl TierManager {
                 .map(super::host_reclaim::HostDrain::gives_up_at),
             self.nvme.as_ref().and_then(|nvme| match nvme.service {
                 Service::Out(until) => Some(until),
-                Service::In => paused(nvme.not_before),
+                // Even where a command's time is past it already: a command does not look.
+                Service::In => nvme.paused.then_some(nvme.not_before),
                 Service::Resetting => None,
             }),
             paused(self.host_reclaim_not_before).filter(|_| waits),

@@ -195,11 +195,11 @@ impl TierManager {
         }
         let Some(flush) = self.flushes.front_mut() else { return };
         let Some(needs) = flush.needs_synced else { return };
+        flush.needs_synced = None;
         if synced && covers < needs {
-            self.sync();
+            // It was under way when the flush came to need one: once more.
             return;
         }
-        flush.needs_synced = None;
         flush.failures += 1;
         // A copy that went meanwhile is written, and synced, once more.
         let done = synced && flush.in_flight == 0 && flush.again.is_empty();

@@ -274,8 +274,10 @@ impl TierManager {
     pub(super) fn nvme_sealed(&mut self, place: u32, outcome: Result<Completion, Failure>) {
         let nvme = self.nvme_mut();
         nvme.attention = true;
+        let written = nvme.written;
         let segment = nvme.segment_mut(place);
         segment.operation = None;
+        segment.needs_synced = written;
         segment.state = if outcome.is_ok() {
             NvmeSegmentState::Sealed
         } else {
@@ -294,9 +296,11 @@ impl TierManager {
             return;
         }
         for block in std::mem::take(&mut self.nvme_mut().segment_mut(place).records) {
-            let stale = self.stale.at(u64::from(block));
-            if stale.is_some_and(|&(segment, _)| segment == place) {
-                self.stale.take(u64::from(block));
+            if let Some(stale) = self.stale.at_mut(u64::from(block)) {
+                stale.retain(|record| record.segment != place);
+                if stale.is_empty() {
+                    self.stale.take(u64::from(block));
+                }
             }
         }
         self.nvme_mut().drop_segment(place);

@@ -1,4 +1,4 @@
-use super::copies::is_held;
+use super::copies::{StaleRecord, is_held};
 use super::nvme::Placement;
 use super::operation::Operation;
 use super::{TierManager, mutant_is};
@@ -58,6 +58,12 @@ impl TierManager {
         let has_place = nvme.unopened() > 0 || nvme.open[Writer::Relocation as usize].is_some();
         if nvme.segment(place).live > 0 && !has_place {
             return false;
+        }
+        // Whatever survives of the copies, what they were copied from does: then a restart without a free segment can do
+        // without the copies.
+        if nvme.segment(place).needs_synced > nvme.synced {
+            self.sync();
+            return self.nvme_ref().syncing.is_some();
         }
         let nvme = self.nvme_mut();
         nvme.segment_mut(place).state = NvmeSegmentState::Draining;
@@ -235,6 +241,7 @@ impl TierManager {
             length,
             deleted,
         } = *relocation;
+        let copy = StaleRecord { segment, page, length };
         let nvme = self.nvme_mut();
         nvme.writes -= 1;
         nvme.segment_mut(segment).writes -= 1;
@@ -250,7 +257,7 @@ impl TierManager {
         drain.again |= retry && block != NONE;
         if deleted {
             // Whatever the outcome: a write that failed may have got there all the same.
-            self.forget_record(segment, page, length);
+            self.forget_record(copy);
         }
         if block == NONE {
             self.nvme_mut().kill(segment, length);
@@ -269,8 +276,12 @@ impl TierManager {
                 self.counters.relocated_bytes += u64::from(length);
                 self.nvme_mut().kill(source_segment, length);
                 let stay = mutant_is!(self, WrongExtentOnRelocate);
-                let source_page = self.index.entry(block).nvme_page;
-                self.note_stale(block, (source_segment, source_page));
+                let source = StaleRecord {
+                    segment: source_segment,
+                    page: self.index.entry(block).nvme_page,
+                    length,
+                };
+                self.note_stale(block, source);
                 let entry = self.index.entry_mut(block);
                 entry.nvme_segment = segment;
                 if !stay {
@@ -280,7 +291,7 @@ impl TierManager {
             }
             Err(_) => {
                 self.nvme_mut().kill(segment, length);
-                self.note_stale(block, (segment, page));
+                self.note_stale(block, copy);
                 if retry {
                     self.unpark(block);
                 } else {

@@ -68,6 +68,7 @@ impl TierManager {
                 });
             } else {
                 self.counters.puts_busy += 1;
+                self.host.group_mut(group).refused_at = Some(self.now);
                 self.host.attend(group);
             }
         }
@@ -123,6 +124,7 @@ impl TierManager {
                 break;
             }
             let Some((segment, slot)) = self.find_slot(group) else {
+                self.host.group_mut(group).refused_at = Some(self.now);
                 break;
             };
             match self.hold_slot(place, (segment, slot), length, NONE) {

@@ -1,10 +1,10 @@
+use super::copies::StaleRecord;
 use super::{TierManager, mutant_is};
 use crate::host_table::{PAGE, pages};
 use crate::index::{NONE, flag};
 use crate::nvme_table::{NvmeSegmentState, NvmeTable};
 use crate::{
-    BlockKey, Generation, NamespaceId, Parent, Refusal, Restored, RestoredRecord, RestoredSegment, SegmentId, Time,
-    TrustDomain,
+    BlockKey, Generation, NamespaceId, Parent, Refusal, Restored, RestoredRecord, RestoredSegment, Time, TrustDomain,
 };
 
 /// A segment while it is decided what of it is cached again.
@@ -12,6 +12,8 @@ struct Candidate {
     segment: RestoredSegment,
     /// For each record the block whose copy it is; [`NONE`] where it counts no more.
     blocks: Vec<u32>,
+    /// For each record the block of which another one is the copy.
+    shadowed: Vec<u32>,
     live: usize,
 }
 
@@ -58,7 +60,6 @@ impl TierManager {
             for candidate in &candidates {
                 self.attach_segment(candidate, &mut restored);
             }
-            self.note_older_copies(&candidates);
             for candidate in &candidates {
                 self.link_parents(candidate);
             }
@@ -83,16 +84,19 @@ impl TierManager {
                 self.keep_possible(&mut segment);
                 Candidate {
                     blocks: vec![NONE; segment.records.len()],
+                    shadowed: vec![NONE; segment.records.len()],
                     live: 0,
                     segment,
                 }
             })
             .collect();
         for candidate in candidates.iter_mut().rev() {
-            for (record, block) in candidate.segment.records.iter().zip(&mut candidate.blocks).rev() {
+            for (number, record) in candidate.segment.records.iter().enumerate().rev() {
                 let (key, epoch) = self.restored_key(record);
-                if self.index.len() < self.settings.blocks_max && self.index.find(key, epoch).is_none() {
-                    *block = self.index.insert(key, epoch);
+                if let Some(block) = self.index.find(key, epoch) {
+                    candidate.shadowed[number] = block;
+                } else if self.index.len() < self.settings.blocks_max {
+                    candidate.blocks[number] = self.index.insert(key, epoch);
                     candidate.live += 1;
                 }
             }
@@ -183,7 +187,7 @@ impl TierManager {
     }
 
     /// The last run ended while its last free segment took in what another one held: what was copied still lies where it
-    /// came from, so the new segment can go. Nothing changes where it holds anything else.
+    /// came from, so the new segment can go. Nothing changes where it mostly holds anything else.
     fn undo_relocation(&mut self, candidates: &mut [Candidate]) {
         let Some((newest, older)) = candidates.split_last_mut() else {
             return;
@@ -199,13 +203,7 @@ impl TierManager {
         let mut sources = vec![None; copied.len()];
         for (place, candidate) in older.iter().enumerate() {
             for (number, record) in candidate.segment.records.iter().enumerate() {
-                if candidate.blocks[number] != NONE {
-                    continue;
-                }
-                let (key, epoch) = self.restored_key(record);
-                let Some(block) = self.index.find(key, epoch) else {
-                    continue;
-                };
+                let block = candidate.shadowed[number];
                 if let Ok(position) = copied.binary_search_by_key(&block, |(block, _)| *block) {
                     let (_, copy) = &copied[position];
                     if copy.length == record.length && copy.checksum == record.checksum {
@@ -214,20 +212,27 @@ impl TierManager {
                 }
             }
         }
-        if sources.iter().any(Option::is_none) {
+        if sources.iter().flatten().count() * 2 < copied.len() {
             return;
         }
+        newest.shadowed = std::mem::replace(&mut newest.blocks, vec![NONE; newest.segment.records.len()]);
+        newest.live = 0;
         for ((block, _), source) in copied.iter().zip(sources) {
-            let (place, number) = source.expect("checked above");
+            let Some((place, number)) = source else {
+                // Deleted, and that survived only where it came from.
+                self.index.remove(*block);
+                continue;
+            };
             older[place].blocks[number] = *block;
+            older[place].shadowed[number] = NONE;
             older[place].live += 1;
         }
-        newest.blocks.fill(NONE);
-        newest.live = 0;
     }
 
     fn attach_segment(&mut self, candidate: &Candidate, restored: &mut Restored) {
-        let Candidate { segment, blocks, live } = candidate;
+        let Candidate {
+            segment, blocks, live, ..
+        } = candidate;
         let used = *live > 0;
         let state = if used {
             NvmeSegmentState::Sealed
@@ -235,23 +240,13 @@ impl TierManager {
             NvmeSegmentState::Drained
         };
         let place = self.nvme_mut().add_segment(segment.segment, segment.bytes, state);
-        // Older copies are dead records of their blocks.
-        let named = segment.records.iter().zip(blocks).filter_map(|(record, &block)| {
-            let (key, epoch) = self.restored_key(record);
-            if block == NONE {
-                self.index.find(key, epoch)
-            } else {
-                Some(block)
-            }
-        });
-        let named: Vec<u32> = named.collect();
-        let footer = named.len() as u64 * self.nvme_ref().record_bytes;
-        self.nvme_mut().segment_mut(place).records = named;
+        let nvme = self.nvme_mut();
+        nvme.written = 1;
+        nvme.segment_mut(place).needs_synced = 1;
+        self.note_shadowed(candidate, place);
         if !used {
             // What shadows its records may not have been synced by the run that wrote it.
             let nvme = self.nvme_mut();
-            nvme.written = 1;
-            nvme.segment_mut(place).needs_synced = 1;
             nvme.attention = true;
             self.unsettled.push(place);
             return;
@@ -272,10 +267,31 @@ impl TierManager {
         }
         let nvme = self.nvme_mut();
         nvme.live += cost;
+        let record_bytes = nvme.record_bytes;
         let entry = nvme.segment_mut(place);
         entry.live = cost;
+        entry
+            .records
+            .extend(blocks.iter().copied().filter(|&block| block != NONE));
+        let footer = entry.records.len() as u64 * record_bytes;
         // Nothing is appended any more: what is left behind the last record counts as dead.
         entry.end = (segment.bytes - footer) / PAGE * PAGE;
+    }
+
+    /// What a deletion has to forget too, as long as the segment is there.
+    fn note_shadowed(&mut self, candidate: &Candidate, place: u32) {
+        for (record, &block) in candidate.segment.records.iter().zip(&candidate.shadowed) {
+            if block != NONE && self.index.entry(block).is(flag::LIVE) {
+                let page = u32::try_from(record.offset / PAGE).expect("a possible record");
+                let stale = StaleRecord {
+                    segment: place,
+                    page,
+                    length: record.length,
+                };
+                self.note_stale(block, stale);
+                self.nvme_mut().segment_mut(place).records.push(block);
+            }
+        }
     }
 
     /// The planted bug `RestoredExtentReused`.
@@ -295,26 +311,6 @@ impl TierManager {
             segment.state = NvmeSegmentState::Open;
             segment.end = end;
             nvme.open[0] = Some(place);
-        }
-    }
-
-    /// Records of cached blocks that do not count: should the block be deleted, they must not come back either.
-    fn note_older_copies(&mut self, candidates: &[Candidate]) {
-        let places: Vec<(SegmentId, u32)> = (0..)
-            .zip(&self.nvme_ref().segments)
-            .filter_map(|(place, segment)| segment.as_ref().map(|segment| (segment.id, place)))
-            .collect();
-        for Candidate { segment, blocks, .. } in candidates {
-            let at = places.binary_search_by_key(&segment.segment, |(id, _)| *id);
-            let (_, place) = places[at.expect("segments are attached in the order of their ids")];
-            let dead = segment.records.iter().zip(blocks).filter(|(_, block)| **block == NONE);
-            for (record, _) in dead {
-                let (key, epoch) = self.restored_key(record);
-                if let Some(block) = self.index.find(key, epoch) {
-                    let page = u32::try_from(record.offset / PAGE).expect("a possible record");
-                    self.note_stale(block, (place, page));
-                }
-            }
         }
     }
 

@@ -22,10 +22,14 @@ impl TierManager {
             // The bytes are bad, not the device's willingness; a deadline of the caller's is nobody's fault.
             Err(Failure::Corrupt) => self.counters.corrupt += 1,
             Err(Failure::Deadline) => {}
-            Err(Failure::Busy) => nvme.not_before = now.after(PAUSE),
+            Err(Failure::Busy) => {
+                nvme.not_before = now.after(PAUSE);
+                nvme.paused = true;
+            }
             Err(Failure::Io | Failure::Full) => {
                 self.counters.io_errors += 1;
                 nvme.not_before = backoff(now, PAUSE, nvme.errors);
+                nvme.paused = true;
                 nvme.errors += 1;
                 if nvme.errors >= ERRORS_MAX && nvme.service == Service::In {
                     self.take_nvme_out();
@@ -87,7 +91,10 @@ impl TierManager {
                 nvme.not_before = now;
                 self.attend_all();
             }
-            Service::In if nvme.not_before <= now => nvme.attention = true,
+            Service::In if nvme.not_before <= now => {
+                nvme.paused = false;
+                nvme.attention = true;
+            }
             Service::In | Service::Out(_) | Service::Resetting => {}
         }
     }

@@ -1,7 +1,7 @@
 //! Failures: a device that refuses, errs, lies or never answers costs hits, never bytes.
 
 use crate::world::{KIB, ME, SECOND, World, answered, hashes, name, settings};
-use kvtier_core::{Action, Completion, Event, Failure, Fetched, Sealed, Tier};
+use kvtier_core::{Action, Completion, Event, Failure, Fetched, Sealed, Tier, Time};
 
 /// Host memory of sixteen blocks over a roomy NVMe tier, with eight chains of four put.
 fn filled() -> World {
@@ -275,4 +275,19 @@ fn a_flush_is_not_done_before_its_sync_is_answered() {
     assert!(world.flushed.is_empty());
     world.let_go();
     assert_eq!(world.flushed[&operation], (2, 0));
+}
+
+/// A command whose time was past the pause hid its end: nobody looked again, and what waited for the device waited on.
+#[test]
+fn the_end_of_a_pause_is_noticed_although_a_command_came_first() {
+    let mut world = World::new(settings(128 << 10, 1 << 20));
+    world.put(&hashes(0..4), 8 * KIB);
+    world.fail = |action| (name(action) == "demote").then_some(Failure::Busy);
+    let flush = world.flush();
+    world.fail = |_| None;
+    world.now = Time(world.now.0 + SECOND / 2);
+    world.lookup(&hashes([0]));
+    assert!(world.core.poll_timeout().is_some_and(|due| due <= world.now));
+    world.pass(0);
+    assert_eq!(world.flushed[&flush], (4, 0));
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use kvtier_core::{Action, Completion, Event, Extent, Failure, OperationId, RecordLabel, SegmentId, Tier};
+use kvtier_core::{
+    Action, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, RecordLabel, SegmentId, Tier,
+};
 
 use super::{Happening, World};
 use crate::counts::Fault;
-use crate::memory::Record;
+use crate::memory::{Reach, Record, Tag};
 use crate::oracle::{Check, found};
 
 /// What a device makes of an operation.
@@ -34,7 +36,7 @@ pub(super) enum Fate {
 pub(super) struct Flight {
     pub(super) action: Action,
     /// Its tier was reset: it touches nothing any more, whatever is still reported of it.
-    cancelled: bool,
+    pub(super) cancelled: bool,
 }
 
 /// Extents that an action reads and writes, by tier.
@@ -94,6 +96,12 @@ fn is_nvme(action: &Action) -> bool {
     }
 }
 
+/// Parents and tokens may differ: a restart may know less of them than the run before.
+fn same_block(one: &RecordLabel, other: &RecordLabel) -> bool {
+    let name = |label: &RecordLabel| (label.namespace, label.generation, label.realization, label.hash);
+    name(one) == name(other)
+}
+
 impl World {
     fn memory(&mut self, tier: Tier) -> &mut crate::memory::Memory {
         match tier {
@@ -105,6 +113,9 @@ impl World {
     /// Takes an action on: from here until its answer the device may touch what it names.
     pub(super) fn start(&mut self, action: Action) -> Check {
         let Some(operation) = operation_of(&action) else {
+            if let Action::ForgetRecord { target } = action {
+                self.forget_record(&target);
+            }
             return Ok(());
         };
         if self.flights.contains_key(&operation) {
@@ -153,7 +164,12 @@ impl World {
                     return found(format!("{tier:?} segments take {used} of {budget} bytes"));
                 }
             }
-            Action::CloseSegment { tier, segment, .. } => self.memory(*tier).begin_close(*segment)?,
+            Action::CloseSegment { tier, segment, .. } => {
+                if *tier == Tier::Nvme {
+                    self.check_covered_elsewhere(*segment)?;
+                }
+                self.memory(*tier).begin_close(*segment)?;
+            }
             Action::SealSegment { segment, .. } => {
                 let writes = |flight: &Flight| match touched(&flight.action).writes {
                     Some((Tier::Nvme, target)) => target.segment == *segment,
@@ -182,6 +198,14 @@ impl World {
                         "a demotion of {key:?} {label:?} reads {source:?}, which holds {written:?}"
                     ));
                 }
+                let recorded = key.map(|key| self.spaces[key.space as usize].recorded);
+                if recorded.is_none_or(|recorded| recorded < label.generation) {
+                    return found(format!("{key:?} {label:?} is written, on record is {recorded:?}"));
+                }
+                if let Some(tag) = tag {
+                    // It was evicted from NVMe since whatever flush wrote it.
+                    self.ledger.uncover(tag);
+                }
                 self.check_target(target, source.length)?;
             }
             Action::Promote { source, target, .. } if source.length != target.length => {
@@ -189,6 +213,38 @@ impl World {
             }
             Action::Relocate { source, target, .. } => self.check_target(target, source.length)?,
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// What a flush made durable and is only on NVMe is durable elsewhere before its segment goes.
+    fn check_covered_elsewhere(&mut self, closing: SegmentId) -> Check {
+        let Some(segment) = self.nvme.segments.get(&closing) else {
+            return Ok(());
+        };
+        let tags: Vec<Tag> = segment
+            .records
+            .values()
+            .filter(|record| self.ledger.is_covered(record.tag))
+            .map(|record| record.tag)
+            .collect();
+        for tag in tags {
+            let elsewhere = self
+                .nvme
+                .segments
+                .iter()
+                .filter(|(id, segment)| **id != closing && segment.open && !segment.closing)
+                .flat_map(|(_, segment)| segment.records.values())
+                .any(|record| record.tag == tag && record.is_synced());
+            let key = self.ledger.written(tag).map(|written| written.key);
+            let Some(key) = key.filter(|key| !elsewhere && self.ledger.live(*key) == Some(tag)) else {
+                continue;
+            };
+            if self.tier_of(key)? == Some(Tier::Nvme) {
+                return found(format!(
+                    "{closing:?} is closed, which holds the only copy of {key:?} that survives a power cut"
+                ));
+            }
         }
         Ok(())
     }
@@ -398,16 +454,7 @@ impl World {
                 let tag = self.host.content(source).unwrap_or(0);
                 let pages = if half { image.len() / 2 } else { image.len() };
                 self.nvme.copy_from(target, operation.0 | DEVICE, &image, pages)?;
-                self.record(
-                    target,
-                    Record {
-                        label: *label,
-                        checksum,
-                        damaged: half,
-                        synced: false,
-                        tag,
-                    },
-                );
+                self.record(target, operation, label, checksum, tag, half);
                 return Ok(Ok(Completion::Written { checksum }));
             }
             Action::Promote {
@@ -437,32 +484,15 @@ impl World {
                 if let Err(failure) = self.check_record(source, *checksum, label)? {
                     return Ok(Err(failure));
                 }
-                let tag = self.nvme.content(source).unwrap_or(0);
-                // Its source lies in a segment that is closed before the next sync: what survived there counts here.
-                let synced = !half && self.record_at(source).is_some_and(|record| record.synced);
+                let tag = self.record_at(source).map_or(0, |record| record.tag);
                 let pages = if half { image.len() / 2 } else { image.len() };
                 self.nvme.copy_from(target, operation.0 | DEVICE, &image, pages)?;
-                self.record(
-                    target,
-                    Record {
-                        label: *label,
-                        checksum: *checksum,
-                        damaged: half,
-                        synced,
-                        tag,
-                    },
-                );
+                self.record(target, operation, label, *checksum, tag, half);
             }
             Action::SyncTier { .. } if !half => {
-                for record in self
-                    .nvme
-                    .segments
-                    .values_mut()
-                    .flat_map(|segment| segment.records.values_mut())
-                {
-                    record.synced = true;
-                }
+                self.sync_records();
             }
+            Action::SealSegment { segment, .. } if !half => self.write_index(*segment),
             Action::ResetTier { .. } if !half => {
                 // Cancelled: from here on no operation in flight touches memory.
                 for flight in self.flights.values_mut().filter(|flight| is_nvme(&flight.action)) {
@@ -472,18 +502,68 @@ impl World {
             Action::RecordGeneration {
                 namespace, generation, ..
             } => {
-                if let Some(space) = self.spaces.iter_mut().find(|space| space.id == *namespace) {
-                    space.recorded = space.recorded.max(*generation);
-                }
+                self.record_generation(*namespace, *generation);
             }
             _ => {}
         }
         done
     }
 
-    fn record(&mut self, target: &Extent, record: Record) {
+    fn record(
+        &mut self,
+        target: &Extent,
+        operation: OperationId,
+        label: &RecordLabel,
+        checksum: u32,
+        tag: Tag,
+        damaged: bool,
+    ) {
+        let record = Record {
+            label: *label,
+            length: target.length,
+            checksum,
+            damaged,
+            tag,
+            operation,
+            at: self.now,
+            payload: Reach::System,
+            entry: Reach::Process,
+            forgotten: None,
+            was_forgotten: false,
+        };
         if let Some(segment) = self.nvme.segments.get_mut(&target.segment) {
             segment.records.insert(target.offset, record);
+        }
+    }
+
+    pub(super) fn record_generation(&mut self, namespace: NamespaceId, generation: Generation) {
+        if let Some(space) = self.spaces.iter_mut().find(|space| space.id == namespace) {
+            space.recorded = space.recorded.max(generation);
+        }
+    }
+
+    /// The index of a segment goes to the system.
+    pub(super) fn write_index(&mut self, segment: SegmentId) {
+        let Some(segment) = self.nvme.segments.get_mut(&segment) else {
+            return;
+        };
+        for record in segment.records.values_mut() {
+            record.entry = record.entry.max(Reach::System);
+            if let Some((_, reach)) = &mut record.forgotten {
+                *reach = (*reach).max(Reach::System);
+            }
+        }
+    }
+
+    /// A record is not to come back. One that is not there needs no forgetting.
+    fn forget_record(&mut self, target: &Extent) {
+        let record = self
+            .nvme
+            .segments
+            .get_mut(&target.segment)
+            .and_then(|segment| segment.records.get_mut(&target.offset));
+        if let Some(record) = record.filter(|record| record.length == target.length && record.forgotten.is_none()) {
+            record.forgotten = Some((self.now, Reach::Process));
         }
     }
 
@@ -513,10 +593,11 @@ impl World {
                 "nothing was ever written at {source:?}, which is read for {label:?}"
             ));
         };
-        if record.label == *label && record.checksum == checksum && self.nvme.checksum(source) == checksum {
+        let same = same_block(&record.label, label);
+        if same && record.checksum == checksum && self.nvme.checksum(source) == checksum {
             return Ok(Ok(()));
         }
-        if record.damaged && record.label == *label {
+        if record.damaged && same {
             return Ok(Err(Failure::Corrupt));
         }
         found(format!(

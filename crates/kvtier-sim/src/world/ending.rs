@@ -10,6 +10,8 @@ use crate::oracle::{Check, Finding, Key, found};
 
 /// More actions than this, long after anybody asked for anything, are a loop that only power cuts end.
 const RESTLESS_ACTIONS: u64 = 200;
+/// Puts of one block until one has to be found.
+const TRIES: u32 = 3;
 
 impl World {
     /// Lives the whole life of the world.
@@ -116,14 +118,29 @@ impl World {
             realization: 0,
             node,
         };
+        // What was put may make room at once for something begun before; not every time.
+        for _ in 0..TRIES {
+            self.put_and_lease(client, key)?;
+            if self.holdings(client).0 == 1 {
+                return self.let_go(client);
+            }
+            self.settle("a block was put and not found")?;
+        }
+        let tier = self.tier_of(key)?;
+        found(format!(
+            "no progress: {key:?} was put a moment ago and is not leased; it is listed in {tier:?}"
+        ))
+    }
+
+    fn put_and_lease(&mut self, client: ClientId, key: Key) -> Check {
+        let length = self.plan.lengths[key.node as usize];
         self.delete_keys(client, &[key])?;
         let deadline = self.now.after(self.patience());
-        self.reserve_keys(client, vec![key], vec![self.plan.lengths[node as usize]], deadline)?;
+        self.reserve_keys(client, vec![key], vec![length], deadline)?;
         self.until_answered()?;
         if self.holdings(client).1 != 1 {
             return found(format!(
-                "no progress: nobody holds anything, but {key:?} of {} bytes is not granted a slot",
-                self.plan.lengths[node as usize]
+                "no progress: nobody holds anything, but {key:?} of {length} bytes is not granted a slot"
             ));
         }
         self.finish_puts(client)?;
@@ -134,14 +151,7 @@ impl World {
         }
         let deadline = self.now.after(self.patience());
         self.fetch_keys(client, vec![key], FetchScope::Each, deadline)?;
-        self.until_answered()?;
-        if self.holdings(client).0 != 1 {
-            let tier = self.tier_of(key)?;
-            return found(format!(
-                "no progress: {key:?} was put a moment ago and is not leased; it is listed in {tier:?}"
-            ));
-        }
-        self.let_go(client)
+        self.until_answered()
     }
 
     fn until_answered(&mut self) -> Check {

@@ -457,7 +457,11 @@ impl World {
                             ));
                         }
                     }
-                    self.ledger.forget(*key, self.step);
+                    if deleted {
+                        self.ledger.delete(*key, self.step);
+                    } else {
+                        self.ledger.forget(*key, self.step);
+                    }
                     self.seen.remove(key);
                 }
             }
