@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use kv_daemon::content::Content;
 use kv_daemon::exit::{ExitCode, Failure};
+use kvtier::Tier;
 use kvtier::client::ClientError;
 use kvtier::client::blocking::Client;
 use kvtier::node::Counters;
@@ -22,6 +23,9 @@ use crate::worker::{Arena, Phase, Work, Worker};
 
 /// How often the counters are read between the flush and the kill.
 const POLL: Duration = Duration::from_millis(3);
+
+/// How long what gets began goes on after the last of them.
+const SETTLED: Duration = Duration::from_millis(30);
 
 /// How long workers may take to finish their last put.
 const REST_LIMIT: Duration = Duration::from_secs(30);
@@ -116,6 +120,8 @@ struct Torture<'a> {
 /// A block that a finished flush covered, and when that was known.
 struct Covered {
     key: Key,
+    /// Where it was found: only in host memory can it be one that the flush had no room for.
+    tier: Tier,
     sealed_at: Tick,
     at: Tick,
 }
@@ -186,12 +192,16 @@ impl Torture<'_> {
         let keys = self.ledger.keys().into_iter().filter(|(_, state)| state.present);
         let keys: Vec<Key> = keys.map(|(key, _)| key).collect();
         let found = lookup(daemon, &keys)?;
-        let missing = found.iter().filter(|found| !**found).count() as u64;
+        let missing = found.iter().filter(|found| found.is_none()).count() as u64;
         if nvme_bytes < self.nvme_bytes {
             figures.shrunk_away += missing;
         } else {
             figures.lost_again += missing;
-            let first = keys.iter().zip(&found).find(|(_, found)| !**found).map(|(key, _)| *key);
+            let first = keys
+                .iter()
+                .zip(&found)
+                .find(|(_, found)| found.is_none())
+                .map(|(key, _)| *key);
             figures.first_lost = first.map(|key| self.describe(key));
         }
         Ok(())
@@ -249,7 +259,12 @@ impl Torture<'_> {
                 }
                 thread::sleep(Duration::from_millis(1));
             }
+            // What gets evict between the end of the flush and the first look at the counters nobody would know of.
+            arena.set_phase(Phase::Rest);
+            thread::sleep(SETTLED);
         }
+        // What the flush itself drops to make room, and what reclaim drops before the counters can be read again, is evicted.
+        let before_flush = status(&client)?.counters;
         let begun = self.ledger.tick();
         let flushed = client
             .flush()
@@ -259,6 +274,9 @@ impl Torture<'_> {
         let bytes = i64::try_from(plan.put_bytes_after).unwrap_or(i64::MAX);
         arena.put_bytes.store(bytes, Ordering::Relaxed);
         let covered = self.covered(daemon, begun)?;
+        if plan.kind == Kind::Quiet {
+            arena.set_phase(Phase::Gets);
+        }
         let mut last = after_flush.clone();
         let mut most = 0;
         let known = Instant::now();
@@ -268,7 +286,13 @@ impl Torture<'_> {
             most = most.max(counters.evictions_nvme - last.evictions_nvme);
             last = counters;
         }
-        let evicted = last.evictions_nvme - after_flush.evictions_nvme;
+        if plan.kind == Kind::Quiet {
+            // Nothing moves any more once the gets have ended, so that the counters tell all that went before the kill.
+            arena.set_phase(Phase::Rest);
+            thread::sleep(SETTLED);
+            last = status(&client)?.counters;
+        }
+        let evicted = last.evictions_nvme - before_flush.evictions_nvme;
         // While reclaim goes on, the counters are behind by what happened since they were read.
         let unseen = if plan.kind == Kind::Churn { most + 64 } else { 0 };
         Ok(Watched {
@@ -290,15 +314,28 @@ impl Torture<'_> {
         let keys: Vec<Key> = keys.filter(|key| counts(key).is_some()).collect();
         let at = self.ledger.tick();
         let found = lookup(daemon, &keys)?;
-        let found = keys.into_iter().zip(found).filter(|(_, found)| *found);
+        let found = keys.into_iter().zip(found);
         // Once more: it may have been deleted, or put anew, while it was looked up.
-        let covered = found.filter_map(|(key, _)| counts(&key).map(|sealed_at| Covered { key, sealed_at, at }));
+        let covered = found.filter_map(|(key, tier)| {
+            Some(Covered {
+                key,
+                tier: tier?,
+                sealed_at: counts(&key)?,
+                at,
+            })
+        });
         Ok(covered.collect())
     }
 
     fn judge_losses(&self, watched: &Watched, figures: &mut Figures) {
-        let (mut unexplained, mut first) = (0, None);
-        for Covered { key, sealed_at, at } in &watched.covered {
+        let (mut unexplained, mut in_host, mut first) = (0, 0, None);
+        for Covered {
+            key,
+            tier,
+            sealed_at,
+            at,
+        } in &watched.covered
+        {
             let state = self.ledger.state(*key);
             if state.present {
                 continue;
@@ -307,10 +344,11 @@ impl Torture<'_> {
                 figures.excused.taken_back += 1;
             } else {
                 unexplained += 1;
+                in_host += u64::from(*tier == Tier::Host);
                 first = first.or(Some(*key));
             }
         }
-        figures.excused.left_out = watched.left_out.min(unexplained);
+        figures.excused.left_out = watched.left_out.min(in_host);
         figures.excused.evicted = watched.evicted.min(unexplained - figures.excused.left_out);
         figures.lost_after_flush = unexplained - figures.excused.left_out - figures.excused.evicted;
         if let Some(key) = first.filter(|_| figures.lost_after_flush > 0) {

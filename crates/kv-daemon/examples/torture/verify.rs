@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kv_daemon::content::Content;
 use kv_daemon::exit::{ExitCode, Failure};
+use kvtier::Tier;
 use kvtier::client::blocking::{Client, Namespace};
 use kvtier::client::{ClientError, FetchScope};
 use kvtier_sim::Random;
@@ -168,10 +169,10 @@ fn read_batch(
     Ok(vanished + batch.len() as u64)
 }
 
-/// Which of these keys a lookup finds, in the order of the keys.
-pub(crate) fn lookup(daemon: &Daemon, keys: &[Key]) -> Result<Vec<bool>, Failure> {
+/// Where a lookup finds each of these keys.
+pub(crate) fn lookup(daemon: &Daemon, keys: &[Key]) -> Result<Vec<Option<Tier>>, Failure> {
     let client = daemon.connect()?;
-    let mut found = vec![false; keys.len()];
+    let mut found = vec![None; keys.len()];
     for (namespace, name) in NAMESPACES.iter().enumerate() {
         let failed = |error: ClientError| Failure::new(ExitCode::No, format!("a lookup failed: {error}"));
         let open = client.namespace(name, form(namespace)).map_err(failed)?;
@@ -181,7 +182,7 @@ pub(crate) fn lookup(daemon: &Daemon, keys: &[Key]) -> Result<Vec<bool>, Failure
         for places in places.chunks(KEYS_MAX) {
             let hashes: Vec<_> = places.iter().map(|place| keys[*place].hash()).collect();
             for (place, tier) in places.iter().zip(open.lookup(&hashes).map_err(failed)?) {
-                found[*place] = tier.is_some();
+                found[*place] = tier;
             }
         }
     }

@@ -33,6 +33,8 @@ pub(crate) enum Phase {
     Mixed,
     /// Only gets.
     Gets,
+    /// Nothing.
+    Rest,
 }
 
 /// What the threads of one round share.
@@ -88,6 +90,10 @@ impl<'a> Arena<'a> {
         self.phase.load(Ordering::SeqCst) == Phase::Gets as u8
     }
 
+    fn rests(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == Phase::Rest as u8
+    }
+
     /// Whether a failed call is only the end of the round.
     pub(crate) fn excuses(&self, error: &ClientError) -> bool {
         self.ending.load(Ordering::SeqCst) && matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Closed)
@@ -132,6 +138,13 @@ impl<'a> Worker<'a> {
             if !rests && self.arena.only_gets() {
                 rests = true;
                 self.arena.resting.fetch_add(1, Ordering::SeqCst);
+            }
+            if self.arena.rests() {
+                if self.arena.ending.load(Ordering::SeqCst) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
             }
             match self.step(rests) {
                 Ok(()) => {}
