@@ -116,7 +116,12 @@ impl Directory {
         Ok(file)
     }
 
-    /// Makes the names of new files survive a power cut.
+    /// A name was removed.
+    pub(super) fn note_removal(&self) {
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// Makes new names, and the absence of removed ones, survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
         if self.changed.swap(false, Ordering::AcqRel) {
             self.handle

@@ -115,6 +115,11 @@ fn close(inner: &Arc<Inner>, ticket: Ticket, segment: SegmentId) {
     }
     if let Some(closed) = inner.remove_segment(segment) {
         closed.remove();
+        inner.directory.note_removal();
+    }
+    // A segment that is said to be closed must not come back with records that were deleted since.
+    if let Err(error) = inner.directory.sync() {
+        return inner.fail(ticket, "sync the directory of segment files", error);
     }
     ticket.answer(Ok(Completion::Done));
 }

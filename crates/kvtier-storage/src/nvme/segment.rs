@@ -177,7 +177,7 @@ impl Segment {
             ..Records::default()
         };
         let segment = Segment::of(file, path, header, records);
-        segment.dirty.store(false, Ordering::Release);
+        // The run that wrote it may not have synced it: the first sync of this one does.
         let entries = found.into_iter().map(|(_, entry)| entry).collect();
         let reopened = Reopened {
             segment,
