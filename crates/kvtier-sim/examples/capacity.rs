@@ -1,9 +1,9 @@
 //! What the tier manager hits on a trace and writes for that, beside an exact leaf-first LRU of the same bytes.
 //!
-//! `cargo run --release -p kvtier-sim --example capacity -- TRACE [HOST_MIB NVME_MIB BLOCK_KIB]`
+//! `cargo run --release -p kvtier-sim --example capacity -- TRACE [HOST_MIB NVME_MIB BLOCK_KIB SEGMENT_KIB]`
 
 use kvtier_core::CoreSettings;
-use kvtier_sim::capacity::{Pace, replay_paced};
+use kvtier_sim::capacity::{Pace, replay_paced, replay_restarted};
 use kvtier_sim::{TraceReader, TraceRequest, lru};
 use std::fs::File;
 use std::io::BufReader;
@@ -54,5 +54,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             report.took.as_secs_f64(),
         );
     }
+    let settings = CoreSettings {
+        host_bytes: host << 20,
+        nvme_bytes: nvme << 20,
+        nvme_segment_bytes: number(4, 4096)? << 10,
+        ..CoreSettings::default()
+    }
+    .check()?;
+    let half = requests.len() / 2;
+    let restarted = replay_restarted(&requests, half, &settings, (block << 10) as u32, Pace::default());
+    let whole = replay_paced(&requests, settings.clone(), (block << 10) as u32, Pace::default()).tokens;
+    let first = replay_paced(&requests[..half], settings, (block << 10) as u32, Pace::default()).tokens;
+    println!(
+        "second half: {:.4}, after a flush and a restart {:.4}",
+        (whole.hit - first.hit) as f64 / (whole.total - first.total) as f64,
+        restarted.tokens.ratio()
+    );
     Ok(())
 }

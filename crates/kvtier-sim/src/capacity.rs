@@ -2,8 +2,9 @@
 //! answer at once, or take their time.
 
 use kvtier_core::{
-    Action, Answer, BlockHash, CheckedCoreSettings, ClientId, Completion, Event, FetchScope, Fetched, LeafFirstLru,
-    NamespaceId, Realization, RealizationId, Request, Reserved, SealItem, Tier, TierManager, Time, TrustDomain,
+    Action, Answer, BlockHash, CheckedCoreSettings, ClientId, Completion, Event, Extent, FetchScope, Fetched,
+    LeafFirstLru, NamespaceId, Realization, RealizationId, RecordLabel, Request, Reserved, RestoredRecord,
+    RestoredSegment, SealItem, SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -100,6 +101,30 @@ pub fn replay_paced(
     replay.finish()
 }
 
+/// The same, with a flush, the death of the process and a restart before the request at `restart`. Answers what the requests
+/// from there on did.
+///
+/// # Panics
+/// As [`replay`].
+#[must_use]
+pub fn replay_restarted(
+    requests: &[TraceRequest],
+    restart: usize,
+    settings: &CheckedCoreSettings,
+    block_bytes: u32,
+    pace: Pace,
+) -> CapacityReport {
+    let mut replay = Replay::new(settings.clone(), block_bytes, pace);
+    for request in &requests[..restart] {
+        replay.request(request);
+    }
+    let mut replay = replay.restart(settings.clone());
+    for request in &requests[restart..] {
+        replay.request(request);
+    }
+    replay.finish()
+}
+
 /// Blocks that a client fetches or puts in one call at most.
 const CHUNK_BLOCKS_MAX: usize = 64;
 /// Tries of a put that finds no room.
@@ -120,13 +145,20 @@ struct Replay {
     device_free: Time,
     fetched: Option<Vec<Fetched>>,
     reserved: Option<Vec<Reserved>>,
+    flushed: bool,
+    /// What a restart finds.
+    log: BTreeMap<SegmentId, RestoredSegment>,
     report: CapacityReport,
 }
 
 impl Replay {
     fn new(settings: CheckedCoreSettings, block_bytes: u32, pace: Pace) -> Replay {
         let chunk_blocks = (settings.host_bytes / 8 / u64::from(block_bytes)) as usize;
-        let mut manager = TierManager::new(settings, Box::new(LeafFirstLru::new()));
+        let manager = TierManager::new(settings, Box::new(LeafFirstLru::new()));
+        Replay::with(manager, chunk_blocks, block_bytes, pace)
+    }
+
+    fn with(mut manager: TierManager, chunk_blocks: usize, block_bytes: u32, pace: Pace) -> Replay {
         let domain = TrustDomain(1);
         let client = ClientId(1);
         manager
@@ -152,8 +184,41 @@ impl Replay {
             device_free: Time::ZERO,
             fetched: None,
             reserved: None,
+            flushed: false,
+            log: BTreeMap::new(),
             report: CapacityReport::default(),
         }
+    }
+
+    fn restart(mut self, settings: CheckedCoreSettings) -> Replay {
+        self.manager.flush(None, self.now);
+        self.flushed = false;
+        self.wait(|replay| replay.flushed.then_some(()));
+        let mut manager = TierManager::new(settings, Box::new(LeafFirstLru::new()));
+        let generation = self.manager.generation(self.namespace);
+        manager
+            .restore_namespace(TrustDomain(1), "trace", generation)
+            .expect("the first namespace fits");
+        manager
+            .open_realization(Realization::digest(&[("model", "trace")]))
+            .expect("the first realization fits");
+        manager.restore(self.log.values().cloned().collect(), self.now);
+        let mut next = Replay::with(manager, self.chunk_blocks, self.block_bytes, self.pace);
+        next.now = self.now;
+        next.device_free = self.device_free;
+        next.log = self.log;
+        next.pump();
+        next
+    }
+
+    fn record(&mut self, target: Extent, label: RecordLabel) {
+        let segment = self.log.get_mut(&target.segment).expect("an open segment");
+        segment.records.push(RestoredRecord {
+            label,
+            offset: target.offset,
+            length: target.length,
+            checksum: 0,
+        });
     }
 
     fn request(&mut self, request: &TraceRequest) {
@@ -341,13 +406,61 @@ impl Replay {
                 self.reserved = Some(results);
                 return;
             }
-            Action::ForgetRecord { .. } | Action::Invalidated { .. } | Action::Flushed { .. } => return,
-            Action::Demote { operation, source, .. } => (operation, source.length, Completion::Written { checksum: 0 }),
+            Action::Flushed { .. } => {
+                self.flushed = true;
+                return;
+            }
+            Action::ForgetRecord { .. } | Action::Invalidated { .. } => return,
+            Action::Demote {
+                operation,
+                target,
+                label,
+                ..
+            } => {
+                self.record(target, label);
+                (operation, target.length, Completion::Written { checksum: 0 })
+            }
             Action::Promote { operation, source, .. } => (operation, source.length, Completion::Done),
-            Action::Relocate { operation, source, .. } => (operation, source.length * 2, Completion::Done),
-            Action::OpenSegment { operation, .. }
-            | Action::CloseSegment { operation, .. }
-            | Action::SealSegment { operation, .. }
+            Action::Relocate {
+                operation,
+                target,
+                label,
+                ..
+            } => {
+                self.record(target, label);
+                (operation, target.length * 2, Completion::Done)
+            }
+            Action::OpenSegment {
+                operation,
+                tier,
+                segment,
+                bytes,
+                ..
+            } => {
+                if tier == Tier::Nvme {
+                    let records = Vec::new();
+                    self.log.insert(
+                        segment,
+                        RestoredSegment {
+                            segment,
+                            bytes,
+                            records,
+                        },
+                    );
+                }
+                (operation, 0, Completion::Done)
+            }
+            Action::CloseSegment {
+                operation,
+                tier,
+                segment,
+            } => {
+                if tier == Tier::Nvme {
+                    self.log.remove(&segment);
+                }
+                (operation, 0, Completion::Done)
+            }
+            Action::SealSegment { operation, .. }
             | Action::SyncTier { operation, .. }
             | Action::ResetTier { operation, .. }
             | Action::RecordGeneration { operation, .. } => (operation, 0, Completion::Done),

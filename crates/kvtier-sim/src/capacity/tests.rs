@@ -1,7 +1,8 @@
 use kvtier_core::{CheckedCoreSettings, CoreSettings};
 
-use super::{Pace, replay, replay_paced};
+use super::{CapacityReport, Pace, replay, replay_paced, replay_restarted};
 use crate::lru;
+use crate::trace::TraceRequest;
 use crate::workload::ChatWorkload;
 use std::time::Duration;
 
@@ -61,16 +62,7 @@ fn two_tiers_hit_nearly_what_an_exact_cache_of_their_joint_size_hits() {
 /// before its end in the log, and was copied on because of children that were no younger.
 #[test]
 fn little_is_written_twice_and_the_hits_are_those_of_an_exact_cache_whatever_the_latency() {
-    let requests = ChatWorkload {
-        sessions: 3_000,
-        session_gap_ms: 4_000,
-        turns_mean: 2,
-        turn_gap_ms: 110_000,
-        question_tokens: 8_000,
-        context_tokens_max: 120_000,
-        ..ChatWorkload::default()
-    }
-    .generate();
+    let requests = long_chats();
     let block = u64::from(BLOCK_BYTES);
     let (host_bytes, nvme_bytes) = (16 << 20, 128 << 20);
     let exact = lru::replay(&requests, ((host_bytes + nvme_bytes) / block) as usize).ratio();
@@ -90,4 +82,43 @@ fn little_is_written_twice_and_the_hits_are_those_of_an_exact_cache_whatever_the
             "{reached:.3} of {exact:.3} at {pace:?}: {report:?}"
         );
     }
+}
+
+/// Chats of long prompts, whose readers think until much of the cache has changed.
+fn long_chats() -> Vec<TraceRequest> {
+    ChatWorkload {
+        sessions: 3_000,
+        session_gap_ms: 4_000,
+        turns_mean: 2,
+        turn_gap_ms: 110_000,
+        question_tokens: 8_000,
+        context_tokens_max: 120_000,
+        ..ChatWorkload::default()
+    }
+    .generate()
+}
+
+#[test]
+fn after_a_flush_and_a_restart_the_hits_are_those_of_a_run_without() {
+    let requests = long_chats();
+    let half = requests.len() / 2;
+    let settings = settings(16 << 20, 128 << 20);
+    let pace = Pace::default();
+    let second = |whole: CapacityReport, first: CapacityReport| {
+        let (hit, total) = (
+            whole.tokens.hit - first.tokens.hit,
+            whole.tokens.total - first.tokens.total,
+        );
+        lru::HitTokens { hit, total }.ratio()
+    };
+    let without = second(
+        replay_paced(&requests, settings.clone(), BLOCK_BYTES, pace),
+        replay_paced(&requests[..half], settings.clone(), BLOCK_BYTES, pace),
+    );
+    let restarted = replay_restarted(&requests, half, &settings, BLOCK_BYTES, pace);
+    let with = restarted.tokens.ratio();
+    assert!(
+        (with - without).abs() < 0.01,
+        "{with:.4} after a restart, {without:.4} without"
+    );
 }
