@@ -22,7 +22,7 @@ mod uring;
 pub mod faults;
 
 pub use action::StorageAction;
-pub use engine::{Direction, Done, EngineError, EngineSettings, Finished, NvmeEngine, Priority, Request};
+pub use engine::{Arrived, Direction, Done, EngineError, EngineSettings, Finished, NvmeEngine, Priority, Request};
 pub use format::Encryption;
 pub use keys::{DataKey, RecordKeys};
 pub use settings::{EngineChoice, NvmeError, NvmeSettings};

@@ -28,6 +28,10 @@ pub enum Priority {
 /// thread: keep it short, and never call [`NvmeEngine::shutdown`] from it.
 pub type Done = Box<dyn FnOnce(Finished) + Send>;
 
+/// Told, while the engine has nothing else to do, how many bytes from the front of a read have arrived: work on them then
+/// hides behind the bytes still to come. It may never be called. Runs on the engine's thread, before [`Done`].
+pub type Arrived = Box<dyn FnMut(usize) + Send>;
+
 /// One read or write of a file.
 ///
 /// The engine owns the memory from submission until [`Request::done`] runs. With direct I/O, `offset` and the memory's
@@ -45,6 +49,8 @@ pub struct Request {
     pub memory: MemorySlice,
     /// Fails with [`EngineError::Deadline`] if the device was not asked by then.
     pub deadline: Option<Instant>,
+    /// Told of a read's progress, if there is a use for it.
+    pub arrived: Option<Arrived>,
     /// Told the outcome.
     pub done: Done,
 }
@@ -62,6 +68,8 @@ impl fmt::Debug for Request {
 
 impl Request {
     pub(crate) fn finish(self, outcome: Result<(), EngineError>, idle: bool) {
+        // What it holds must be gone when `done` says that nothing is touched any more.
+        drop(self.arrived);
         (self.done)(Finished {
             memory: self.memory,
             outcome,

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use kvtier_core::{Extent, RecordLabel};
-use kvtier_transfer::memory::{Cipher, MemorySlice, SealBroken};
+use kvtier_transfer::memory::{Cipher, MemorySlice, Opening};
 use zeroize::Zeroizing;
 
 use super::format::{Entry, FormatError, Incarnation, NAME_BYTES, Name, place_of};
@@ -73,17 +73,10 @@ impl RecordCipher {
         )
     }
 
-    /// Decrypts a payload; a seal that does not fit leaves zeroes in the target.
-    pub(super) fn open(
-        &self,
-        place: &Extent,
-        label: &RecordLabel,
-        source: &MemorySlice,
-        tag: &[u8; 16],
-        target: &MemorySlice,
-    ) -> Result<(), SealBroken> {
-        let nonce = nonce_bytes(place_of(place.offset));
-        self.payload.open(&nonce, &binding(place, label), source, tag, target)
+    /// Begins to decrypt a payload, which may come piece by piece.
+    pub(super) fn opening(&self, place: &Extent, label: &RecordLabel) -> Opening {
+        self.payload
+            .opening(&nonce_bytes(place_of(place.offset)), &binding(place, label))
     }
 
     /// Puts the name into its entry, sealed to the entry's other fields.

@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,8 @@ const WAKE: u64 = u64::MAX;
 const BACKLOG_BYTES_MAX: usize = 4 << 20;
 /// A request that finds the device idle is cut into more pieces than others, so that its first bytes are there early.
 const SHARE_OF_PIECE_WHEN_IDLE: usize = 2;
+/// And one whose owner works on what has arrived into more still.
+const SHARE_OF_PIECE_WHEN_TOLD: usize = 4;
 /// How long the thread waits for a request before it sleeps, if the one before came that soon.
 const LINGER: Duration = Duration::from_micros(100);
 /// As measured by a thread that slept, being woken included.
@@ -139,7 +142,27 @@ struct Active {
     issued: usize,
     /// Pieces in flight.
     pieces: usize,
+    /// Bytes from the front that arrived, and how many of them were told.
+    front: usize,
+    told: usize,
+    /// Pieces that arrived behind the front.
+    islands: Vec<Range<usize>>,
     failed: Option<EngineError>,
+}
+
+impl Active {
+    /// Notes that a range is there; true if the front moved and somebody wants to know.
+    fn arrive(&mut self, range: Range<usize>) -> bool {
+        if self.request.arrived.is_none() {
+            return false;
+        }
+        self.islands.push(range);
+        let before = self.front;
+        while let Some(next) = self.islands.iter().position(|island| island.start == self.front) {
+            self.front = self.islands.swap_remove(next).end;
+        }
+        self.front > before
+    }
 }
 
 /// What the device was asked for in one go.
@@ -167,6 +190,8 @@ struct Ring<'shared> {
     foreground_streak: u32,
     /// Pieces to ask for again.
     again: VecDeque<usize>,
+    /// Requests whose front moved; some may be gone meanwhile.
+    arrivals: VecDeque<usize>,
     pieces_in_flight: usize,
     wake_armed: bool,
     finished: VecDeque<(Request, Result<(), EngineError>)>,
@@ -216,6 +241,7 @@ impl<'shared> Ring<'shared> {
             partial_background: None,
             foreground_streak: 0,
             again: VecDeque::new(),
+            arrivals: VecDeque::new(),
             pieces_in_flight: 0,
             wake_armed: false,
             finished: VecDeque::new(),
@@ -232,12 +258,12 @@ impl<'shared> Ring<'shared> {
             self.reap();
             self.fill();
             if let Some((request, outcome)) = self.next_finished() {
-                // The device goes on while the callback runs.
-                if !self.ring.submission().is_empty() || self.ring.submission().taskrun() {
-                    self.enter(0, None);
-                }
+                self.keep_device_busy();
                 let behind = self.finished_bytes > BACKLOG_BYTES_MAX;
                 request.finish(outcome, !behind);
+                continue;
+            }
+            if self.tell_arrived() {
                 continue;
             }
             if self.pieces_in_flight > 0 {
@@ -253,6 +279,31 @@ impl<'shared> Ring<'shared> {
             }
             self.lull = idle_since.elapsed();
         }
+    }
+
+    /// Before a callback runs, which may take a while.
+    fn keep_device_busy(&mut self) {
+        if !self.ring.submission().is_empty() || self.ring.submission().taskrun() {
+            self.enter(0, None);
+        }
+    }
+
+    /// Tells one request of its progress; false where there is none to tell of.
+    fn tell_arrived(&mut self) -> bool {
+        while let Some(index) = self.arrivals.pop_front() {
+            let active = self.owned.actives[index].as_ref();
+            if active.is_none_or(|active| active.failed.is_some() || active.told == active.front) {
+                continue;
+            }
+            self.keep_device_busy();
+            let active = self.owned.actives[index].as_mut().expect("looked at above");
+            active.told = active.front;
+            if let Some(arrived) = &mut active.request.arrived {
+                arrived(active.front);
+            }
+            return true;
+        }
+        false
     }
 
     /// Waits a moment for a request, if that is likely to be enough.
@@ -375,6 +426,9 @@ impl<'shared> Ring<'shared> {
                 return;
             }
             Ok(moved) if moved > 0 => {
+                if active.arrive(piece.start..piece.start + moved) {
+                    self.arrivals.push_back(piece.active);
+                }
                 piece.start += moved;
                 piece.length -= moved;
                 self.again.push_back(index);
@@ -384,6 +438,9 @@ impl<'shared> Ring<'shared> {
             Err(error) => Err(error),
         };
         let owner = piece.active;
+        if outcome.is_ok() && active.arrive(piece.start..piece.start + piece.length) {
+            self.arrivals.push_back(owner);
+        }
         pieces[index] = None;
         self.free_pieces.push(index);
         active.pieces -= 1;
@@ -458,12 +515,19 @@ impl<'shared> Ring<'shared> {
             return None;
         }
         let alone = self.pieces_in_flight == 0 && self.shared.queue.is_empty();
-        let share = if alone { SHARE_OF_PIECE_WHEN_IDLE } else { 1 };
+        let share = match (alone, &request.arrived) {
+            (true, Some(_)) => SHARE_OF_PIECE_WHEN_TOLD,
+            (true, None) => SHARE_OF_PIECE_WHEN_IDLE,
+            (false, _) => 1,
+        };
         let active = Some(Active {
             request,
             piece_bytes: (self.settings.piece_bytes / share).next_multiple_of(ALIGNMENT),
             issued: 0,
             pieces: 0,
+            front: 0,
+            told: 0,
+            islands: Vec::new(),
             failed: None,
         });
         Some(match self.free_actives.pop() {

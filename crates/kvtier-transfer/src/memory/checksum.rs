@@ -9,25 +9,26 @@
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
     // SAFETY: a slice's pointer is valid for its length.
-    unsafe { crc32c_at(bytes.as_ptr(), bytes.len()) }
+    unsafe { crc32c_at(0, bytes.as_ptr(), bytes.len()) }
 }
 
-/// CRC32C of `length` bytes. If somebody writes them meanwhile, the sum of no particular state.
+/// CRC32C of what summed up to `before` (0: nothing) and `length` bytes after it. If somebody writes them meanwhile, the
+/// sum of no particular state.
 ///
 /// # Safety
 /// The bytes are mapped and readable while this runs. Others may write them.
-pub(super) unsafe fn crc32c_at(start: *const u8, length: usize) -> u32 {
+pub(super) unsafe fn crc32c_at(before: u32, start: *const u8, length: usize) -> u32 {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("sse4.2") {
         // SAFETY: the processor has the instruction, and the caller promises the bytes.
-        return unsafe { streams::crc32c_at(start, length) };
+        return unsafe { streams::crc32c_at(before, start, length) };
     }
     // SAFETY: the caller promises the bytes.
-    unsafe { by_copies(start, length) }
+    unsafe { by_copies(before, start, length) }
 }
 
 /// Copies the bytes in chunks that stay in the first-level cache.
-unsafe fn by_copies(start: *const u8, length: usize) -> u32 {
+unsafe fn by_copies(before: u32, start: *const u8, length: usize) -> u32 {
     const CHUNK_BYTES: usize = 8 << 10;
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
     let mut chunk = [0u8; CHUNK_BYTES];
@@ -40,7 +41,13 @@ unsafe fn by_copies(start: *const u8, length: usize) -> u32 {
         digest.update(&chunk[..count]);
         done += count;
     }
-    u32::try_from(digest.finalize()).expect("a sum of 32 bits")
+    let sum = crc_fast::checksum_combine(
+        crc_fast::CrcAlgorithm::Crc32Iscsi,
+        u64::from(before),
+        digest.finalize(),
+        length as u64,
+    );
+    u32::try_from(sum).expect("a sum of 32 bits")
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -56,8 +63,8 @@ mod streams {
     /// # Safety
     /// `length` bytes from `start` are readable.
     #[target_feature(enable = "sse4.2")]
-    pub(super) unsafe fn crc32c_at(start: *const u8, length: usize) -> u32 {
-        let mut sum = !0u32;
+    pub(super) unsafe fn crc32c_at(before: u32, start: *const u8, length: usize) -> u32 {
+        let mut sum = !before;
         let mut at = start;
         let mut left = length;
         while left > 0 && !at.cast::<u64>().is_aligned() {
@@ -215,9 +222,24 @@ mod tests {
                 let library = crc_fast::crc32_iscsi(part);
                 assert_eq!(crc32c(part), library, "{length} bytes from {start}");
                 // SAFETY: a slice's pointer is valid for its length.
-                let copied = unsafe { by_copies(part.as_ptr(), part.len()) };
+                let copied = unsafe { by_copies(0, part.as_ptr(), part.len()) };
                 assert_eq!(copied, library, "{length} bytes from {start}");
             }
+        }
+    }
+
+    #[test]
+    fn a_sum_goes_on_where_another_ended() {
+        let bytes: Vec<u8> = (0..30_000u32)
+            .map(|at| (at.wrapping_mul(0x85EB_CA6B) >> 24) as u8)
+            .collect();
+        for cut in [0, 1, 8, 767, 4096, 29_999, 30_000] {
+            let (front, back) = bytes.split_at(cut);
+            // SAFETY: a slice's pointer is valid for its length.
+            let continued = unsafe { crc32c_at(crc32c(front), back.as_ptr(), back.len()) };
+            // SAFETY: as above.
+            let copied = unsafe { by_copies(crc32c(front), back.as_ptr(), back.len()) };
+            assert_eq!((continued, copied), (crc32c(&bytes), crc32c(&bytes)), "cut at {cut}");
         }
     }
 }

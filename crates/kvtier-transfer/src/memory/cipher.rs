@@ -1,10 +1,12 @@
+use std::ffi::c_int;
 use std::fmt;
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null, null_mut};
 use std::sync::Once;
 
 use aws_lc_sys::{
-    CRYPTO_library_init, EVP_AEAD_CTX, EVP_AEAD_CTX_free, EVP_AEAD_CTX_new, EVP_AEAD_CTX_open_gather,
-    EVP_AEAD_CTX_seal_scatter, EVP_aead_aes_256_gcm,
+    CRYPTO_library_init, EVP_AEAD_CTX, EVP_AEAD_CTX_free, EVP_AEAD_CTX_new, EVP_AEAD_CTX_seal_scatter, EVP_CIPHER_CTX,
+    EVP_CIPHER_CTX_copy, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_CTRL_AEAD_SET_TAG,
+    EVP_DecryptFinal_ex, EVP_DecryptInit_ex, EVP_DecryptUpdate, EVP_aead_aes_256_gcm, EVP_aes_256_gcm,
 };
 
 use super::MemorySlice;
@@ -23,11 +25,13 @@ pub const CIPHER_TAG_BYTES: usize = 16;
 /// worst, yield other plaintext than was authenticated.
 pub struct Cipher {
     context: NonNull<EVP_AEAD_CTX>,
+    /// Has the key and no nonce: each opening begins as a copy of it.
+    opener: Decryption,
 }
 
 // SAFETY: the context belongs to no thread, and is freed once, by drop.
 unsafe impl Send for Cipher {}
-// SAFETY: after it was made a context is only read: `seal_scatter` and `open_gather` take it as const, and the library
+// SAFETY: after they were made the contexts are only read: `seal_scatter` and `CTX_copy` take them as const, and the library
 // documents that several threads may use one at the same time.
 unsafe impl Sync for Cipher {}
 
@@ -54,6 +58,7 @@ impl Cipher {
         let context = unsafe { EVP_AEAD_CTX_new(algorithm, key.as_ptr(), key.len(), CIPHER_TAG_BYTES) };
         Cipher {
             context: NonNull::new(context).expect("memory for a key schedule"),
+            opener: Decryption::of(key),
         }
     }
 
@@ -113,28 +118,137 @@ impl Cipher {
         tag: &[u8; CIPHER_TAG_BYTES],
         target: &MemorySlice,
     ) -> Result<(), SealBroken> {
+        let mut opening = self.opening(nonce, associated);
+        opening.decrypt(source, target);
+        opening.finish(tag).inspect_err(|SealBroken| target.zero())
+    }
+
+    /// Begins to decrypt a message that arrives from the front, piece by piece.
+    #[must_use]
+    pub fn opening(&self, nonce: &[u8; CIPHER_NONCE_BYTES], associated: &[u8]) -> Opening {
+        let decryption = self.opener.copy();
+        decryption.begin(nonce);
+        decryption.associate(associated);
+        Opening { decryption }
+    }
+}
+
+/// A message that is being opened. What it decrypts is worth nothing before [`Opening::finish`] says so: keep it from
+/// everybody until then, and zero it if the seal is broken.
+pub struct Opening {
+    decryption: Decryption,
+}
+
+impl Opening {
+    /// Decrypts the next piece, from `source` to `target`, which is as long.
+    ///
+    /// # Panics
+    /// When the lengths differ, the target is read-only, or the piece has 2 GiB or more.
+    pub fn decrypt(&mut self, source: &MemorySlice, target: &MemorySlice) {
         check_ranges(source, target);
-        // SAFETY: as in `seal`.
-        let opened = unsafe {
-            EVP_AEAD_CTX_open_gather(
-                self.context.as_ptr(),
+        let length = c_int::try_from(source.len()).expect("a piece is shorter than 2 GiB");
+        let mut decrypted = 0;
+        // SAFETY: source and target are mappings of `length` bytes that the slices keep alive, identical or disjoint
+        // (checked); in this mode as many bytes come out as go in.
+        let outcome = unsafe {
+            EVP_DecryptUpdate(
+                self.decryption.as_ptr(),
                 target.as_mut_ptr(),
-                nonce.as_ptr(),
-                nonce.len(),
+                &raw mut decrypted,
                 source.as_ptr(),
-                source.len(),
-                tag.as_ptr(),
-                tag.len(),
-                associated.as_ptr(),
-                associated.len(),
+                length,
             )
         };
-        if opened == 1 {
-            Ok(())
-        } else {
-            target.zero();
-            Err(SealBroken)
-        }
+        assert!(
+            outcome == 1 && decrypted == length,
+            "decrypting has no other way to fail"
+        );
+    }
+
+    /// Whether the pieces were the whole message as it was sealed.
+    ///
+    /// # Errors
+    /// [`SealBroken`]. The targets are not zeroed.
+    pub fn finish(self, tag: &[u8; CIPHER_TAG_BYTES]) -> Result<(), SealBroken> {
+        let mut expected = *tag;
+        // SAFETY: the library copies as many bytes as the tag has.
+        let given = unsafe {
+            EVP_CIPHER_CTX_ctrl(
+                self.decryption.as_ptr(),
+                EVP_CTRL_AEAD_SET_TAG,
+                CIPHER_TAG_BYTES as c_int,
+                expected.as_mut_ptr().cast(),
+            )
+        };
+        assert!(given == 1, "a tag of 16 bytes is a tag");
+        let (mut nothing, mut length) = ([0u8; 16], 0);
+        // SAFETY: `nothing` has room for a block, though this mode adds no bytes.
+        let genuine = unsafe { EVP_DecryptFinal_ex(self.decryption.as_ptr(), nothing.as_mut_ptr(), &raw mut length) };
+        if genuine == 1 { Ok(()) } else { Err(SealBroken) }
+    }
+}
+
+/// A context of the library's that decrypts.
+struct Decryption(NonNull<EVP_CIPHER_CTX>);
+
+// SAFETY: the context belongs to no thread, and is freed once, by drop.
+unsafe impl Send for Decryption {}
+
+impl Decryption {
+    fn new() -> Decryption {
+        // SAFETY: takes no arguments.
+        let context = unsafe { EVP_CIPHER_CTX_new() };
+        Decryption(NonNull::new(context).expect("memory for a cipher"))
+    }
+
+    fn of(key: &[u8; CIPHER_KEY_BYTES]) -> Decryption {
+        let made = Decryption::new();
+        // SAFETY: returns a pointer to a constant.
+        let algorithm = unsafe { EVP_aes_256_gcm() };
+        // SAFETY: the key has the algorithm's length and outlives the call, which copies it; no nonce is given yet.
+        let keyed = unsafe { EVP_DecryptInit_ex(made.as_ptr(), algorithm, null_mut(), key.as_ptr(), null()) };
+        assert!(keyed == 1, "32 bytes are a key");
+        made
+    }
+
+    fn copy(&self) -> Decryption {
+        let made = Decryption::new();
+        // SAFETY: both contexts are alive, and the one copied from is only read.
+        let copied = unsafe { EVP_CIPHER_CTX_copy(made.as_ptr(), self.as_ptr()) };
+        assert!(copied == 1, "memory for a cipher");
+        made
+    }
+
+    fn begin(&self, nonce: &[u8; CIPHER_NONCE_BYTES]) {
+        // SAFETY: the nonce has the algorithm's length and is copied; algorithm and key stay.
+        let begun = unsafe { EVP_DecryptInit_ex(self.as_ptr(), null(), null_mut(), null(), nonce.as_ptr()) };
+        assert!(begun == 1, "12 bytes are a nonce");
+    }
+
+    fn associate(&self, bytes: &[u8]) {
+        let length = c_int::try_from(bytes.len()).expect("associated data is short");
+        let mut taken = 0;
+        // SAFETY: `bytes` is valid for its length; no output is asked for, which makes it associated data.
+        let associated =
+            unsafe { EVP_DecryptUpdate(self.as_ptr(), null_mut(), &raw mut taken, bytes.as_ptr(), length) };
+        assert!(associated == 1, "associated data comes first");
+    }
+
+    fn as_ptr(&self) -> *mut EVP_CIPHER_CTX {
+        self.0.as_ptr()
+    }
+}
+
+impl Drop for Decryption {
+    fn drop(&mut self) {
+        // SAFETY: made by `EVP_CIPHER_CTX_new` and freed only here, which also wipes the key schedule.
+        unsafe { EVP_CIPHER_CTX_free(self.as_ptr()) }
+    }
+}
+
+impl fmt::Debug for Opening {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Opening(..)")
     }
 }
 
@@ -205,6 +319,27 @@ mod tests {
         let byte = sealed.subslice(69_999, 1).expect("inside");
         byte.copy_from_slice(&[byte.to_vec()[0] ^ 0x10]).expect("one byte");
         refuses(&cipher, 1, b"place", &tag);
+    }
+
+    #[test]
+    fn a_message_opens_piece_by_piece_as_it_does_at_once_and_a_missing_piece_breaks_it() {
+        let (plain, sealed, opened) = slices();
+        let cipher = Cipher::new(&[7; 32]);
+        let tag = cipher.seal(&[1; 12], b"place", &plain, &sealed);
+        for cuts in [&[0, 70_001][..], &[0, 4096, 70_001], &[0, 1, 17, 5000, 65_536, 70_001]] {
+            opened.zero();
+            let mut opening = cipher.opening(&[1; 12], b"place");
+            for cut in cuts.windows(2) {
+                let piece = |of: &MemorySlice| of.subslice(cut[0], cut[1] - cut[0]).expect("inside");
+                opening.decrypt(&piece(&sealed), &piece(&opened));
+            }
+            assert_eq!(opening.finish(&tag), Ok(()));
+            assert_eq!(plain.to_vec(), opened.to_vec());
+        }
+        let mut opening = cipher.opening(&[1; 12], b"place");
+        let front = |of: &MemorySlice| of.subslice(0, 70_000).expect("inside");
+        opening.decrypt(&front(&sealed), &front(&opened));
+        assert_eq!(opening.finish(&tag), Err(SealBroken));
     }
 
     /// Test case 14 of the GCM specification (McGrew, Viega): a zero key, nonce and block.

@@ -208,8 +208,14 @@ impl MemorySlice {
     /// CRC32C of the bytes. If somebody writes them meanwhile, the sum of no particular state.
     #[must_use]
     pub fn crc32c(&self) -> u32 {
+        self.crc32c_after(0)
+    }
+
+    /// CRC32C of what summed up to `before`, and these bytes after it.
+    #[must_use]
+    pub fn crc32c_after(&self, before: u32) -> u32 {
         // SAFETY: the range lies in a mapping that `self` keeps alive.
-        unsafe { super::checksum::crc32c_at(self.as_ptr(), self.length) }
+        unsafe { super::checksum::crc32c_at(before, self.as_ptr(), self.length) }
     }
 
     /// Reads from `file` at `file_offset` straight into the memory: one pread. Returns how many bytes came, 0 at the

@@ -44,6 +44,7 @@ fn request(
         offset,
         memory: memory.clone(),
         deadline: None,
+        arrived: None,
         done: Box::new(move |finished| drop(report.send((tag, finished)))),
     }
 }
@@ -63,6 +64,7 @@ fn block(engine: &dyn NvmeEngine, file: &Arc<File>) -> Sender<()> {
         offset: 0,
         memory: memory(1),
         deadline: None,
+        arrived: None,
         done: Box::new(move |_| {
             let _ = entered.send(());
             let _ = blocked.recv_timeout(PATIENCE);
@@ -75,6 +77,52 @@ fn block(engine: &dyn NvmeEngine, file: &Arc<File>) -> Sender<()> {
 
 fn scratch() -> Arc<File> {
     Arc::new(tempfile::tempfile().expect("a temporary file"))
+}
+
+/// What is told of a read's progress is true when it is told: never too early, never backwards, and never after the end.
+fn progress_is_told_only_of_bytes_that_are_there(engine: &dyn NvmeEngine) -> usize {
+    let file = scratch();
+    let (report, reports) = channel();
+    let length = 4 << 20;
+    let written = memory(length);
+    written.copy_from_slice(&pattern(9, length)).expect("equal lengths");
+    engine
+        .submit(request(Direction::Write, &file, 0, &written, 0, &report))
+        .expect("room");
+    take(&reports).1.outcome.expect("the write succeeds");
+    let mut told = 0;
+    for _ in 0..20 {
+        let read = memory(length);
+        let (front, fronts) = channel();
+        let (seen, expected) = (read.clone(), pattern(9, length));
+        let mut last = 0;
+        let mut asked = request(Direction::Read, &file, 0, &read, 0, &report);
+        asked.arrived = Some(Box::new(move |arrived| {
+            let there = seen.subslice(last, arrived - last).expect("inside").to_vec();
+            let right = arrived > last && there == expected[last..arrived];
+            last = arrived;
+            let _ = front.send(right);
+        }));
+        engine.submit(asked).expect("room");
+        take(&reports).1.outcome.expect("the read succeeds");
+        // The engine has dropped the sender: the end comes at once.
+        for right in fronts {
+            assert!(right, "told of bytes that were not there");
+            told += 1;
+        }
+    }
+    told
+}
+
+#[test]
+fn the_ring_tells_of_a_reads_progress_and_threads_need_not() {
+    if let Some(ring) = super::uring(small()) {
+        let told = progress_is_told_only_of_bytes_that_are_there(&*ring);
+        assert!(told > 0, "no progress in twenty reads");
+    }
+    if let Some(threads) = super::threads(small()) {
+        progress_is_told_only_of_bytes_that_are_there(&*threads);
+    }
 }
 
 fn bytes_come_back_at_odd_lengths_and_offsets(engine: &dyn NvmeEngine) {

@@ -32,6 +32,7 @@ fn a_stuck_device_keeps_its_memory_and_lets_others_meet_their_deadline() {
             offset: 0,
             memory,
             deadline,
+            arrived: None,
             done,
         }
     };

@@ -3,10 +3,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kvtier_core::{Completion, Extent, Failure, RecordLabel};
-use kvtier_transfer::memory::{MemorySlice, PAGE_BYTES};
+use kvtier_transfer::memory::{MemorySlice, Opening, PAGE_BYTES};
+use parking_lot::Mutex;
 
 use super::super::bounce::Bounce;
-use super::super::engine::{Direction, EngineError, Finished, Priority, Request};
+use super::super::engine::{Arrived, Direction, EngineError, Finished, Priority, Request};
 use super::super::format::{self, Encryption, Entry, Name};
 use super::super::sealing::RecordCipher;
 use super::super::segment::{Segment, Writing};
@@ -128,41 +129,11 @@ impl Inner {
             own_pages(&target)
         };
         match own {
-            Some(memory) => {
-                let segment = Arc::clone(&stored.segment);
-                self.read(
-                    ticket,
-                    (&segment, source),
-                    memory,
-                    target.clone(),
-                    Priority::Foreground,
-                    move |inner, ticket, memory, idle| {
-                        inner.check(memory.len(), idle, move |inner| {
-                            let verified = stored.verify(&memory, &target);
-                            drop((memory, target, stored));
-                            inner.promoted(ticket, source, verified);
-                        });
-                    },
-                );
-            }
+            Some(memory) => self.promote_through(ticket, stored, memory, target, None),
             None => {
                 let then = move |inner: &Arc<Inner>, ticket: Ticket, bounce: Bounce| {
                     let memory = bounce.slice().clone();
-                    let segment = Arc::clone(&stored.segment);
-                    inner.read(
-                        ticket,
-                        (&segment, source),
-                        memory,
-                        target.clone(),
-                        Priority::Foreground,
-                        move |inner, ticket, memory, idle| {
-                            inner.check(memory.len(), idle, move |inner| {
-                                let verified = stored.verify(&memory, &target);
-                                drop((memory, target, stored, bounce));
-                                inner.promoted(ticket, source, verified);
-                            });
-                        },
-                    );
+                    inner.promote_through(ticket, stored, memory, target, Some(bounce));
                 };
                 self.with_bounce(
                     ticket,
@@ -172,6 +143,41 @@ impl Inner {
                 );
             }
         }
+    }
+
+    /// Reads a record's pages to `memory`, and from there, checked piece by piece as they arrive, to `target`, which may
+    /// be the same memory.
+    fn promote_through(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        stored: Stored,
+        memory: MemorySlice,
+        target: MemorySlice,
+        bounce: Option<Bounce>,
+    ) {
+        let source = stored.place;
+        let segment = Arc::clone(&stored.segment);
+        let checking = Arc::new(Mutex::new(Checking::begin(stored, &memory, target.clone())));
+        let arrived = {
+            let checking = Arc::clone(&checking);
+            Box::new(move |front: usize| checking.lock().advance(front))
+        };
+        self.read(
+            ticket,
+            (&segment, source),
+            memory,
+            target,
+            (Priority::Foreground, Some(arrived)),
+            move |inner, ticket, memory, idle| {
+                let left = checking.lock().left();
+                inner.check(left, idle, move |inner| {
+                    let verified = checking.lock().finish();
+                    drop((memory, checking));
+                    drop(bounce);
+                    inner.promoted(ticket, source, verified);
+                });
+            },
+        );
     }
 
     /// The ticket goes last: once it is answered, nothing here holds the caller's memory.
@@ -214,18 +220,18 @@ impl Inner {
                 (&segment, source),
                 memory.clone(),
                 memory,
-                Priority::Background,
+                (Priority::Background, None),
                 move |inner, ticket, memory, idle| {
                     inner.check(memory.len(), idle, move |inner| {
                         let plain = memory.subslice(0, source.length as usize).expect("padding only adds");
                         drop(memory);
                         // Opened in place and sealed again in place, for its new one.
-                        if !stored.verify(&plain, &plain) {
+                        if !Checking::begin(stored, &plain, plain.clone()).finish() {
                             drop((plain, bounce, record));
                             return ticket.answer(Err(Failure::Corrupt));
                         }
                         let payload = record.bounced(&plain, bounce, Some(checksum));
-                        drop((plain, stored));
+                        drop(plain);
                         inner.write(ticket, record, payload, Written::Relocated);
                     });
                 },
@@ -337,6 +343,7 @@ impl Inner {
             offset,
             memory,
             deadline: Some(Instant::now() + self.settings.request_deadline),
+            arrived: None,
             done: Box::new(done),
         });
     }
@@ -349,7 +356,7 @@ impl Inner {
         (segment, source): (&Arc<Segment>, Extent),
         memory: MemorySlice,
         target: MemorySlice,
-        priority: Priority,
+        (priority, arrived): (Priority, Option<Arrived>),
         then: impl FnOnce(&Arc<Inner>, Ticket, MemorySlice, bool) + Send + 'static,
     ) {
         let inner = Arc::clone(self);
@@ -359,6 +366,8 @@ impl Inner {
                 then(&inner, ticket, finished.memory, finished.idle);
             }
             Err(error) => {
+                // Also the pages around it: what the device left there was never checked.
+                finished.memory.zero();
                 target.zero();
                 drop((finished.memory, target, then));
                 inner.fail(ticket, "read a record", error);
@@ -371,6 +380,7 @@ impl Inner {
             offset: source.offset,
             memory,
             deadline: Some(Instant::now() + self.settings.request_deadline),
+            arrived,
             done: Box::new(done),
         });
     }
@@ -420,23 +430,95 @@ struct Stored {
     seal: Option<(Arc<RecordCipher>, [u8; 16])>,
 }
 
-impl Stored {
-    /// Brings what the device filled `memory` with into `target`, which may be the same memory, and says whether it is
-    /// what was written. If not, the target holds zeroes.
-    fn verify(&self, memory: &MemorySlice, target: &MemorySlice) -> bool {
-        let body = memory
-            .subslice(0, self.place.length as usize)
-            .expect("padding only adds");
-        match &self.seal {
-            Some((cipher, tag)) => cipher.open(&self.place, &self.label, &body, tag, target).is_ok(),
-            None => {
-                let verified = body.crc32c() == self.checksum;
-                if !verified {
-                    memory.zero();
+/// The check of a record whose bytes arrive from the front, and their way into the target.
+///
+/// Until [`Checking::finish`] has said yes the target is not to be looked at.
+struct Checking {
+    /// What the device fills, whole pages of it.
+    memory: MemorySlice,
+    /// The payload in there.
+    body: MemorySlice,
+    target: MemorySlice,
+    /// Bytes from the front that went through the check.
+    done: usize,
+    pass: Pass,
+}
+
+enum Pass {
+    Sum {
+        so_far: u32,
+        expected: u32,
+    },
+    /// `None` once it has ended.
+    Open {
+        opening: Option<Opening>,
+        tag: [u8; 16],
+    },
+}
+
+impl Checking {
+    fn begin(stored: Stored, memory: &MemorySlice, target: MemorySlice) -> Checking {
+        let pass = match stored.seal {
+            Some((cipher, tag)) => Pass::Open {
+                opening: Some(cipher.opening(&stored.place, &stored.label)),
+                tag,
+            },
+            None => Pass::Sum {
+                so_far: 0,
+                expected: stored.checksum,
+            },
+        };
+        Checking {
+            memory: memory.clone(),
+            body: memory
+                .subslice(0, stored.place.length as usize)
+                .expect("padding only adds"),
+            target,
+            done: 0,
+            pass,
+        }
+    }
+
+    fn left(&self) -> usize {
+        self.body.len() - self.done
+    }
+
+    /// Takes the bytes before `front`, which are not written any more, through the check.
+    fn advance(&mut self, front: usize) {
+        let front = front.min(self.body.len());
+        if front <= self.done {
+            return;
+        }
+        let part = |of: &MemorySlice| of.subslice(self.done, front - self.done).expect("inside the payload");
+        match &mut self.pass {
+            Pass::Sum { so_far, .. } => *so_far = part(&self.body).crc32c_after(*so_far),
+            Pass::Open { opening, .. } => {
+                if let Some(opening) = opening {
+                    opening.decrypt(&part(&self.body), &part(&self.target));
                 }
-                if body.as_ptr() != target.as_ptr() {
-                    // Zeroes, if the check failed.
-                    body.copy_to(target).expect("equal lengths");
+            }
+        }
+        self.done = front;
+    }
+
+    /// Everything has arrived. False: it is not what was written, and the target holds zeroes.
+    fn finish(&mut self) -> bool {
+        self.advance(self.body.len());
+        match &mut self.pass {
+            Pass::Sum { so_far, expected } => {
+                let verified = so_far == expected;
+                if !verified {
+                    self.memory.zero();
+                    self.target.zero();
+                } else if self.body.as_ptr() != self.target.as_ptr() {
+                    self.body.copy_to(&self.target).expect("equal lengths");
+                }
+                verified
+            }
+            Pass::Open { opening, tag } => {
+                let verified = opening.take().is_some_and(|opening| opening.finish(tag).is_ok());
+                if !verified {
+                    self.target.zero();
                 }
                 verified
             }
