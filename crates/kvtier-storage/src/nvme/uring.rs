@@ -34,10 +34,6 @@ const ALIGNMENT: usize = 4096;
 const WAKE: u64 = u64::MAX;
 /// More than this finished and not told yet is left to other threads to check: the device comes first.
 const BACKLOG_BYTES_MAX: usize = 4 << 20;
-/// A request that finds the device idle is cut into more pieces than others, so that its first bytes are there early.
-const SHARE_OF_PIECE_WHEN_IDLE: usize = 2;
-/// And one whose owner works on what has arrived into more still.
-const SHARE_OF_PIECE_WHEN_TOLD: usize = 4;
 /// How long the thread waits for a request before it sleeps, if the one before came that soon.
 const LINGER: Duration = Duration::from_micros(100);
 /// As measured by a thread that slept, being woken included.
@@ -136,8 +132,6 @@ impl Drop for UringEngine {
 /// A request that the device works on, at least in part.
 struct Active {
     request: Request,
-    /// What it is cut into.
-    piece_bytes: usize,
     /// Bytes that pieces were made for.
     issued: usize,
     /// Pieces in flight.
@@ -514,15 +508,8 @@ impl<'shared> Ring<'shared> {
             self.end(request, Ok(()));
             return None;
         }
-        let alone = self.pieces_in_flight == 0 && self.shared.queue.is_empty();
-        let share = match (alone, &request.arrived) {
-            (true, Some(_)) => SHARE_OF_PIECE_WHEN_TOLD,
-            (true, None) => SHARE_OF_PIECE_WHEN_IDLE,
-            (false, _) => 1,
-        };
         let active = Some(Active {
             request,
-            piece_bytes: (self.settings.piece_bytes / share).next_multiple_of(ALIGNMENT),
             issued: 0,
             pieces: 0,
             front: 0,
@@ -545,7 +532,7 @@ impl<'shared> Ring<'shared> {
     fn start_piece_of(&mut self, index: usize) {
         let active = self.owned.actives[index].as_mut().expect("an active request");
         let rest = active.request.memory.len() - active.issued;
-        let length = rest.min(active.piece_bytes);
+        let length = rest.min(self.settings.piece_bytes);
         let piece = Some(Piece {
             active: index,
             start: active.issued,
