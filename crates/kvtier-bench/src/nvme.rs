@@ -7,8 +7,8 @@
 //! - The raw ring reads the very segment files that the tier wrote, other records of them in the same round, in random
 //!   order, with direct I/O wherever the tier has it. It writes files made as the tier makes its own, front to back.
 //! - Both let the device touch the same memory: the slots of a region made as host memory is made, cycled through. Sealed
-//!   records are read into private memory and opened into those slots, so there the raw ring reads into private memory of
-//!   the same kind.
+//!   records are read into private memory and opened into those slots, so there the raw ring cycles through private memory
+//!   of the same kind: as in the other rows, to where no byte is still warm from the read before.
 //! - The tier has its default engine and bounds. A record counts from its submission to its answer, checks included. With a
 //!   depth of one a thread waits for each answer, as it does for the raw ring; else whoever brings an answer submits the next
 //!   action, as a node does.

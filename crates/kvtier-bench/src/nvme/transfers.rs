@@ -56,6 +56,9 @@ const WRITE: Shape = Shape {
 const COMPARED: usize = 16;
 /// The check is measured over at most this much a round.
 pub(super) const CHECKED_BYTES_MAX: u64 = 64 * MIB;
+/// The device comes back to private memory only after this many times what is in flight: memory that a disk fills again
+/// and again while nobody looks at it stays in the caches of whoever copies for a virtual disk, and no reader has such.
+const CYCLES_MIN: u64 = 4;
 /// Fill and read-back are not measured.
 const DEPTH_UNMEASURED: usize = 8;
 
@@ -89,7 +92,7 @@ pub(super) fn measure(
 ) -> Result<Vec<Row>, BenchError> {
     let host = Memory::shared(options.memory_bytes())?;
     let private_bytes = READS.iter().map(|shape| shape.bytes as u64 * u64::from(shape.depth));
-    let private = Memory::private(private_bytes.max().unwrap_or(MIB))?;
+    let private = Memory::private(CYCLES_MIN * private_bytes.max().unwrap_or(MIB))?;
     let mut rows = Vec::new();
     for encryption in [Encryption::None, Encryption::Aes256Gcm] {
         let directory = directory.join(name(encryption));
@@ -314,14 +317,9 @@ impl Part<'_> {
             } else {
                 let mut next = for_raw.iter().enumerate();
                 let raw = side(bytes * count, || {
-                    run_raw(&mut ring, Direction::Read, |place| {
+                    run_raw(&mut ring, Direction::Read, |_| {
                         let (index, &record) = next.next()?;
-                        let memory = if self.is_sealed() {
-                            self.private.slot(place, bytes)
-                        } else {
-                            self.host.slot(index, bytes)
-                        };
-                        Some(records.raw(record, memory))
+                        Some(records.raw(record, self.touched().slot(index, bytes)))
                     })
                 })?;
                 if !self.is_sealed() {
@@ -393,17 +391,12 @@ impl Part<'_> {
                 } else {
                     let mut next = 0..count;
                     side(bytes * count, || {
-                        run_raw(&mut ring, Direction::Write, |place| {
+                        run_raw(&mut ring, Direction::Write, |_| {
                             let block = next.next()?;
-                            let memory = if self.is_sealed() {
-                                self.private.slot(place, bytes)
-                            } else {
-                                self.host.slot(block, bytes)
-                            };
                             Some(RawRequest {
                                 file: Arc::clone(&file),
                                 offset: (block * bytes) as u64,
-                                memory,
+                                memory: self.touched().slot(block, bytes),
                             })
                         })
                     })?
