@@ -395,14 +395,17 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
             .map(|(name, domain)| (name, manager.domain_statistics(domain)));
         (manager.statistics(), domains.collect::<Vec<_>>())
     });
-    let counters = Counters::from(&statistics);
+    let restored = driver.restored.get().cloned().unwrap_or_default();
+    let mut counters = Counters::from(&statistics);
+    // What the start found damaged failed a check like any other.
+    counters.corrupt += restored.restored_damaged;
     let register = &driver.recorder.register;
     let (register_syncs, register_failures) = register.counts();
     let durability = Durability {
         namespaces_lost: register.lost().len() as u64,
         register_syncs,
         register_failures,
-        ..driver.restored.get().cloned().unwrap_or_default()
+        ..restored
     };
     let device = driver
         .nvme()

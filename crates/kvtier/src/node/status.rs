@@ -102,7 +102,7 @@ mirror! {
         evictions_nvme,
         /// Blocks whose last copy went, for whatever reason.
         forgotten,
-        /// Payloads that failed their check.
+        /// Payloads that failed their check, and records and segments that the start found damaged.
         corrupt,
         /// Device errors.
         io_errors,
