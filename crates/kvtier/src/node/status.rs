@@ -4,6 +4,8 @@ use kvtier_core::{DomainStatistics, Statistics};
 use kvtier_storage::nvme::NvmeStatistics;
 use serde::{Deserialize, Serialize};
 
+use super::watchers::Processor;
+
 macro_rules! mirror {
     ($(#[$meta:meta])* $name:ident of $source:ident { $($(#[$doc:meta])* $field:ident,)* }) => {
         $(#[$meta])*
@@ -274,4 +276,6 @@ pub struct DomainStatus {
     /// Its counts.
     #[serde(flatten)]
     pub counters: DomainCounters,
+    /// Caches that said which generations they hold.
+    pub processors: Vec<Processor>,
 }
