@@ -128,7 +128,10 @@ const METRICS: &[Metric] = &[
     counter("evictions_host", "Copies dropped from host memory"),
     counter("evictions_nvme", "Copies dropped from NVMe"),
     counter("forgotten", "Blocks whose last copy was dropped"),
-    counter("corrupt", "Blocks that failed their checksum and became a miss"),
+    counter(
+        "corrupt",
+        "Blocks that failed their check and became a miss, and records and segments found damaged at the start",
+    ),
     counter("io_errors", "Operations that a device answered with an error"),
     counter("resets", "Times a tier was reset because an operation took too long"),
     counter(

@@ -23,6 +23,12 @@ pub(crate) struct Namespace {
     pub(crate) nvme_blocks: u64,
 }
 
+impl Namespace {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// Namespaces by domain and name.
 #[derive(Debug, Default)]
 pub(crate) struct NamespaceTable {

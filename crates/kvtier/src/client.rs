@@ -31,6 +31,6 @@ pub use error::ClientError;
 pub use handle::BlockHandle;
 pub use kvtier_core::FetchScope;
 pub use options::ClientOptions;
-pub use outcome::{Flushed, GetOutcome, PutOutcome, Writing};
+pub use outcome::{Flushed, GetOutcome, PutOutcome, Watched, Writing};
 
 pub use crate::wire::Lineage;

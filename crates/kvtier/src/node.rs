@@ -13,13 +13,14 @@ mod recorder;
 mod restart;
 mod session;
 mod status;
+mod watchers;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvtier_core::{Generation, NamespaceId, OperationId};
+use kvtier_core::{Generation, NamespaceId, OperationId, TierManager, TrustDomain};
 use kvtier_storage::host::{HostError, HostSettings, HostTier};
 use kvtier_storage::nvme::{EngineChoice, Found, NvmeError, NvmeSettings, NvmeTier, RecordKeys};
 
@@ -29,6 +30,7 @@ use self::driver::{Decider, Driver, Settled, Waiter};
 use self::listener::Listener;
 use self::recorder::Recorder;
 pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durability, Status};
+pub use self::watchers::Processor;
 use crate::error::ErrorKind;
 use crate::keys::{KeyError, StateFiles};
 use crate::settings::{CheckedSettings, Clock, Encryption, HugePages, NvmeEngine};
@@ -392,17 +394,20 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         let domains = domains
             .all()
             .into_iter()
-            .map(|(name, domain)| (name, manager.domain_statistics(domain)));
+            .map(|(name, domain)| domain_status(driver, manager, domain, name));
         (manager.statistics(), domains.collect::<Vec<_>>())
     });
-    let counters = Counters::from(&statistics);
+    let restored = driver.restored.get().cloned().unwrap_or_default();
+    let mut counters = Counters::from(&statistics);
+    // What the start found damaged failed a check like any other.
+    counters.corrupt += restored.restored_damaged;
     let register = &driver.recorder.register;
     let (register_syncs, register_failures) = register.counts();
     let durability = Durability {
         namespaces_lost: register.lost().len() as u64,
         register_syncs,
         register_failures,
-        ..driver.restored.get().cloned().unwrap_or_default()
+        ..restored
     };
     let device = driver
         .nvme()
@@ -420,13 +425,16 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         counters,
         durability,
         device,
-        domains: domain_statistics
-            .into_iter()
-            .map(|(domain, statistics)| DomainStatus {
-                domain,
-                counters: DomainCounters::from(&statistics),
-            })
-            .collect(),
+        domains: domain_statistics,
+    }
+}
+
+fn domain_status(driver: &Driver, manager: &TierManager, domain: TrustDomain, name: String) -> DomainStatus {
+    let generation = |domain, name: &str| Some(manager.find_namespace(domain, name)?.1);
+    DomainStatus {
+        domain: name,
+        counters: DomainCounters::from(&manager.domain_statistics(domain)),
+        processors: driver.confirmations.of(domain, generation),
     }
 }
 

@@ -47,6 +47,8 @@
 //!  0x000c Flush           -                                                                        Flushed
 //!  0x000d Status          -                                                                        Status
 //!  0x000e Goodbye         -                                                                        Farewell
+//!  0x000f Watch           since u64, wait_ms u32, zero u32                                         Watched
+//!  0x0010 Confirm         generation u64, name bytes(1..=256, UTF-8), processor bytes(1..=256, UTF-8)  Confirmed
 //!
 //!  keys  = handle u32, lineage u32 (0 chain after unknown, 1 chain after root, 2 chain after `parent`, 3 independent),
 //!          parent [16] (zero unless lineage is 2), array(hash [16])
@@ -69,6 +71,8 @@
 //!  0x800c Flushed         written u64, left_out u64
 //!  0x800d Status          json bytes(UTF-8)
 //!  0x800e Farewell        -
+//!  0x800f Watched         sequence u64, json bytes(UTF-8)
+//!  0x8010 Confirmed       generation u64
 //!  0xffff Error           kind u32 (`ErrorKind::code`), message bytes(UTF-8, <=1024)
 //!  0x4001 SegmentAdded    segment u32, zero u32, bytes u64; one descriptor beside it; before the first reply that names it
 //!  0x4002 SegmentRemoved  segment u32
@@ -121,6 +125,8 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 pub const KEYS_MAX: usize = 4096;
 /// Longest name of a namespace, bytes.
 pub const NAME_BYTES_MAX: usize = 256;
+/// Longest wait of a watch, milliseconds.
+pub const WATCH_MS_MAX: u32 = 10_000;
 /// Longest token, bytes.
 pub const TOKEN_BYTES_MAX: usize = 256;
 /// Longest message of an error, bytes.

@@ -127,15 +127,11 @@ fn what_was_put_is_got_back_in_place_and_copied() {
     assert!(space.delete(&[hash(3)]).expect("a delete is answered")[0]);
     assert!(!space.exists(hash(3)).expect("answered"));
     client.goodbye().expect("goodbye");
-    let status = node.status();
-    assert_eq!(
-        (
-            status.counters.leases,
-            status.counters.reservations,
-            status.counters.quarantined_slots
-        ),
-        (0, 0, 0)
-    );
+    // The farewell is sent before the node has given everything back.
+    wait_until("nothing is held any more", || {
+        let counters = node.status().counters;
+        (counters.leases, counters.reservations, counters.quarantined_slots) == (0, 0, 0)
+    });
 }
 
 #[test]
@@ -203,6 +199,67 @@ fn an_invalidated_namespace_misses_and_a_late_seal_is_stale() {
             .iter()
             .all(|outcome| *outcome == PutOutcome::Published)
     );
+}
+
+#[test]
+fn a_watch_is_answered_when_a_namespace_is_invalidated_and_when_its_time_is_over() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let (client, watcher) = (connect(&node), connect(&node));
+    let space = namespace(&client, "a");
+    put(&space, 0..4, BLOCK);
+    let long = Duration::from_secs(9);
+    let first = watcher.watch(0, long).expect("answered");
+    assert!(first.namespaces.is_empty(), "nothing was invalidated yet");
+    let begun = Instant::now();
+    let again = watcher
+        .watch(first.sequence, Duration::from_millis(50))
+        .expect("answered");
+    assert_eq!(again, first);
+    assert!(begun.elapsed() >= Duration::from_millis(50), "it waited");
+
+    let watching = std::thread::spawn({
+        let watcher = watcher.clone();
+        move || (watcher.watch(first.sequence, long), Instant::now())
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    let raised = client.invalidate("a").expect("answered");
+    let invalidated = Instant::now();
+    let (told, at) = watching.join().expect("no panic");
+    let told = told.expect("answered");
+    assert_eq!(told.namespaces, [("a".to_owned(), raised)]);
+    assert!(
+        at.saturating_duration_since(invalidated) < Duration::from_secs(5),
+        "not only when the time was over"
+    );
+    assert_ne!(told.sequence, first.sequence);
+    // Of another run's sequence nothing is known.
+    assert_eq!(watcher.watch(first.sequence, long).expect("answered"), told);
+}
+
+#[test]
+fn a_cache_is_listed_as_unconfirmed_until_it_confirms_the_generation_in_force() {
+    let directory = Directory::new();
+    let node = start(directory.settings());
+    let client = connect(&node);
+    let space = namespace(&client, "a");
+    let present = space.generation().expect("answered");
+    assert_eq!(client.confirm("a", present, "lmcache-l1").expect("answered"), present);
+    let raised = client.invalidate("a").expect("answered");
+    let listed = || {
+        let domains = node.status().domains;
+        let processors = domains.into_iter().flat_map(|domain| domain.processors);
+        processors
+            .map(|cache| (cache.processor, cache.confirmed_generation, cache.generation))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(listed(), [("lmcache-l1".to_owned(), present.0, raised.0)]);
+    client.confirm("a", raised, "lmcache-l1").expect("answered");
+    assert_eq!(listed(), [("lmcache-l1".to_owned(), raised.0, raised.0)]);
+    for (name, generation) in [("a", kvtier::Generation(raised.0 + 1)), ("nobody", raised)] {
+        let refused = client.confirm(name, generation, "lmcache-l1").expect_err("cannot be");
+        assert_eq!(refused.kind, ErrorKind::Invalid);
+    }
 }
 
 #[test]

@@ -39,6 +39,21 @@ impl TierManager {
         self.namespaces.at(namespace.0).generation
     }
 
+    /// The namespaces of a domain, with their generations in force, in the order in which they came.
+    pub fn namespaces_of(&self, domain: TrustDomain) -> impl Iterator<Item = (&str, Generation)> {
+        let named = self.namespaces.iter().filter(move |entry| entry.domain == domain);
+        named.map(|entry| (entry.name(), entry.generation))
+    }
+
+    /// Whose a namespace is.
+    ///
+    /// # Panics
+    /// Where the namespace was never opened.
+    #[must_use]
+    pub fn domain_of(&self, namespace: NamespaceId) -> TrustDomain {
+        self.namespaces.at(namespace.0).domain
+    }
+
     /// Whether a client holds leases or reservations, expired ones included.
     #[must_use]
     pub fn holds_anything(&self, client: ClientId) -> bool {

@@ -452,6 +452,31 @@ pub fn decode_index(tail: &[u8], header: &Header, entries: usize) -> (Vec<(u32, 
     (found, damaged)
 }
 
+/// How many entries of a segment that nobody sealed are damaged. Where its index ends is not written down, and beyond it lie
+/// payloads, of which nothing can be told: an index page is one with an entry that can be read, the ones before it, and
+/// one behind it with nothing but a first entry.
+#[must_use]
+pub fn damaged_in_open_index(tail: &[u8], header: &Header) -> u32 {
+    let (mut damaged, mut unsure) = (0, 0);
+    for page in tail.rchunks_exact(PAGE) {
+        let (mut readable, mut unreadable) = (0, 0);
+        for bytes in page.rchunks_exact(ENTRY) {
+            match Entry::decode(bytes, header) {
+                Ok(Some(_)) => readable += 1,
+                Ok(None) => {}
+                Err(_) => unreadable += 1,
+            }
+        }
+        unsure += unreadable;
+        let (rest, first) = page.split_at(PAGE - ENTRY);
+        let first_alone = is_zero(rest) && !is_zero(first);
+        if readable > 0 || (first_alone && unsure == unreadable) {
+            damaged += std::mem::take(&mut unsure);
+        }
+    }
+    damaged
+}
+
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }

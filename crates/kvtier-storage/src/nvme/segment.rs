@@ -159,8 +159,10 @@ impl Segment {
             length => read(&file, index_start, length)?,
         };
         let (found, unreadable) = format::decode_index(&index, &header, entries as usize);
-        // Where an open segment's payloads reach into what might be its index, what is read there is no entry.
-        damaged += if seal.is_some() { unreadable } else { 0 };
+        damaged += match seal {
+            Some(_) => unreadable,
+            None => format::damaged_in_open_index(&index, &header),
+        };
         let mut places: Vec<Place> = found
             .iter()
             .map(|(ordinal, entry)| Place {

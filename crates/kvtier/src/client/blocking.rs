@@ -11,6 +11,7 @@ mod writer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use kvtier_core::{Generation, Hints, Realization};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -18,9 +19,9 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::batch::unexpected;
 use super::returns::{Alarm, Home, Returns};
 use super::session::NamespaceName;
-use super::{ClientError, ClientOptions, Flushed};
+use super::{ClientError, ClientOptions, Flushed, Watched};
 use crate::ErrorKind;
-use crate::wire::{NAME_BYTES_MAX, Reply, Request, Welcome};
+use crate::wire::{NAME_BYTES_MAX, Reply, Request, WATCH_MS_MAX, Welcome};
 use line::Line;
 
 pub use super::Writing;
@@ -150,6 +151,47 @@ impl Client {
                 _ => Err(unexpected()),
             },
         )
+    }
+
+    /// Which namespaces of this client's trust domain were ever invalidated: at once when something changed since the
+    /// sequence given (0: nothing is known), else when it does or when `wait` (at most ten seconds) is over. Calls on this
+    /// client wait meanwhile: use one of its own.
+    ///
+    /// # Errors
+    /// As any call.
+    pub fn watch(&self, since: u64, wait: Duration) -> Result<Watched, ClientError> {
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).min(WATCH_MS_MAX);
+        let timeout = self.shared.options.timeout + Duration::from_millis(wait_ms.into());
+        let mut line = self.shared.line()?;
+        line.call_within(
+            &self.shared,
+            &Request::Watch { since, wait_ms },
+            Hints::default(),
+            timeout,
+            |_, reply| match reply {
+                Reply::Watched { sequence, json } => Watched::parse(sequence, json),
+                _ => Err(unexpected()),
+            },
+        )
+    }
+
+    /// Says that a cache of this name holds nothing of generations of a namespace before this one. The node lists it in its
+    /// status, and from then on as unconfirmed after each invalidation until it confirms again. Returns the generation in
+    /// force.
+    ///
+    /// # Errors
+    /// `Invalid` for a namespace that does not exist or a generation that is yet to come; `Busy` when too many have confirmed.
+    pub fn confirm(&self, name: &str, generation: Generation, processor: &str) -> Result<Generation, ClientError> {
+        let mut line = self.shared.line()?;
+        let request = Request::Confirm {
+            generation,
+            name,
+            processor,
+        };
+        line.call(&self.shared, &request, Hints::default(), |_, reply| match reply {
+            Reply::Confirmed { generation } => Ok(generation),
+            _ => Err(unexpected()),
+        })
     }
 
     /// The node's status as this client's trust domain may see it: a JSON object.

@@ -1,4 +1,6 @@
-use kvtier_core::Tier;
+use kvtier_core::{Generation, Tier};
+
+use super::ClientError;
 
 /// What became of one key of a `get_into`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,4 +83,26 @@ pub struct Flushed {
     pub written: u64,
     /// Blocks that could not be written: no room, too large, or the device is out of service.
     pub left_out: u64,
+}
+
+/// Answer to a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// To ask with next.
+    pub sequence: u64,
+    /// Every namespace of the trust domain that was ever invalidated, with its generation in force.
+    pub namespaces: Vec<(String, Generation)>,
+}
+
+impl Watched {
+    pub(super) fn parse(sequence: u64, json: &str) -> Result<Watched, ClientError> {
+        let listed: Vec<(String, u64)> = serde_json::from_str(json).map_err(ClientError::protocol)?;
+        let namespaces = listed
+            .into_iter()
+            .map(|(name, generation)| (name, Generation(generation)));
+        Ok(Watched {
+            sequence,
+            namespaces: namespaces.collect(),
+        })
+    }
 }

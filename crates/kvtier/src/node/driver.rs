@@ -18,6 +18,7 @@ use super::clock::NodeClock;
 use super::outbox::{Notice, Outbox};
 use super::recorder::{Job, Recorder};
 use super::status::Durability;
+use super::watchers::{Confirmations, Watchers};
 use crate::settings::CheckedSettings;
 
 /// Who waits for an operation.
@@ -63,6 +64,8 @@ pub(crate) struct Driver {
     /// What came back from NVMe at the start.
     pub(crate) restored: OnceLock<Durability>,
     pub(crate) clock: NodeClock,
+    pub(crate) watchers: Watchers,
+    pub(crate) confirmations: Confirmations,
     connections: Mutex<HashMap<ClientId, Connection>>,
     segment_domains: Mutex<HashMap<SegmentId, TrustDomain>>,
     segment_work: Sender<Action>,
@@ -95,6 +98,8 @@ impl Driver {
             recorder,
             restored: OnceLock::new(),
             clock,
+            watchers: Watchers::new(),
+            confirmations: Confirmations::default(),
             connections: Mutex::new(HashMap::new()),
             segment_domains: Mutex::new(HashMap::new()),
             segment_work,
@@ -111,6 +116,7 @@ impl Driver {
     pub(crate) fn with<R>(&self, command: impl FnOnce(&mut Decider, Time) -> R) -> R {
         let mut actions = Vec::new();
         let mut told = Vec::new();
+        let mut changed = Vec::new();
         let now = self.clock.now();
         let (result, next) = {
             let mut decider = self.decider.lock();
@@ -125,6 +131,9 @@ impl Driver {
                 }
             }
             while let Some(action) = decider.manager.poll_action() {
+                if let Action::Invalidated { namespace, .. } = &action {
+                    changed.push(decider.manager.domain_of(*namespace));
+                }
                 match settle(&mut decider.waiting, action) {
                     Ok(settled) => told.extend(settled),
                     Err(action) => actions.push(action),
@@ -137,6 +146,9 @@ impl Driver {
         {
             let _guard = self.timer.lock();
             self.timer_changed.notify_one();
+        }
+        for domain in changed {
+            self.watchers.changed(domain);
         }
         for (waiter, told) in told {
             tell(waiter, told);

@@ -18,6 +18,8 @@ pub(crate) enum Notice {
     Invalidated { request: u64, generation: Generation },
     /// A flush is done.
     Flushed { request: u64, written: u64, left_out: u64 },
+    /// What a watch waits for.
+    Changed { request: u64 },
     /// A host segment is gone: unmap it.
     SegmentRemoved { segment: SegmentId },
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 use kvtier_core::{
@@ -17,16 +17,17 @@ use kvtier_core::{
 };
 use kvtier_core::{Hints, LeaseId};
 use kvtier_transfer::socket;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::domains::Identity;
 use super::driver::Waiter;
 use super::listener::Shared;
 use super::outbox::{Notice, Outbox};
-use super::status::{DomainCounters, DomainStatus};
 use crate::error::ErrorKind;
 use crate::settings::Clock;
 use crate::wire::{Ahead, Frame, FrameStream, KEYS_MAX, Keys, Reply, Request, Slot, VERSION_MAX, VERSION_MIN, Welcome};
+
+mod watching;
 
 /// How long a connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,6 +52,8 @@ pub(crate) struct Session {
     outbox: Arc<Outbox>,
     handles: Vec<Handle>,
     announced: HashSet<SegmentId>,
+    /// A watch that waits, and until when.
+    watch: Option<(u64, Instant)>,
     /// Requests that wait, and whose generation their replies carry.
     waiting: HashMap<u64, Option<usize>>,
     replies: Vec<u8>,
@@ -112,6 +115,7 @@ impl Session {
             outbox: Arc::new(Outbox::new()?),
             handles: Vec::new(),
             announced: HashSet::new(),
+            watch: None,
             waiting: HashMap::new(),
             replies: Vec::new(),
             hashes: Vec::new(),
@@ -177,6 +181,7 @@ impl Session {
         let mut stream = FrameStream::new(RECEIVE_BYTES);
         loop {
             self.send_notices()?;
+            self.end_late_watch();
             while stream.is_ready() {
                 let end = match stream.next() {
                     Ok(Some(frame)) => self.serve(&frame)?,
@@ -214,7 +219,12 @@ impl Session {
             PollFd::from_borrowed_fd(self.stream.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.outbox.wake_fd(), PollFlags::IN),
         ];
-        match poll(&mut descriptors, None) {
+        let left = self.watch.map(|(_, due)| due.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        });
+        match poll(&mut descriptors, left.as_ref()) {
             Ok(_) => Ok(descriptors[1].revents().is_empty() && !descriptors[0].revents().is_empty()),
             Err(rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
@@ -308,6 +318,12 @@ impl Session {
             Request::Invalidate { name } => self.invalidate(request, name),
             Request::Flush => self.flush(request),
             Request::Status => self.status(request),
+            Request::Watch { since, wait_ms } => self.watch(request, since, wait_ms),
+            Request::Confirm {
+                generation,
+                name,
+                processor,
+            } => self.confirm(request, name, generation, processor),
             Request::Goodbye => {
                 self.reply(request, &Reply::Farewell);
                 return Ok(Some(End::Goodbye));
@@ -736,15 +752,9 @@ impl Session {
             status.domains.truncate(2000);
             serde_json::to_string(&status).map_err(internal)?
         } else {
-            let statistics = self
-                .shared
-                .driver
-                .look(|manager| manager.domain_statistics(identity.domain));
-            let counters = DomainCounters::from(&statistics);
-            let status = DomainStatus {
-                domain: self.domain_name.clone(),
-                counters,
-            };
+            let driver = &self.shared.driver;
+            let status =
+                driver.look(|manager| super::domain_status(driver, manager, identity.domain, self.domain_name.clone()));
             serde_json::to_string(&status).map_err(internal)?
         };
         self.reply(request, &Reply::Status { json: &json });
@@ -806,6 +816,7 @@ impl Session {
                     self.waiting.remove(&request);
                     self.reply(request, &Reply::Flushed { written, left_out });
                 }
+                Notice::Changed { request } => self.end_watch(request),
                 Notice::SegmentRemoved { segment } => {
                     if self.announced.remove(&segment) {
                         self.reply(0, &Reply::SegmentRemoved { segment });

@@ -4,6 +4,8 @@ use kvtier_core::{DomainStatistics, Statistics};
 use kvtier_storage::nvme::NvmeStatistics;
 use serde::{Deserialize, Serialize};
 
+use super::watchers::Processor;
+
 macro_rules! mirror {
     ($(#[$meta:meta])* $name:ident of $source:ident { $($(#[$doc:meta])* $field:ident,)* }) => {
         $(#[$meta])*
@@ -102,7 +104,7 @@ mirror! {
         evictions_nvme,
         /// Blocks whose last copy went, for whatever reason.
         forgotten,
-        /// Payloads that failed their check.
+        /// Payloads that failed their check, and records and segments that the start found damaged.
         corrupt,
         /// Device errors.
         io_errors,
@@ -274,4 +276,6 @@ pub struct DomainStatus {
     /// Its counts.
     #[serde(flatten)]
     pub counters: DomainCounters,
+    /// Caches that said which generations they hold.
+    pub processors: Vec<Processor>,
 }

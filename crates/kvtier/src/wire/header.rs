@@ -56,6 +56,10 @@ kinds! {
     Status = 0x000d,
     /// [`super::Request::Goodbye`]
     Goodbye = 0x000e,
+    /// [`super::Request::Watch`]
+    Watch = 0x000f,
+    /// [`super::Request::Confirm`]
+    Confirm = 0x0010,
     /// [`super::Reply::SegmentAdded`]
     SegmentAdded = 0x4001,
     /// [`super::Reply::SegmentRemoved`]
@@ -84,6 +88,10 @@ kinds! {
     StatusReport = 0x800d,
     /// [`super::Reply::Farewell`]
     Farewell = 0x800e,
+    /// [`super::Reply::Watched`]
+    Watched = 0x800f,
+    /// [`super::Reply::Confirmed`]
+    Confirmed = 0x8010,
     /// [`super::Reply::Error`]
     Error = 0xffff,
 }

@@ -106,6 +106,18 @@ pub enum Reply<'a> {
     },
     /// To `Goodbye`.
     Farewell,
+    /// To `Watch`.
+    Watched {
+        /// To ask with next.
+        sequence: u64,
+        /// A JSON array: name and generation of every namespace of the domain that was ever invalidated.
+        json: &'a str,
+    },
+    /// To `Confirm`.
+    Confirmed {
+        /// In force now.
+        generation: Generation,
+    },
     /// To anything.
     Error {
         /// The remedy.
@@ -195,6 +207,13 @@ impl<'a> Reply<'a> {
                 json: cursor.text("json", 0, FRAME_BYTES_MAX)?,
             },
             Kind::Farewell => Reply::Farewell,
+            Kind::Watched => Reply::Watched {
+                sequence: cursor.u64("sequence")?,
+                json: cursor.text("json", 0, FRAME_BYTES_MAX)?,
+            },
+            Kind::Confirmed => Reply::Confirmed {
+                generation: Generation(cursor.u64("generation")?),
+            },
             Kind::Error => {
                 let code = cursor.u32("error kind")?;
                 let kind = u8::try_from(code).ok().and_then(ErrorKind::from_code);
@@ -237,6 +256,8 @@ impl<'a> Reply<'a> {
             Reply::Flushed { .. } => Kind::Flushed,
             Reply::Status { .. } => Kind::StatusReport,
             Reply::Farewell => Kind::Farewell,
+            Reply::Watched { .. } => Kind::Watched,
+            Reply::Confirmed { .. } => Kind::Confirmed,
             Reply::Error { .. } => Kind::Error,
             Reply::SegmentAdded { .. } => Kind::SegmentAdded,
             Reply::SegmentRemoved { .. } => Kind::SegmentRemoved,
@@ -316,6 +337,11 @@ impl<'a> Reply<'a> {
             }
             Reply::Status { json } => put_bytes(json.as_bytes(), "json", (0, FRAME_BYTES_MAX), target)?,
             Reply::Farewell => {}
+            Reply::Watched { sequence, json } => {
+                put_u64(sequence, target);
+                put_bytes(json.as_bytes(), "json", (0, FRAME_BYTES_MAX), target)?;
+            }
+            Reply::Confirmed { generation } => put_u64(generation.0, target),
             Reply::Error { kind, message } => {
                 put_u32(kind.code().into(), target);
                 put_bytes(message.as_bytes(), "message", (0, MESSAGE_BYTES_MAX), target)?;

@@ -144,6 +144,24 @@ pub enum Request<'a> {
     Flush,
     /// Answered with [`super::Reply::Status`].
     Status,
+    /// Which namespaces of the client's trust domain were ever invalidated. Answered with [`super::Reply::Watched`]: at once
+    /// when something changed since the sequence given, else when it does, or when the time is over.
+    Watch {
+        /// From the last answer; 0 at first.
+        since: u64,
+        /// How long to wait, at most [`super::WATCH_MS_MAX`].
+        wait_ms: u32,
+    },
+    /// A cache says that of generations of a namespace before this one it holds nothing. Answered with
+    /// [`super::Reply::Confirmed`].
+    Confirm {
+        /// At most the one in force.
+        generation: Generation,
+        /// The namespace's name in the client's trust domain.
+        name: &'a str,
+        /// What the cache is called.
+        processor: &'a str,
+    },
     /// The client touches nothing any more. Answered with [`super::Reply::Farewell`].
     Goodbye,
 }
@@ -220,6 +238,17 @@ impl<'a> Request<'a> {
             Kind::Flush => Request::Flush,
             Kind::Status => Request::Status,
             Kind::Goodbye => Request::Goodbye,
+            Kind::Watch => {
+                let since = cursor.u64("since")?;
+                let wait_ms = cursor.u32("wait_ms")?;
+                cursor.zero::<4>("padding of watch")?;
+                Request::Watch { since, wait_ms }
+            }
+            Kind::Confirm => Request::Confirm {
+                generation: Generation(cursor.u64("generation")?),
+                name: cursor.text("name", 1, NAME_BYTES_MAX)?,
+                processor: cursor.text("processor", 1, NAME_BYTES_MAX)?,
+            },
             kind => return Err(DecodeError::UnknownKind { kind: kind.code() }),
         })
     }
@@ -242,6 +271,8 @@ impl<'a> Request<'a> {
             Request::Flush => Kind::Flush,
             Request::Status => Kind::Status,
             Request::Goodbye => Kind::Goodbye,
+            Request::Watch { .. } => Kind::Watch,
+            Request::Confirm { .. } => Kind::Confirm,
         }
     }
 
@@ -306,6 +337,21 @@ impl<'a> Request<'a> {
             }
             Request::Abandon { reservations } => reservations.encode("reservations", target),
             Request::Invalidate { name } => put_bytes(name.as_bytes(), "name", (1, NAME_BYTES_MAX), target),
+            Request::Watch { since, wait_ms } => {
+                put_u64(since, target);
+                put_u32(wait_ms, target);
+                put_u32(0, target);
+                Ok(())
+            }
+            Request::Confirm {
+                generation,
+                name,
+                processor,
+            } => {
+                put_u64(generation.0, target);
+                put_bytes(name.as_bytes(), "name", (1, NAME_BYTES_MAX), target)?;
+                put_bytes(processor.as_bytes(), "processor", (1, NAME_BYTES_MAX), target)
+            }
             Request::Release | Request::Flush | Request::Status | Request::Goodbye => Ok(()),
         }
     }

@@ -100,6 +100,26 @@ fn a_damaged_entry_costs_itself_and_no_other() {
 }
 
 #[test]
+fn damage_to_an_index_without_a_seal_is_counted_and_payloads_beside_it_are_not() {
+    // Two pages of entries, then payloads.
+    let of = |entries: usize, flips: &[usize]| {
+        let mut bytes: Vec<u8> = (0..2 * PAGE).map(|at| (at % 251) as u8 | 1).collect();
+        bytes.extend(vec![0; (entries * ENTRY).next_multiple_of(PAGE) - entries * ENTRY]);
+        bytes.extend(index(u32::try_from(entries).expect("few")));
+        let length = bytes.len();
+        for ordinal in flips {
+            bytes[length - ordinal * ENTRY - 20] ^= 0x40;
+        }
+        damaged_in_open_index(&bytes, &header())
+    };
+    assert_eq!(of(40, &[]), 0);
+    assert_eq!(of(40, &[0, 7, 33]), 3);
+    assert_eq!(of(33, &[32]), 1, "the only entry of the last page");
+    assert_eq!(of(1, &[0]), 1, "the only entry of all");
+    assert_eq!(of(0, &[]), 0);
+}
+
+#[test]
 fn what_belongs_to_another_life_of_the_file_is_refused() {
     let other = Header {
         incarnation: [8; 32],
