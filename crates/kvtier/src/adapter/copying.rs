@@ -33,6 +33,7 @@ pub(super) enum Direction {
 
 /// What must not be given back before the copying has ended.
 pub(super) enum Held {
+    #[expect(dead_code, reason = "blocks are held, not looked at: the pieces have their memory")]
     Blocks(Vec<BlockHandle>),
     Slots(Vec<BlockWriter>),
 }
