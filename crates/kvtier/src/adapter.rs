@@ -194,6 +194,37 @@ impl Adapter {
         self.engine.loads.take(task)
     }
 
+    /// A store that the caller could not even describe, completed as a failure.
+    pub fn fail_store(&self) -> TaskId {
+        let task = self.task();
+        let result = StoreResult {
+            success: false,
+            bytes: 0,
+        };
+        self.engine.stores.put(task, result);
+        task
+    }
+
+    /// A lookup that the caller could not even describe, completed as misses.
+    pub fn fail_lookup(&self, keys: usize) -> TaskId {
+        let task = self.task();
+        self.engine.lookups.put(task, vec![false; keys]);
+        task
+    }
+
+    /// A load that the caller could not even describe, completed as misses.
+    pub fn fail_load(&self, keys: usize) -> TaskId {
+        let task = self.task();
+        self.engine.loads.put(task, vec![false; keys]);
+        task
+    }
+
+    /// Capacity that LMCache is told, bytes; 0: none.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> u64 {
+        self.engine.settings.capacity_bytes
+    }
+
     /// Makes the node forget objects. The positions of those that it had, and their sizes. Waits for at most two seconds.
     pub fn delete(&self, keys: Vec<ObjectKey>) -> Vec<(usize, u64)> {
         let (sender, answer) = crossbeam_channel::bounded(1);
