@@ -96,7 +96,7 @@ impl Adapter {
         let tasks = thread::Builder::new()
             .name("kvtier-tasks".into())
             .spawn(move || runtime.block_on(running.run()))?;
-        let watcher = Watcher::start(&engine)?;
+        let watcher = Watcher::start(&engine, handle.clone())?;
         Ok(Adapter {
             engine,
             handle,
