@@ -9,6 +9,7 @@ mod confine;
 mod confined;
 mod daemon;
 mod lint;
+mod lmcache;
 mod outcome;
 mod process;
 mod replay;
@@ -56,7 +57,8 @@ enum Command {
     Sim(Simulation),
     /// Mutate messages and feed them to a decoder.
     Fuzz(Fuzzing),
-    /// Measure: `kvctl bench client` in a release build, or `core`, the tier manager alone; arguments are passed on.
+    /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, or `lmcache`, the adapter beside
+    /// LMCache's own; arguments are passed on.
     Bench {
         /// Arguments of `kvctl bench client`; or `core` and arguments of its harness.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

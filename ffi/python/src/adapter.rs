@@ -7,8 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier::adapter::{Adapter, AdapterSettings, Notice, ObjectKey};
-use kvtier_transfer::memory::ForeignSlice;
+use kvtier::adapter::{Adapter, AdapterSettings, ForeignSlice, Notice, ObjectKey};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
