@@ -12,7 +12,7 @@ import sys
 
 # Libraries that a system has by itself.
 SYSTEM = re.compile(
-    r"^(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s|libgomp|libnuma|libutil|libmpi|libz|ld-linux)\b"
+    r"^(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s|libgomp|libnuma|libutil|libmpi|libquadmath|libz|ld-linux[^.]*)\.so"
 )
 # Versions of symbols of such libraries.
 SYSTEM_VERSION = re.compile(r"^(GLIBC|GLIBCXX|CXXABI|GCC|GOMP|OMP|QUADMATH)")
