@@ -93,5 +93,5 @@ fn check_direct_io(directory: &Path) -> anyhow::Result<()> {
 fn is_memory(directory: &Path) -> bool {
     const TMPFS: i64 = 0x0102_1994;
     const RAMFS: i64 = 0x8584_58f6;
-    rustix::fs::statfs(directory).is_ok_and(|system| [TMPFS, RAMFS].contains(&(system.f_type as i64)))
+    rustix::fs::statfs(directory).is_ok_and(|system| [TMPFS, RAMFS].contains(&system.f_type))
 }
