@@ -8,12 +8,14 @@ mod ci;
 mod confine;
 mod confined;
 mod daemon;
+mod deploy;
 mod lint;
 mod outcome;
 mod process;
 mod replay;
 mod restart;
 mod runner;
+mod seccomp;
 mod suite;
 mod torture;
 mod workspace;
@@ -43,7 +45,7 @@ enum Command {
     },
     /// Run the tests; name suites to insist on them (exit 69 when a part of a named suite is skipped).
     Test {
-        /// Suites to run: the crates by name, or `lmcache`, `remote`, `rdma`, `gpu`.
+        /// Suites to run: the crates by name, `deploy`, or `lmcache`, `remote`, `rdma`, `gpu`.
         suites: Vec<String>,
         /// Run everything as an ordinary user, with io_uring denied and 64 KiB of lockable memory.
         #[arg(long)]
@@ -74,6 +76,9 @@ enum Command {
         /// Report what this process is denied instead of running a program.
         #[arg(long, conflicts_with = "program")]
         probe: bool,
+        /// Allow the system calls of this profile and no others; give up nothing else.
+        #[arg(long, value_name = "FILE", requires = "program")]
+        profile: Option<std::path::PathBuf>,
         /// The program and its arguments.
         #[arg(last = true, value_name = "PROGRAM")]
         program: Vec<std::ffi::OsString>,
@@ -161,11 +166,16 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    if let Command::Confine { probe, program } = command {
-        return if probe {
-            confine::probe()
-        } else {
-            confine::become_program(&program)
+    if let Command::Confine {
+        probe,
+        profile,
+        program,
+    } = command
+    {
+        return match profile {
+            _ if probe => confine::probe(),
+            Some(profile) => confine::become_profiled(&program, &profile),
+            None => confine::become_program(&program),
         };
     }
     let workspace = Workspace::find()?;

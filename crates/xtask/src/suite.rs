@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::deploy;
 use crate::outcome::{Failure, Tally};
 use crate::process::{self, Stream};
 use crate::workspace::Workspace;
@@ -30,6 +31,11 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     let unknown_device = |device| !matches!(device, "real" | "simulated") || !suites.iter().any(|suite| suite == "gpu");
     if device.is_some_and(unknown_device) {
         return Err(Failure::usage("--device real | simulated belongs to the suite `gpu`"));
+    }
+    if let [suite] = suites
+        && suite == "deploy"
+    {
+        return deploy::run(workspace);
     }
     let packages = package_names(&workspace.metadata()?);
     let mut cargo = workspace.cargo();
@@ -67,6 +73,7 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     report.print_skipped();
     if suites.is_empty() {
         println!("suites not run:");
+        println!("  deploy: needs root and Python packages: cargo xtask test deploy");
         for (name, reason) in LATER {
             println!("  {name}: {reason}");
         }
