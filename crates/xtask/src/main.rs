@@ -137,6 +137,9 @@ pub(crate) struct Torture {
     /// Fixes every choice [default: 1]
     #[arg(long)]
     seed: Option<u64>,
+    /// The NVMe tier is one file in place of a directory of them.
+    #[arg(long, conflicts_with_all = ["flip", "plant"])]
+    device: bool,
     /// Do this harm between a kill and the next start; the run succeeds only if it is found.
     #[arg(long, value_name = "HARM", value_parser = ["segment", "register"])]
     plant: Option<String>,
