@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kvtier_core::{Generation, LeaseId, ReservationId, SealItem, Sealed, Tier};
+use kvtier_core::{Generation, LeaseId, Parent, ReservationId, SealItem, Sealed, Tier};
 use kvtier_transfer::memory::MemorySlice;
 
 use super::ClientError;
@@ -177,6 +177,10 @@ impl OpenSlot {
     /// What the block will be called.
     pub(super) fn item(&self) -> SealItem {
         self.item
+    }
+
+    pub(super) fn follow(&mut self, parent: Parent) {
+        self.item.parent = parent;
     }
 
     /// What to seal, as long as the connection is the one that the slot was given over.
