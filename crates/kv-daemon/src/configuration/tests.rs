@@ -92,7 +92,10 @@ fn an_error_names_the_field_the_value_the_place_and_the_remedy() {
 #[test]
 fn a_device_and_discards_come_from_every_layer() {
     let defaults = sources(&[("HOME", "/h")], &[]).load().unwrap();
-    assert_eq!((defaults.node.nvme_device.as_ref(), defaults.node.nvme_discard), (None, false));
+    assert_eq!(
+        (defaults.node.nvme_device.as_ref(), defaults.node.nvme_discard),
+        (None, false)
+    );
     let layered = sources(
         &[("KVTIER_NVME_DISCARD", "true"), ("HOME", "/h")],
         &[("nvme_device", "--nvme-device", "/dev/flag")],
