@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier::adapter::{Adapter, AdapterSettings, Notice, ObjectKey};
-use kvtier_transfer::memory::ForeignSlice;
+use kvtier::client::ForeignSlice;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;

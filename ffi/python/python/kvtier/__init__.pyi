@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, final
 
 from typing_extensions import Buffer
@@ -59,7 +59,7 @@ class Client:
         socket: str | os.PathLike[str],
         *,
         namespace: str,
-        realization: bytes | Mapping[str, str],
+        realization: bytes | dict[str, str],
         token: bytes | None = None,
         timeout: float = 10.0,
         threads: int = 2,
