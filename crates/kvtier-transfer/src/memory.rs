@@ -11,11 +11,13 @@
 
 mod checksum;
 mod cipher;
+mod foreign;
 mod pages;
 mod slice;
 
 pub use checksum::crc32c;
 pub use cipher::{CIPHER_KEY_BYTES, CIPHER_NONCE_BYTES, CIPHER_TAG_BYTES, Cipher, Opening, SealBroken};
+pub use foreign::{ForeignCopyError, ForeignSlice};
 pub use pages::{PageKind, PageRequest, free_huge_pages, shared_huge_pages_allowed};
 pub use slice::{CopyError, MemorySlice, OutOfRange};
 

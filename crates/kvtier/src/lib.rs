@@ -7,6 +7,7 @@
 //! [`wire`] (what goes between them).
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod client;
 pub mod error;
 pub mod keys;

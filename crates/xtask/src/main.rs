@@ -12,6 +12,7 @@ mod deploy;
 mod lint;
 mod outcome;
 mod process;
+mod python;
 mod replay;
 mod restart;
 mod runner;
@@ -45,7 +46,7 @@ enum Command {
     },
     /// Run the tests; name suites to insist on them (exit 69 when a part of a named suite is skipped).
     Test {
-        /// Suites to run: the crates by name, `deploy`, or `lmcache`, `remote`, `rdma`, `gpu`.
+        /// Suites to run: the crates by name, `python`, `lmcache`, `deploy`, or `remote`, `rdma`, `gpu`.
         suites: Vec<String>,
         /// Run everything as an ordinary user, with io_uring denied and 64 KiB of lockable memory.
         #[arg(long)]
@@ -58,9 +59,10 @@ enum Command {
     Sim(Simulation),
     /// Mutate messages and feed them to a decoder.
     Fuzz(Fuzzing),
-    /// Measure: `kvctl bench client` in a release build, or `core`, the tier manager alone; arguments are passed on.
+    /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, or `python`, the wheel's client;
+    /// arguments are passed on.
     Bench {
-        /// Arguments of `kvctl bench client`; or `core` and arguments of its harness.
+        /// Arguments of `kvctl bench client`; or `core` or `python` and arguments of its harness.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use crate::outcome::Failure;
 use crate::process;
+use crate::python;
 use crate::workspace::Workspace;
 use crate::{Fuzzing, Simulation};
 
@@ -20,6 +21,9 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), F
     if let Some(("core", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
         cargo.args(["bench", "--package", "kvtier-bench", "--bench", "core", "--"]);
         return process::hand_over(cargo.args(more), "bench core");
+    }
+    if let Some(("python", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
+        return python::bench(workspace, more);
     }
     // The measuring program starts kv-daemon, which is built beside it.
     process::hand_over(cargo.args(["build", "--release", "--package", "kv-daemon"]), "build")?;

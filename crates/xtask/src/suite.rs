@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::deploy;
 use crate::outcome::{Failure, Tally};
 use crate::process::{self, Stream};
+use crate::python;
 use crate::workspace::Workspace;
 
 /// A cold build of everything on two slow cores, and the tests after it.
@@ -26,42 +27,58 @@ const LATER: [(&str, &str); 4] = [
     ("gpu", "needs the GPU tier, which this version does not have yet"),
 ];
 
-/// Runs every suite that exists, or insists on the named ones.
+/// Runs a suite and says what it came to; failures of its tests are in the tally.
+type Beside = fn(&Workspace) -> Result<Tally, Failure>;
+
+/// Suites that need more than cargo. They run when they are named, and a run that names none lists them.
+const BESIDE: [(&str, Beside, &str); 2] = [
+    (
+        "python",
+        python::test,
+        "needs a Python and, at its first run, its package index",
+    ),
+    (
+        "deploy",
+        deploy::run,
+        "needs root, a Python and, at its first run, its package index",
+    ),
+];
+
+/// Runs every suite that cargo alone can run, or insists on the named ones.
 pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>) -> Result<Tally, Failure> {
     let unknown_device = |device| !matches!(device, "real" | "simulated") || !suites.iter().any(|suite| suite == "gpu");
     if device.is_some_and(unknown_device) {
         return Err(Failure::usage("--device real | simulated belongs to the suite `gpu`"));
-    }
-    if let [suite] = suites
-        && suite == "deploy"
-    {
-        return deploy::run(workspace);
     }
     let packages = package_names(&workspace.metadata()?);
     let mut cargo = workspace.cargo();
     // Features only add, so the tests that a feature brings run beside all others, in one build.
     cargo.args(["test", "--all-features", "--no-fail-fast"]);
     let mut missing = Vec::new();
+    let mut beside = Vec::new();
     if suites.is_empty() {
         cargo.arg("--workspace");
     }
     for suite in suites {
-        if let Some(later) = LATER.iter().find(|(name, _)| name == suite) {
+        if let Some((_, run, _)) = BESIDE.iter().find(|(name, ..)| name == suite) {
+            beside.push(run);
+        } else if let Some(later) = LATER.iter().find(|(name, _)| name == suite) {
             missing.push(*later);
         } else if packages.contains(suite) {
             cargo.args(["--package", suite]);
         } else {
             let later: Vec<&str> = LATER.iter().map(|(name, _)| *name).collect();
             return Err(Failure::usage(format!(
-                "no suite `{suite}`; there are {} and, later, {}",
+                "no suite `{suite}`; there are {}, {} and, later, {}",
                 packages.join(", "),
+                BESIDE.map(|(name, ..)| name).join(", "),
                 later.join(", ")
             )));
         }
     }
 
     let mut report = Report::default();
-    if suites.is_empty() || missing.len() < suites.len() {
+    if suites.is_empty() || missing.len() + beside.len() < suites.len() {
         cargo.args(["--", "--show-output"]);
         let status = process::stream(&mut cargo, "tests", LIMIT, |stream, line| {
             if report.read(stream, line) {
@@ -73,7 +90,9 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     report.print_skipped();
     if suites.is_empty() {
         println!("suites not run:");
-        println!("  deploy: needs root and Python packages: cargo xtask test deploy");
+        for (name, _, reason) in BESIDE {
+            println!("  {name}: {reason}: cargo xtask test {name}");
+        }
         for (name, reason) in LATER {
             println!("  {name}: {reason}");
         }
@@ -81,7 +100,11 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     for (name, reason) in &missing {
         println!("skipped: {name}: {reason}");
     }
-    verdict(report.tally(), !suites.is_empty(), missing.len())
+    let mut tally = report.tally();
+    for run in beside {
+        tally += run(workspace)?;
+    }
+    verdict(tally, !suites.is_empty(), missing.len())
 }
 
 /// Failures fail; a skipped part of a suite that was asked for by name exits 69.
@@ -100,8 +123,14 @@ fn verdict(tally: Tally, named: bool, missing: usize) -> Result<Tally, Failure> 
 
 fn package_names(metadata: &Value) -> Vec<String> {
     let packages = metadata["packages"].as_array().map_or(&[][..], Vec::as_slice);
+    // One without a program of tests cannot be run as a suite.
+    let is_tested = |package: &&Value| {
+        let targets = package["targets"].as_array().map_or(&[][..], Vec::as_slice);
+        targets.iter().any(|target| target["test"] == true)
+    };
     packages
         .iter()
+        .filter(is_tested)
         .filter_map(|package| package["name"].as_str())
         .map(str::to_owned)
         .collect()

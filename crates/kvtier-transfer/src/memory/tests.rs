@@ -327,3 +327,31 @@ fn a_forked_child_does_not_inherit_the_mapping() {
         "do not copy on fork: {flags}"
     );
 }
+
+#[test]
+fn foreign_memory_is_copied_within_its_bounds_only() {
+    let region = MemoryRegion::anonymous(2 * PAGE_BYTES).expect("memory");
+    let page = region.slice(0, PAGE_BYTES).expect("in range");
+    let foreign = ForeignSlice::of(&page).expect("writable");
+    let other = MemoryRegion::anonymous(PAGE_BYTES).expect("memory");
+    let source = other.slice(0, 100).expect("in range");
+    source.copy_from_slice(&[7; 100]).expect("same length");
+    foreign.copy_from(PAGE_BYTES - 100, &source).expect("fits");
+    assert_eq!(page.to_vec()[PAGE_BYTES - 101..], [&[0][..], &[7; 100]].concat());
+    assert!(foreign.copy_from(PAGE_BYTES - 99, &source).is_err(), "one byte too far");
+    assert!(foreign.copy_from(usize::MAX, &source).is_err(), "an offset that wraps");
+    let back = other.slice(200, 100).expect("in range");
+    foreign.copy_to(PAGE_BYTES - 100, &back).expect("fits");
+    assert_eq!(back.to_vec(), [7; 100]);
+    assert!(foreign.copy_to(PAGE_BYTES - 1, &back).is_err());
+    let beside = region.slice(PAGE_BYTES, PAGE_BYTES).expect("in range").to_vec();
+    assert_eq!(beside, vec![0; PAGE_BYTES], "nothing is written past its end");
+}
+
+#[test]
+fn a_read_only_region_is_no_foreign_target() {
+    let (_region, file) = MemoryRegion::create("kvtier-test", PAGE_BYTES, PageRequest::Small).expect("memory");
+    let attached = MemoryRegion::attach(file, PAGE_BYTES, Access::ReadOnly, false).expect("attached");
+    let slice = attached.slice(0, PAGE_BYTES).expect("in range");
+    assert_eq!(ForeignSlice::of(&slice).expect_err("read-only"), CopyError::ReadOnly);
+}

@@ -207,6 +207,15 @@ impl Client {
     }
 }
 
+/// How long a request may take.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// At the node: it answers at this time at the latest.
+    node: Duration,
+    /// Until the connection is given up for want of an answer.
+    answer: Duration,
+}
+
 impl Shared {
     /// The connection; a new one when there is none.
     async fn connection(&self) -> Result<Arc<Connection>, ClientError> {
@@ -237,7 +246,11 @@ impl Shared {
         hints: Hints,
         timeout: Duration,
     ) -> Result<connection::Pending, ClientError> {
-        connection.send(request, hints, timeout, self.clock_ns.load(Ordering::Relaxed))
+        let patience = Patience {
+            node: timeout,
+            answer: timeout,
+        };
+        connection.send(request, hints, patience, self.clock_ns.load(Ordering::Relaxed))
     }
 
     async fn call<T>(

@@ -63,7 +63,7 @@ impl ClientError {
         )
     }
 
-    pub(super) fn unanswered() -> ClientError {
+    pub(crate) fn unanswered() -> ClientError {
         ClientError::new(
             ErrorKind::Unavailable,
             "the connection was closed before the answer: recompute; the next call connects again",

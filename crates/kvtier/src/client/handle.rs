@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kvtier_core::{Generation, LeaseId, ReservationId, SealItem, Sealed, Tier};
+use kvtier_core::{Generation, LeaseId, Parent, ReservationId, SealItem, Sealed, Tier};
 use kvtier_transfer::memory::MemorySlice;
 
 use super::ClientError;
@@ -53,6 +53,14 @@ impl BlockHandle {
     #[must_use]
     pub fn slice(&self) -> &MemorySlice {
         &self.slice
+    }
+
+    /// Whether the bytes may still be read in place.
+    ///
+    /// # Errors
+    /// `Closed` when the connection is gone or the process forked.
+    pub fn check(&self) -> Result<(), ClientError> {
+        self.home.returns().check_epoch(self.epoch)
     }
 
     /// Copies the block into the front of `target` and says how many bytes.
@@ -177,6 +185,10 @@ impl OpenSlot {
     /// What the block will be called.
     pub(super) fn item(&self) -> SealItem {
         self.item
+    }
+
+    pub(super) fn follow(&mut self, parent: Parent) {
+        self.item.parent = parent;
     }
 
     /// What to seal, as long as the connection is the one that the slot was given over.

@@ -9,7 +9,7 @@ use super::source::PURE_ROOMS;
 const LICENCE: &str = "Apache-2.0";
 
 /// The arrows between crates of this workspace. `None`: any of them. Development dependencies obey the same table.
-const ARROWS: [(&str, Option<&[&str]>); 8] = [
+const ARROWS: [(&str, Option<&[&str]>); 9] = [
     ("kvtier-core", Some(&[])),
     ("kvtier-transfer", Some(&[])),
     ("kvtier-storage", Some(&["kvtier-core", "kvtier-transfer"])),
@@ -20,6 +20,7 @@ const ARROWS: [(&str, Option<&[&str]>); 8] = [
         Some(&["kvtier", "kvtier-core", "kvtier-storage", "kvtier-transfer"]),
     ),
     ("kv-daemon", Some(&["kvtier", "kvtier-sim", "kvtier-bench"])),
+    ("kvtier-python", Some(&["kvtier"])),
     ("xtask", None),
 ];
 

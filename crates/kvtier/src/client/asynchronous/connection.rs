@@ -17,6 +17,7 @@ use super::super::link::{GRACE, HELLO_REQUEST, READ_BYTES, encode_hello, micros,
 use super::super::returns::{Returns, Taken};
 use super::super::session::Session;
 use super::super::{ClientError, ClientOptions};
+use super::Patience;
 use crate::wire::{Array, Envelope, FrameStream, Header, Reply, Request, Welcome};
 
 /// One connection and the two tasks that serve it: one reads and hands answers out, one writes what the socket did not
@@ -113,7 +114,7 @@ impl Connection {
         self: &Arc<Self>,
         request: &Request<'_>,
         hints: Hints,
-        timeout: Duration,
+        patience: Patience,
         clock_ns: u64,
     ) -> Result<Pending, ClientError> {
         let (sender, answer) = oneshot::channel();
@@ -128,7 +129,7 @@ impl Connection {
         let start = state.outgoing.len();
         let envelope = Envelope {
             request: number,
-            deadline_us: micros(timeout),
+            deadline_us: micros(patience.node),
             clock_ns: if state.session.welcome.client_clock {
                 clock_ns
             } else {
@@ -155,7 +156,7 @@ impl Connection {
         Ok(Pending {
             connection: Arc::clone(self),
             answer,
-            timeout,
+            timeout: patience.answer,
         })
     }
 

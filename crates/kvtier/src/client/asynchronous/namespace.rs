@@ -1,11 +1,15 @@
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Tier};
 
-use super::Shared;
-use super::connection::Connection;
+use super::connection::{Connection, Pending};
 use super::writer::BlockWriter;
-use crate::client::batch::{Opening, absorb_sealed, check_count, check_lengths, copy_out, leases_of, unexpected};
+use super::{Patience, Shared};
+use crate::client::batch::{
+    Opening, absorb_sealed, check_count, check_lengths, check_targets, copy_out, leases_of, unexpected,
+};
 use crate::client::handle::BlockHandle;
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
@@ -19,6 +23,7 @@ pub struct Namespace {
     shared: Arc<Shared>,
     index: usize,
     hints: Hints,
+    deadline: Option<Duration>,
 }
 
 impl Namespace {
@@ -27,6 +32,7 @@ impl Namespace {
             shared,
             index,
             hints: Hints::default(),
+            deadline: None,
         }
     }
 
@@ -38,6 +44,17 @@ impl Namespace {
     #[must_use]
     pub fn with_hints(&self, hints: Hints) -> Namespace {
         Namespace { hints, ..self.clone() }
+    }
+
+    /// The same namespace, whose requests wait at the node for as long as this; the client itself is as patient as its
+    /// options say. For callers who drop a future when it is late and want the connection to live on: a late answer then
+    /// gives back what it leases.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Namespace {
+        Namespace {
+            deadline: Some(deadline),
+            ..self.clone()
+        }
     }
 
     /// The generation in force, as of the latest answer.
@@ -93,13 +110,7 @@ impl Namespace {
         targets: &mut [&mut [u8]],
         scope: FetchScope,
     ) -> Result<Vec<GetOutcome>, ClientError> {
-        if hashes.len() != targets.len() {
-            return Err(ClientError::invalid(format!(
-                "{} targets for {} keys",
-                targets.len(),
-                hashes.len()
-            )));
-        }
+        check_targets(targets.len(), hashes.len())?;
         let mut outcomes = Vec::with_capacity(hashes.len());
         let (mut next, mut missed) = (0, false);
         while next < hashes.len() && !(missed && scope == FetchScope::Prefix) {
@@ -136,10 +147,7 @@ impl Namespace {
             session.absorb_fetched(self.index, chunk, generation, outcomes, &mut got)?;
             Ok(got)
         };
-        let got = self
-            .shared
-            .call(&connection, &Request::Fetch { scope, keys }, self.hints, absorb)
-            .await?;
+        let got = self.call(&connection, &Request::Fetch { scope, keys }, absorb).await?;
         *next += chunk.len();
         Ok((got, connection.epoch()))
     }
@@ -176,7 +184,7 @@ impl Namespace {
                     keys,
                     lengths: Array::from(&asking.lengths),
                 };
-                let pending = shared.send(&connection, &request, self.hints, shared.options.timeout)?;
+                let pending = self.send(&connection, &request)?;
                 put.copy_ahead(&round)?;
                 let absorb = |session: &mut Session, reply: Reply<'_>| {
                     let Reply::Reserved { generation, outcomes } = reply else {
@@ -205,7 +213,7 @@ impl Namespace {
                     ahead: std::mem::take(&mut ahead),
                     items: Array::from(&items),
                 };
-                *pending = Some(shared.send(&connection, &request, self.hints, shared.options.timeout)?);
+                *pending = Some(self.send(&connection, &request)?);
             }
             let mut result = Ok(());
             for (part, pending) in Part::ALL.into_iter().zip(sent) {
@@ -281,7 +289,7 @@ impl Namespace {
         };
         let home: Arc<dyn Home> = self.shared.clone();
         let absorb = |session: &mut Session, reply: Reply<'_>| opening.absorb(session, reply, &home);
-        let slots = self.shared.call(&connection, &request, self.hints, absorb).await?;
+        let slots = self.call(&connection, &request, absorb).await?;
         Ok(slots
             .into_iter()
             .map(|slot| slot.map(|slot| BlockWriter::new(self, slot)))
@@ -333,7 +341,7 @@ impl Namespace {
                     &mut outcomes,
                 )
             };
-            self.shared.call(&connection, &request, self.hints, absorb).await?;
+            self.call(&connection, &request, absorb).await?;
         }
         Ok(outcomes)
     }
@@ -354,9 +362,7 @@ impl Namespace {
                 found.extend(tiers.iter());
                 check_count(tiers.len(), keys.hashes.len())
             };
-            self.shared
-                .call(&connection, &Request::Lookup(keys), self.hints, absorb)
-                .await?;
+            self.call(&connection, &Request::Lookup(keys), absorb).await?;
         }
         Ok(found)
     }
@@ -388,11 +394,28 @@ impl Namespace {
                 deleted.extend(removed.iter());
                 check_count(removed.len(), keys.hashes.len())
             };
-            self.shared
-                .call(&connection, &Request::Delete(keys), self.hints, absorb)
-                .await?;
+            self.call(&connection, &Request::Delete(keys), absorb).await?;
         }
         Ok(deleted)
+    }
+
+    fn send(&self, connection: &Arc<Connection>, request: &Request<'_>) -> Result<Pending, ClientError> {
+        let answer = self.shared.options.timeout;
+        let patience = Patience {
+            node: self.deadline.unwrap_or(answer),
+            answer,
+        };
+        let clock_ns = self.shared.clock_ns.load(Ordering::Relaxed);
+        connection.send(request, self.hints, patience, clock_ns)
+    }
+
+    async fn call<T>(
+        &self,
+        connection: &Arc<Connection>,
+        request: &Request<'_>,
+        absorb: impl FnOnce(&mut Session, Reply<'_>) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        self.send(connection, request)?.wait(absorb).await
     }
 
     /// The keys from `first` on that fit one message.

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use kvtier_core::{BlockHash, Generation, SealItem};
+use kvtier_core::{BlockHash, Generation, Parent, SealItem};
 use kvtier_transfer::memory::MemorySlice;
 
 use super::{Namespace, Shared};
@@ -55,6 +55,19 @@ impl BlockWriter {
         self.slot.write(offset, source)
     }
 
+    /// Says what comes before the block in its prefix, where that was not said when the slot was asked for.
+    #[must_use]
+    pub fn behind(mut self, parent: Parent) -> BlockWriter {
+        self.slot.follow(parent);
+        self
+    }
+
+    /// The generation in force when the slot was given. A seal under a later one is refused as stale.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.slot.generation
+    }
+
     /// Publishes the block. Everything up to its length must have been written: what was not is what the slot held before.
     ///
     /// # Errors
@@ -67,10 +80,6 @@ impl BlockWriter {
 
     pub(super) fn belongs_to(&self, shared: &Arc<Shared>, index: usize) -> bool {
         self.namespace.is(shared, index)
-    }
-
-    pub(super) fn generation(&self) -> Generation {
-        self.slot.generation
     }
 
     pub(super) fn checked_item(&self) -> Result<SealItem, ClientError> {
