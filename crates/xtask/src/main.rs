@@ -10,6 +10,7 @@ mod confined;
 mod daemon;
 mod deploy;
 mod lint;
+mod lmcache;
 mod outcome;
 mod process;
 mod python;
@@ -59,10 +60,10 @@ enum Command {
     Sim(Simulation),
     /// Mutate messages and feed them to a decoder.
     Fuzz(Fuzzing),
-    /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, or `python`, the wheel's client;
-    /// arguments are passed on.
+    /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, `python`, the wheel's client, or
+    /// `lmcache`, the adapter beside LMCache's own; arguments are passed on.
     Bench {
-        /// Arguments of `kvctl bench client`; or `core` or `python` and arguments of its harness.
+        /// Arguments of `kvctl bench client`; or `core`, `python` or `lmcache` and arguments of its harness.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

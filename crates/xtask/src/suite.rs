@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::deploy;
+use crate::lmcache;
 use crate::outcome::{Failure, Tally};
 use crate::process::{self, Stream};
 use crate::python;
@@ -14,11 +15,7 @@ use crate::workspace::Workspace;
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Suites that a later version brings. They are listed and never pretended: naming one exits 69.
-const LATER: [(&str, &str); 4] = [
-    (
-        "lmcache",
-        "needs the LMCache adapter, which this version does not have yet",
-    ),
+const LATER: [(&str, &str); 3] = [
     (
         "remote",
         "needs the remote tiers (Redis, S3), which this version does not have yet",
@@ -31,11 +28,16 @@ const LATER: [(&str, &str); 4] = [
 type Beside = fn(&Workspace) -> Result<Tally, Failure>;
 
 /// Suites that need more than cargo. They run when they are named, and a run that names none lists them.
-const BESIDE: [(&str, Beside, &str); 2] = [
+const BESIDE: [(&str, Beside, &str); 3] = [
     (
         "python",
         python::test,
         "needs a Python and, at its first run, its package index",
+    ),
+    (
+        "lmcache",
+        lmcache::test,
+        "needs a Python and, at its first run, its package index, half a gigabyte of it",
     ),
     (
         "deploy",
