@@ -74,6 +74,12 @@ pub(crate) struct Flags {
     /// NVMe space for blocks; 0 for none [default: 0]
     #[arg(long, value_name = "SIZE")]
     nvme_bytes: Option<String>,
+    /// One block device or file for the NVMe tier [default: segment files in the state directory]
+    #[arg(long, value_name = "PATH")]
+    nvme_device: Option<String>,
+    /// Give the room of emptied segments on the device back to it [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    nvme_discard: Option<String>,
     /// How NVMe is reached: auto, io-uring or threads [default: auto]
     #[arg(long, value_name = "ENGINE")]
     nvme_engine: Option<String>,
@@ -132,6 +138,8 @@ impl Flags {
             ("http", "--http", self.http),
             ("host_bytes", "--host-bytes", self.host_bytes),
             ("nvme_bytes", "--nvme-bytes", self.nvme_bytes),
+            ("nvme_device", "--nvme-device", self.nvme_device),
+            ("nvme_discard", "--nvme-discard", self.nvme_discard),
             ("nvme_engine", "--nvme-engine", self.nvme_engine),
             ("encryption", "--encryption", self.encryption),
             ("master_key_file", "--master-key-file", self.master_key_file),

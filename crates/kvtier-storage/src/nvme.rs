@@ -1,10 +1,11 @@
-//! The NVMe tier: segment files in a directory, written front to back, moved by an engine.
+//! The NVMe tier: segments, each a file in a directory or all in one device, written front to back, moved by an engine.
 //!
 //! [`NvmeTier`] turns the core's actions into requests of an [`NvmeEngine`] and their completions into events. It keeps
 //! no index of blocks: the core says where each one lies.
 
 mod action;
 mod bounce;
+mod device;
 mod directory;
 mod engine;
 pub mod format;
@@ -17,6 +18,7 @@ mod settings;
 mod threads;
 mod tier;
 mod uring;
+mod volume;
 
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;

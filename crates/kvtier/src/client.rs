@@ -8,12 +8,16 @@
 //! trip. A connection that fails is made anew by the next call; what was leased over the old one stays mapped but
 //! answers `Closed`. After a fork the child must connect for itself: the parent's client answers `Closed` there.
 //!
+//! [`Submissions`] runs gets on threads of its own and says by a descriptor when one has ended. Memory that no `&mut [u8]`
+//! may name, because others write it too, is a [`ForeignSlice`].
+//!
 //! Read first: [`blocking::Client`], [`BlockHandle`] (a leased block), [`blocking::BlockWriter`] (an unpublished one).
 
 mod asynchronous;
 mod batch;
 pub mod blocking;
 mod error;
+mod foreign;
 mod handle;
 mod known;
 mod link;
@@ -23,6 +27,7 @@ mod put;
 mod returns;
 mod session;
 mod slots;
+mod submissions;
 #[cfg(test)]
 mod tests;
 
@@ -30,7 +35,9 @@ pub use asynchronous::{BlockWriter, Client, Namespace};
 pub use error::ClientError;
 pub use handle::BlockHandle;
 pub use kvtier_core::FetchScope;
+pub use kvtier_transfer::memory::ForeignSlice;
 pub use options::ClientOptions;
-pub use outcome::{Flushed, GetOutcome, PutOutcome, Watched, Writing};
+pub use outcome::{Flushed, GetOutcome, PutOutcome, Watched, Writing, prefix_len};
+pub use submissions::{Completion, SubmissionOptions, Submissions, Ticket};
 
 pub use crate::wire::Lineage;

@@ -372,6 +372,8 @@ impl Drop for Node {
 
 fn nvme_settings(settings: &CheckedSettings, capacity_bytes: u64, keys: Arc<dyn RecordKeys>) -> NvmeSettings {
     let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes, keys);
+    nvme.device = settings.nvme_device.clone();
+    nvme.discard = settings.nvme_discard;
     nvme.engine = match settings.nvme_engine {
         NvmeEngine::Auto => EngineChoice::Auto,
         NvmeEngine::IoUring => EngineChoice::IoUring,

@@ -106,6 +106,11 @@ pub struct Settings {
     pub nvme_bytes: u64,
     /// Size of an NVMe segment, bytes; 0 chooses a 64th of `nvme_bytes`, at least 1 MiB and at most 256 MiB or a 1024th.
     pub nvme_segment_bytes: u64,
+    /// One block device or file for the NVMe tier, in place of segment files in the state directory. A path where nothing is
+    /// becomes a file of `nvme_bytes`; a device or file with something else on it is refused. Default: segment files.
+    pub nvme_device: Option<PathBuf>,
+    /// Give the room of emptied segments on `nvme_device` back to it: a discard, or a hole in the file. Default false.
+    pub nvme_discard: bool,
     /// How the device is reached. Default `auto`.
     pub nvme_engine: NvmeEngine,
     /// Requests on the device at once. Default 32. Each may pin one block of host memory.
@@ -178,6 +183,8 @@ impl Default for Settings {
             nvme_engine: NvmeEngine::Auto,
             nvme_queue_depth: 32,
             nvme_threads: 4,
+            nvme_device: None,
+            nvme_discard: false,
             encryption: Encryption::Aes256Gcm,
             master_key_file: None,
             nvme_flush_interval_ms: 1000,
@@ -359,6 +366,24 @@ impl Settings {
         }
         if self.nvme_threads > 256 {
             return Err(refuse("nvme_threads", self.nvme_threads, "at most 256"));
+        }
+        if self
+            .nvme_device
+            .as_ref()
+            .is_some_and(|path| path.as_os_str().is_empty())
+        {
+            return Err(refuse(
+                "nvme_device",
+                "\"\"",
+                "the path of a block device or a file; leave it out for segment files in the state directory",
+            ));
+        }
+        if self.nvme_discard && self.nvme_device.is_none() {
+            return Err(refuse(
+                "nvme_discard",
+                "true",
+                "false, or set nvme_device: the file of an emptied segment is removed anyway",
+            ));
         }
         if self.nvme_flush_interval_ms > NVME_FLUSH_INTERVAL_MS_MAX {
             return Err(refuse(

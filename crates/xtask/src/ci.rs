@@ -23,6 +23,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
         ("lint", Box::new(|| lint::run(workspace, false))),
         ("test", Box::new(|| suite::run(workspace, &[], None))),
         ("test --confined", Box::new(|| confined::run(workspace))),
+        (
+            "test deploy",
+            Box::new(|| suite::run(workspace, &["deploy".to_owned()], None)),
+        ),
         ("sim", Box::new(|| simulate(workspace, false))),
         ("sim, every mutant", Box::new(|| simulate(workspace, true))),
         ("fuzz wire", Box::new(|| fuzz(workspace, "wire", false))),

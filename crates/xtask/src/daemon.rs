@@ -26,7 +26,7 @@ impl Site<'_> {
         self.directory.join("log")
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.join("s")
     }
 

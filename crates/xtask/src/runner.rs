@@ -5,6 +5,7 @@ use std::process::Command;
 use crate::lmcache;
 use crate::outcome::Failure;
 use crate::process;
+use crate::python;
 use crate::workspace::Workspace;
 use crate::{Fuzzing, Simulation};
 
@@ -21,6 +22,9 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), F
     if let Some(("core", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
         cargo.args(["bench", "--package", "kvtier-bench", "--bench", "core", "--"]);
         return process::hand_over(cargo.args(more), "bench core");
+    }
+    if let Some(("python", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
+        return python::bench(workspace, more);
     }
     if let Some(("lmcache", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
         return lmcache::bench(workspace, more);

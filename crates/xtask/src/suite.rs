@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::deploy;
 use crate::lmcache;
 use crate::outcome::{Failure, Tally};
 use crate::process::{self, Stream};
+use crate::python;
 use crate::workspace::Workspace;
 
 /// A cold build of everything on two slow cores, and the tests after it.
@@ -22,12 +24,29 @@ const LATER: [(&str, &str); 3] = [
     ("gpu", "needs the GPU tier, which this version does not have yet"),
 ];
 
-type Suite = fn(&Workspace) -> Result<Tally, Failure>;
+/// Runs a suite and says what it came to; failures of its tests are in the tally.
+type Beside = fn(&Workspace) -> Result<Tally, Failure>;
 
-/// Suites that are no package: they need more than crates and run only when named.
-const NAMED: [(&str, Suite); 1] = [("lmcache", lmcache::test)];
+/// Suites that need more than cargo. They run when they are named, and a run that names none lists them.
+const BESIDE: [(&str, Beside, &str); 3] = [
+    (
+        "python",
+        python::test,
+        "needs a Python and, at its first run, its package index",
+    ),
+    (
+        "lmcache",
+        lmcache::test,
+        "needs a Python and, at its first run, its package index, half a gigabyte of it",
+    ),
+    (
+        "deploy",
+        deploy::run,
+        "needs root, a Python and, at its first run, its package index",
+    ),
+];
 
-/// Runs every suite that exists, or insists on the named ones.
+/// Runs every suite that cargo alone can run, or insists on the named ones.
 pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>) -> Result<Tally, Failure> {
     let unknown_device = |device| !matches!(device, "real" | "simulated") || !suites.iter().any(|suite| suite == "gpu");
     if device.is_some_and(unknown_device) {
@@ -37,14 +56,14 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     let mut cargo = workspace.cargo();
     // Features only add, so the tests that a feature brings run beside all others, in one build.
     cargo.args(["test", "--all-features", "--no-fail-fast"]);
-    let (mut missing, mut named) = (Vec::new(), Vec::new());
+    let mut missing = Vec::new();
+    let mut beside = Vec::new();
     if suites.is_empty() {
-        // An extension module has its tests in Python, and its features keep it from being linked as a program.
-        cargo.args(["--workspace", "--exclude", "kvtier-python"]);
+        cargo.arg("--workspace");
     }
     for suite in suites {
-        if let Some(run) = NAMED.iter().find(|(name, _)| name == suite) {
-            named.push(run.1);
+        if let Some((_, run, _)) = BESIDE.iter().find(|(name, ..)| name == suite) {
+            beside.push(run);
         } else if let Some(later) = LATER.iter().find(|(name, _)| name == suite) {
             missing.push(*later);
         } else if packages.contains(suite) {
@@ -54,14 +73,14 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
             return Err(Failure::usage(format!(
                 "no suite `{suite}`; there are {}, {} and, later, {}",
                 packages.join(", "),
-                NAMED.map(|(name, _)| name).join(", "),
+                BESIDE.map(|(name, ..)| name).join(", "),
                 later.join(", ")
             )));
         }
     }
 
     let mut report = Report::default();
-    if suites.is_empty() || missing.len() + named.len() < suites.len() {
+    if suites.is_empty() || missing.len() + beside.len() < suites.len() {
         cargo.args(["--", "--show-output"]);
         let status = process::stream(&mut cargo, "tests", LIMIT, |stream, line| {
             if report.read(stream, line) {
@@ -73,8 +92,8 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     report.print_skipped();
     if suites.is_empty() {
         println!("suites not run:");
-        for (name, _) in NAMED {
-            println!("  {name}: needs more than crates: cargo xtask test {name}");
+        for (name, _, reason) in BESIDE {
+            println!("  {name}: {reason}: cargo xtask test {name}");
         }
         for (name, reason) in LATER {
             println!("  {name}: {reason}");
@@ -84,7 +103,7 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
         println!("skipped: {name}: {reason}");
     }
     let mut tally = report.tally();
-    for run in named {
+    for run in beside {
         tally += run(workspace)?;
     }
     verdict(tally, !suites.is_empty(), missing.len())
@@ -106,8 +125,14 @@ fn verdict(tally: Tally, named: bool, missing: usize) -> Result<Tally, Failure> 
 
 fn package_names(metadata: &Value) -> Vec<String> {
     let packages = metadata["packages"].as_array().map_or(&[][..], Vec::as_slice);
+    // One without a program of tests cannot be run as a suite.
+    let is_tested = |package: &&Value| {
+        let targets = package["targets"].as_array().map_or(&[][..], Vec::as_slice);
+        targets.iter().any(|target| target["test"] == true)
+    };
     packages
         .iter()
+        .filter(is_tested)
         .filter_map(|package| package["name"].as_str())
         .map(str::to_owned)
         .collect()

@@ -7,7 +7,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier::adapter::{Adapter, AdapterSettings, ForeignSlice, Notice, ObjectKey};
+use kvtier::adapter::{Adapter, AdapterSettings, Notice, ObjectKey};
+use kvtier::client::ForeignSlice;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;

@@ -2,12 +2,25 @@
 //!
 //! Absent on purpose: logic. State machines live in `kvtier`; what a caller sees is `python/kvtier`.
 //!
-//! Read first: [`adapter`].
+//! Read first: [`client`], [`block`] (a lease as a buffer), [`buffer`] (the caller's memory), [`adapter`].
+
 mod adapter;
+mod argument;
+mod block;
+mod buffer;
+mod client;
+mod error;
+mod outcome;
 
 use pyo3::prelude::*;
 
 #[pymodule]
 fn _kvtier(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    error::register(module)?;
+    module.add_class::<client::Client>()?;
+    module.add_class::<block::Block>()?;
+    module.add_class::<outcome::Got>()?;
+    module.add_class::<outcome::Found>()?;
+    module.add_class::<outcome::Flushed>()?;
     module.add_class::<adapter::LmcacheAdapter>()
 }

@@ -90,6 +90,24 @@ fn an_error_names_the_field_the_value_the_place_and_the_remedy() {
 }
 
 #[test]
+fn a_device_and_discards_come_from_every_layer() {
+    let defaults = sources(&[("HOME", "/h")], &[]).load().unwrap();
+    assert_eq!(
+        (defaults.node.nvme_device.as_ref(), defaults.node.nvme_discard),
+        (None, false)
+    );
+    let layered = sources(
+        &[("KVTIER_NVME_DISCARD", "true"), ("HOME", "/h")],
+        &[("nvme_device", "--nvme-device", "/dev/flag")],
+    );
+    let layered = with_file("nvme_device = \"/dev/file\"\n", layered).unwrap();
+    assert_eq!(layered.node.nvme_device.as_deref(), Some("/dev/flag".as_ref()));
+    assert!(layered.node.nvme_discard);
+    let again = with_file(&layered.to_toml(), sources(&[("HOME", "/h")], &[])).unwrap();
+    assert_eq!(again.to_json(), layered.to_json());
+}
+
+#[test]
 fn encryption_key_file_and_flush_interval_come_from_every_layer() {
     let defaults = sources(&[("HOME", "/h")], &[]).load().unwrap();
     assert_eq!(defaults.node.encryption, Encryption::Aes256Gcm);

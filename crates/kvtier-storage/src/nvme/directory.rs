@@ -77,14 +77,11 @@ impl Directory {
         Ok(segments)
     }
 
-    /// Removes the file of a segment that cannot be used.
-    pub(super) fn discard(&self, segment: SegmentId) -> Result<(), NvmeError> {
-        let path = self.segment_path(segment);
-        fs::remove_file(&path).map_err(|source| NvmeError::Directory {
-            doing: "remove",
-            path,
-            source,
-        })
+    /// Removes a segment's file; its space goes when the last request on it is done.
+    pub(super) fn remove(&self, segment: SegmentId) -> io::Result<()> {
+        fs::remove_file(self.segment_path(segment))?;
+        self.changed.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Free bytes of the file system for us.
@@ -114,11 +111,6 @@ impl Directory {
         let file = self.options().create_new(true).mode(0o600).open(path)?;
         self.changed.store(true, Ordering::Release);
         Ok(file)
-    }
-
-    /// A name was removed.
-    pub(super) fn note_removal(&self) {
-        self.changed.store(true, Ordering::Release);
     }
 
     /// Makes new names, and the absence of removed ones, survive a power cut.

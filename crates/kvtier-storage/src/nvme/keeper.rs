@@ -96,7 +96,7 @@ fn carry_out(inner: &Arc<Inner>, chore: Chore) {
 }
 
 fn open(inner: &Arc<Inner>, ticket: Ticket, segment: SegmentId, bytes: u64) {
-    match Segment::create(&inner.directory, segment, bytes, inner.encryption()) {
+    match Segment::create(&inner.volume, segment, bytes, inner.encryption()) {
         Ok(opened) => {
             inner.count_device_write(super::format::ALIGNMENT);
             inner.add_segment(opened);
@@ -113,13 +113,12 @@ fn close(inner: &Arc<Inner>, ticket: Ticket, segment: SegmentId) {
     {
         return inner.fail(ticket, "sync segment files", error);
     }
-    if let Some(closed) = inner.remove_segment(segment) {
-        closed.remove();
-        inner.directory.note_removal();
+    if inner.remove_segment(segment).is_some() {
+        inner.volume.remove(segment);
     }
     // A segment that is said to be closed must not come back with records that were deleted since.
-    if let Err(error) = inner.directory.sync() {
-        return inner.fail(ticket, "sync the directory of segment files", error);
+    if let Err(error) = inner.volume.sync() {
+        return inner.fail(ticket, "make it durable that a segment is gone", error);
     }
     ticket.answer(Ok(Completion::Done));
 }

@@ -1,7 +1,6 @@
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,11 +9,11 @@ use kvtier_core::{Generation, NamespaceId, SegmentId};
 use kvtier_transfer::memory::{MemoryRegion, MemorySlice};
 use parking_lot::Mutex;
 
-use super::directory::Directory;
 use super::format::{self, ALIGNMENT, ENTRY_BYTES, Encryption, Entry, FormatError, HEADER_BYTES, Header, Seal};
 use super::keys::RecordKeys;
 use super::sealing::RecordCipher;
 use super::tier::Ticket;
+use super::volume::{Room, Volume};
 
 const ENTRY: usize = ENTRY_BYTES as usize;
 const ENTRIES_A_PAGE: usize = ALIGNMENT as usize / ENTRY;
@@ -23,8 +22,9 @@ const ENTRIES_A_PAGE: usize = ALIGNMENT as usize / ENTRY;
 pub(super) struct Segment {
     pub(super) id: SegmentId,
     pub(super) file: Arc<File>,
+    /// Where in the file it begins.
+    pub(super) base: u64,
     pub(super) bytes: u64,
-    path: PathBuf,
     header: Header,
     /// Something was written since the last sync, or the index in memory is ahead of the file's.
     dirty: AtomicBool,
@@ -78,14 +78,8 @@ pub(super) struct Reopened {
 }
 
 impl Segment {
-    /// Makes the file: its space is taken and its header written when this returns.
-    pub(super) fn create(
-        directory: &Directory,
-        id: SegmentId,
-        bytes: u64,
-        encryption: Encryption,
-    ) -> io::Result<Segment> {
-        let path = directory.segment_path(id);
+    /// Finds room for it and writes its header.
+    pub(super) fn create(volume: &Volume, id: SegmentId, bytes: u64, encryption: Encryption) -> io::Result<Segment> {
         let bytes = bytes.next_multiple_of(ALIGNMENT);
         if bytes < HEADER_BYTES + ALIGNMENT {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -98,18 +92,18 @@ impl Segment {
             encryption,
         };
         getrandom::fill(&mut header.incarnation).map_err(|error| io::Error::other(error.to_string()))?;
-        let file = Arc::new(directory.create(&path)?);
-        let segment = Segment::of(file, path, header, Records::default());
-        segment.prepare().inspect_err(|_| segment.remove())?;
+        let room = volume.create(id, bytes)?;
+        let segment = Segment::of(room, header, Records::default());
+        segment.prepare().inspect_err(|_| volume.remove(id))?;
         Ok(segment)
     }
 
-    fn of(file: Arc<File>, path: PathBuf, header: Header, records: Records) -> Segment {
+    fn of(room: Room, header: Header, records: Records) -> Segment {
         Segment {
             id: SegmentId(header.segment),
-            file,
+            file: room.file,
+            base: room.base,
             bytes: header.bytes,
-            path,
             header,
             dirty: AtomicBool::new(true),
             records: Mutex::new(records),
@@ -118,25 +112,24 @@ impl Segment {
     }
 
     fn prepare(&self) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, self.bytes) {
-            Ok(()) => {}
-            // A file system that cannot take space ahead: a full one is met by the writes.
-            Err(rustix::io::Errno::OPNOTSUPP) => self.file.set_len(self.bytes)?,
-            Err(error) => return Err(error.into()),
+        if self.base > 0 {
+            // What an earlier segment left here names another incarnation, and is not to pass for damage to this one.
+            let zeroes = [0; ALIGNMENT as usize];
+            self.write(self.bytes - ALIGNMENT, &zeroes)?;
+            self.write(ALIGNMENT, &zeroes)?;
         }
         self.write(0, &self.header.encode())
     }
 
     /// Reads the header and the index of a file of an earlier run, never its payloads. No record is added to it any
     /// more: its keys and nonces are as they were left. Also says how many bytes were read.
-    pub(super) fn reopen(directory: &Directory, id: SegmentId) -> io::Result<Result<(Reopened, u64), FormatError>> {
-        let path = directory.segment_path(id);
-        let file = Arc::new(directory.reopen(&path)?);
-        let bytes = file.metadata()?.len();
+    pub(super) fn reopen(volume: &Volume, id: SegmentId) -> io::Result<Result<(Reopened, u64), FormatError>> {
+        let room = volume.reopen(id)?;
+        let bytes = room.bytes;
         if bytes < HEADER_BYTES + ALIGNMENT {
             return Ok(Err(FormatError::Short("file")));
         }
-        let front = read(&file, 0, HEADER_BYTES)?;
+        let front = read(&room.file, room.base, HEADER_BYTES)?;
         let header = match Header::decode(&front) {
             Ok(header) if header.segment != id.0 || header.bytes != bytes => {
                 return Ok(Err(FormatError::Foreign("header")));
@@ -156,7 +149,7 @@ impl Segment {
         };
         let index = match bytes - index_start {
             0 => Vec::new(),
-            length => read(&file, index_start, length)?,
+            length => read(&room.file, room.base + index_start, length)?,
         };
         let (found, unreadable) = format::decode_index(&index, &header, entries as usize);
         damaged += match seal {
@@ -178,7 +171,7 @@ impl Segment {
             complete: true,
             ..Records::default()
         };
-        let segment = Segment::of(file, path, header, records);
+        let segment = Segment::of(room, header, records);
         // The run that wrote it may not have synced it: the first sync of this one does.
         let entries = found.into_iter().map(|(_, entry)| entry).collect();
         let reopened = Reopened {
@@ -249,7 +242,7 @@ impl Segment {
 
     fn erase(&self, ordinal: u32) -> io::Result<u64> {
         let offset = format::index_page(self.bytes, ordinal);
-        let mut page = read(&self.file, offset, ALIGNMENT)?;
+        let mut page = read(&self.file, self.base + offset, ALIGNMENT)?;
         let start = usize::try_from(self.bytes - (u64::from(ordinal) + 1) * ENTRY_BYTES - offset)
             .map_err(|_| io::ErrorKind::InvalidData)?;
         page[start..start + ENTRY].fill(0);
@@ -295,7 +288,7 @@ impl Segment {
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let memory = aligned(bytes.len())?;
         memory.copy_from_slice(bytes).map_err(io::Error::other)?;
-        match memory.write_at(&*self.file, offset)? {
+        match memory.write_at(&*self.file, self.base + offset)? {
             written if written == bytes.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
@@ -326,13 +319,6 @@ impl Segment {
         let bytes = self.write_index().inspect_err(again)?;
         self.file.sync_data().inspect_err(again)?;
         Ok(bytes)
-    }
-
-    /// Removes the file's name; its space goes when the last request on it is done.
-    pub(super) fn remove(&self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a segment file; the next start tries again");
-        }
     }
 
     /// Announces a write at a place; `None` once the segment is sealed or about to be, and for a place that was written

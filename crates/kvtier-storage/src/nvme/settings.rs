@@ -1,6 +1,6 @@
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,10 @@ pub enum EngineChoice {
 pub struct NvmeSettings {
     /// The directory of the segment files, made if absent and locked while the tier is open.
     pub directory: PathBuf,
+    /// One block device or file for all segments, in place of files in the directory.
+    pub device: Option<PathBuf>,
+    /// Whether the room of emptied segments on [`NvmeSettings::device`] is given back to it.
+    pub discard: bool,
     /// Bytes of all segment files together. The core keeps to it; here it is compared with the space on the file
     /// system.
     pub capacity_bytes: u64,
@@ -48,6 +52,7 @@ impl fmt::Debug for NvmeSettings {
         formatter
             .debug_struct("NvmeSettings")
             .field("directory", &self.directory)
+            .field("device", &self.device)
             .field("capacity_bytes", &self.capacity_bytes)
             .field("engine", &self.engine)
             .field("bounds", &self.bounds)
@@ -63,6 +68,8 @@ impl NvmeSettings {
     pub fn new(directory: PathBuf, capacity_bytes: u64, keys: Arc<dyn RecordKeys>) -> NvmeSettings {
         NvmeSettings {
             directory,
+            device: None,
+            discard: false,
             capacity_bytes,
             engine: EngineChoice::Auto,
             bounds: EngineSettings::default(),
@@ -72,6 +79,11 @@ impl NvmeSettings {
             flush_interval: Duration::from_secs(1),
             keys,
         }
+    }
+
+    /// For messages.
+    pub(super) fn place(&self) -> &Path {
+        self.device.as_deref().unwrap_or(&self.directory)
     }
 
     pub(super) fn check(&self) -> Result<(), NvmeError> {

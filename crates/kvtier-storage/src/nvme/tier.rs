@@ -11,7 +11,6 @@ use parking_lot::{Mutex, RwLock};
 
 use super::action::StorageAction;
 use super::bounce::{Bounce, BouncePool};
-use super::directory::Directory;
 use super::engine::{EngineError, NvmeEngine, Priority};
 use super::format::Encryption;
 use super::keeper::{self, Chore, Chores};
@@ -19,6 +18,7 @@ use super::segment::Segment;
 use super::settings::{EngineChoice, NvmeError, NvmeSettings, uring_remedy};
 use super::threads::ThreadsEngine;
 use super::uring::UringEngine;
+use super::volume::Volume;
 
 mod moves;
 mod restore;
@@ -65,7 +65,7 @@ pub struct Found {
 
 /// Segment files behind an engine: core actions in, events out.
 ///
-/// The directory is ours alone while the tier is open. What an earlier run left there is found again when it opens.
+/// The directory or device is ours alone while the tier is open. What an earlier run left there is found again when it opens.
 pub struct NvmeTier {
     inner: Arc<Inner>,
     workers: Mutex<Workers>,
@@ -103,24 +103,20 @@ impl NvmeTier {
         wrap: impl FnOnce(Arc<dyn NvmeEngine>) -> Arc<dyn NvmeEngine>,
     ) -> Result<(NvmeTier, Found), NvmeError> {
         settings.check()?;
-        let directory = Directory::open(&settings.directory)?;
+        let volume = Volume::open(&settings)?;
         let mut notes = Vec::new();
-        if !directory.direct {
+        if !volume.is_direct() {
             notes.push(format!(
-                "{} does not take direct I/O: reads and writes go through the page cache; put the state directory on ext4 or xfs for full speed",
-                settings.directory.display()
+                "{} does not take direct I/O: reads and writes go through the page cache; put it on ext4 or xfs for full speed",
+                settings.place().display()
             ));
         }
-        let restored = restore::restore(&directory, &*settings.keys)?;
+        let restored = restore::restore(&volume, &*settings.keys)?;
         let taken: u64 = restored.segments.values().map(|segment| segment.bytes).sum();
-        if let Some(free) = directory
-            .free_bytes()
-            .map(|free| free + taken)
-            .filter(|free| *free < settings.capacity_bytes)
-        {
+        if let Some(free) = volume.room_bytes(taken).filter(|free| *free < settings.capacity_bytes) {
             notes.push(format!(
                 "{} has {free} bytes free, less than the {} that the tier may take: it will fill up early; lower nvme_bytes or free space",
-                settings.directory.display(),
+                settings.place().display(),
                 settings.capacity_bytes
             ));
         }
@@ -131,7 +127,7 @@ impl NvmeTier {
         let (chores, chores_of_keeper) = crossbeam_channel::unbounded();
         let (checks, checks_of_checker) = crossbeam_channel::unbounded();
         let inner = Arc::new(Inner {
-            directory,
+            volume,
             engine,
             events,
             segments: RwLock::new(restored.segments),
@@ -285,7 +281,7 @@ fn start_engine(settings: &NvmeSettings, notes: &mut Vec<String>) -> Result<Arc<
 
 /// What all threads of the tier share.
 pub(super) struct Inner {
-    pub(super) directory: Directory,
+    pub(super) volume: Volume,
     engine: Arc<dyn NvmeEngine>,
     events: Events,
     segments: RwLock<HashMap<SegmentId, Arc<Segment>>>,
@@ -502,7 +498,7 @@ impl Inner {
     pub(super) fn sync(&self) -> io::Result<()> {
         let relocated = self.relocated.swap(false, Ordering::AcqRel);
         let segments: Vec<_> = self.segments.read().values().cloned().collect();
-        let synced = self.directory.sync().and_then(|()| {
+        let synced = self.volume.sync().and_then(|()| {
             segments.iter().try_for_each(|segment| {
                 let bytes = segment.sync()?;
                 self.count_device_write(bytes);
@@ -630,7 +626,7 @@ impl Inner {
         let mut last = self.complaints.lock();
         if last.is_none_or(|last| now - last >= Duration::from_secs(1)) {
             *last = Some(now);
-            tracing::warn!(directory = %self.settings.directory.display(), %error, "cannot {doing}");
+            tracing::warn!(directory = %self.settings.place().display(), %error, "cannot {doing}");
         }
     }
 }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use kvtier_core::{BlockHash, LeaseId, Parent, Reserved, SealItem};
 
+use super::foreign::Target;
 use super::handle::{HeldSlot, OpenSlot};
 use super::put::{outcome_of, parent_in};
 use super::returns::Home;
@@ -10,17 +11,17 @@ use super::{ClientError, GetOutcome, PutOutcome, Writing};
 use crate::wire::{Lineage, Reply};
 
 /// Copies a leased block to the front of the caller's buffer.
-pub(super) fn copy_out(got: &Got, target: &mut [u8]) -> Result<GetOutcome, ClientError> {
+pub(super) fn copy_out(got: &Got, target: &mut impl Target) -> Result<GetOutcome, ClientError> {
     let leased = match got {
         Got::Miss => return Ok(GetOutcome::Miss),
         Got::Busy => return Ok(GetOutcome::Busy),
         Got::Leased(leased) => leased,
     };
     let length = u32::try_from(leased.slice.len()).unwrap_or(u32::MAX);
-    let Some(front) = target.get_mut(..leased.slice.len()) else {
+    if target.room() < leased.slice.len() {
         return Ok(GetOutcome::TooSmall { length });
-    };
-    leased.slice.copy_to_slice(front)?;
+    }
+    target.copy_from(&leased.slice)?;
     Ok(GetOutcome::Hit {
         length,
         tier: leased.tier,
@@ -52,6 +53,15 @@ pub(super) fn check_count(count: usize, keys: usize) -> Result<(), ClientError> 
         Ok(())
     } else {
         Err(ClientError::protocol("another number of answers than keys"))
+    }
+}
+
+/// Refuses a get that does not say where each block goes.
+pub(super) fn check_targets(targets: usize, keys: usize) -> Result<(), ClientError> {
+    if targets == keys {
+        Ok(())
+    } else {
+        Err(ClientError::invalid(format!("{targets} targets for {keys} keys")))
     }
 }
 

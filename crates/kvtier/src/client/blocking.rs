@@ -76,6 +76,14 @@ impl Client {
         Ok(Client { shared })
     }
 
+    /// Whether this process may call it.
+    ///
+    /// # Errors
+    /// `Closed` in a forked child.
+    pub fn check(&self) -> Result<(), ClientError> {
+        self.shared.returns.check_process()
+    }
+
     /// What the node said first: its limits and lifetimes.
     ///
     /// # Errors

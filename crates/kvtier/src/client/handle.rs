@@ -55,6 +55,14 @@ impl BlockHandle {
         &self.slice
     }
 
+    /// Whether the bytes may still be read in place.
+    ///
+    /// # Errors
+    /// `Closed` when the connection is gone or the process forked.
+    pub fn check(&self) -> Result<(), ClientError> {
+        self.home.returns().check_epoch(self.epoch)
+    }
+
     /// Copies the block into the front of `target` and says how many bytes.
     ///
     /// # Errors

@@ -31,6 +31,12 @@ impl GetOutcome {
     }
 }
 
+/// How many of the first keys of a lookup are cached.
+#[must_use]
+pub fn prefix_len(tiers: &[Option<Tier>]) -> usize {
+    tiers.iter().take_while(|tier| tier.is_some()).count()
+}
+
 /// What became of one block of a put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PutOutcome {

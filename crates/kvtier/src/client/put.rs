@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use kvtier_core::{BlockHash, Parent, Reserved, SealItem, Sealed};
 
+use super::foreign::Source;
 use super::handle::HeldSlot;
 use super::returns::Home;
 use super::session::Session;
@@ -12,8 +13,8 @@ use super::{ClientError, PutOutcome};
 use crate::wire::{Ahead, Array, Lineage, Slot};
 
 /// A `put_from`, sans I/O: rounds of at most two trips each, until every block has its outcome.
-pub(super) struct Put<'a> {
-    blocks: &'a [(BlockHash, &'a [u8])],
+pub(super) struct Put<'a, S> {
+    blocks: &'a [(BlockHash, S)],
     lineage: Lineage,
     tokens: u32,
     /// Blocks without an outcome, and whether they may be written before the node was asked.
@@ -79,13 +80,8 @@ pub(super) struct Asking {
     pub(super) lengths: Vec<u32>,
 }
 
-impl<'a> Put<'a> {
-    pub(super) fn new(
-        blocks: &'a [(BlockHash, &'a [u8])],
-        lineage: Lineage,
-        tokens: u32,
-        put_bytes_max: usize,
-    ) -> Put<'a> {
+impl<'a, S: Source> Put<'a, S> {
+    pub(super) fn new(blocks: &'a [(BlockHash, S)], lineage: Lineage, tokens: u32, put_bytes_max: usize) -> Put<'a, S> {
         Put {
             blocks,
             lineage,
@@ -116,7 +112,7 @@ impl<'a> Put<'a> {
             let Some((block, first_try)) = self.queue.front().copied() else {
                 break;
             };
-            let (hash, source) = self.blocks[block];
+            let (hash, ref source) = self.blocks[block];
             let length = u32::try_from(source.len()).unwrap_or(u32::MAX);
             if length == 0 || length > session.welcome.block_bytes_max {
                 self.outcomes[block] = PutOutcome::Invalid;
@@ -210,11 +206,10 @@ impl<'a> Put<'a> {
     }
 
     fn copy(&self, item: &Item, held: &HeldSlot, range: Range<usize>) -> Result<(), ClientError> {
-        held.slice
-            .subslice(range.start, range.len())
-            .map_err(ClientError::protocol)?
-            .copy_from_slice(&self.blocks[item.block].1[range])?;
-        Ok(())
+        let target = held.slice.subslice(range.start, range.len());
+        self.blocks[item.block]
+            .1
+            .copy_to(range.start, &target.map_err(ClientError::protocol)?)
     }
 
     pub(super) fn absorb_reserved(

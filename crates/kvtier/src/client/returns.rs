@@ -175,6 +175,10 @@ impl Returns {
     }
 
     pub(super) fn stop(&self) {
+        // In a forked child there is no keeper, and a thread that does not exist there may hold the queue.
+        if self.check_process().is_err() {
+            return;
+        }
         self.queue.lock().stopped = true;
         self.ring();
     }

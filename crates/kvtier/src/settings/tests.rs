@@ -53,6 +53,20 @@ fn a_refused_field_is_named_with_its_value_and_a_remedy() {
             },
         ),
         (
+            "nvme_device",
+            Settings {
+                nvme_device: Some(std::path::PathBuf::new()),
+                ..settings()
+            },
+        ),
+        (
+            "nvme_discard",
+            Settings {
+                nvme_discard: true,
+                ..settings()
+            },
+        ),
+        (
             "nvme_flush_interval_ms",
             Settings {
                 nvme_flush_interval_ms: 0,

@@ -536,3 +536,80 @@ fn sealed(directory: &Path) -> HashSet<([u8; 32], u32, [u8; 16])> {
     }
     found
 }
+
+#[test]
+fn segments_in_one_file_are_found_again_and_what_was_there_before_them_is_not() {
+    for encryption in BOTH {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let on = |path: &Path| NvmeSettings {
+            device: Some(path.to_owned()),
+            discard: encryption == Encryption::None,
+            ..settings(directory.path(), encryption)
+        };
+        let path = directory.path().join("tier");
+        let run = Run::start(on(&path));
+        assert!(!directory.path().join("lock").exists(), "the directory is not used");
+        run.open(1);
+        run.open(2);
+        let mut checksums: Vec<u32> = (0..6).map(|number| run.write(1, number)).collect();
+        run.write_all(2, 10..13);
+        run.seal(1);
+        run.sync();
+        let killed = directory.path().join("killed");
+        fs::copy(&path, &killed).expect("copied");
+        drop(run);
+        for file in [&path, &killed] {
+            let run = Run::start(on(file));
+            assert_eq!(run.numbers(), [0, 1, 2, 3, 4, 5, 10, 11, 12]);
+            assert_eq!(run.found.damaged, 0);
+            for (number, checksum) in (0..).zip(&checksums) {
+                let (outcome, target) = run.read(1, number, *checksum);
+                assert_eq!(outcome, Ok(Completion::Done));
+                assert!(target.to_vec() == payload(number));
+            }
+        }
+        // Another segment takes the room of the first, with fewer records: those of the first stay gone.
+        let run = Run::start(on(&path));
+        let operation = OperationId(6);
+        let segment = SegmentId(1);
+        assert_eq!(
+            run.ask(StorageAction::Close { operation, segment }),
+            Ok(Completion::Done)
+        );
+        run.open(3);
+        checksums = vec![run.write(3, 20)];
+        drop(run);
+        let run = Run::start(on(&path));
+        assert_eq!(run.numbers(), [10, 11, 12, 20]);
+        assert_eq!(run.found.damaged, 0, "what an earlier segment left is not damage");
+        let (outcome, target) = run.read(3, 20, checksums[0]);
+        assert_eq!(outcome, Ok(Completion::Done));
+        assert!(target.to_vec() == payload(20));
+    }
+}
+
+#[test]
+fn one_file_that_is_full_answers_so_and_takes_more_when_something_went() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = Run::start(NvmeSettings {
+        device: Some(directory.path().join("tier")),
+        capacity_bytes: 2 * SEGMENT_BYTES,
+        ..settings(directory.path(), Encryption::None)
+    });
+    run.open(1);
+    run.open(2);
+    let open = |segment| {
+        run.ask(StorageAction::Open {
+            operation: OperationId(1),
+            segment: SegmentId(segment),
+            bytes: SEGMENT_BYTES,
+        })
+    };
+    assert_eq!(open(3), Err(Failure::Full));
+    let (operation, segment) = (OperationId(6), SegmentId(1));
+    assert_eq!(
+        run.ask(StorageAction::Close { operation, segment }),
+        Ok(Completion::Done)
+    );
+    assert_eq!(open(3), Ok(Completion::Done));
+}

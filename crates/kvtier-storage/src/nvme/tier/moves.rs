@@ -305,7 +305,7 @@ impl Inner {
         }
         let inner = Arc::clone(self);
         let file = Arc::clone(&record.writing.segment().file);
-        let offset = record.place.offset;
+        let offset = record.writing.segment().base + record.place.offset;
         let done = move |finished: Finished| {
             let bytes = finished.memory.len() as u64;
             drop((finished.memory, bounce));
@@ -377,7 +377,7 @@ impl Inner {
             direction: Direction::Read,
             priority,
             file: Arc::clone(&segment.file),
-            offset: source.offset,
+            offset: segment.base + source.offset,
             memory,
             deadline: Some(Instant::now() + self.settings.request_deadline),
             arrived,

@@ -3,11 +3,11 @@ use std::sync::Arc;
 
 use kvtier_core::{Generation, NamespaceId, RealizationId, RecordLabel, RestoredRecord, RestoredSegment, SegmentId};
 
-use super::super::directory::Directory;
 use super::super::format::{FormatError, VERSION};
 use super::super::keys::RecordKeys;
 use super::super::segment::{Reopened, Segment};
 use super::super::settings::NvmeError;
+use super::super::volume::Volume;
 use super::Found;
 
 /// Segments of an earlier run, ready to be read, and what they hold.
@@ -16,15 +16,15 @@ pub(super) struct Restored {
     pub(super) found: Found,
 }
 
-/// Reads headers and indexes of what lies in the directory. What cannot be used is removed.
-pub(super) fn restore(directory: &Directory, keys: &dyn RecordKeys) -> Result<Restored, NvmeError> {
+/// Reads headers and indexes of what is there. What cannot be used is removed.
+pub(super) fn restore(volume: &Volume, keys: &dyn RecordKeys) -> Result<Restored, NvmeError> {
     let mut restored = Restored {
         segments: HashMap::new(),
         found: Found::default(),
     };
-    for id in directory.segments()? {
-        let path = directory.segment_path(id);
-        let reopened = match Segment::reopen(directory, id) {
+    for id in volume.segments()? {
+        let path = volume.path_of(id);
+        let reopened = match Segment::reopen(volume, id) {
             Ok(Ok((reopened, read_bytes))) => {
                 restored.found.read_bytes += read_bytes;
                 reopened
@@ -35,7 +35,7 @@ pub(super) fn restore(directory: &Directory, keys: &dyn RecordKeys) -> Result<Re
             Ok(Err(error)) => {
                 tracing::warn!(path = %path.display(), %error, "removed a segment that cannot be read");
                 restored.found.damaged += 1;
-                directory.discard(id)?;
+                volume.remove(id);
                 continue;
             }
             // A file that the device cannot read now may be readable later, and is in nobody's way: its id is not used again.

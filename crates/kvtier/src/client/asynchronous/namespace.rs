@@ -7,7 +7,9 @@ use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Ti
 use super::connection::{Connection, Pending};
 use super::writer::BlockWriter;
 use super::{Patience, Shared};
-use crate::client::batch::{Opening, absorb_sealed, check_count, check_lengths, copy_out, leases_of, unexpected};
+use crate::client::batch::{
+    Opening, absorb_sealed, check_count, check_lengths, check_targets, copy_out, leases_of, unexpected,
+};
 use crate::client::handle::BlockHandle;
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
@@ -108,13 +110,7 @@ impl Namespace {
         targets: &mut [&mut [u8]],
         scope: FetchScope,
     ) -> Result<Vec<GetOutcome>, ClientError> {
-        if hashes.len() != targets.len() {
-            return Err(ClientError::invalid(format!(
-                "{} targets for {} keys",
-                targets.len(),
-                hashes.len()
-            )));
-        }
+        check_targets(targets.len(), hashes.len())?;
         let mut outcomes = Vec::with_capacity(hashes.len());
         let (mut next, mut missed) = (0, false);
         while next < hashes.len() && !(missed && scope == FetchScope::Prefix) {

@@ -1,12 +1,14 @@
 use std::sync::Arc;
 
 use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Tier};
+use kvtier_transfer::memory::ForeignSlice;
 
 use super::Shared;
 use super::writer::BlockWriter;
 use crate::client::batch::{
-    Opening, absorb_sealed, check_count, check_lengths, chunks, copy_out, leases_of, unexpected,
+    Opening, absorb_sealed, check_count, check_lengths, check_targets, chunks, copy_out, leases_of, unexpected,
 };
+use crate::client::foreign::{Source, Target};
 use crate::client::handle::BlockHandle;
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
@@ -84,21 +86,47 @@ impl Namespace {
         targets: &mut [&mut [u8]],
         scope: FetchScope,
     ) -> Result<Vec<GetOutcome>, ClientError> {
-        if hashes.len() != targets.len() {
-            return Err(ClientError::invalid(format!(
-                "{} targets for {} keys",
-                targets.len(),
-                hashes.len()
-            )));
-        }
+        self.get_into_any(hashes, targets.iter_mut(), scope)
+    }
+
+    /// As [`Namespace::get_into_scoped`], into memory that somebody else owns.
+    ///
+    /// # Errors
+    /// As [`Namespace::get_into`].
+    pub fn get_into_foreign(
+        &self,
+        hashes: &[BlockHash],
+        targets: &[ForeignSlice],
+        scope: FetchScope,
+    ) -> Result<Vec<GetOutcome>, ClientError> {
+        let mut targets: Vec<&ForeignSlice> = targets.iter().collect();
+        self.get_into_any(hashes, targets.iter_mut(), scope)
+    }
+
+    fn get_into_any<'t, T: Target + 't>(
+        &self,
+        hashes: &[BlockHash],
+        targets: impl ExactSizeIterator<Item = &'t mut T>,
+        scope: FetchScope,
+    ) -> Result<Vec<GetOutcome>, ClientError> {
+        check_targets(targets.len(), hashes.len())?;
+        self.fetch_with(hashes, scope, |got| {
+            let copied = got.iter().zip(targets).map(|(got, target)| copy_out(got, target));
+            copied.collect()
+        })?
+    }
+
+    /// Fetches, then lets `copy` use what was leased, and gives it back.
+    pub(in crate::client) fn fetch_with<R>(
+        &self,
+        hashes: &[BlockHash],
+        scope: FetchScope,
+        copy: impl FnOnce(&[Got]) -> R,
+    ) -> Result<R, ClientError> {
         let (got, epoch) = self.fetch(hashes, scope)?;
-        let copied: Result<Vec<GetOutcome>, ClientError> = got
-            .iter()
-            .zip(targets.iter_mut())
-            .map(|(got, target)| copy_out(got, target))
-            .collect();
+        let copied = copy(&got);
         self.shared.returns.release(epoch, leases_of(&got));
-        copied
+        Ok(copied)
     }
 
     fn fetch(&self, hashes: &[BlockHash], scope: FetchScope) -> Result<(Vec<Got>, u64), ClientError> {
@@ -144,9 +172,31 @@ impl Namespace {
         blocks: &[(BlockHash, &[u8])],
         tokens: u32,
     ) -> Result<Vec<PutOutcome>, ClientError> {
+        self.put_from_any(lineage.into(), blocks, tokens)
+    }
+
+    /// As [`Namespace::put_from`], from memory that somebody else owns.
+    ///
+    /// # Errors
+    /// As [`Namespace::put_from`].
+    pub fn put_from_foreign(
+        &self,
+        lineage: impl Into<Lineage>,
+        blocks: &[(BlockHash, ForeignSlice)],
+        tokens: u32,
+    ) -> Result<Vec<PutOutcome>, ClientError> {
+        self.put_from_any(lineage.into(), blocks, tokens)
+    }
+
+    fn put_from_any<S: Source>(
+        &self,
+        lineage: Lineage,
+        blocks: &[(BlockHash, S)],
+        tokens: u32,
+    ) -> Result<Vec<PutOutcome>, ClientError> {
         let shared = &self.shared;
         let home: Arc<dyn Home> = shared.clone();
-        let mut put = Put::new(blocks, lineage.into(), tokens, shared.options.put_bytes_max);
+        let mut put = Put::new(blocks, lineage, tokens, shared.options.put_bytes_max);
         let mut line = shared.line()?;
         loop {
             let (session, mut opened) = line.opened(shared, self.index)?;
