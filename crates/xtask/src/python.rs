@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::daemon::Site;
-use crate::outcome::{Failure, Tally};
+use crate::outcome::{Failure, SKIPPED, Tally};
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -30,9 +30,18 @@ const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 const INSTALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 const TESTS_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// `cargo xtask test python`.
+/// `cargo xtask test python`. Without a Python it is skipped, in words.
 pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
-    let environment = ready(workspace)?;
+    let environment = match ready(workspace) {
+        Err(Failure { message, code: SKIPPED }) => {
+            println!("{message}");
+            return Ok(Tally {
+                skipped: 1,
+                ..Tally::default()
+            });
+        }
+        environment => environment?,
+    };
     let programs = daemon(workspace)?;
     let stage = tempfile::Builder::new().prefix("kvp-").tempdir()?;
     let mut pytest = environment.python();
