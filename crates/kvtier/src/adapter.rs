@@ -40,7 +40,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kvtier_core::Generation;
-use kvtier_transfer::memory::ForeignSlice;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::runtime::{Builder, Handle};
@@ -51,6 +50,7 @@ use lookup::Lookup;
 use watcher::Watcher;
 
 pub use key::ObjectKey;
+pub use kvtier_transfer::memory::ForeignSlice;
 pub use results::Notice;
 pub use settings::{AdapterSettings, AdapterSettingsError, FailedStores};
 
@@ -96,7 +96,7 @@ impl Adapter {
         let tasks = thread::Builder::new()
             .name("kvtier-tasks".into())
             .spawn(move || runtime.block_on(running.run()))?;
-        let watcher = Watcher::start(&engine)?;
+        let watcher = Watcher::start(&engine, handle.clone())?;
         Ok(Adapter {
             engine,
             handle,

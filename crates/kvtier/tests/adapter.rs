@@ -211,7 +211,11 @@ fn another_salt_rank_or_size_is_another_object() {
         key_of(1, "alice", 1),
         key_of(2, "alice", 0),
     ] {
-        assert_eq!(lookup(&adapter, &[other.clone()], Some(BYTES)), [false], "{other:?}");
+        assert_eq!(
+            lookup(&adapter, std::slice::from_ref(&other), Some(BYTES)),
+            [false],
+            "{other:?}"
+        );
         assert_eq!(load(&adapter, &[other], &pages(1, BYTES)), [false]);
     }
     assert_eq!(

@@ -27,6 +27,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
             Box::new(|| python::test(workspace).and_then(|tally| suite::verdict(tally, false, 0))),
         ),
         ("test --confined", Box::new(|| confined::run(workspace))),
+        (
+            "test deploy",
+            Box::new(|| suite::run(workspace, &["deploy".to_owned()], None)),
+        ),
         ("sim", Box::new(|| simulate(workspace, false))),
         ("sim, every mutant", Box::new(|| simulate(workspace, true))),
         ("fuzz wire", Box::new(|| fuzz(workspace, "wire", false))),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use io_uring::IoUring;
@@ -14,6 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use crate::outcome::Failure;
+use crate::seccomp::Profile;
 
 /// Lockable memory of an ordinary process on many systems.
 pub(crate) const MEMLOCK_BYTES: u64 = 64 * 1024;
@@ -53,6 +55,16 @@ pub(crate) fn become_program(program: &[OsString]) -> Result<(), Failure> {
         program.display(),
         command.exec()
     )))
+}
+
+/// Becomes the program with nothing but the system calls of a profile. Returns only on failure.
+pub(crate) fn become_profiled(program: &[OsString], profile: &Path) -> Result<(), Failure> {
+    let Some((program, arguments)) = program.split_first() else {
+        return Err(Failure::usage("confine --profile FILE -- PROGRAM [ARGUMENT]…"));
+    };
+    Profile::read(profile)?.apply()?;
+    let error = Command::new(program).args(arguments).exec();
+    Err(Failure::new(format!("cannot become {}: {error}", program.display())))
 }
 
 fn io_uring_filter() -> Result<BpfProgram, Failure> {

@@ -8,13 +8,16 @@ mod ci;
 mod confine;
 mod confined;
 mod daemon;
+mod deploy;
 mod lint;
+mod lmcache;
 mod outcome;
 mod process;
 mod python;
 mod replay;
 mod restart;
 mod runner;
+mod seccomp;
 mod suite;
 mod torture;
 mod workspace;
@@ -44,7 +47,7 @@ enum Command {
     },
     /// Run the tests; name suites to insist on them (exit 69 when a part of a named suite is skipped).
     Test {
-        /// Suites to run: the crates by name, `python`, or `lmcache`, `remote`, `rdma`, `gpu`.
+        /// Suites to run: the crates by name, `python`, `lmcache`, `deploy`, or `remote`, `rdma`, `gpu`.
         suites: Vec<String>,
         /// Run everything as an ordinary user, with io_uring denied and 64 KiB of lockable memory.
         #[arg(long)]
@@ -57,10 +60,10 @@ enum Command {
     Sim(Simulation),
     /// Mutate messages and feed them to a decoder.
     Fuzz(Fuzzing),
-    /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, or `python`, the wheel's client;
-    /// arguments are passed on.
+    /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, `python`, the wheel's client, or
+    /// `lmcache`, the adapter beside LMCache's own; arguments are passed on.
     Bench {
-        /// Arguments of `kvctl bench client`; or `core` or `python` and arguments of its harness.
+        /// Arguments of `kvctl bench client`; or `core`, `python` or `lmcache` and arguments of its harness.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -76,6 +79,9 @@ enum Command {
         /// Report what this process is denied instead of running a program.
         #[arg(long, conflicts_with = "program")]
         probe: bool,
+        /// Allow the system calls of this profile and no others; give up nothing else.
+        #[arg(long, value_name = "FILE", requires = "program")]
+        profile: Option<std::path::PathBuf>,
         /// The program and its arguments.
         #[arg(last = true, value_name = "PROGRAM")]
         program: Vec<std::ffi::OsString>,
@@ -134,6 +140,9 @@ pub(crate) struct Torture {
     /// Fixes every choice [default: 1]
     #[arg(long)]
     seed: Option<u64>,
+    /// The NVMe tier is one file in place of a directory of them.
+    #[arg(long, conflicts_with_all = ["flip", "plant"])]
+    device: bool,
     /// Do this harm between a kill and the next start; the run succeeds only if it is found.
     #[arg(long, value_name = "HARM", value_parser = ["segment", "register"])]
     plant: Option<String>,
@@ -163,11 +172,16 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    if let Command::Confine { probe, program } = command {
-        return if probe {
-            confine::probe()
-        } else {
-            confine::become_program(&program)
+    if let Command::Confine {
+        probe,
+        profile,
+        program,
+    } = command
+    {
+        return match profile {
+            _ if probe => confine::probe(),
+            Some(profile) => confine::become_profiled(&program, &profile),
+            None => confine::become_program(&program),
         };
     }
     let workspace = Workspace::find()?;

@@ -95,7 +95,7 @@ fn ready(workspace: &Workspace) -> Result<Environment, Failure> {
 fn daemon(workspace: &Workspace) -> Result<PathBuf, Failure> {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--quiet", "--release", "--package", "kv-daemon", "--bins"]);
-    process::succeed(&mut cargo, "release build", BUILD_LIMIT)?;
+    process::succeed_quietly(&mut cargo, "release build", BUILD_LIMIT)?;
     Ok(workspace.target_directory()?.join("release"))
 }
 
@@ -169,7 +169,7 @@ impl Environment {
         flock(&lock, FlockOperation::LockExclusive).map_err(std::io::Error::from)?;
         let done = environment.directory.join("ready");
         if !done.exists() {
-            println!("making a Python environment in {}", environment.directory.display());
+            eprintln!("making a Python environment in {}", environment.directory.display());
             let venv = environment.directory.join("venv");
             if venv.exists() {
                 fs::remove_dir_all(&venv)?;
@@ -178,7 +178,7 @@ impl Environment {
             process::succeed(python.args(["-m", "venv"]).arg(&venv), "venv", INSTALL_LIMIT)?;
             let mut pip = environment.pip();
             pip.args(["install", "--no-deps"]).args(pins);
-            process::succeed(&mut pip, "pip install", INSTALL_LIMIT).map_err(|failure| {
+            process::succeed_quietly(&mut pip, "pip install", INSTALL_LIMIT).map_err(|failure| {
                 Failure::new(format!(
                     "{}; packages come from PyPI at the first run: it needs the network, or PIP_INDEX_URL",
                     failure.message
@@ -224,13 +224,13 @@ impl Environment {
             .arg("--out")
             .arg(wheels.path())
             .current_dir(&workspace.root);
-        process::succeed(&mut maturin, "building the wheel", BUILD_LIMIT)?;
+        process::succeed_quietly(&mut maturin, "building the wheel", BUILD_LIMIT)?;
         let mut pip = self.pip();
         pip.args(["install", "--no-deps", "--no-index", "--force-reinstall"]);
         for entry in fs::read_dir(wheels.path())? {
             pip.arg(entry?.path());
         }
-        process::succeed(&mut pip, "installing the wheel", INSTALL_LIMIT)
+        process::succeed_quietly(&mut pip, "installing the wheel", INSTALL_LIMIT)
     }
 }
 

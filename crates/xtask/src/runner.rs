@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::lmcache;
 use crate::outcome::Failure;
 use crate::process;
 use crate::python;
@@ -24,6 +25,9 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), F
     }
     if let Some(("python", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
         return python::bench(workspace, more);
+    }
+    if let Some(("lmcache", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
+        return lmcache::bench(workspace, more);
     }
     // The measuring program starts kv-daemon, which is built beside it.
     process::hand_over(cargo.args(["build", "--release", "--package", "kv-daemon"]), "build")?;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::deploy;
+use crate::lmcache;
 use crate::outcome::{Failure, Tally};
 use crate::process::{self, Stream};
 use crate::python;
@@ -13,11 +15,7 @@ use crate::workspace::Workspace;
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Suites that a later version brings. They are listed and never pretended: naming one exits 69.
-const LATER: [(&str, &str); 4] = [
-    (
-        "lmcache",
-        "needs the LMCache adapter, which this version does not have yet",
-    ),
+const LATER: [(&str, &str); 3] = [
     (
         "remote",
         "needs the remote tiers (Redis, S3), which this version does not have yet",
@@ -30,11 +28,23 @@ const LATER: [(&str, &str); 4] = [
 type Beside = fn(&Workspace) -> Result<Tally, Failure>;
 
 /// Suites that need more than cargo. They run when they are named, and a run that names none lists them.
-const BESIDE: [(&str, Beside, &str); 1] = [(
-    "python",
-    python::test,
-    "needs a Python and, at its first run, its package index",
-)];
+const BESIDE: [(&str, Beside, &str); 3] = [
+    (
+        "python",
+        python::test,
+        "needs a Python and, at its first run, its package index",
+    ),
+    (
+        "lmcache",
+        lmcache::test,
+        "needs a Python and, at its first run, its package index, half a gigabyte of it",
+    ),
+    (
+        "deploy",
+        deploy::run,
+        "needs root, a Python and, at its first run, its package index",
+    ),
+];
 
 /// Runs every suite that cargo alone can run, or insists on the named ones.
 pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>) -> Result<Tally, Failure> {

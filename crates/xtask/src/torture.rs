@@ -33,7 +33,11 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Tally, Failure> {
         flip: Some(CI_FLIPS),
         ..Torture::default()
     };
-    let runs = [rounds(CI_ROUNDS), plant("segment"), plant("register"), flips];
+    let device = Torture {
+        device: true,
+        ..rounds(CI_ROUNDS)
+    };
+    let runs = [rounds(CI_ROUNDS), device, plant("segment"), plant("register"), flips];
     let mut tally = Tally::default();
     for run in &runs {
         process::succeed(&mut program(workspace, run), "torture", ci::STEP_LIMIT)?;
@@ -62,6 +66,9 @@ fn program(workspace: &Workspace, torture: &Torture) -> Command {
     }
     if let Some(harm) = &torture.plant {
         cargo.args(["--plant", harm]);
+    }
+    if torture.device {
+        cargo.arg("--device");
     }
     if torture.json {
         cargo.arg("--json");

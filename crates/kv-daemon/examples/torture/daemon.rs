@@ -1,6 +1,6 @@
 //! A daemon of its own, and the directory that outlives it.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,7 +23,12 @@ pub(crate) struct Stage {
     program: PathBuf,
     directory: PathBuf,
     temporary: Option<TempDir>,
+    /// What the NVMe tier lies in, if not in the state directory.
+    device: Option<PathBuf>,
 }
+
+/// More than any shape's NVMe space.
+const DEVICE_BYTES: u64 = 1 << 30;
 
 impl Stage {
     /// Makes a directory in `parent`, or where temporary ones are made.
@@ -42,7 +47,18 @@ impl Stage {
             program,
             directory: temporary.path().to_path_buf(),
             temporary: Some(temporary),
+            device: None,
         })
+    }
+
+    /// From here on the NVMe tier is one file, larger than any shape asks for.
+    pub(crate) fn use_device(&mut self) -> Result<(), Failure> {
+        let path = self.directory.join("device");
+        File::create(&path)
+            .and_then(|file| file.set_len(DEVICE_BYTES))
+            .map_err(|error| system("the file for the NVMe tier", &error))?;
+        self.device = Some(path);
+        Ok(())
     }
 
     /// Leaves the directory behind.
@@ -87,6 +103,11 @@ impl Stage {
             .args(["--nvme-engine", shape.engine, "--encryption", shape.encryption])
             .args(["--host-bytes", &shape.host_bytes.to_string()])
             .args(["--nvme-bytes", &shape.nvme_bytes.to_string()])
+            .args(
+                self.device
+                    .iter()
+                    .flat_map(|path| ["--nvme-discard".as_ref(), "--nvme-device".as_ref(), path.as_os_str()]),
+            )
             .env("KVTIER_NVME_SEGMENT_BYTES", shape.segment_bytes.to_string())
             .env("KVTIER_CONFIG", "/dev/null")
             .stdin(Stdio::null())

@@ -49,6 +49,9 @@ struct Arguments {
     /// The daemon [default: the kv-daemon that was built beside this program]
     #[arg(long, value_name = "PROGRAM")]
     daemon: Option<PathBuf>,
+    /// The NVMe tier is one file in place of a directory of them.
+    #[arg(long, conflicts_with_all = ["flips", "plant"])]
+    device: bool,
     /// Print one JSON object at the end; lines of rounds go to standard error.
     #[arg(long)]
     json: bool,
@@ -64,6 +67,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => beside_this_program()?,
     };
     let mut stage = Stage::set(program, arguments.directory.as_deref())?;
+    if arguments.device {
+        stage.use_device()?;
+    }
     let outcome = match arguments.flips {
         Some(flips) => flip::run(&stage, flips, arguments.seed, arguments.json),
         None => round::run(

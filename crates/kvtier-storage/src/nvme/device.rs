@@ -127,6 +127,8 @@ impl Device {
             let source = io::Error::other(words);
             failed("use")(source)
         })?;
+        // The table that counts may be one that a killed run did not sync: the next one overwrites the other.
+        file.sync_data().map_err(failed("sync"))?;
         Ok(Device {
             path: path.to_owned(),
             file: Arc::new(file),
@@ -320,7 +322,6 @@ fn read_table(file: &File) -> io::Result<Result<Table, String>> {
                     extents,
                     sequence,
                     durable: place,
-                    // What a killed run left may not be durable yet: the next sync makes it so.
                     changed: false,
                 });
             }

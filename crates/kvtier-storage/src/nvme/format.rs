@@ -453,11 +453,12 @@ pub fn decode_index(tail: &[u8], header: &Header, entries: usize) -> (Vec<(u32, 
 }
 
 /// How many entries of a segment that nobody sealed are damaged. Where its index ends is not written down, and beyond it lie
-/// payloads, of which nothing can be told: an index page is one with an entry that can be read, the ones before it, and
-/// one behind it with nothing but a first entry.
+/// payloads, or what an earlier segment left in the same place, of which nothing can be told: an index page is one with an
+/// entry that can be read, the ones before it, and the one behind it if it has nothing but a first entry.
 #[must_use]
 pub fn damaged_in_open_index(tail: &[u8], header: &Header) -> u32 {
     let (mut damaged, mut unsure) = (0, 0);
+    let mut follows_index = true;
     for page in tail.rchunks_exact(PAGE) {
         let (mut readable, mut unreadable) = (0, 0);
         for bytes in page.rchunks_exact(ENTRY) {
@@ -470,9 +471,10 @@ pub fn damaged_in_open_index(tail: &[u8], header: &Header) -> u32 {
         unsure += unreadable;
         let (rest, first) = page.split_at(PAGE - ENTRY);
         let first_alone = is_zero(rest) && !is_zero(first);
-        if readable > 0 || (first_alone && unsure == unreadable) {
+        if readable > 0 || (first_alone && follows_index) {
             damaged += std::mem::take(&mut unsure);
         }
+        follows_index = readable > 0;
     }
     damaged
 }

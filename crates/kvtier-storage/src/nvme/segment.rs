@@ -113,9 +113,10 @@ impl Segment {
 
     fn prepare(&self) -> io::Result<()> {
         if self.base > 0 {
-            // Of an earlier segment here neither the seal nor an entry may be taken for this one's: both name another
-            // incarnation, but zeroes cannot even be misread.
-            self.write(ALIGNMENT, &[0; ALIGNMENT as usize])?;
+            // What an earlier segment left here names another incarnation, and is not to pass for damage to this one.
+            let zeroes = [0; ALIGNMENT as usize];
+            self.write(self.bytes - ALIGNMENT, &zeroes)?;
+            self.write(ALIGNMENT, &zeroes)?;
         }
         self.write(0, &self.header.encode())
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kvtier_core::Generation;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use super::engine::Engine;
 use crate::client::ClientOptions;
@@ -30,12 +31,13 @@ struct Shared {
 }
 
 impl Watcher {
-    pub(super) fn start(engine: &Arc<Engine>) -> io::Result<Watcher> {
+    pub(super) fn start(engine: &Arc<Engine>, tasks: Handle) -> io::Result<Watcher> {
         let shared = Arc::new(Shared::default());
         let (watching, engine) = (Arc::clone(&shared), Arc::downgrade(engine));
-        let thread = thread::Builder::new()
-            .name("kvtier-watcher".into())
-            .spawn(move || watch(&watching, &engine))?;
+        let thread = thread::Builder::new().name("kvtier-watcher".into()).spawn(move || {
+            let _context = tasks.enter();
+            watch(&watching, &engine);
+        })?;
         Ok(Watcher { shared, thread })
     }
 
@@ -61,13 +63,14 @@ fn watch(shared: &Shared, engine: &Weak<Engine>) {
         if connected.is_none() {
             connected = connect(&engine);
         }
-        let round = connected
-            .as_mut()
-            .is_some_and(|connected| connected.round(shared, &engine).is_ok());
-        if !round {
-            connected = None;
-            thread::sleep(RETRY);
+        match connected.as_mut().map(|connected| connected.round(shared, &engine)) {
+            Some(Ok(())) => continue,
+            // While LMCache asks for nothing, this is how a node that is gone is noticed.
+            Some(Err(_)) if !shared.stop.load(Ordering::Acquire) => engine.stalled(),
+            _ => {}
         }
+        connected = None;
+        thread::sleep(RETRY);
     }
 }
 

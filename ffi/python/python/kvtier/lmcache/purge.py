@@ -17,8 +17,6 @@ logger = init_logger(__name__)
 
 # A locked object is tried again after this long: somebody reads or writes it, and its memory must not go under them.
 _RETRY_SECONDS = 0.02
-# What was loaded from the tier before the invalidation may be admitted to L1 this long after its load was reported.
-_ADMISSION_SECONDS = 5.0
 
 
 class _Tracker(L1ManagerListener):
@@ -29,7 +27,6 @@ class _Tracker(L1ManagerListener):
         self._held: dict = {}
         self._writing: dict = {}
         self._doomed: set = set()
-        self._closing_until: dict = {}
         self.on_doomed = lambda keys: None
 
     def _add(self, table, keys):
@@ -58,18 +55,7 @@ class _Tracker(L1ManagerListener):
             self.on_doomed(doomed)
 
     def on_l1_keys_finish_write_and_reserve_read(self, keys):
-        now = time.monotonic()
-        with self._lock:
-            self._drop(self._writing, keys)
-            self._add(self._held, keys)
-            doomed = [
-                key
-                for key in keys
-                if key in self._doomed
-            ]
-            self._doomed.difference_update(doomed)
-        if doomed:
-            self.on_doomed(doomed)
+        self.on_l1_keys_write_finished(keys)
 
     def on_l1_keys_deleted_by_manager(self, keys):
         with self._lock:
