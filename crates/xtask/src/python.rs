@@ -151,9 +151,12 @@ fn probe(program: &Path) -> Result<String, Option<String>> {
     }
 }
 
-/// A virtual environment of pinned packages, kept between runs.
+/// A virtual environment of pinned packages, kept between runs. One run at a time has it: another tree's would install its
+/// own wheel under the tests of this one.
 pub(crate) struct Environment {
     directory: PathBuf,
+    /// Its lock goes with the file.
+    _lock: File,
 }
 
 impl Environment {
@@ -163,10 +166,10 @@ impl Environment {
         let digest = digest(interpreter, pins);
         let directory = cache()?.join(format!("{kind}-{digest:016x}"));
         fs::create_dir_all(&directory)?;
-        let environment = Environment { directory };
-        // Two runs at once: the second waits until the first has made it.
-        let lock = File::create(environment.directory.join("lock"))?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(std::io::Error::from)?;
+        let environment = Environment {
+            _lock: lock(&directory)?,
+            directory,
+        };
         let done = environment.directory.join("ready");
         if !done.exists() {
             eprintln!("making a Python environment in {}", environment.directory.display());
@@ -232,6 +235,16 @@ impl Environment {
         }
         process::succeed_quietly(&mut pip, "installing the wheel", INSTALL_LIMIT)
     }
+}
+
+/// Waits until no other run has the environment in `directory`.
+fn lock(directory: &Path) -> Result<File, Failure> {
+    let file = File::create(directory.join("lock"))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        println!("waiting for another run that uses {}", directory.display());
+        flock(&file, FlockOperation::LockExclusive).map_err(std::io::Error::from)?;
+    }
+    Ok(file)
 }
 
 /// Where things are kept between runs and outside the tree.
@@ -352,6 +365,19 @@ mod tests {
         assert_eq!(first, digest(&interpreter("3 11"), &["a==1", "b==2"]));
         assert_ne!(first, digest(&interpreter("3 12"), &["a==1", "b==2"]));
         assert_ne!(first, digest(&interpreter("3 11"), &["a==1b==2"]));
+    }
+
+    #[test]
+    fn one_run_at_a_time_has_an_environment() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let held = lock(directory.path()).expect("nobody has it");
+        let is_free = || {
+            let file = File::create(directory.path().join("lock")).expect("a file");
+            flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        };
+        assert!(!is_free());
+        drop(held);
+        assert!(is_free());
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::fake_node::FakeNode;
@@ -15,6 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 struct Page {
     slice: MemorySlice,
     foreign: ForeignSlice,
+    /// Told of by others: whether this page was let go of.
+    alive: Arc<()>,
 }
 
 impl Page {
@@ -22,7 +25,8 @@ impl Page {
         let region = MemoryRegion::anonymous(length.next_multiple_of(4096)).expect("a region");
         let slice = region.slice(0, length).expect("in it");
         let foreign = ForeignSlice::of(&slice).expect("writable");
-        Page { slice, foreign }
+        let alive = Arc::default();
+        Page { slice, foreign, alive }
     }
 }
 
@@ -168,6 +172,27 @@ fn dropping_submissions_waits_for_no_node_and_nothing_lands_afterwards() {
     std::thread::sleep(delay + Duration::from_millis(200));
     assert_eq!(kept.to_vec(), vec![7; LENGTH]);
     assert!(took < delay, "the drop waited {took:?}");
+}
+
+/// A get that ended while the drop was under way went to a list that nobody would empty before the thread was gone.
+#[test]
+fn a_drop_lets_go_of_every_target_before_it_returns() {
+    let node = filled("let-go", 1);
+    for round in 0..400 {
+        let submissions = start(&node, SubmissionOptions::default());
+        let pages: Vec<Page> = (0..6).map(|_| Page::new(LENGTH)).collect();
+        let alive: Vec<Arc<()>> = pages.iter().map(|page| Arc::clone(&page.alive)).collect();
+        for page in pages {
+            submissions
+                .submit(vec![hash(0)], vec![page], FetchScope::Each)
+                .expect("room");
+        }
+        // Each round drops at another moment of the gets.
+        std::thread::sleep(Duration::from_micros(round * 3));
+        drop(submissions);
+        let held = alive.iter().filter(|alive| Arc::strong_count(alive) > 1).count();
+        assert_eq!(held, 0, "round {round}");
+    }
 }
 
 #[test]
