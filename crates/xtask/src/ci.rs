@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::outcome::{Failure, Tally};
 use crate::workspace::Workspace;
-use crate::{Fuzzing, Restart, Simulation, confined, lint, process, replay, restart, runner, suite, torture};
+use crate::{Fuzzing, Restart, Simulation, confined, lint, process, python, replay, restart, runner, suite, torture};
 
 /// What a whole run may take; a step that would start later is reported as not run, and that fails.
 const BUDGET: Duration = Duration::from_secs(40 * 60);
@@ -22,6 +22,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     let steps: Vec<Step<'_>> = vec![
         ("lint", Box::new(|| lint::run(workspace, false))),
         ("test", Box::new(|| suite::run(workspace, &[], None))),
+        (
+            "test python",
+            Box::new(|| python::test(workspace).and_then(|tally| suite::verdict(tally, false, 0))),
+        ),
         ("test --confined", Box::new(|| confined::run(workspace))),
         (
             "test deploy",

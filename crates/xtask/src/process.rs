@@ -58,7 +58,7 @@ pub(crate) fn stream(
                 }
                 if beat.elapsed() >= HEARTBEAT {
                     beat = Instant::now();
-                    println!("… {name}: still running after {} s", started.elapsed().as_secs());
+                    eprintln!("… {name}: still running after {} s", started.elapsed().as_secs());
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(child.wait()?),
@@ -73,6 +73,20 @@ pub(crate) fn succeed(command: &mut Command, name: &str, limit: Duration) -> Res
         Ok(())
     } else {
         Err(Failure::new(format!("{name}: {status}")))
+    }
+}
+
+/// The same, silent unless it fails.
+pub(crate) fn succeed_quietly(command: &mut Command, name: &str, limit: Duration) -> Result<(), Failure> {
+    let mut said = String::new();
+    let status = stream(command, name, limit, |_, line| {
+        said.push_str(line);
+        said.push('\n');
+    })?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("{said}{name}: {status}")))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::daemon::Site;
-use crate::outcome::{Failure, Tally};
+use crate::outcome::{Failure, SKIPPED, Tally};
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -30,9 +30,18 @@ const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 const INSTALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 const TESTS_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// `cargo xtask test python`.
+/// `cargo xtask test python`. Without a Python it is skipped, in words.
 pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
-    let environment = ready(workspace)?;
+    let environment = match ready(workspace) {
+        Err(Failure { message, code: SKIPPED }) => {
+            println!("{message}");
+            return Ok(Tally {
+                skipped: 1,
+                ..Tally::default()
+            });
+        }
+        environment => environment?,
+    };
     let programs = daemon(workspace)?;
     let stage = tempfile::Builder::new().prefix("kvp-").tempdir()?;
     let mut pytest = environment.python();
@@ -86,7 +95,7 @@ fn ready(workspace: &Workspace) -> Result<Environment, Failure> {
 fn daemon(workspace: &Workspace) -> Result<PathBuf, Failure> {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--quiet", "--release", "--package", "kv-daemon", "--bins"]);
-    process::succeed(&mut cargo, "release build", BUILD_LIMIT)?;
+    process::succeed_quietly(&mut cargo, "release build", BUILD_LIMIT)?;
     Ok(workspace.target_directory()?.join("release"))
 }
 
@@ -142,9 +151,12 @@ fn probe(program: &Path) -> Result<String, Option<String>> {
     }
 }
 
-/// A virtual environment of pinned packages, kept between runs.
+/// A virtual environment of pinned packages, kept between runs. One run at a time has it: another tree's would install its
+/// own wheel under the tests of this one.
 pub(crate) struct Environment {
     directory: PathBuf,
+    /// Its lock goes with the file.
+    _lock: File,
 }
 
 impl Environment {
@@ -154,13 +166,13 @@ impl Environment {
         let digest = digest(interpreter, pins);
         let directory = cache()?.join(format!("{kind}-{digest:016x}"));
         fs::create_dir_all(&directory)?;
-        let environment = Environment { directory };
-        // Two runs at once: the second waits until the first has made it.
-        let lock = File::create(environment.directory.join("lock"))?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(std::io::Error::from)?;
+        let environment = Environment {
+            _lock: lock(&directory)?,
+            directory,
+        };
         let done = environment.directory.join("ready");
         if !done.exists() {
-            println!("making a Python environment in {}", environment.directory.display());
+            eprintln!("making a Python environment in {}", environment.directory.display());
             let venv = environment.directory.join("venv");
             if venv.exists() {
                 fs::remove_dir_all(&venv)?;
@@ -169,7 +181,7 @@ impl Environment {
             process::succeed(python.args(["-m", "venv"]).arg(&venv), "venv", INSTALL_LIMIT)?;
             let mut pip = environment.pip();
             pip.args(["install", "--no-deps"]).args(pins);
-            process::succeed(&mut pip, "pip install", INSTALL_LIMIT).map_err(|failure| {
+            process::succeed_quietly(&mut pip, "pip install", INSTALL_LIMIT).map_err(|failure| {
                 Failure::new(format!(
                     "{}; packages come from PyPI at the first run: it needs the network, or PIP_INDEX_URL",
                     failure.message
@@ -215,14 +227,24 @@ impl Environment {
             .arg("--out")
             .arg(wheels.path())
             .current_dir(&workspace.root);
-        process::succeed(&mut maturin, "building the wheel", BUILD_LIMIT)?;
+        process::succeed_quietly(&mut maturin, "building the wheel", BUILD_LIMIT)?;
         let mut pip = self.pip();
         pip.args(["install", "--no-deps", "--no-index", "--force-reinstall"]);
         for entry in fs::read_dir(wheels.path())? {
             pip.arg(entry?.path());
         }
-        process::succeed(&mut pip, "installing the wheel", INSTALL_LIMIT)
+        process::succeed_quietly(&mut pip, "installing the wheel", INSTALL_LIMIT)
     }
+}
+
+/// Waits until no other run has the environment in `directory`.
+fn lock(directory: &Path) -> Result<File, Failure> {
+    let file = File::create(directory.join("lock"))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        println!("waiting for another run that uses {}", directory.display());
+        flock(&file, FlockOperation::LockExclusive).map_err(std::io::Error::from)?;
+    }
+    Ok(file)
 }
 
 /// Where things are kept between runs and outside the tree.
@@ -343,6 +365,19 @@ mod tests {
         assert_eq!(first, digest(&interpreter("3 11"), &["a==1", "b==2"]));
         assert_ne!(first, digest(&interpreter("3 12"), &["a==1", "b==2"]));
         assert_ne!(first, digest(&interpreter("3 11"), &["a==1b==2"]));
+    }
+
+    #[test]
+    fn one_run_at_a_time_has_an_environment() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let held = lock(directory.path()).expect("nobody has it");
+        let is_free = || {
+            let file = File::create(directory.path().join("lock")).expect("a file");
+            flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        };
+        assert!(!is_free());
+        drop(held);
+        assert!(is_free());
     }
 
     #[test]

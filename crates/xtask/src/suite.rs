@@ -110,7 +110,7 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
 }
 
 /// Failures fail; a skipped part of a suite that was asked for by name exits 69.
-fn verdict(tally: Tally, named: bool, missing: usize) -> Result<Tally, Failure> {
+pub(crate) fn verdict(tally: Tally, named: bool, missing: usize) -> Result<Tally, Failure> {
     if tally.failed > 0 {
         return Err(Failure::new(tally.to_string()));
     }

@@ -246,8 +246,8 @@ impl Client {
         })
     }
 
-    /// The node's sequence of invalidations and the generation of each namespace of the trust domain. Waits for up to `wait`
-    /// seconds while the sequence is still `since`; other calls of this client wait as long.
+    /// The node's sequence of invalidations, and the generation of each namespace of the trust domain that was ever
+    /// invalidated. Waits for up to `wait` seconds while the sequence is still `since`; other calls of this client wait as long.
     #[pyo3(signature = (since = 0, wait = 0.0))]
     fn watch<'py>(&self, py: Python<'py>, since: u64, wait: f64) -> PyResult<(u64, Bound<'py, PyDict>)> {
         let wait = seconds("wait", wait)?;

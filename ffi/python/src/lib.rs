@@ -2,7 +2,7 @@
 //!
 //! Absent on purpose: logic. State machines live in `kvtier`; what a caller sees is `python/kvtier`.
 //!
-//! Read first: [`client`], [`block`] (a lease as a buffer), [`buffer`] (the caller's memory), [`adapter`].
+//! Read first: `client`, `block` (a lease as a buffer), `buffer` (the caller's memory), `adapter`.
 
 mod adapter;
 mod argument;

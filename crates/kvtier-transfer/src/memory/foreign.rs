@@ -26,8 +26,8 @@ impl ForeignSlice {
     ///
     /// # Safety
     /// The bytes are mapped, readable and (where they are a copy's target) writable until no copy through this slice or a
-    /// clone of it can happen any more, and no Rust reference to them exists meanwhile. None of them lie in a
-    /// [`MemoryRegion`].
+    /// clone of it can happen any more, and no Rust reference to them exists meanwhile. They may lie in a [`MemoryRegion`]
+    /// if that promise covers it too: the copies allow overlap.
     #[must_use]
     pub unsafe fn new(address: NonNull<u8>, length: usize) -> ForeignSlice {
         ForeignSlice {

@@ -47,8 +47,8 @@ pub struct Completion<T> {
 
 /// Gets of one namespace on threads of their own: submitted here, announced by a descriptor, and collected.
 ///
-/// Dropping it cancels what is not collected. Once the drop returns no thread touches a target; it waits for no node, only
-/// for copies that have begun.
+/// Dropping it cancels what is not collected. Once the drop returns no thread touches or holds a target; it waits for no
+/// node, only for copies that have begun.
 pub struct Submissions<T: AsRef<ForeignSlice> + Send + 'static> {
     shared: Arc<Shared<T>>,
 }
@@ -186,7 +186,9 @@ impl<T: AsRef<ForeignSlice> + Send + 'static> Drop for Submissions<T> {
         drop(queue);
         self.shared.work.notify_all();
         for get in gets.iter().chain(&running) {
-            get.targets.lock().take();
+            let targets = get.targets.lock().take();
+            // Without the lock: to let go of them may take a lock of the caller's, such as the interpreter's.
+            drop(targets);
         }
         drop(completed);
     }
@@ -235,8 +237,11 @@ impl<T: AsRef<ForeignSlice> + Send + 'static> Shared<T> {
 
     fn complete(&self, get: &Get<T>, outcomes: Result<Vec<GetOutcome>, ClientError>) {
         let mut queue = self.queue.lock();
+        // Nobody will collect it, and whoever stopped it takes its targets back.
+        if queue.stopped {
+            return;
+        }
         queue.running.remove(&get.ticket);
-        // Cancelled: nobody will collect it.
         let Some(targets) = get.targets.lock().take() else {
             return;
         };

@@ -3,6 +3,7 @@
 mod asynchronous;
 mod blocking;
 mod fake_node;
+mod submissions;
 
 use kvtier::BlockHash;
 

@@ -53,7 +53,11 @@ class Node:
         self.process.wait()
 
     def pause(self):
+        """Returns once every thread stands still."""
         self.process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        states = lambda: {(task / "stat").read_text().rsplit(")", 1)[1].split()[0] for task in tasks.iterdir()}
+        eventually(lambda: states() == {"T"}, "the node stands still")
 
     def resume(self):
         self.process.send_signal(signal.SIGCONT)

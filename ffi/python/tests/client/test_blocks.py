@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def leases(client) -> int:
-    return client.status()["statistics"]["leases"]
+    return client.status()["leases"]
 
 
 @pytest.mark.parametrize("length", [1, 4095, 4096, 100_003, 3 * MIB])
@@ -215,8 +215,8 @@ def test_watchers_learn_of_invalidations_and_confirm_them(node, client):
     later, generations = client.watch(sequence, wait=10)
     assert later != sequence and generations["tenant"] == generation
     assert client.confirm(generation, "engine") == generation
-    listed = client.status()["processors"]
-    assert [(one["name"], one["namespace"], one["confirmed_generation"]) for one in listed] == [
+    listed = client.status()["domains"][0]["processors"]
+    assert [(one["processor"], one["namespace"], one["confirmed_generation"]) for one in listed] == [
         ("engine", "tenant", generation)
     ]
     with pytest.raises(kvtier.Invalid):
