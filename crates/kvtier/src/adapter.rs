@@ -131,6 +131,7 @@ impl Adapter {
         assert_eq!(keys.len(), pages.len(), "one page for each key");
         let task = self.task();
         if !self.admit() {
+            self.engine.note(&keys);
             let success = self.engine.settings.failed_stores == FailedStores::Drop;
             self.engine.stores.put(task, StoreResult { success, bytes: 0 });
             return task;

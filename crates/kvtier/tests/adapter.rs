@@ -441,6 +441,96 @@ fn an_invalidation_is_heard_and_stores_begun_before_the_purge_are_refused() {
     });
 }
 
+/// The node's generations begin anew and stay before those that the adapter had seen: its stores were stale and its
+/// invalidations unheard from then on.
+#[test]
+fn a_node_that_lost_its_state_is_stored_to_and_heard_again() {
+    for purger in [true, false] {
+        let directory = Directory::new();
+        let node = directory.node(32 * MIB, 0);
+        let settings = AdapterSettings {
+            notices: true,
+            ..directory.settings()
+        };
+        let adapter = adapter(settings);
+        if purger {
+            adapter.expect_purger("lmcache-test");
+        }
+        let (a, source) = ([key_of(1, "a", 0)], pages(1, BYTES));
+        assert!(store(&adapter, &a, &source).success);
+        let client = Client::connect(ClientOptions::new(node.socket())).expect("connected");
+        client.invalidate("lmcache:a").expect("invalidated");
+        let generation = client.invalidate("lmcache:a").expect("invalidated").0;
+        hear(&adapter, generation);
+        adapter.purged("lmcache:a", generation);
+        assert!(store(&adapter, &a, &source).success);
+        drop((client, node));
+        std::fs::remove_dir_all(&directory.0).expect("removed");
+        std::fs::create_dir_all(&directory.0).expect("made");
+        let node = directory.node(32 * MIB, 0);
+        hear(&adapter, 1);
+        until("the adapter connects anew", || adapter.is_healthy());
+        if purger {
+            assert!(!store(&adapter, &a, &source).success, "not purged yet");
+            adapter.purged("lmcache:a", 1);
+        }
+        until("stores are taken", || store(&adapter, &a, &source).success);
+        let stalls = counter(&adapter, "stalls");
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(adapter.is_healthy(), "{}", adapter.report());
+        assert_eq!(counter(&adapter, "stalls"), stalls, "what the node refuses is no stall");
+        let client = Client::connect(ClientOptions::new(node.socket())).expect("connected");
+        let generation = client.invalidate("lmcache:a").expect("invalidated").0;
+        hear(&adapter, generation);
+    }
+}
+
+#[test]
+fn what_was_kept_while_the_node_was_away_is_purged_if_it_may_have_been_invalidated() {
+    let directory = Directory::new();
+    let node = directory.node(32 * MIB, 0);
+    let source = pages(1, BYTES);
+    let first = directory.adapter();
+    for salt in ["a", "b"] {
+        assert!(store(&first, &[key_of(1, salt, 0)], &source).success);
+    }
+    let client = Client::connect(ClientOptions::new(node.socket())).expect("connected");
+    let generation = client.invalidate("lmcache:a").expect("invalidated").0;
+    drop((first, client, node));
+    let settings = AdapterSettings {
+        notices: true,
+        ..directory.settings()
+    };
+    let adapter = Adapter::start(settings).expect("it starts without a node");
+    adapter.expect_purger("lmcache-test");
+    for salt in ["a", "b"] {
+        assert!(!store(&adapter, &[key_of(1, salt, 0)], &source).success);
+    }
+    let _node = directory.node(32 * MIB, 0);
+    hear(&adapter, generation);
+    until("the adapter connects", || adapter.is_healthy());
+    assert!(
+        !store(&adapter, &[key_of(1, "a", 0)], &source).success,
+        "not purged yet"
+    );
+    assert!(
+        store(&adapter, &[key_of(1, "b", 0)], &source).success,
+        "never invalidated"
+    );
+    adapter.purged("lmcache:a", generation);
+    assert!(store(&adapter, &[key_of(1, "a", 0)], &source).success);
+}
+
+/// Takes notices until one says that the namespace of salt `a` was invalidated, at this generation.
+fn hear(adapter: &Adapter, wanted: u64) {
+    until(&format!("an invalidation at {wanted} is heard"), || {
+        notices(adapter).iter().any(|notice| {
+            matches!(notice, Notice::Invalidated { namespace, generation, .. }
+                if namespace == "lmcache:a" && *generation == wanted)
+        })
+    });
+}
+
 #[test]
 fn closing_ends_every_task_and_touches_no_page_afterwards() {
     let directory = Directory::new();

@@ -24,7 +24,9 @@ const ROOM_UNIT: u64 = 64 << 10;
 /// How often leases and locks are looked after.
 const TICK: Duration = Duration::from_millis(500);
 /// A notice that nobody acts on holds its completion back no longer than this.
-const PUBLISH_PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const PUBLISH_PATIENCE: Duration = Duration::from_millis(50);
+/// As long for a store: nobody computes until it ends, and LMCache's accounts are wrong where nobody was told.
+pub(super) const STORE_PUBLISH_PATIENCE: Duration = Duration::from_millis(500);
 /// Keys of one request.
 const WINDOW_KEYS_MAX: usize = 1024;
 
@@ -227,12 +229,40 @@ impl Engine {
 
     /// The node spoke of a generation: what is older is forgotten here, and whoever listens is told.
     pub(super) fn observe(&self, name: &str, generation: Generation) {
-        let Some(salts) = self.generations.lock().observe(name, generation) else {
-            return;
-        };
+        let salts = self.generations.lock().observe(name, generation);
+        if let Some(salts) = salts {
+            self.invalidated(name, generation, &salts);
+        }
+    }
+
+    /// The node listed all generations: those that it has lost are forgotten here too.
+    pub(super) fn rebase(&self, listed: &[(String, Generation)]) {
+        let lost = self.generations.lock().rebase(listed);
+        for (name, generation, salts) in lost {
+            tracing::warn!(
+                namespace = name,
+                "kvtier has lost its state: what LMCache holds of it counts as invalidated"
+            );
+            self.invalidated(&name, generation, &salts);
+        }
+    }
+
+    /// Notes whose bytes LMCache's memory may hold while the node cannot be asked about them.
+    pub(super) fn note(&self, keys: &[ObjectKey]) {
+        let mut generations = self.generations.lock();
+        let mut before: Option<&Arc<str>> = None;
+        for key in keys {
+            if before.is_none_or(|before| *before != key.salt) {
+                generations.note(&namespace_of(&self.settings, &key.salt), &key.salt);
+                before = Some(&key.salt);
+            }
+        }
+    }
+
+    fn invalidated(&self, name: &str, generation: Generation, salts: &[Arc<str>]) {
         count(&self.counters.invalidations, 1);
         let mut gone = Vec::new();
-        for salt in &salts {
+        for salt in salts {
             gone.extend(self.directory.lock().remove_salt(salt));
         }
         if !self.settings.notices {
@@ -269,14 +299,18 @@ impl Engine {
     }
 
     /// Lets whoever takes notices hear of a completion before it is out.
-    pub(super) async fn announce(&self, task: TaskId, notice: Notice) {
+    pub(super) async fn announce(&self, task: TaskId, notice: Notice, patience: Duration) {
         if !self.settings.notices || self.is_stopping() {
             return;
         }
         let (sender, published) = oneshot::channel();
         self.publishing.lock().insert(task, sender);
         self.notices.push(notice);
-        let _ = tokio::time::timeout(PUBLISH_PATIENCE, published).await;
+        let mut stopping = self.stopping.subscribe();
+        tokio::select! {
+            _ = tokio::time::timeout(patience, published) => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+        }
         self.publishing.lock().remove(&task);
     }
 

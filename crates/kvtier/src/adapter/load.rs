@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::TaskId;
 use super::copying::{Copying, Direction, Held};
-use super::engine::{Ended, Engine, Transfer, count};
+use super::engine::{Ended, Engine, PUBLISH_PATIENCE, Transfer, count};
 use super::key::{ObjectKey, Place};
 use super::results::Notice;
 
@@ -64,7 +64,7 @@ impl Engine {
                 loaded: hits,
                 known,
             };
-            self.announce(task, notice).await;
+            self.announce(task, notice, PUBLISH_PATIENCE).await;
         }
         // Nothing points at the pages when LMCache hears of it.
         drop(load);

@@ -7,7 +7,7 @@ use kvtier_transfer::memory::ForeignSlice;
 use tokio::task::JoinSet;
 
 use super::copying::{Copying, Direction, Held};
-use super::engine::{Ended, Engine, Transfer, count};
+use super::engine::{Ended, Engine, STORE_PUBLISH_PATIENCE, Transfer, count};
 use super::key::{ObjectKey, Place};
 use super::results::Notice;
 use super::settings::FailedStores;
@@ -36,6 +36,9 @@ pub(super) struct Store {
 impl Engine {
     /// Called by LMCache's thread, so that what is invalidated from here on makes the store stale.
     pub(super) fn begin_store(&self, keys: Vec<ObjectKey>, pages: Vec<ForeignSlice>) -> Arc<Store> {
+        if !self.is_up() {
+            self.note(&keys);
+        }
         let began_under = {
             let generations = self.generations.lock();
             let name = |key: &ObjectKey| super::key::namespace_of(&self.settings, &key.salt);
@@ -80,7 +83,8 @@ impl Engine {
         count(&self.counters.store_failures, failed as u64);
         if !kept.is_empty() {
             let known = self.learn(&store.keys, kept.into_iter());
-            self.announce(task, Notice::Stored { task, known }).await;
+            self.announce(task, Notice::Stored { task, known }, STORE_PUBLISH_PATIENCE)
+                .await;
         }
         // Nothing points at the pages when LMCache hears of it.
         drop(store);

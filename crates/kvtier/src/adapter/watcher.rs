@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::engine::Engine;
+use crate::ErrorKind;
 use crate::client::ClientOptions;
 use crate::client::blocking::Client;
 
@@ -94,11 +95,15 @@ struct Connected {
 
 impl Connected {
     fn round(&mut self, shared: &Shared, engine: &Engine) -> Result<(), crate::client::ClientError> {
-        let watched = self.client.watch(self.sequence, WATCH)?;
+        let all = self.sequence == 0 || engine.generations.lock().take_doubt();
+        let watched = self.client.watch(if all { 0 } else { self.sequence }, WATCH)?;
         self.sequence = watched.sequence;
+        if all {
+            engine.rebase(&watched.namespaces);
+        }
         for (name, generation) in watched.namespaces {
             // A namespace that this process has not used cannot have anything of it in LMCache's memory.
-            if engine.generations.lock().seen(&name).is_some() {
+            if engine.generations.lock().knows(&name) {
                 engine.observe(&name, generation);
             }
         }
@@ -108,8 +113,12 @@ impl Connected {
         let used = engine.generations.lock().used();
         for (name, clean) in used {
             if self.confirmed.get(&name) != Some(&clean) {
-                self.client.confirm(&name, clean, &processor)?;
-                self.confirmed.insert(name, clean);
+                match self.client.confirm(&name, clean, &processor) {
+                    Ok(_) => drop(self.confirmed.insert(name, clean)),
+                    // A namespace that the node has lost or not opened yet, or too many: the next round tries again.
+                    Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Busy) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
