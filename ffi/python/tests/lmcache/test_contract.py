@@ -107,6 +107,27 @@ def test_listeners_and_usage_follow_stores_loads_deletes_and_evictions(driver):
     other.adapter.close()
 
 
+def test_a_slow_listener_holds_no_load_up_and_still_hears_of_it(daemon, driver):
+    class Slow(Listener):
+        def on_l2_keys_stored(self, keys, sizes):
+            time.sleep(0.5)
+            super().on_l2_keys_stored(keys, sizes)
+
+    other = Driver(adapter(daemon))
+    assert other.store(keys(range(2), salt="a"), pages(2, SIZE)).is_successful()
+    other.adapter.close()
+    listener = Slow()
+    driver.adapter.register_listener(listener)
+    assert all(driver.load(keys(range(2), salt="a"), pages(2, SIZE)))
+    assert not listener.stored, "bytes wait for no listener"
+    # Its result is fetched while the listener is still at the first.
+    assert all(driver.load(keys(range(2), salt="a"), pages(2, SIZE)))
+    assert not listener.stored
+    until("the listener heard of both", lambda: listener.accessed == 2 * keys(range(2), salt="a"))
+    assert dict(driver.adapter.get_usage().bytes_by_cache_salt) == {"a": 2 * SIZE}
+    assert not driver.adapter._loads and not driver.adapter._late and not driver.adapter._told
+
+
 def adapter_beside(driver):
     """A second LMCache over the same node."""
     from kvtier.lmcache import KvtierL2Adapter, KvtierL2AdapterConfig

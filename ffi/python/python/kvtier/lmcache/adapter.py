@@ -27,6 +27,8 @@ from kvtier._kvtier import LmcacheAdapter
 logger = init_logger(__name__)
 
 _NOTICE_WAIT_MS = 1000
+# Loads whose listeners are told after LMCache has fetched the result, at once.
+_LATE_MAX = 1024
 
 
 class KvtierL2AdapterConfig(L2AdapterConfigBase):
@@ -76,6 +78,9 @@ class KvtierL2Adapter(L2AdapterInterface):
         self._lock = threading.Lock()
         self._stores: dict = {}
         self._loads: dict = {}
+        # Keys of loads that LMCache has fetched before its listeners were told; and loads of which they were told first.
+        self._late: dict = {}
+        self._told: set = set()
         self._purge_listeners: list = []
         self._closed = False
         self._listening = threading.Thread(target=self._listen, name="kvtier-notices", daemon=True)
@@ -150,7 +155,12 @@ class KvtierL2Adapter(L2AdapterInterface):
         result = self._core.load_result(task_id)
         if result is not None:
             with self._lock:
-                self._loads.pop(task_id, None)
+                entry = self._loads.pop(task_id, None)
+                if task_id in self._told:
+                    self._told.remove(task_id)
+                elif entry is not None and any(result) and len(self._late) < _LATE_MAX:
+                    # The keys only: the objects are LMCache's again.
+                    self._late[task_id] = entry[0]
         return _bitmap(result)
 
     # Keys
@@ -215,12 +225,19 @@ class KvtierL2Adapter(L2AdapterInterface):
         kind = notice[0]
         if kind == "stored":
             _, task, known = notice
-            self._tell_known(self._stores, task, known)
+            # The lock is held from before the submission until the task is noted.
+            with self._lock:
+                keys, _ = self._stores[task]
+            self._tell_known(keys, known)
         elif kind == "loaded":
             _, task, loaded, known = notice
-            self._tell_known(self._loads, task, known)
             with self._lock:
-                keys, _ = self._loads[task]
+                if task in self._loads:
+                    keys, _ = self._loads[task]
+                    self._told.add(task)
+                else:
+                    keys = self._late.pop(task)
+            self._tell_known(keys, known)
             self._notify_keys_accessed([keys[at] for at in loaded])
         elif kind == "gone":
             _, objects = notice
@@ -230,11 +247,8 @@ class KvtierL2Adapter(L2AdapterInterface):
             for listener in self._purge_listeners:
                 listener(namespace, salts, generation)
 
-    def _tell_known(self, tasks, task, known) -> None:
+    def _tell_known(self, keys, known) -> None:
         if known:
-            # The lock is held from before the submission until the task is noted.
-            with self._lock:
-                keys, _ = tasks[task]
             self._notify_keys_stored([keys[at] for at, _ in known], [size for _, size in known])
 
     # The end
