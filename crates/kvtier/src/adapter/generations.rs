@@ -6,6 +6,9 @@ use kvtier_core::Generation;
 /// Salts remembered for one namespace. A mapping may lead many to one.
 const SALTS_MAX: usize = 4096;
 
+/// Namespaces remembered. Past it those that nobody purges right now are forgotten, and learnt anew when they are used.
+const NAMES_MAX: usize = 65_536;
+
 /// What is known of namespaces' generations.
 ///
 /// `seen` is the newest that the node spoke of. `clean` is the one that LMCache's memory holds nothing older of: a store is
@@ -37,6 +40,9 @@ impl Generations {
     /// The node spoke of a generation. When a namespace that this process uses was invalidated: its salts.
     pub(super) fn observe(&mut self, name: &str, generation: Generation) -> Option<Vec<Arc<str>>> {
         let purger = self.purger;
+        if self.names.len() >= NAMES_MAX && !self.names.contains_key(name) {
+            self.names.retain(|_, known| known.clean != known.seen);
+        }
         let known = self.names.entry(name.to_owned()).or_default();
         let before = known.seen;
         if before.is_some_and(|before| before >= generation) {
