@@ -26,6 +26,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
             "test python",
             Box::new(|| python::test(workspace).and_then(|tally| suite::verdict(tally, false, 0))),
         ),
+        (
+            "test lmcache",
+            Box::new(|| suite::run(workspace, &["lmcache".to_owned()], None)),
+        ),
         ("test --confined", Box::new(|| confined::run(workspace))),
         (
             "test deploy",

@@ -241,7 +241,7 @@ impl Environment {
 fn lock(directory: &Path) -> Result<File, Failure> {
     let file = File::create(directory.join("lock"))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        println!("waiting for another run that uses {}", directory.display());
+        eprintln!("waiting for another run that uses {}", directory.display());
         flock(&file, FlockOperation::LockExclusive).map_err(std::io::Error::from)?;
     }
     Ok(file)
