@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvtier_core::Generation;
 use parking_lot::Mutex;
@@ -243,7 +243,11 @@ impl Adapter {
     /// Makes the node take objects for used.
     pub fn touch(&self, keys: Vec<ObjectKey>) {
         if self.admit() {
-            self.spawn(Arc::clone(&self.engine).touch(keys));
+            let engine = Arc::clone(&self.engine);
+            let until = Instant::now() + Duration::from_millis(engine.settings.lookup_timeout_ms);
+            self.spawn(async move {
+                engine.within(until, Arc::clone(&engine).touch(keys)).await;
+            });
         }
     }
 

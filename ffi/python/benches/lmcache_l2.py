@@ -24,9 +24,12 @@ ROUNDS = 5
 
 
 class Daemon:
-    def __init__(self, directory, *flags):
+    def __init__(self, directory, *flags, settings=""):
         self.directory = directory
         directory.mkdir()
+        # What has no flag.
+        (directory / "settings.toml").write_text(settings)
+        flags = ["--config", directory / "settings.toml", *flags]
         self.socket = str(directory / "kvtier.sock")
         self.log = open(directory / "log", "wb")
         command = [BIN / "kv-daemon", "--state-dir", directory, "--socket", self.socket, "--http", "127.0.0.1:0", *flags]
@@ -81,12 +84,12 @@ def load():
     return os.getloadavg()[0]
 
 
-def host(directory, runs):
+def host(directory, runs, sizes):
     """From host memory, beside LMCache's file adapters with a warm page cache."""
     print(f"\nfrom host memory: MB/s put and get, ms of a lookup; {runs} runs in turn, load {load():.1f}")
     daemon = Daemon(directory / "kvtier", "--host-bytes", "6GiB")
     try:
-        for keys, kib in SIZES:
+        for keys, kib in sizes:
             files = directory / "files"
 
             def path(name):
@@ -164,10 +167,10 @@ def table(figures, keys, kib):
     return medians
 
 
-def nvme(directory, runs):
+def nvme(directory, runs, sizes):
     """On NVMe, sealed, host memory a quarter of the working set; the closing flush counts as put."""
     print(f"\non NVMe, host memory a quarter of the working set; {runs} runs in turn, load {load():.1f}")
-    for keys, kib in SIZES:
+    for keys, kib in sizes:
         total = keys * kib * (ROUNDS + 1) << 10
         host_bytes = max(total // 4, 256 << 20)
         figures = {"kvtier": [], "fs_native O_DIRECT": []}
@@ -178,8 +181,8 @@ def nvme(directory, runs):
                 str(host_bytes),
                 "--nvme-bytes",
                 str(max(4 * total, 4 << 30)),
-                "--nvme-segment-bytes",
-                str(256 << 20),
+                # Several of the largest objects fit a segment.
+                settings=f"nvme_segment_bytes = {256 << 20}\n",
             )
             try:
                 stored = bench(kvtier(daemon), keys, kib, "--only", "store")
@@ -219,14 +222,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["host", "nvme"])
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--mib", type=int, choices=[kib // 1024 for _, kib in SIZES], help="objects of this size only")
     parser.add_argument("--directory", help="where files and segments lie: on the device to measure")
     arguments = parser.parse_args()
+    sizes = [size for size in SIZES if arguments.mib in (None, size[1] // 1024)]
     directory = pathlib.Path(tempfile.mkdtemp(prefix="kvtier-bench-", dir=arguments.directory))
     try:
         if arguments.only != "nvme":
-            host(directory, arguments.runs)
+            host(directory, arguments.runs, sizes)
         if arguments.only != "host":
-            nvme(directory, arguments.runs)
+            nvme(directory, arguments.runs, sizes)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

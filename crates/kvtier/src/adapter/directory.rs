@@ -80,7 +80,8 @@ impl Directory {
         gone
     }
 
-    fn learn(&mut self, key: &ObjectKey, bytes: u64) {
+    /// Notes that objects of this key's model and group have this size.
+    pub(super) fn learn(&mut self, key: &ObjectKey, bytes: u64) {
         let form = (Arc::clone(&key.model), key.group);
         if self.sizes.len() >= FORMS_MAX && !self.sizes.contains_key(&form) {
             self.sizes.clear();

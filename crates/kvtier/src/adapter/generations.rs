@@ -12,7 +12,8 @@ const FIRST: Generation = Generation(1);
 /// Older than any generation: nothing may be stored until LMCache's memory is purged.
 const NEVER: Generation = Generation(0);
 
-/// What is known of namespaces' generations.
+/// What is known of namespaces' generations. There are as many as the node has namespaces at most, and those that wait to be
+/// heard of; none is forgotten, for LMCache's memory may hold something of it.
 ///
 /// `seen` is the newest that the node spoke of. `clean` is the one that LMCache's memory holds nothing older of: a store is
 /// taken only under it, for its bytes may come from that memory. Without somebody who purges that memory the two move together.

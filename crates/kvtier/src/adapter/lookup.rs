@@ -58,7 +58,10 @@ impl Engine {
         if ended == Ended::Done && self.is_up() {
             self.correct(&lookup.keys, &found);
             if !hits.is_empty() {
-                self.lease(hits).await;
+                let patience = Duration::from_millis(self.settings.load_timeout_ms);
+                let lease = Arc::clone(&self).lease(hits);
+                // Nobody waits for it: where it is late the load asks for itself.
+                self.within(Instant::now() + patience, lease).await;
             }
         }
     }
@@ -84,10 +87,16 @@ impl Engine {
     async fn look_up(self: &Arc<Engine>, lookup: &Arc<Lookup>, transfer: &Arc<Transfer>) {
         // Each key is looked for in the one size that LMCache says, or in those that are known, the likeliest first.
         let mut candidates: Vec<Vec<u64>> = {
-            let directory = self.directory.lock();
+            let mut directory = self.directory.lock();
             let keys = lookup.keys.iter().zip(&lookup.bytes);
-            keys.map(|(key, bytes)| bytes.map_or_else(|| directory.sizes(key), |bytes| vec![bytes]))
-                .collect()
+            let sizes = keys.map(|(key, bytes)| match bytes {
+                Some(bytes) => {
+                    directory.learn(key, *bytes);
+                    vec![*bytes]
+                }
+                None => directory.sizes(key),
+            });
+            sizes.collect()
         };
         candidates.iter_mut().for_each(|sizes| sizes.reverse());
         loop {

@@ -146,6 +146,9 @@ def test_chunks_come_back_from_kvtier_after_a_clear_and_after_kill_9_of_both(ser
     assert again.cold == [CHUNKS, CHUNKS] and again.mismatches == 0, again.text
     assert again.read == first.read, "the same bytes"
     assert server.l2_hit_tokens() - before >= 2 * CHUNKS * 256, "kvtier served them"
+    assert server.adapter()["path"] == "copy"
+    metric = re.search(r'^lmcache_mp_kvtier_loaded_bytes\S*path="copy"\S* (\S+)$', server.get("/metrics"), re.M)
+    assert metric and float(metric[1]) > 0, "the path taken is a metric"
 
     flushed = server.daemon.kvctl("flush")
     assert flushed.returncode == 0, flushed.stderr

@@ -89,6 +89,28 @@ def leases(daemon):
     return sum(domain["leases"] for domain in daemon.status()["domains"])
 
 
+def test_closing_while_the_daemon_stands_still_waits_for_no_answer():
+    daemon = Daemon()
+    made = adapter(daemon, load_timeout_ms=60_000, lookup_timeout_ms=60_000, store_timeout_ms=60_000)
+    try:
+        driver = Driver(made)
+        assert driver.store(keys(range(COUNT)), pages(COUNT, SIZE, 1)).is_successful()
+        daemon.pause()
+        made.submit_lookup_and_lock_task(keys(range(COUNT)), {})
+        made.submit_touch(keys(range(COUNT)))
+        loading, storing = pages(COUNT, SIZE), pages(COUNT, SIZE, 2)
+        load = made.submit_load_task(keys(range(COUNT)), loading)
+        made.submit_store_task(keys(range(100, 100 + COUNT)), storing)
+        time.sleep(0.1)
+        begun = time.monotonic()
+        made.close()
+        assert time.monotonic() - begun < 5.0, "far less than any of its deadlines"
+        assert not any(bits(made.query_load_result(load), COUNT))
+    finally:
+        daemon.remove()
+        made.close()
+
+
 def test_short_stalls_at_any_moment_corrupt_nothing():
     daemon = Daemon()
     made = adapter(daemon, load_timeout_ms=60, lookup_timeout_ms=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 
 import torch  # noqa: F401  LMCache's native library needs it loaded first.
 from lmcache.lmcache_native import Bitmap
@@ -21,6 +22,7 @@ from lmcache.v1.distributed.api import (
 from lmcache.v1.distributed.internal_api import L2StoreResult
 from lmcache.v1.distributed.l2_adapters.base import L2AdapterInterface
 from lmcache.v1.distributed.l2_adapters.config import L2AdapterConfigBase
+from lmcache.v1.mp_observability.otel_init import register_gauge
 
 from kvtier._kvtier import LmcacheAdapter
 
@@ -29,6 +31,33 @@ logger = init_logger(__name__)
 _NOTICE_WAIT_MS = 1000
 # Loads whose listeners are told after LMCache has fetched the result, at once.
 _LATE_MAX = 1024
+
+_living: weakref.WeakSet = weakref.WeakSet()
+_measured = False
+
+
+def _measure(adapter) -> None:
+    """Shows LMCache's metrics by which path bytes come; a gauge is registered once for a process."""
+    global _measured
+    _living.add(adapter)
+    if _measured:
+        return
+    _measured = True
+    for name in ("stored_bytes", "loaded_bytes"):
+        register_gauge(
+            "lmcache.kvtier",
+            f"lmcache_mp.kvtier_{name}",
+            f"{name.replace('_', ' ')} of kvtier's adapters, by the path that they took",
+            lambda name=name: _observations(name),
+        )
+
+
+def _observations(name):
+    sums: dict = {}
+    for adapter in list(_living):
+        status = adapter.report_status()
+        sums[status["path"]] = sums.get(status["path"], 0) + status[name]
+    return [(sum, {"path": path}) for path, sum in sums.items()]
 
 
 class KvtierL2AdapterConfig(L2AdapterConfigBase):
@@ -85,6 +114,7 @@ class KvtierL2Adapter(L2AdapterInterface):
         self._closed = False
         self._listening = threading.Thread(target=self._listen, name="kvtier-notices", daemon=True)
         self._listening.start()
+        _measure(self)
 
     # Descriptors
 
