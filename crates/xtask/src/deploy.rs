@@ -44,7 +44,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
             failures.push(name);
         }
     };
-    check("the seccomp profile allows io_uring".into(), allows_io_uring(&profile));
+    check(
+        "the seccomp profile allows io_uring and no namespaces".into(),
+        allows_io_uring(&profile),
+    );
     check("compose.yaml".into(), compose(&python, &docker.join("compose.yaml")));
     check("Dockerfile".into(), dockerfile(&docker.join("Dockerfile")));
     let mut pods = Vec::new();
@@ -195,15 +198,22 @@ fn refuses_unknown_field(python: &Path, manifest: &Path) -> Result<(), Failure> 
 }
 
 fn allows_io_uring(profile: &Profile) -> Result<(), Failure> {
-    for call in [
+    let needed = [
         "io_uring_setup",
         "io_uring_enter",
         "io_uring_register",
         "memfd_create",
         "pidfd_open",
-    ] {
-        if !profile.allowed.contains(call) {
+    ];
+    for call in needed {
+        if !profile.allows(call) {
             return Err(Failure::new(format!("{call} is not allowed")));
+        }
+    }
+    // What the usual profile keeps from making namespaces, ours keeps too.
+    for call in ["clone", "clone3", "unshare", "setns", "mount", "ptrace", "bpf"] {
+        if profile.allows(call) {
+            return Err(Failure::new(format!("{call} is allowed whatever its arguments")));
         }
     }
     Ok(())
@@ -557,7 +567,18 @@ impl Contained<'_> {
             &self.pod.user.to_string(),
             "--",
         ]);
-        nsenter.args(command);
+        // As a node does: under the container's profile, and with nothing but its environment.
+        nsenter.args([
+            "/usr/local/bin/xtask",
+            "confine",
+            "--profile",
+            "/profile/profile.json",
+            "--",
+        ]);
+        nsenter
+            .args(command)
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
         nsenter.envs(self.pod.environment.iter().map(|(name, value)| (name, value)));
         output(&mut nsenter)
     }
