@@ -79,6 +79,10 @@ impl Device {
             let path = path.to_owned();
             move |source: io::Error| NvmeError::Directory { doing, path, source }
         };
+        // A device's name with a slip in it must not become a file in memory.
+        if path.starts_with("/dev") && !path.exists() {
+            return Err(failed("find")(io::ErrorKind::NotFound.into()));
+        }
         let with = |flags: i32| {
             let mut options = OpenOptions::new();
             options
@@ -423,6 +427,17 @@ mod tests {
         std::fs::write(&path, vec![0; 1 << 20]).expect("a file");
         let refused = Device::open(&path, MIB, false).map(|_| ()).expect_err("too small");
         assert!(refused.to_string().contains("fewer than 2 MiB"), "{refused}");
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_not_made() {
+        let path = Path::new("/dev/kvtier-no-such-device");
+        let refused = Device::open(path, MIB, false).map(|_| ()).expect_err("not there");
+        assert!(
+            refused.to_string().contains("cannot find /dev/kvtier-no-such-device"),
+            "{refused}"
+        );
+        assert!(!path.exists());
     }
 
     #[test]

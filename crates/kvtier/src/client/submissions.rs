@@ -166,9 +166,10 @@ impl<T: AsRef<ForeignSlice> + Send + 'static> Submissions<T> {
     /// `Closed` after a fork.
     pub fn completed(&self) -> Result<Vec<Completion<T>>, ClientError> {
         self.shared.check_process()?;
-        // Before the list is emptied: what ends in between leaves the descriptor readable.
+        let mut queue = self.shared.queue.lock();
+        // Under the lock, as it is written: it is readable exactly while the list has something.
         let _ = rustix::io::read(&self.shared.event, &mut [0; 8]);
-        Ok(std::mem::take(&mut self.shared.queue.lock().completed))
+        Ok(std::mem::take(&mut queue.completed))
     }
 }
 
@@ -250,7 +251,6 @@ impl<T: AsRef<ForeignSlice> + Send + 'static> Shared<T> {
             outcomes,
             targets,
         });
-        drop(queue);
         // It fails only when nobody has read it 2^64 - 2 times, and is readable then all the same.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }

@@ -123,6 +123,27 @@ fn submitted_gets_end_in_completions_that_hand_their_targets_back() {
     assert!(!is_readable(&submissions, 0), "quiet when all is collected");
 }
 
+/// It stayed readable when a get ended while others were collected.
+#[test]
+fn the_descriptor_is_quiet_as_soon_as_all_is_collected() {
+    let node = filled("quiet", 1);
+    let submissions = start(&node, SubmissionOptions::default());
+    for round in 0..300 {
+        let gets = 6;
+        for _ in 0..gets {
+            submissions
+                .submit(vec![hash(0)], vec![Page::new(LENGTH)], FetchScope::Each)
+                .expect("room");
+        }
+        // Without waiting for the descriptor, so that a get may end at any moment of a collection.
+        let mut collected = 0;
+        while collected < gets {
+            collected += submissions.completed().expect("this process").len();
+        }
+        assert!(!is_readable(&submissions, 0), "round {round}");
+    }
+}
+
 #[test]
 fn more_than_the_bound_is_busy_until_some_are_collected() {
     let node = filled("bound", 1);
