@@ -12,6 +12,7 @@ pub mod client;
 pub mod error;
 pub mod keys;
 pub mod node;
+pub mod purge;
 pub mod settings;
 pub mod wire;
 
