@@ -24,6 +24,9 @@ pub struct CoreSettings {
     pub host_clean_low_permille: u32,
     /// Demotion stops at this share. Thousandths.
     pub host_clean_high_permille: u32,
+    /// Slots of a host group that are free, clean or on their way to it whatever the shares say, as far as they are a
+    /// quarter of it.
+    pub host_clean_slots_min: u32,
     /// Live payload allowed on NVMe as a share of its payload capacity; the rest is room for reclaim. Thousandths.
     pub nvme_live_permille: u32,
     /// How long a lease promises.
@@ -79,6 +82,7 @@ impl Default for CoreSettings {
             namespace_quota_bytes: None,
             host_clean_low_permille: 100,
             host_clean_high_permille: 200,
+            host_clean_slots_min: 8,
             nvme_live_permille: 1000,
             lease_ttl: Duration::from_secs(30),
             reservation_ttl: Duration::from_secs(30),

@@ -191,6 +191,7 @@ fn settings(random: &mut Random, sizes: &[u64]) -> CoreSettings {
         namespace_quota_bytes: None,
         host_clean_low_permille: low,
         host_clean_high_permille: low + random.pick(&[0, 100, 300]),
+        host_clean_slots_min: low / 25,
         nvme_live_permille: random.pick(&[500, 700, 940]),
         lease_ttl: milliseconds(random, 2, 20),
         reservation_ttl: milliseconds(random, 2, 20),

@@ -23,8 +23,12 @@ impl TierManager {
         let entry = self.host.group(group);
         let slots = u64::from(entry.slots);
         let wanted = entry.wanted;
-        let low = slots * u64::from(self.settings.host_clean_low_permille) / 1000;
-        let high = (slots * u64::from(self.settings.host_clean_high_permille) / 1000).max(wanted.min(slots));
+        // A share of few slots is less than what keeps the device at work.
+        let least = u64::from(self.settings.host_clean_slots_min).min(slots / 4);
+        let low = (slots * u64::from(self.settings.host_clean_low_permille) / 1000).max(least);
+        let high = (slots * u64::from(self.settings.host_clean_high_permille) / 1000)
+            .max(wanted.min(slots))
+            .max(least * 3 / 2);
         loop {
             let entry = self.host.group(group);
             let clean = self.policy.length(TierManager::group_list(group, true)) as u64;

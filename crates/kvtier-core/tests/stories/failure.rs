@@ -242,6 +242,7 @@ fn a_flush_says_how_much_it_could_not_write() {
 fn a_flush_of_a_full_tier_gives_up_what_is_only_there_and_writes_each_block_once() {
     let mut world = World::new(kvtier_core::CoreSettings {
         host_clean_low_permille: 0,
+        host_clean_slots_min: 0,
         host_clean_high_permille: 0,
         ..settings(512 << 10, 1 << 20)
     });

@@ -7,6 +7,9 @@ use super::engine::Priority;
 
 const SMALLEST_BYTES: usize = 64 << 10;
 
+/// Buffers that are lent whatever their size, to all together and to the background.
+const ALWAYS: [usize; 2] = [3, 2];
+
 /// Memory for what the device reads or writes in place of the callers': sealed payloads, copies between segments,
 /// payloads whose own memory is not aligned. Bounded, kept warm, on huge pages where the system gives them: a device
 /// moves bytes to and from those at up to twice the rate.
@@ -48,7 +51,8 @@ impl BouncePool {
     }
 
     /// `length` bytes, page-aligned; `None` while the budget is lent out, of which the background gets at most three
-    /// quarters. A length over that is lent alone.
+    /// quarters. Whatever their size, the background may have two and all together three: one is filled while the device
+    /// works on another.
     pub(super) fn take(self: &Arc<Self>, length: usize, priority: Priority) -> Result<Option<Bounce>, MemoryError> {
         let bytes = length.max(SMALLEST_BYTES).next_power_of_two();
         let mut state = self.state.lock();
@@ -58,8 +62,10 @@ impl BouncePool {
             Priority::Foreground => (lent, self.budget_bytes),
             Priority::Background => (background, self.budget_bytes / 4 * 3),
         };
-        let is_over = used > 0 && used.saturating_add(bytes) > most;
-        if is_over || (lent > 0 && lent.saturating_add(bytes) > self.budget_bytes) {
+        let fits = |used: usize, most: usize, always: usize| {
+            used.saturating_add(bytes) <= most.max(bytes.saturating_mul(always))
+        };
+        if !fits(used, most, ALWAYS[priority as usize]) || !fits(lent, self.budget_bytes, ALWAYS[0]) {
             return Ok(None);
         }
         // The one given back last is the warmest.
@@ -118,13 +124,11 @@ impl Drop for Bounce {
         let budget_bytes = self.pool.budget_bytes;
         let mut state = self.pool.state.lock();
         state.lent_bytes[self.priority as usize] -= buffer.bytes;
-        if buffer.bytes > budget_bytes {
-            return;
-        }
+        let warm_bytes = budget_bytes.max(buffer.bytes.saturating_mul(ALWAYS[0]));
         state.free_bytes += buffer.bytes;
         state.free.push(buffer);
         // The sizes in use stay warm, at the cost of those that are not.
-        while state.free_bytes > budget_bytes {
+        while state.free_bytes > warm_bytes {
             let cold = state.free.remove(0);
             state.free_bytes -= cold.bytes;
         }
@@ -147,14 +151,31 @@ mod tests {
             .collect();
         assert!(take(&pool, 1, Priority::Foreground).is_none(), "the budget is lent out");
         drop(held);
-        let large = take(&pool, 10 << 20, Priority::Foreground).expect("lent alone");
+        let held: Vec<_> = (0..3)
+            .map(|_| take(&pool, 10 << 20, Priority::Foreground).expect("three of any size"))
+            .collect();
+        assert!(take(&pool, 10 << 20, Priority::Foreground).is_none());
         assert!(
             take(&pool, 1, Priority::Foreground).is_none(),
-            "beside a record over the budget nothing is lent"
+            "nothing small beside them"
         );
-        drop(large);
-        assert!(pool.state.lock().free_bytes <= 256 << 10);
-        assert!(take(&pool, 200_000, Priority::Foreground).is_some());
+        drop(held);
+        assert!(pool.state.lock().free_bytes <= 3 * (16 << 20), "they stay warm");
+        drop(take(&pool, 200_000, Priority::Foreground).expect("within the budget"));
+        assert!(
+            pool.state.lock().free_bytes <= 3 * (256 << 10),
+            "until another size is in use"
+        );
+    }
+
+    #[test]
+    fn the_background_fills_a_large_one_while_another_is_written_and_the_foreground_still_gets_one() {
+        let pool = BouncePool::new(256 << 10);
+        let background: Vec<_> = (0..3)
+            .filter_map(|_| take(&pool, 10 << 20, Priority::Background))
+            .collect();
+        assert_eq!(background.len(), 2);
+        assert!(take(&pool, 10 << 20, Priority::Foreground).is_some());
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub struct NvmeSettings {
     pub engine: EngineChoice,
     /// Its bounds.
     pub bounds: EngineSettings,
-    /// Memory for copies between segments and for unaligned memory, bytes. A larger record is copied alone.
+    /// Memory for copies between segments and for unaligned memory, bytes; or three times the largest
+    /// record in use, where that is more.
     pub bounce_bytes: u64,
     /// A request that the device was not asked for within this time fails.
     pub request_deadline: Duration,
