@@ -1,5 +1,8 @@
+use std::ops::Range;
+
 use crate::{
-    BlockHash, Extent, Fetched, Generation, NamespaceId, Parent, RealizationId, Reserved, SegmentId, Tier, TrustDomain,
+    BlockHash, Extent, Fetched, Generation, NamespaceId, Parent, PurgeEvidence, RealizationId, Reserved, SegmentId,
+    Tier, TrustDomain,
 };
 
 /// A connected client. Never reused within a run.
@@ -135,6 +138,30 @@ pub enum Action {
         /// NVMe extent.
         target: Extent,
     },
+    /// Answered. Zero bytes of a host segment; nobody else touches them meanwhile.
+    ZeroHost {
+        /// Answer with this.
+        operation: OperationId,
+        /// Which segment.
+        segment: SegmentId,
+        /// Byte ranges within it, ascending.
+        ranges: Vec<Range<u64>>,
+    },
+    /// Answered with [`Completion::Erased`] once it is durable and verified. Overwrite what lies within `pages` of an NVMe
+    /// segment that takes no more records: every record of the namespace but those at `keep`, and whatever no record
+    /// names.
+    EraseRecords {
+        /// Answer with this.
+        operation: OperationId,
+        /// Which segment.
+        segment: SegmentId,
+        /// In units of 4 KiB from its start. Records that begin before and end within are another action's.
+        pages: Range<u32>,
+        /// Whose records.
+        namespace: NamespaceId,
+        /// Where its cached blocks lie, and what is being read, in units of 4 KiB, ascending: not to be touched.
+        keep: Vec<Range<u32>>,
+    },
     /// A pending fetch is decided: tell the client. Not answered.
     FetchDone {
         /// From [`crate::Answer::Pending`].
@@ -161,6 +188,22 @@ pub enum Action {
         namespace: NamespaceId,
         /// Now in force.
         generation: Generation,
+    },
+    /// A destruction is done. Not answered.
+    Destroyed {
+        /// From [`crate::TierManager::destroy`].
+        operation: OperationId,
+        /// Whose.
+        namespace: NamespaceId,
+        /// What was done.
+        evidence: PurgeEvidence,
+    },
+    /// Blocks were deleted and no restart brings them back. Not answered.
+    Forgotten {
+        /// From [`crate::TierManager::forget_scope`].
+        operation: OperationId,
+        /// How many.
+        blocks: u64,
     },
     /// A flush is done. Not answered.
     Flushed {
@@ -191,6 +234,13 @@ pub enum Completion {
     Written {
         /// CRC32C of the payload.
         checksum: u32,
+    },
+    /// An [`Action::EraseRecords`] was carried out.
+    Erased {
+        /// Records that were overwritten.
+        records: u32,
+        /// Bytes that were overwritten.
+        bytes: u64,
     },
 }
 

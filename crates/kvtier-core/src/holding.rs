@@ -17,6 +17,8 @@ pub(crate) struct Holding {
     pub(crate) namespace: u32,
     /// Past its time, or its client is lost: counted as quarantined.
     pub(crate) expired: bool,
+    /// What is written under it is stale: blocks of its namespace were deleted since (reservations).
+    pub(crate) fenced: bool,
     /// Published when it was granted (a planted bug).
     #[cfg(feature = "mutants")]
     pub(crate) published: bool,
@@ -32,6 +34,7 @@ impl Holding {
             length: 0,
             namespace: NONE,
             expired: false,
+            fenced: false,
             #[cfg(feature = "mutants")]
             published: false,
             expires,
@@ -202,6 +205,13 @@ impl Holdings {
     pub(crate) fn find_mut(&mut self, id: u64) -> Option<&mut Holding> {
         self.find(id)?;
         self.place_mut(split(id).0).holding.as_mut()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Holding> {
+        self.chunks
+            .iter_mut()
+            .flat_map(|chunk| chunk.iter_mut())
+            .filter_map(|place| place.holding.as_mut())
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {

@@ -1,7 +1,7 @@
 use crate::index::NONE;
 use crate::key_map::{KeyMap, mix_number};
 use crate::{OperationId, SegmentId, Time, TrustDomain};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Slots are whole pages.
 pub(crate) const PAGE: u64 = 4096;
@@ -21,6 +21,14 @@ pub(crate) enum SlotState {
     /// A copy that the index forgot, while leases or operations still hold the memory.
     Orphan,
 }
+
+/// Held by nobody and not free either.
+const ORPHAN: Slot = Slot {
+    owner: NONE,
+    leases: 0,
+    state: SlotState::Orphan,
+    operations: 0,
+};
 
 /// One slot of a host segment: 8 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +127,10 @@ pub(crate) struct HostTable {
     /// Bytes of slots that are not free.
     pub(crate) used_bytes: u64,
     pub(crate) attention: Vec<u32>,
+    /// Slots that are zeroed before anybody gets them again, once they come free.
+    pub(crate) tainted: BTreeSet<(u32, u32)>,
+    /// Actions that zero slots, in flight.
+    pub(crate) zeroing: u32,
     /// No segment is opened before this: the last one was refused.
     pub(crate) open_not_before: Time,
 }
@@ -277,6 +289,10 @@ impl HostTable {
 
     /// Gives a slot back that nobody holds.
     pub(crate) fn free_slot(&mut self, place: u32, slot: u32) {
+        if !self.tainted.is_empty() && self.tainted.contains(&(place, slot)) {
+            *self.slot_mut(place, slot) = ORPHAN;
+            return;
+        }
         let segment = self.segments[place as usize].as_mut().expect("a segment in use");
         let entry = &mut segment.slots[slot as usize];
         assert_ne!(
@@ -304,6 +320,33 @@ impl HostTable {
         }
         self.used_bytes -= self.group(group).slot_bytes;
         self.attend(group);
+    }
+
+    /// Takes a free slot out of use; [`HostTable::relink_free`] has to follow.
+    pub(crate) fn withhold_slot(&mut self, place: u32, slot: u32) {
+        let segment = self.segments[place as usize].as_mut().expect("a segment in use");
+        segment.slots[slot as usize] = ORPHAN;
+        segment.free -= 1;
+        let (group, is_active) = (segment.group, segment.state == HostSegmentState::Active);
+        let group = self.group_mut(group);
+        group.free -= u32::from(is_active);
+        self.used_bytes += group.slot_bytes;
+    }
+
+    /// Makes the chain of a segment's free slots anew.
+    pub(crate) fn relink_free(&mut self, place: u32) {
+        let segment = self.segments[place as usize].as_mut().expect("a segment in use");
+        segment.free_head = NONE;
+        for slot in (0..segment.slots.len() as u32).rev() {
+            let entry = &mut segment.slots[slot as usize];
+            if entry.state == SlotState::Free {
+                entry.owner = std::mem::replace(&mut segment.free_head, slot);
+            }
+        }
+        let (group, is_available) = (segment.group, segment.free > 0);
+        if segment.state == HostSegmentState::Active && !is_available && std::mem::take(&mut segment.available) {
+            self.group_mut(group).available.retain(|&other| other != place);
+        }
     }
 
     /// Frees an orphan that nobody holds any more.

@@ -1,5 +1,6 @@
 mod copies;
 mod demote;
+mod destroy;
 mod expiry;
 mod fetch;
 mod flush;
@@ -68,6 +69,9 @@ pub struct TierManager {
     record_retries: BTreeSet<(Time, u32)>,
     sweep: sweep::Sweep,
     flushes: VecDeque<flush::Flush>,
+    destructions: VecDeque<destroy::Destruction>,
+    /// Deletions that a sync has to cover before they are acknowledged.
+    forgets: Vec<destroy::Forget>,
     counters: Statistics,
 }
 
@@ -102,6 +106,8 @@ impl TierManager {
             record_retries: BTreeSet::new(),
             sweep: sweep::Sweep::default(),
             flushes: VecDeque::new(),
+            destructions: VecDeque::new(),
+            forgets: Vec::new(),
             counters: Statistics::default(),
         }
     }
@@ -139,6 +145,9 @@ impl TierManager {
             {
                 idle = false;
                 self.pump_nvme();
+            }
+            if !self.destructions.is_empty() && self.pump_destruction() {
+                idle = false;
             }
             if idle {
                 return;

@@ -410,7 +410,10 @@ impl Replay {
                 self.flushed = true;
                 return;
             }
-            Action::ForgetRecord { .. } | Action::Invalidated { .. } => return,
+            Action::ForgetRecord { .. }
+            | Action::Invalidated { .. }
+            | Action::Destroyed { .. }
+            | Action::Forgotten { .. } => return,
             Action::Demote {
                 operation,
                 target,
@@ -463,7 +466,9 @@ impl Replay {
             Action::SealSegment { operation, .. }
             | Action::SyncTier { operation, .. }
             | Action::ResetTier { operation, .. }
-            | Action::RecordGeneration { operation, .. } => (operation, 0, Completion::Done),
+            | Action::RecordGeneration { operation, .. }
+            | Action::ZeroHost { operation, .. } => (operation, 0, Completion::Done),
+            Action::EraseRecords { operation, .. } => (operation, 0, Completion::Erased { records: 0, bytes: 0 }),
         };
         let event = Event {
             operation,

@@ -76,7 +76,7 @@ impl Fault {
     ];
 }
 
-const ACTIONS: [&str; 14] = [
+const ACTIONS: [&str; 18] = [
     "open_segment",
     "close_segment",
     "seal_segment",
@@ -91,6 +91,10 @@ const ACTIONS: [&str; 14] = [
     "reserve_done",
     "invalidated",
     "flushed",
+    "zero_host",
+    "erase_records",
+    "destroyed",
+    "forgotten",
 ];
 
 /// The name under which an action is counted.
@@ -110,11 +114,15 @@ pub(crate) fn action_name(action: &Action) -> &'static str {
         Action::ReserveDone { .. } => 11,
         Action::Invalidated { .. } => 12,
         Action::Flushed { .. } => 13,
+        Action::ZeroHost { .. } => 14,
+        Action::EraseRecords { .. } => 15,
+        Action::Destroyed { .. } => 16,
+        Action::Forgotten { .. } => 17,
     };
     ACTIONS[index]
 }
 
-const EVENTS: [&str; 7] = ["done", "written", "busy", "io", "corrupt", "full", "deadline"];
+const EVENTS: [&str; 8] = ["done", "written", "busy", "io", "corrupt", "full", "deadline", "erased"];
 
 fn event_name(event: &Event) -> &'static str {
     let index = match event.outcome {
@@ -125,6 +133,7 @@ fn event_name(event: &Event) -> &'static str {
         Err(Failure::Corrupt) => 4,
         Err(Failure::Full) => 5,
         Err(Failure::Deadline) => 6,
+        Ok(Completion::Erased { .. }) => 7,
     };
     EVENTS[index]
 }

@@ -328,6 +328,96 @@ impl Memory {
             .collect())
     }
 
+    /// Whole pages of a byte range.
+    fn pages_within(range: &std::ops::Range<u64>) -> std::ops::Range<usize> {
+        range.start.div_ceil(PAGE_BYTES) as usize..(range.end / PAGE_BYTES) as usize
+    }
+
+    /// Nobody may read or write what is to be zeroed.
+    pub(crate) fn check_unheld(&self, id: SegmentId, range: std::ops::Range<u64>) -> Check {
+        let Some(segment) = self.segments.get(&id).filter(|segment| segment.open) else {
+            return found(format!("{} segment {id:?} is zeroed, which is not open", self.name));
+        };
+        let pages = Memory::pages_within(&range);
+        match segment.pages.get(pages) {
+            Some(pages) if pages.iter().all(|page| page.readers == 0 && page.writer == 0) => Ok(()),
+            _ => found(format!(
+                "{} {range:?} of {id:?} is zeroed under a holder, or lies outside",
+                self.name
+            )),
+        }
+    }
+
+    pub(crate) fn zero(&mut self, id: SegmentId, range: std::ops::Range<u64>) {
+        if let Some(segment) = self.segments.get_mut(&id) {
+            for page in &mut segment.pages[Memory::pages_within(&range)] {
+                page.tag = 0;
+                page.part = 0;
+                page.flipped = false;
+            }
+        }
+    }
+
+    /// Overwrites the records of a namespace that begin within `pages` and do not lie at `keep`, and what no record names.
+    pub(crate) fn erase(
+        &mut self,
+        id: SegmentId,
+        pages: std::ops::Range<u32>,
+        namespace: kvtier_core::NamespaceId,
+        keep: &[std::ops::Range<u32>],
+    ) -> Result<(u32, u64), crate::oracle::Finding> {
+        let Some(segment) = self.segments.get_mut(&id) else {
+            return Ok((0, 0));
+        };
+        let within = |offset: u64| pages.contains(&((offset / PAGE_BYTES) as u32));
+        let before = segment.records.len();
+        let Segment {
+            records, pages: held, ..
+        } = segment;
+        records.retain(|offset, record| {
+            let is_kept = keep.iter().any(|kept| kept.start == (offset / PAGE_BYTES) as u32);
+            let is_read = held[(offset / PAGE_BYTES) as usize].readers > 0;
+            // A deleted record's entry is gone: nothing names its bytes any more. Whoever reads it meanwhile gets a miss.
+            let goes = record.label.namespace == namespace || (record.forgotten.is_some() && !is_read);
+            !(within(*offset) && goes && !is_kept)
+        });
+        let named: Vec<_> = segment
+            .records
+            .iter()
+            .map(|(offset, record)| {
+                let first = offset / PAGE_BYTES;
+                first..first + u64::from(record.length).div_ceil(PAGE_BYTES)
+            })
+            .collect();
+        let mut bytes = 0;
+        for (number, page) in (0..).zip(&mut segment.pages) {
+            let is_named = named.iter().any(|record| record.contains(&number));
+            if !within(number * PAGE_BYTES) || is_named {
+                continue;
+            }
+            if page.readers > 0 || page.writer != 0 {
+                return Err(crate::oracle::Finding(format!(
+                    "page {number} of {id:?} is overwritten under a holder"
+                )));
+            }
+            page.tag = 0;
+            page.part = 0;
+            page.flipped = false;
+            bytes += PAGE_BYTES;
+        }
+        Ok(((before - segment.records.len()) as u32, bytes))
+    }
+
+    /// Every page's content, by place.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = (SegmentId, u64, Tag)> {
+        self.segments.iter().flat_map(|(id, segment)| {
+            let pages = (0..).zip(&segment.pages);
+            pages
+                .filter(|(_, page)| page.tag != 0)
+                .map(|(page, content)| (*id, page * PAGE_BYTES, content.tag))
+        })
+    }
+
     /// A power cut left only the first `pages` pages of a record.
     pub(crate) fn tear(&mut self, extent: &Extent, pages: usize) {
         let Some(segment) = self.segments.get_mut(&extent.segment) else {

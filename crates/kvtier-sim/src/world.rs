@@ -384,6 +384,12 @@ impl World {
                 Action::Flushed {
                     operation, left_out, ..
                 } => self.flushed(operation, left_out)?,
+                Action::Destroyed {
+                    operation,
+                    namespace,
+                    evidence,
+                } => self.destroyed(operation, namespace, evidence)?,
+                Action::Forgotten { operation, .. } => self.forgotten(operation)?,
                 action => self.start(action)?,
             }
         }

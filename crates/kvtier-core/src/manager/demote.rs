@@ -253,7 +253,7 @@ impl TierManager {
         let written = match outcome {
             Ok(Completion::Written { checksum }) => Some(checksum),
             Err(_) if mutant_is!(self, LostDemotion) => Some(0),
-            Ok(Completion::Done) | Err(_) => None,
+            Ok(Completion::Done | Completion::Erased { .. }) | Err(_) => None,
         };
         if deleted {
             // Whatever the outcome: a write that failed may have got there all the same.

@@ -28,6 +28,7 @@ impl TierManager {
             self.next_operation_deadline(),
             self.record_retries.first().map(|&(at, _)| at),
             self.sweep.due(),
+            self.destruction_due(),
             self.host_reclaim
                 .as_ref()
                 .map(super::host_reclaim::HostDrain::gives_up_at),

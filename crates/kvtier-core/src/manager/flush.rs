@@ -107,6 +107,9 @@ impl TierManager {
             operation,
             tier: Tier::Nvme,
         });
+        for forget in &mut self.forgets {
+            forget.is_covered = true;
+        }
         let nvme = self.nvme_mut();
         nvme.syncing = Some(nvme.written);
     }
@@ -193,6 +196,7 @@ impl TierManager {
         if synced {
             nvme.synced = covers;
         }
+        self.forgets_synced(synced);
         let Some(flush) = self.flushes.front_mut() else { return };
         let Some(needs) = flush.needs_synced else { return };
         flush.needs_synced = None;

@@ -166,6 +166,11 @@ impl TierManager {
                         .or_default() += 1;
                 }
                 Operation::Promote { segment, slot, .. } => *operations.entry((*segment, *slot)).or_default() += 1,
+                Operation::Zero { segment, slots } => {
+                    for slot in slots {
+                        *operations.entry((*segment, *slot)).or_default() += 1;
+                    }
+                }
                 _ => {}
             }
         }
@@ -198,7 +203,10 @@ impl TierManager {
                         let entry = self.index.entry(memory.owner);
                         assert_eq!((entry.host_segment, entry.host_slot), at, "the block in slot {at:?}");
                     }
-                    SlotState::Orphan => assert!(memory.is_held(), "slot {at:?} is held by nobody"),
+                    SlotState::Orphan => assert!(
+                        memory.is_held() || self.host.tainted.contains(&at),
+                        "slot {at:?} is held by nobody"
+                    ),
                 }
                 if memory.state != SlotState::Free {
                     used += self.host.slot_bytes(place);
@@ -299,6 +307,7 @@ impl TierManager {
                     *reads.entry(relocation.source_segment).or_default() += 1;
                 }
                 Operation::Promote { nvme_segment, .. } => *reads.entry(*nvme_segment).or_default() += 1,
+                Operation::Erase { segment } => *reads.entry(*segment).or_default() += 1,
                 _ => {}
             }
         }

@@ -73,7 +73,7 @@ impl TierManager {
     }
 
     /// No more records: the segment is sealed once its last write is answered.
-    fn fill_up(&mut self, place: u32) {
+    pub(super) fn fill_up(&mut self, place: u32) {
         let nvme = self.nvme_mut();
         nvme.segment_mut(place).state = NvmeSegmentState::Full;
         nvme.attention = true;
@@ -201,6 +201,7 @@ impl TierManager {
         self.reclaim_nvme();
         self.settle_segments();
         self.pump_flush();
+        self.pump_forgets();
         if self.nvme_accepts() {
             self.attend_waiting();
         }

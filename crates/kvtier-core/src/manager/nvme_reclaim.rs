@@ -15,6 +15,7 @@ pub(super) struct Relocation {
     /// [`NONE`] once the block is forgotten.
     pub(super) block: u32,
     pub(super) source_segment: u32,
+    pub(super) source_page: u32,
     pub(super) segment: u32,
     pub(super) page: u32,
     pub(super) length: u32,
@@ -191,6 +192,7 @@ impl TierManager {
         let operation = self.issue(Operation::Relocate(Relocation {
             block,
             source_segment,
+            source_page,
             segment,
             page,
             length,
@@ -240,6 +242,7 @@ impl TierManager {
             page,
             length,
             deleted,
+            ..
         } = *relocation;
         let copy = StaleRecord { segment, page, length };
         let nvme = self.nvme_mut();

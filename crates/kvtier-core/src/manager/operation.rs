@@ -42,6 +42,7 @@ pub(super) enum Operation {
         slot: u32,
         nvme_segment: u32,
         nvme_page: u32,
+        length: u32,
     },
     Relocate(Relocation),
     Sync,
@@ -49,6 +50,13 @@ pub(super) enum Operation {
     Record {
         namespace: NamespaceId,
         generation: Generation,
+    },
+    Zero {
+        segment: u32,
+        slots: Vec<u32>,
+    },
+    Erase {
+        segment: u32,
     },
 }
 
@@ -61,10 +69,13 @@ impl Operation {
             | Operation::Demote(_)
             | Operation::Promote { .. }
             | Operation::Relocate(_)
+            | Operation::Erase { .. }
             | Operation::Sync => true,
-            Operation::OpenHost { .. } | Operation::CloseHost { .. } | Operation::Reset | Operation::Record { .. } => {
-                false
-            }
+            Operation::OpenHost { .. }
+            | Operation::CloseHost { .. }
+            | Operation::Zero { .. }
+            | Operation::Reset
+            | Operation::Record { .. } => false,
         }
     }
 }
@@ -151,6 +162,8 @@ impl TierManager {
             Operation::Sync => self.sync_answered(outcome.is_ok()),
             Operation::Reset => self.reset_answered(outcome),
             Operation::Record { namespace, generation } => self.record_answered(namespace, generation, outcome.is_ok()),
+            Operation::Zero { segment, slots } => self.zeroed(segment, &slots, outcome),
+            Operation::Erase { segment } => self.erased(segment, outcome),
         }
     }
 
@@ -171,6 +184,10 @@ impl TierManager {
             issued.overdue = true;
             if issued.operation.is_nvme() {
                 self.begin_reset();
+                continue;
+            }
+            if matches!(issued.operation, Operation::Zero { .. }) {
+                // The memory is touched until it is answered.
                 continue;
             }
             let Some(issued) = self.operations.remove(&id) else {

@@ -165,7 +165,7 @@ impl TierManager {
             let source = self.nvme_extent(entry.nvme_segment, entry.nvme_page, entry.length);
             let target = self.host_extent(segment, slot, entry.length);
             let (checksum, label) = (entry.checksum, self.label(entry));
-            let (nvme_segment, nvme_page) = (entry.nvme_segment, entry.nvme_page);
+            let (nvme_segment, nvme_page, length) = (entry.nvme_segment, entry.nvme_page, entry.length);
             let operation = self.issue(Operation::Promote {
                 promotion,
                 #[cfg(feature = "mutants")]
@@ -174,6 +174,7 @@ impl TierManager {
                 slot,
                 nvme_segment,
                 nvme_page,
+                length,
             });
             self.host.slot_mut(segment, slot).operations += 1;
             let nvme = self.nvme_mut();

@@ -67,7 +67,7 @@ impl TierManager {
         {
             return Sealed::Invalid;
         }
-        let stale = !current || holding.expired || holding.expires <= self.now;
+        let stale = !current || holding.fenced || holding.expired || holding.expires <= self.now;
         let holding = self.end_reservation(reservation);
         if holding.is_published() {
             return Sealed::Published;

@@ -76,11 +76,15 @@ fn operation_of(action: &Action) -> Option<OperationId> {
         | Action::Relocate { operation, .. }
         | Action::SyncTier { operation, .. }
         | Action::ResetTier { operation, .. }
+        | Action::ZeroHost { operation, .. }
+        | Action::EraseRecords { operation, .. }
         | Action::RecordGeneration { operation, .. } => Some(*operation),
         Action::ForgetRecord { .. }
         | Action::FetchDone { .. }
         | Action::ReserveDone { .. }
         | Action::Invalidated { .. }
+        | Action::Destroyed { .. }
+        | Action::Forgotten { .. }
         | Action::Flushed { .. } => None,
     }
 }
@@ -91,7 +95,11 @@ fn is_nvme(action: &Action) -> bool {
         Action::OpenSegment { tier, .. } | Action::CloseSegment { tier, .. } | Action::SyncTier { tier, .. } => {
             *tier == Tier::Nvme
         }
-        Action::SealSegment { .. } | Action::Demote { .. } | Action::Promote { .. } | Action::Relocate { .. } => true,
+        Action::SealSegment { .. }
+        | Action::EraseRecords { .. }
+        | Action::Demote { .. }
+        | Action::Promote { .. }
+        | Action::Relocate { .. } => true,
         _ => false,
     }
 }
@@ -212,6 +220,18 @@ impl World {
                 return found(format!("a promotion of {source:?} goes to {target:?}"));
             }
             Action::Relocate { source, target, .. } => self.check_target(target, source.length)?,
+            Action::ZeroHost { segment, ranges, .. } => {
+                for range in ranges {
+                    self.host.check_unheld(*segment, range.clone())?;
+                }
+            }
+            Action::EraseRecords { segment, .. } => {
+                if !self.nvme.segments.get(segment).is_some_and(|segment| segment.sealed) {
+                    return found(format!(
+                        "records of {segment:?} are erased, which takes records or is gone"
+                    ));
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -503,6 +523,22 @@ impl World {
                 namespace, generation, ..
             } => {
                 self.record_generation(*namespace, *generation);
+            }
+            Action::ZeroHost { segment, ranges, .. } if !half => {
+                for range in ranges {
+                    self.host.check_unheld(*segment, range.clone())?;
+                    self.host.zero(*segment, range.clone());
+                }
+            }
+            Action::EraseRecords {
+                segment,
+                pages,
+                namespace,
+                keep,
+                ..
+            } if !half => {
+                let (records, bytes) = self.nvme.erase(*segment, pages.clone(), *namespace, keep)?;
+                return Ok(Ok(Completion::Erased { records, bytes }));
             }
             _ => {}
         }
