@@ -5,6 +5,7 @@
 //! never exceed the capacity.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +18,9 @@ use kvtier_transfer::memory::{
 };
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::FallocateFlags;
+
+/// A range longer than this is zeroed in steps.
+const ZEROED_AT_ONCE: u32 = 1 << 30;
 
 /// Whether segments lie on 2 MiB pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -219,6 +223,26 @@ impl HostTier {
         state.busy_bytes -= bytes;
         state.refill_paused = false;
         shared.changed.notify_all();
+        Ok(())
+    }
+
+    /// Zeroes byte ranges of an open segment that nobody else touches.
+    pub fn zero(&self, segment: SegmentId, ranges: &[Range<u64>]) -> Result<(), HostError> {
+        for range in ranges {
+            let mut offset = range.start;
+            while offset < range.end {
+                let length = u32::try_from(range.end - offset)
+                    .unwrap_or(ZEROED_AT_ONCE)
+                    .min(ZEROED_AT_ONCE);
+                let extent = Extent {
+                    segment,
+                    offset,
+                    length,
+                };
+                self.slice(&extent)?.zero();
+                offset += u64::from(length);
+            }
+        }
         Ok(())
     }
 

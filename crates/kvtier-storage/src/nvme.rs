@@ -8,6 +8,7 @@ mod bounce;
 mod device;
 mod directory;
 mod engine;
+mod erase;
 pub mod format;
 mod keeper;
 mod keys;

@@ -1,4 +1,6 @@
-use kvtier_core::{Extent, OperationId, RecordLabel, SegmentId};
+use std::ops::Range;
+
+use kvtier_core::{Extent, NamespaceId, OperationId, RecordLabel, SegmentId};
 use kvtier_transfer::memory::MemorySlice;
 
 /// A core action for this tier, with memory in place of host extents. Each is answered by exactly one event, unless it
@@ -73,6 +75,20 @@ pub enum StorageAction {
         /// Where it lies.
         target: Extent,
     },
+    /// Overwrite what a purge left in a sealed segment; answered once it is durable and a sample was read back. See
+    /// [`kvtier_core::Action::EraseRecords`].
+    Erase {
+        /// Answer with this.
+        operation: OperationId,
+        /// Which.
+        segment: SegmentId,
+        /// In units of 4 KiB from its start.
+        pages: Range<u32>,
+        /// Whose records.
+        namespace: NamespaceId,
+        /// What is not to be touched, in units of 4 KiB, ascending.
+        keep: Vec<Range<u32>>,
+    },
     /// Make everything answered before survive a power cut.
     Sync {
         /// Answer with this.
@@ -96,6 +112,7 @@ impl StorageAction {
             | StorageAction::Demote { operation, .. }
             | StorageAction::Promote { operation, .. }
             | StorageAction::Relocate { operation, .. }
+            | StorageAction::Erase { operation, .. }
             | StorageAction::Sync { operation }
             | StorageAction::Reset { operation } => *operation,
             StorageAction::ForgetRecord { .. } => OperationId::default(),

@@ -30,6 +30,16 @@ pub(super) struct Segment {
     dirty: AtomicBool,
     records: Mutex<Records>,
     ciphers: Mutex<HashMap<(NamespaceId, Generation), Arc<RecordCipher>>>,
+    /// Held while entries are erased in the file of a sealed segment.
+    erasing: Mutex<()>,
+}
+
+/// What the index of a sealed segment names.
+pub(super) struct Named {
+    /// With their numbers.
+    pub(super) entries: Vec<(u32, Entry)>,
+    /// Offset of its first page.
+    pub(super) index_starts_at: u64,
 }
 
 #[derive(Default)]
@@ -108,6 +118,7 @@ impl Segment {
             dirty: AtomicBool::new(true),
             records: Mutex::new(records),
             ciphers: Mutex::new(HashMap::new()),
+            erasing: Mutex::new(()),
         }
     }
 
@@ -229,6 +240,7 @@ impl Segment {
                 records.written = end;
             }
         }
+        let _erasing = self.erasing.lock();
         let erased = std::mem::take(&mut self.records.lock().erased);
         for ordinal in erased {
             let written = self.erase(ordinal);
@@ -248,6 +260,99 @@ impl Segment {
         page[start..start + ENTRY].fill(0);
         self.write(offset, &page)?;
         Ok(ALIGNMENT)
+    }
+
+    /// Reads the index of a sealed segment, deletions that the file lacks included.
+    pub(super) fn named(&self) -> io::Result<Named> {
+        self.write_index()?;
+        let _erasing = self.erasing.lock();
+        if !self.records.lock().complete {
+            return Err(io::Error::other("the segment still takes records"));
+        }
+        let (index, count) = self.read_index()?;
+        let (entries, _) = format::decode_index(&index, &self.header, count);
+        // Of one that nobody sealed it is not written down where the index ends: with the last record it has.
+        let last = entries.iter().map(|&(ordinal, _)| ordinal).max();
+        let index_starts_at = last.map_or(self.bytes, |last| format::index_page(self.bytes, last));
+        Ok(Named {
+            entries,
+            index_starts_at,
+        })
+    }
+
+    /// The end of the file where entries lie, and how many there may be.
+    fn read_index(&self) -> io::Result<(Vec<u8>, usize)> {
+        let page = read(&self.file, self.base + ALIGNMENT, ALIGNMENT)?;
+        let count = match Seal::decode(&page, &self.header) {
+            Ok(Some(seal)) => seal.entries,
+            Ok(None) | Err(_) => format::entries_max(self.bytes),
+        };
+        let start = match count {
+            0 => self.bytes,
+            count => format::index_page(self.bytes, count - 1),
+        };
+        let index = match self.bytes - start {
+            0 => Vec::new(),
+            length => read(&self.file, self.base + start, length)?,
+        };
+        Ok((index, count as usize))
+    }
+
+    /// Forgets records of a sealed segment, in memory and in the file; how many bytes that took. Not synced.
+    pub(super) fn forget_all(&self, ordinals: &BTreeSet<u32>) -> io::Result<u64> {
+        if ordinals.is_empty() {
+            return Ok(0);
+        }
+        let _erasing = self.erasing.lock();
+        let (mut index, _) = self.read_index()?;
+        let mut changed = BTreeSet::new();
+        for &ordinal in ordinals {
+            let from_end = (ordinal as usize + 1) * ENTRY;
+            let start = index.len().checked_sub(from_end).ok_or(io::ErrorKind::InvalidData)?;
+            index[start..start + ENTRY].fill(0);
+            changed.insert(start / ALIGNMENT as usize);
+        }
+        self.records
+            .lock()
+            .places
+            .retain(|place| !ordinals.contains(&place.ordinal));
+        let index_at = self.bytes - index.len() as u64;
+        let mut bytes = 0;
+        for page in changed {
+            let start = page * ALIGNMENT as usize;
+            self.write(index_at + start as u64, &index[start..start + ALIGNMENT as usize])?;
+            bytes += ALIGNMENT;
+        }
+        self.dirty.store(true, Ordering::Release);
+        Ok(bytes)
+    }
+
+    /// Writes from the start of `zeroes`. Lengths and offsets are multiples of 4 KiB.
+    pub(super) fn overwrite(&self, offset: u64, length: u64, zeroes: &MemorySlice) -> io::Result<()> {
+        let mut done = 0;
+        while done < length {
+            let rest = usize::try_from(length - done).map_err(io::Error::other)?;
+            let zeroes = zeroes.subslice(0, rest).map_err(io::Error::other)?;
+            match zeroes.write_at(&*self.file, self.base + offset + done) {
+                Ok(count) if (count as u64) < ALIGNMENT => return Err(io::ErrorKind::WriteZero.into()),
+                // Direct I/O goes on where a page starts.
+                Ok(count) => done += (count as u64) / ALIGNMENT * ALIGNMENT,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what was overwritten survive a power cut.
+    pub(super) fn sync_payloads(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Whether a page is zero on the device.
+    pub(super) fn is_zero_at(&self, offset: u64) -> io::Result<bool> {
+        let page = read(&self.file, self.base + offset, ALIGNMENT)?;
+        Ok(page.iter().all(|&byte| byte == 0))
     }
 
     /// Writes the rest of the index and the seal page. Only once no write is left that could add a record.
@@ -421,7 +526,7 @@ impl Drop for Writing {
     }
 }
 
-fn aligned(bytes: usize) -> io::Result<MemorySlice> {
+pub(super) fn aligned(bytes: usize) -> io::Result<MemorySlice> {
     MemoryRegion::anonymous(bytes)
         .map_err(io::Error::other)?
         .slice(0, bytes)

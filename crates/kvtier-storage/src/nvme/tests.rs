@@ -1,6 +1,7 @@
 //! One suite for both engines, and the tier on each of them.
 
 mod engines;
+mod erase;
 mod restart;
 mod ring;
 mod tier;

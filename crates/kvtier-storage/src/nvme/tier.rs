@@ -1,17 +1,19 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use kvtier_core::{Completion, Event, Extent, Failure, OperationId, RestoredSegment, SegmentId};
+use kvtier_core::{Completion, Event, Extent, Failure, NamespaceId, OperationId, RestoredSegment, SegmentId};
 use parking_lot::{Mutex, RwLock};
 
 use super::action::StorageAction;
 use super::bounce::{Bounce, BouncePool};
 use super::engine::{EngineError, NvmeEngine, Priority};
+use super::erase::{self, Erasure};
 use super::format::Encryption;
 use super::keeper::{self, Chore, Chores};
 use super::segment::Segment;
@@ -75,6 +77,7 @@ pub struct NvmeTier {
 struct Workers {
     checker: Option<JoinHandle<()>>,
     keeper: Option<JoinHandle<()>>,
+    eraser: Option<JoinHandle<()>>,
 }
 
 impl NvmeTier {
@@ -126,6 +129,7 @@ impl NvmeTier {
         }
         let (chores, chores_of_keeper) = crossbeam_channel::unbounded();
         let (checks, checks_of_checker) = crossbeam_channel::unbounded();
+        let (erasures, erasures_of_eraser) = crossbeam_channel::unbounded();
         let inner = Arc::new(Inner {
             volume,
             engine,
@@ -135,6 +139,7 @@ impl NvmeTier {
             relocated: AtomicBool::new(false),
             chores,
             checks,
+            erasures,
             bounces: BouncePool::new(settings.bounce_bytes),
             waiting: Mutex::default(),
             pumps: AtomicUsize::new(0),
@@ -161,6 +166,11 @@ impl NvmeTier {
             }
         });
         tier.workers.lock().checker = Some(checker.map_err(NvmeError::Thread)?);
+        let erasing = Arc::clone(&tier.inner);
+        let eraser = thread::Builder::new()
+            .name("kvtier-nvme-era".into())
+            .spawn(move || erase::run(&erasing, &erasures_of_eraser));
+        tier.workers.lock().eraser = Some(eraser.map_err(NvmeError::Thread)?);
         Ok((tier, restored.found))
     }
 
@@ -188,6 +198,13 @@ impl NvmeTier {
             StorageAction::Close { segment, .. } => inner.chore(Chore::Close { ticket, segment }),
             StorageAction::Seal { segment, .. } => inner.seal(ticket, segment),
             StorageAction::Sync { .. } => inner.chore(Chore::Sync { ticket }),
+            StorageAction::Erase {
+                segment,
+                pages,
+                namespace,
+                keep,
+                ..
+            } => inner.erase(ticket, segment, pages, namespace, keep),
             StorageAction::Demote {
                 source, target, label, ..
             } => inner.demote(ticket, source, target, label),
@@ -243,6 +260,8 @@ impl NvmeTier {
         inner.pump();
         let _ = inner.checks.send(None);
         join(workers.checker);
+        let _ = inner.erasures.send(None);
+        join(workers.eraser);
         inner.chore(Chore::Stop);
         join(workers.keeper);
         // What was written is found again by the next run; that it also survives a power cut nobody asked for.
@@ -292,6 +311,8 @@ pub(super) struct Inner {
     chores: Chores,
     /// Checksum work for the second thread; `None` ends it. Bounded by what is admitted.
     checks: Sender<Option<Check>>,
+    /// What is to be overwritten; `None` ends the thread. The core asks for one at a time.
+    erasures: Sender<Option<Erasure>>,
     bounces: Arc<BouncePool>,
     /// What waits for bounce memory, foreground and background. Bounded by what is admitted.
     waiting: Mutex<[VecDeque<Waiting>; 2]>,
@@ -480,6 +501,27 @@ impl Inner {
             Ok(None) => {}
             Err(ticket) => self.refuse(ticket, "seal a segment twice"),
         }
+    }
+
+    fn erase(
+        &self,
+        ticket: Ticket,
+        segment: SegmentId,
+        pages: Range<u32>,
+        namespace: NamespaceId,
+        keep: Vec<Range<u32>>,
+    ) {
+        let Some(segment) = self.segment(segment) else {
+            return self.refuse(ticket, "erase records of a segment that is not open");
+        };
+        // After the end nobody takes it: its ticket answers as it is dropped.
+        drop(self.erasures.send(Some(Erasure {
+            ticket,
+            segment,
+            pages,
+            namespace,
+            keep,
+        })));
     }
 
     fn segment(&self, segment: SegmentId) -> Option<Arc<Segment>> {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
-    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, SegmentId, Tier, TierManager,
-    Time, TrustDomain,
+    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, PurgeEvidence, SegmentId,
+    Tier, TierManager, Time, TrustDomain,
 };
 use kvtier_storage::host::{HostError, HostTier};
 use kvtier_storage::nvme::{NvmeTier, StorageAction};
@@ -34,6 +34,8 @@ pub(crate) enum Waiter {
 pub(crate) enum Settled {
     Invalidated(Generation),
     Flushed { written: u64, left_out: u64 },
+    Destroyed(PurgeEvidence),
+    Forgotten { blocks: u64 },
 }
 
 /// The tier manager and who waits for what: one lock, so that no answer can overtake its registration.
@@ -198,7 +200,9 @@ impl Driver {
 
     fn carry_out(&self, action: Action) {
         match action {
-            Action::OpenSegment { tier: Tier::Host, .. } | Action::CloseSegment { tier: Tier::Host, .. } => {
+            Action::OpenSegment { tier: Tier::Host, .. }
+            | Action::CloseSegment { tier: Tier::Host, .. }
+            | Action::ZeroHost { .. } => {
                 // The segment thread ends only after the last driver call, so a refusal is a stop in progress.
                 let _ = self.segment_work.send(action);
             }
@@ -284,6 +288,24 @@ impl Driver {
                     },
                 );
             }
+            Action::EraseRecords {
+                operation,
+                segment,
+                pages,
+                namespace,
+                keep,
+            } => {
+                self.submit(
+                    operation,
+                    StorageAction::Erase {
+                        operation,
+                        segment,
+                        pages,
+                        namespace,
+                        keep,
+                    },
+                );
+            }
             Action::SyncTier { operation, .. } => self.submit(operation, StorageAction::Sync { operation }),
             Action::ResetTier { operation, .. } => {
                 tracing::warn!("the NVMe tier did not answer in time: taken out of service until its queue is empty");
@@ -302,6 +324,8 @@ impl Driver {
             Action::FetchDone { .. }
             | Action::ReserveDone { .. }
             | Action::Invalidated { .. }
+            | Action::Destroyed { .. }
+            | Action::Forgotten { .. }
             | Action::Flushed { .. } => {
                 unreachable!("told to its waiter under the lock")
             }
@@ -357,6 +381,17 @@ impl Driver {
                         self.announce_removal(domain, segment);
                     }
                     self.answer(operation, Ok(Completion::Done));
+                }
+                Action::ZeroHost {
+                    operation,
+                    segment,
+                    ranges,
+                } => {
+                    let zeroed = self.host.zero(segment, &ranges);
+                    if let Err(error) = &zeroed {
+                        tracing::error!(%error, "memory could not be zeroed: report this");
+                    }
+                    self.answer(operation, zeroed.map(|()| Completion::Done).map_err(|_| Failure::Io));
                 }
                 _ => unreachable!("only host segments are worked on here"),
             }
@@ -471,6 +506,10 @@ fn settle(waiting: &mut HashMap<OperationId, Waiter>, action: Action) -> Result<
             written,
             left_out,
         } => (operation, Told::Settled(Settled::Flushed { written, left_out })),
+        Action::Destroyed {
+            operation, evidence, ..
+        } => (operation, Told::Settled(Settled::Destroyed(evidence))),
+        Action::Forgotten { operation, blocks } => (operation, Told::Settled(Settled::Forgotten { blocks })),
         action => return Err(action),
     };
     Ok(waiting.remove(&operation).map(|waiter| (waiter, told)))
@@ -496,6 +535,9 @@ fn tell(waiter: Waiter, told: Told) {
         }
         // A caller that stopped waiting has closed its end.
         (Waiter::Caller(sender), Told::Settled(settled)) => drop(sender.try_send(settled)),
+        (Waiter::Session { .. }, Told::Settled(Settled::Destroyed(_) | Settled::Forgotten { .. })) => {
+            unreachable!("connections do not ask for it")
+        }
         (Waiter::Caller(_), _) => unreachable!("callers of this process neither fetch nor reserve"),
     }
 }

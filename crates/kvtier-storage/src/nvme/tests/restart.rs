@@ -19,17 +19,17 @@ use super::super::format::{self, Header};
 use super::super::{Encryption, EngineChoice, Found, NvmeError, NvmeSettings, NvmeTier, StorageAction};
 use super::{TestKeys, memory, pattern};
 
-const SEGMENT_BYTES: u64 = 1 << 20;
-const LENGTH: usize = 10_000;
-const BOTH: [Encryption; 2] = [Encryption::Aes256Gcm, Encryption::None];
+pub(super) const SEGMENT_BYTES: u64 = 1 << 20;
+pub(super) const LENGTH: usize = 10_000;
+pub(super) const BOTH: [Encryption; 2] = [Encryption::Aes256Gcm, Encryption::None];
 
-struct Run {
-    tier: NvmeTier,
-    found: Found,
+pub(super) struct Run {
+    pub(super) tier: NvmeTier,
+    pub(super) found: Found,
     events: Receiver<Event>,
 }
 
-fn settings(directory: &Path, encryption: Encryption) -> NvmeSettings {
+pub(super) fn settings(directory: &Path, encryption: Encryption) -> NvmeSettings {
     NvmeSettings {
         engine: EngineChoice::Threads,
         encryption,
@@ -40,7 +40,7 @@ fn settings(directory: &Path, encryption: Encryption) -> NvmeSettings {
 }
 
 impl Run {
-    fn start(settings: NvmeSettings) -> Run {
+    pub(super) fn start(settings: NvmeSettings) -> Run {
         let (report, events) = channel();
         let (tier, found) = NvmeTier::open(
             settings,
@@ -52,7 +52,7 @@ impl Run {
         Run { tier, found, events }
     }
 
-    fn ask(&self, action: StorageAction) -> Result<Completion, Failure> {
+    pub(super) fn ask(&self, action: StorageAction) -> Result<Completion, Failure> {
         self.tier.submit(action);
         self.events
             .recv_timeout(Duration::from_secs(30))
@@ -60,7 +60,7 @@ impl Run {
             .outcome
     }
 
-    fn open(&self, segment: u32) {
+    pub(super) fn open(&self, segment: u32) {
         let opened = self.ask(StorageAction::Open {
             operation: OperationId(1),
             segment: SegmentId(segment),
@@ -69,7 +69,7 @@ impl Run {
         assert_eq!(opened, Ok(Completion::Done));
     }
 
-    fn write(&self, segment: u32, number: u32) -> u32 {
+    pub(super) fn write(&self, segment: u32, number: u32) -> u32 {
         let source = memory(LENGTH);
         source.copy_from_slice(&payload(number)).expect("as long");
         match self.ask(StorageAction::Demote {
@@ -83,13 +83,13 @@ impl Run {
         }
     }
 
-    fn write_all(&self, segment: u32, numbers: std::ops::Range<u32>) {
+    pub(super) fn write_all(&self, segment: u32, numbers: std::ops::Range<u32>) {
         for number in numbers {
             self.write(segment, number);
         }
     }
 
-    fn read(&self, segment: u32, number: u32, checksum: u32) -> (Result<Completion, Failure>, MemorySlice) {
+    pub(super) fn read(&self, segment: u32, number: u32, checksum: u32) -> (Result<Completion, Failure>, MemorySlice) {
         let target = memory(LENGTH);
         target.copy_from_slice(&[0x5a; LENGTH]).expect("as long");
         let outcome = self.ask(StorageAction::Promote {
@@ -102,12 +102,12 @@ impl Run {
         (outcome, target)
     }
 
-    fn sync(&self) {
+    pub(super) fn sync(&self) {
         let operation = OperationId(4);
         assert_eq!(self.ask(StorageAction::Sync { operation }), Ok(Completion::Done));
     }
 
-    fn seal(&self, segment: u32) {
+    pub(super) fn seal(&self, segment: u32) {
         let sealed = self.ask(StorageAction::Seal {
             operation: OperationId(5),
             segment: SegmentId(segment),
@@ -115,7 +115,7 @@ impl Run {
         assert_eq!(sealed, Ok(Completion::Done));
     }
 
-    fn numbers(&self) -> Vec<u32> {
+    pub(super) fn numbers(&self) -> Vec<u32> {
         let records = self.found.segments.iter().flat_map(|segment| &segment.records);
         let mut numbers: Vec<u32> = records
             .map(|record| u32::from_le_bytes(*record.label.hash.0.first_chunk().expect("16 bytes")))
@@ -125,17 +125,17 @@ impl Run {
     }
 }
 
-fn payload(number: u32) -> Vec<u8> {
+pub(super) fn payload(number: u32) -> Vec<u8> {
     pattern(u64::from(number) + 1, LENGTH)
 }
 
-fn hash(number: u32) -> BlockHash {
+pub(super) fn hash(number: u32) -> BlockHash {
     let mut bytes = [0xcd; 16];
     bytes[..4].copy_from_slice(&number.to_le_bytes());
     BlockHash(bytes)
 }
 
-fn label(number: u32) -> RecordLabel {
+pub(super) fn label(number: u32) -> RecordLabel {
     RecordLabel {
         namespace: NamespaceId(3),
         generation: Generation(5),
@@ -150,7 +150,7 @@ fn label(number: u32) -> RecordLabel {
     }
 }
 
-fn place(segment: u32, number: u32) -> Extent {
+pub(super) fn place(segment: u32, number: u32) -> Extent {
     Extent {
         segment: SegmentId(segment),
         offset: format::HEADER_BYTES + u64::from(number) * format::padded(LENGTH as u64),
