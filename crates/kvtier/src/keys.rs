@@ -76,8 +76,8 @@
 //! Without this file, or with another register's, every namespace gets a new generation and key at the start: a number
 //! would mean another realization than the records on NVMe mean by it.
 
-mod disk;
-mod error;
+pub(crate) mod disk;
+pub(crate) mod error;
 mod master;
 mod realizations;
 mod register;
@@ -88,6 +88,7 @@ mod state;
 mod crash_disk;
 
 pub use error::{KeyError, RecordError};
+pub(crate) use master::read_secret;
 pub use master::{KeyId, MasterKey};
 pub use realizations::{Realizations, placeholder};
 pub use register::{Change, Register};

@@ -5,7 +5,21 @@
 //!
 //! Read first: [`PurgeRequest`], [`PurgeJob`].
 
+mod chain;
+mod evidence;
+mod moment;
+mod receipt;
+mod signing;
+mod verify;
+
 use serde::{Deserialize, Serialize};
+
+pub use chain::ReceiptLog;
+pub use evidence::{Evidence, Guarantee, Method, ProcessorReport, Standing, weakest};
+pub use moment::rfc3339;
+pub use receipt::{MasterKeyNote, Raised, ReceiptBody, ReceiptScope, SignedLine};
+pub use signing::{Jwk, KeySet};
+pub use verify::{CheckedLine, VerifyReport, verify};
 
 /// What a purge covers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

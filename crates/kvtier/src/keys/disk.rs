@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock};
 use super::KeyError;
 
 /// A file that is read and overwritten in place.
-pub(super) trait Disk: Send + Sync {
+pub(crate) trait Disk: Send + Sync {
     /// How long it is.
     fn bytes(&self) -> io::Result<u64>;
     /// Fills `target` from `offset`; what lies behind the end reads as zeros.
@@ -50,7 +50,7 @@ impl Disk for File {
 }
 
 /// Opens a file of ours, made if absent, and locks it for as long as it stays open.
-pub(super) fn open_locked(path: &Path) -> Result<File, KeyError> {
+pub(crate) fn open_locked(path: &Path) -> Result<File, KeyError> {
     let file = open_private(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
@@ -60,7 +60,7 @@ pub(super) fn open_locked(path: &Path) -> Result<File, KeyError> {
 }
 
 /// Opens a file of ours for reading and writing, made if absent.
-pub(super) fn open_private(path: &Path) -> Result<File, KeyError> {
+pub(crate) fn open_private(path: &Path) -> Result<File, KeyError> {
     let existed = path.symlink_metadata().is_ok();
     let file = OpenOptions::new()
         .read(true)
@@ -78,7 +78,7 @@ pub(super) fn open_private(path: &Path) -> Result<File, KeyError> {
 }
 
 /// A new file with this text, whole and durable under its name before this returns. Nothing may have that name yet.
-pub(super) fn write_whole(path: &Path, text: &[u8]) -> Result<(), KeyError> {
+pub(crate) fn write_whole(path: &Path, text: &[u8]) -> Result<(), KeyError> {
     let aside = aside(path);
     remove_if_there(&aside)?;
     let mut file = OpenOptions::new()
@@ -114,13 +114,13 @@ fn name_if_absent(aside: &Path, path: &Path) -> Result<(), KeyError> {
 }
 
 /// Gives a file another name, whatever had it before, durably.
-pub(super) fn rename(from: &Path, to: &Path) -> Result<(), KeyError> {
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), KeyError> {
     fs::rename(from, to).map_err(KeyError::io("rename", from))?;
     sync_directory_of(to)
 }
 
 /// Overwrites a file in place and empties it, so that what it held is gone whoever still knows a way to it.
-pub(super) fn wipe(path: &Path) -> Result<(), KeyError> {
+pub(crate) fn wipe(path: &Path) -> Result<(), KeyError> {
     let wiped = OpenOptions::new()
         .read(true)
         .write(true)
@@ -140,7 +140,7 @@ pub(super) fn wipe(path: &Path) -> Result<(), KeyError> {
 }
 
 /// Removes a file durably; that it is not there is as good.
-pub(super) fn remove(path: &Path) -> Result<(), KeyError> {
+pub(crate) fn remove(path: &Path) -> Result<(), KeyError> {
     remove_if_there(path)?;
     sync_directory_of(path)
 }
@@ -152,7 +152,7 @@ fn remove_if_there(path: &Path) -> Result<(), KeyError> {
     }
 }
 
-fn sync_directory_of(path: &Path) -> Result<(), KeyError> {
+pub(crate) fn sync_directory_of(path: &Path) -> Result<(), KeyError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -168,6 +168,6 @@ fn aside(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-pub(super) fn no_follow() -> i32 {
+pub(crate) fn no_follow() -> i32 {
     i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0)
 }

@@ -50,6 +50,14 @@ pub enum KeyError {
         /// What it should be.
         what: &'static str,
     },
+    /// Receipts or a journal hold what nobody of ours wrote.
+    #[error("{} was altered, {problem}: keep it as evidence, and restore it from a copy", .path.display())]
+    ChainAltered {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The file named by `master_key_file` is not there.
     #[error(
         "master key file {}: there is no such file: name an existing one, or make one with `(umask 077; openssl rand -hex 32 > FILE)`", .path.display()
@@ -139,7 +147,7 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyError {
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyError {
         let path = path.to_owned();
         move |source| KeyError::Io { doing, path, source }
     }

@@ -74,35 +74,7 @@ impl MasterKey {
     /// # Errors
     /// When it cannot be read, others may read it, or it holds no key.
     pub fn read(path: &Path) -> Result<Option<MasterKey>, KeyError> {
-        // Symbolic links are followed: an orchestrator mounts secrets that way.
-        let file = match OpenOptions::new()
-            .read(true)
-            .custom_flags(i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0))
-            .open(path)
-        {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(KeyError::io("open", path)(error)),
-        };
-        let bad = || KeyError::BadKeyFile { path: path.to_owned() };
-        let metadata = file.metadata().map_err(KeyError::io("look at", path))?;
-        if !metadata.is_file() {
-            return Err(bad());
-        }
-        let owners = [rustix::process::geteuid().as_raw(), 0];
-        if metadata.mode() & 0o077 != 0 || !owners.contains(&metadata.uid()) {
-            return Err(KeyError::OpenKeyFile {
-                path: path.to_owned(),
-                mode: metadata.mode() & 0o7777,
-            });
-        }
-        // Reserved beforehand: a buffer that grows leaves copies behind.
-        let mut text = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize));
-        file.take(FILE_BYTES_MAX)
-            .read_to_end(&mut text)
-            .map_err(KeyError::io("read", path))?;
-        let bytes = from_hex(text.trim_ascii()).ok_or_else(bad)?;
-        Ok(Some(MasterKey::new(&bytes)))
+        Ok(read_secret(path)?.map(|bytes| MasterKey::new(&bytes)))
     }
 
     /// Draws a key and writes its file, durable before this returns. Nothing may be there yet.
@@ -142,6 +114,39 @@ impl MasterKey {
         key.zeroize();
         Some(data_key)
     }
+}
+
+/// Reads 32 secret bytes from a file of 64 hexadecimal digits, for its owner's eyes only. `None` where there is no such file.
+pub(crate) fn read_secret(path: &Path) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, KeyError> {
+    // Symbolic links are followed: an orchestrator mounts secrets that way.
+    let file = match OpenOptions::new()
+        .read(true)
+        .custom_flags(i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0))
+        .open(path)
+    {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(KeyError::io("open", path)(error)),
+    };
+    let bad = || KeyError::BadKeyFile { path: path.to_owned() };
+    let metadata = file.metadata().map_err(KeyError::io("look at", path))?;
+    if !metadata.is_file() {
+        return Err(bad());
+    }
+    let owners = [rustix::process::geteuid().as_raw(), 0];
+    if metadata.mode() & 0o077 != 0 || !owners.contains(&metadata.uid()) {
+        return Err(KeyError::OpenKeyFile {
+            path: path.to_owned(),
+            mode: metadata.mode() & 0o7777,
+        });
+    }
+    // Reserved beforehand: a buffer that grows leaves copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize));
+    file.take(FILE_BYTES_MAX)
+        .read_to_end(&mut text)
+        .map_err(KeyError::io("read", path))?;
+    let bytes = from_hex(text.trim_ascii()).ok_or_else(bad)?;
+    Ok(Some(bytes))
 }
 
 /// A new data key.

@@ -1,0 +1,262 @@
+use std::fs;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use super::super::evidence::{Evidence, Guarantee, Method, ProcessorReport, Standing};
+use super::super::receipt::{MasterKeyNote, Raised, ReceiptScope};
+use super::super::verify::verify;
+use super::super::{PurgeMode, PurgeReach};
+use super::*;
+
+fn body(job: &str) -> ReceiptBody {
+    ReceiptBody {
+        purge: job.into(),
+        request_id: format!("request {job}"),
+        namespace: "uid-0/tenänt \"1\"\u{7}".into(),
+        scope: ReceiptScope::All,
+        reach: PurgeReach::Node,
+        mode: PurgeMode::Physical,
+        reason: "contract ended".into(),
+        node: "00".repeat(16),
+        generation: Some(Raised { from: 1, to: 2 }),
+        requested_at: rfc3339(UNIX_EPOCH),
+        acknowledged_at: rfc3339(UNIX_EPOCH),
+        completed_at: rfc3339(UNIX_EPOCH),
+        guarantee: Guarantee::VerifiedPhysicalPurge,
+        processors: vec![ProcessorReport {
+            processor: "kv-daemon".into(),
+            kind: "byoc_runtime".into(),
+            status: Standing::Confirmed,
+            guarantee: Guarantee::VerifiedPhysicalPurge,
+            reason: String::new(),
+            evidence: vec![Evidence {
+                tier: "nvme".into(),
+                action: "records overwritten".into(),
+                objects: 7,
+                bytes: 1 << 40,
+                method: Method::Overwritten,
+                started_at: rfc3339(UNIX_EPOCH),
+                completed_at: rfc3339(UNIX_EPOCH),
+                residual_window_s: 0,
+                verified: true,
+            }],
+        }],
+        not_covered: vec!["copies that clients made".into()],
+        master_key: MasterKeyNote {
+            id: "ab".repeat(16),
+            location: "state_directory".into(),
+            note: String::new(),
+        },
+        rollback_protection: "none".into(),
+        resumed: 0,
+    }
+}
+
+fn open(directory: &Path) -> (ReceiptLog, Vec<String>) {
+    let mut notes = Vec::new();
+    let log = ReceiptLog::open(directory, &mut notes).expect("the log opens");
+    (log, notes)
+}
+
+fn refusal(directory: &Path) -> String {
+    match ReceiptLog::open(directory, &mut Vec::new()) {
+        Ok(_) => panic!("the log opens"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// As a file's lines, named by their numbers.
+fn lines(text: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines
+        .zip(1..)
+        .map(|(line, number)| (format!("file:{number}"), line.to_vec()))
+        .collect()
+}
+
+fn chain_of(directory: &Path) -> Vec<u8> {
+    fs::read(directory.join(CHAIN_FILE)).expect("the chain")
+}
+
+#[test]
+fn a_job_has_one_receipt_whoever_asks_how_often_and_after_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, notes) = open(directory.path());
+    assert_eq!(notes.len(), 1, "a key was made");
+    let first = log.issue(&body("prg_1")).expect("issued");
+    let second = log.issue(&body("prg_2")).expect("issued");
+    assert_ne!(first.id, second.id);
+    assert_eq!(log.issue(&body("prg_1")).expect("issued"), first);
+    let keys = log.keys();
+    drop(log);
+    let (log, notes) = open(directory.path());
+    assert!(notes.is_empty(), "{notes:?}");
+    assert_eq!(log.of_job("prg_2").expect("read"), Some(second));
+    assert_eq!(log.of_job("prg_3").expect("read"), None);
+    assert_eq!(log.issue(&body("prg_1")).expect("issued"), first);
+    assert_eq!(log.keys(), keys);
+    let report = verify(&lines(&chain_of(directory.path())), &keys);
+    assert!(report.verified && report.unchecked.is_empty(), "{report:?}");
+    assert_eq!(report.lines.len(), 2);
+}
+
+#[test]
+fn any_changed_byte_of_any_receipt_is_found() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    log.issue(&body("prg_1")).expect("issued");
+    let text = chain_of(directory.path());
+    let text = &text[..text.len() - 1];
+    assert!(verify(&[("file:1".into(), text.to_vec())], &log.keys()).verified);
+    for position in 0..text.len() {
+        for bit in [0x01, 0x10, 0x20] {
+            let mut altered = text.to_vec();
+            altered[position] ^= bit;
+            let report = verify(&[("file:1".into(), altered)], &log.keys());
+            assert!(!report.verified, "byte {position} ^ {bit:#x}");
+        }
+    }
+    let mut longer = text.to_vec();
+    longer.insert(1, b' ');
+    assert!(
+        !verify(&[("file:1".into(), longer)], &log.keys()).verified,
+        "white space too"
+    );
+}
+
+#[test]
+fn a_missing_link_a_fork_a_changed_order_and_a_foreign_key_are_found() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    for job in ["prg_1", "prg_2", "prg_3", "prg_4"] {
+        log.issue(&body(job)).expect("issued");
+    }
+    let all = lines(&chain_of(directory.path()));
+    let keys = log.keys();
+    let words = |lines: &[(String, Vec<u8>)]| {
+        let report = verify(lines, &keys);
+        assert!(!report.verified, "{report:?}");
+        report.chain_problems.join("; ")
+    };
+    let hole = [all[0].clone(), all[1].clone(), all[3].clone()];
+    assert_eq!(words(&hole), "missing: numbers 3 to 3");
+    let swapped = [all[1].clone(), all[0].clone()];
+    assert!(words(&swapped).contains("reordered"));
+    let tail = verify(&all[2..], &keys);
+    assert!(tail.verified && tail.unchecked.len() == 1, "{tail:?}");
+    let apart = [
+        ("b:1".to_string(), all[1].1.clone()),
+        ("a:1".to_string(), all[0].1.clone()),
+    ];
+    assert!(verify(&apart, &keys).verified, "files come in any order");
+
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let (other, _) = open(elsewhere.path());
+    let report = verify(&all, &other.keys());
+    assert!(!report.verified);
+    assert!(
+        report.lines[0]
+            .problem
+            .as_deref()
+            .is_some_and(|problem| problem.contains("not among the keys"))
+    );
+    // The same key, a copy of the directory, another history.
+    for file in [KEY_FILE, PUBLIC_FILE] {
+        fs::copy(directory.path().join(file), elsewhere.path().join(file)).expect("copied");
+    }
+    fs::write(elsewhere.path().join(CHAIN_FILE), [&all[0].1[..], b"\n"].concat()).expect("written");
+    let (forked, _) = open(elsewhere.path());
+    forked.issue(&body("prg_9")).expect("issued");
+    let both = [
+        all.clone(),
+        vec![("other:1".into(), lines(&chain_of(elsewhere.path()))[1].1.clone())],
+    ]
+    .concat();
+    assert!(words(&both).contains("forked"));
+    assert!(!verify(&[], &keys).verified, "nothing is no proof");
+}
+
+#[test]
+fn a_rotation_that_the_old_key_signed_brings_the_new_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    let first_keys = log.keys();
+    log.issue(&body("prg_1")).expect("issued");
+    log.rotate(UNIX_EPOCH).expect("rotated");
+    log.issue(&body("prg_2")).expect("issued");
+    assert_eq!(log.keys().keys.len(), 2);
+    drop(log);
+    let (log, _) = open(directory.path());
+    log.issue(&body("prg_3")).expect("issued");
+    let all = lines(&chain_of(directory.path()));
+    assert_eq!(all.len(), 4);
+    assert!(
+        verify(&all, &first_keys).verified,
+        "who trusts the first key trusts the second"
+    );
+    let without = [all[0].clone(), all[2].clone()];
+    assert!(!verify(&without, &first_keys).verified, "not without the rotation");
+    assert!(verify(&all[2..3], &log.keys()).verified);
+}
+
+#[test]
+fn a_rotation_that_was_cut_short_is_finished_or_forgotten() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    log.issue(&body("prg_1")).expect("issued");
+    drop(log);
+    // Before the chain had it: the key that waits signed nothing.
+    SigningKey::make(&directory.path().join(NEXT_KEY_FILE)).expect("made");
+    let (log, _) = open(directory.path());
+    assert!(!directory.path().join(NEXT_KEY_FILE).exists());
+    let old = fs::read(directory.path().join(KEY_FILE)).expect("the key");
+    log.rotate(UNIX_EPOCH).expect("rotated");
+    drop(log);
+    // After: as if neither the wipe nor the rename had come about.
+    let new = fs::read(directory.path().join(KEY_FILE)).expect("the key");
+    disk::write_whole(&directory.path().join(NEXT_KEY_FILE), &new).expect("written");
+    fs::write(directory.path().join(KEY_FILE), &old).expect("written");
+    let (log, _) = open(directory.path());
+    assert_eq!(fs::read(directory.path().join(KEY_FILE)).expect("the key"), new);
+    log.issue(&body("prg_2")).expect("issued");
+    assert!(verify(&lines(&chain_of(directory.path())), &log.keys()).verified);
+}
+
+#[test]
+fn a_torn_line_is_put_aside_and_an_altered_one_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    log.issue(&body("prg_1")).expect("issued");
+    let whole = chain_of(directory.path());
+    log.issue(&body("prg_2")).expect("issued");
+    let keys = log.keys();
+    drop(log);
+    let both = chain_of(directory.path());
+    for cut in [whole.len() + 1, both.len() - 1] {
+        fs::write(directory.path().join(CHAIN_FILE), &both[..cut]).expect("written");
+        let (log, notes) = open(directory.path());
+        assert!(notes.iter().any(|note| note.contains("cut short")), "{notes:?}");
+        assert_eq!(chain_of(directory.path()), whole);
+        assert_eq!(log.of_job("prg_2").expect("read"), None);
+        drop(log);
+        let aside = fs::read(directory.path().join(format!("torn-at-{}", whole.len()))).expect("kept");
+        assert_eq!(aside, both[whole.len()..cut]);
+    }
+    let mut altered = both.clone();
+    altered[whole.len() / 2] ^= 1;
+    fs::write(directory.path().join(CHAIN_FILE), &altered).expect("written");
+    assert!(
+        refusal(directory.path()).contains("altered"),
+        "{}",
+        refusal(directory.path())
+    );
+    fs::write(directory.path().join(CHAIN_FILE), &both[whole.len()..]).expect("written");
+    assert!(refusal(directory.path()).contains("does not follow"));
+    fs::write(directory.path().join(CHAIN_FILE), &both).expect("written");
+    fs::remove_file(directory.path().join(KEY_FILE)).expect("removed");
+    assert!(
+        refusal(directory.path()).contains("signing.key"),
+        "no other key takes over in silence"
+    );
+    assert!(verify(&lines(&both), &keys).verified);
+}

@@ -1,0 +1,148 @@
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::evidence::{Guarantee, ProcessorReport};
+use super::{PurgeMode, PurgeReach, PurgeScope};
+
+/// The version written and understood.
+pub const VERSION: u64 = 1;
+/// What an Ed25519 signature covers before the digest.
+pub(super) const DOMAIN: &[u8] = b"kvtier receipt chain v1\n";
+
+/// Generations before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Raised {
+    /// In force until then.
+    pub from: u64,
+    /// In force from then on.
+    pub to: u64,
+}
+
+/// Which master key wraps the namespace's new key, and who can reach it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MasterKeyNote {
+    /// Its id in force when the receipt was written.
+    pub id: String,
+    /// `state_directory`, or `elsewhere` for a file that the operator named.
+    pub location: String,
+    /// In words.
+    pub note: String,
+}
+
+/// What a receipt covers. Hashes of blocks never appear: they would say what a tenant asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReceiptScope {
+    /// The whole namespace.
+    All,
+    /// One realization: its digest.
+    Realization(String),
+    /// So many blocks that were named, and what extends them.
+    Hashes(u64),
+    /// A label.
+    Label(String),
+}
+
+impl From<&PurgeScope> for ReceiptScope {
+    fn from(scope: &PurgeScope) -> ReceiptScope {
+        match scope {
+            PurgeScope::All => ReceiptScope::All,
+            PurgeScope::Realization(digest) => ReceiptScope::Realization(digest.clone()),
+            PurgeScope::Hashes(hashes) => ReceiptScope::Hashes(hashes.len() as u64),
+            PurgeScope::Label(label) => ReceiptScope::Label(label.clone()),
+        }
+    }
+}
+
+/// What a receipt says. Its place in the chain, digest and signature are added when it is issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiptBody {
+    /// The job's id.
+    pub purge: String,
+    /// Chosen by whoever asked.
+    pub request_id: String,
+    /// `DOMAIN/NAME`.
+    pub namespace: String,
+    /// What of it.
+    pub scope: ReceiptScope,
+    /// Where.
+    pub reach: PurgeReach,
+    /// How far.
+    pub mode: PurgeMode,
+    /// As it was given.
+    pub reason: String,
+    /// Which node: 32 hexadecimal digits that its state directory keeps.
+    pub node: String,
+    /// `None` for a narrower scope.
+    pub generation: Option<Raised>,
+    /// RFC 3339, UTC.
+    pub requested_at: String,
+    /// From here on nothing older could be read. RFC 3339, UTC.
+    pub acknowledged_at: String,
+    /// RFC 3339, UTC.
+    pub completed_at: String,
+    /// What the weakest processor vouches for.
+    pub guarantee: Guarantee,
+    /// Who held state, and what became of it.
+    pub processors: Vec<ProcessorReport>,
+    /// What no processor can vouch for, in words.
+    pub not_covered: Vec<String>,
+    /// What wraps the keys.
+    pub master_key: MasterKeyNote,
+    /// `none`, or what keeps an older copy of the state directory from being served.
+    pub rollback_protection: String,
+    /// How often a restart resumed the job.
+    pub resumed: u64,
+}
+
+/// An entry of the chain as it is signed and stored: one line of canonical JSON (RFC 8785).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedLine {
+    /// The line, without its end.
+    pub text: String,
+    /// `rcp_` and 32 hexadecimal digits for a receipt, `rot_` for a rotation of the signing key.
+    pub id: String,
+    /// `sha256:` and 64 hexadecimal digits.
+    pub digest: String,
+}
+
+/// The digest of a chain entry: SHA-256 of its canonical JSON without `digest` and `signature`.
+pub(super) fn digest_of(entry: &Value) -> Result<[u8; 32], serde_json::Error> {
+    let mut entry = entry.clone();
+    if let Some(fields) = entry.as_object_mut() {
+        fields.remove("digest");
+        fields.remove("signature");
+    }
+    let text = canonical(&entry)?;
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+    Ok(bytes)
+}
+
+/// RFC 8785.
+pub(super) fn canonical(value: &Value) -> Result<String, serde_json::Error> {
+    serde_json_canonicalizer::to_string(value)
+}
+
+/// What is signed of a digest.
+pub(super) fn signed_bytes(digest: &[u8; 32]) -> Vec<u8> {
+    [DOMAIN, digest].concat()
+}
+
+pub(super) fn named_digest(digest: &[u8; 32]) -> String {
+    format!("sha256:{}", hex(digest))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}

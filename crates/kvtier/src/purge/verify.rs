@@ -1,0 +1,246 @@
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::receipt::{VERSION, canonical, digest_of, named_digest, signed_bytes};
+use super::signing::{Jwk, KeySet};
+
+/// Longest line that is looked at, bytes.
+const LINE_BYTES_MAX: usize = 4 << 20;
+
+/// A place in the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) sequence: u64,
+    pub(super) digest: String,
+}
+
+/// One entry that is what its signer wrote.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) id: String,
+    pub(super) object: String,
+    pub(super) link: Link,
+    pub(super) previous: Option<String>,
+    pub(super) job: Option<String>,
+    new_key: Option<Jwk>,
+}
+
+/// Reads an entry: canonical bytes, digest, signature by a key of `keys`. Only canonical bytes are accepted, so that any
+/// changed byte is found, one that leaves the meaning alone included.
+fn read(line: &[u8], keys: &KeySet) -> Result<Entry, String> {
+    if line.len() > LINE_BYTES_MAX {
+        return Err(format!("longer than {LINE_BYTES_MAX} bytes"));
+    }
+    let entry: Value = serde_json::from_slice(line).map_err(|error| format!("no JSON: {error}"))?;
+    let same = canonical(&entry).map_err(|error| error.to_string())?;
+    if same.as_bytes() != line {
+        return Err("not the canonical JSON (RFC 8785) that was signed: it was altered".into());
+    }
+    let text = |name: &str| {
+        let text = entry[name].as_str();
+        text.map(str::to_owned).ok_or_else(|| format!("has no {name}"))
+    };
+    let number = |name: &str| entry[name].as_u64().ok_or_else(|| format!("has no {name}"));
+    let object = text("object")?;
+    if !["purge_receipt", "key_rotation"].contains(&object.as_str()) {
+        return Err(format!("is a {object:?}, not a purge_receipt"));
+    }
+    if number("version")? != VERSION {
+        return Err(format!(
+            "has version {}, this program knows {VERSION}",
+            entry["version"]
+        ));
+    }
+    let bare = digest_of(&entry).map_err(|error| error.to_string())?;
+    let digest = named_digest(&bare);
+    if text("digest")? != digest {
+        return Err("its digest is not that of its content: it was altered".into());
+    }
+    let key_id = text("key_id")?;
+    let key = keys
+        .find(&key_id)
+        .ok_or_else(|| format!("is signed by key {key_id}, which is not among the keys given"))?;
+    if !key.verifies(&signed_bytes(&bare), &text("signature")?) {
+        return Err(format!("its signature is not that of key {key_id}"));
+    }
+    let previous = match &entry["previous_digest"] {
+        Value::Null => None,
+        Value::String(digest) => Some(digest.clone()),
+        _ => return Err("its previous_digest is neither a digest nor null".into()),
+    };
+    let sequence = number("sequence")?;
+    if (sequence == 1) != previous.is_none() || sequence == 0 {
+        return Err(format!(
+            "number {sequence} of the chain, and previous_digest does not fit that"
+        ));
+    }
+    let new_key = match object.as_str() {
+        "key_rotation" => Some(
+            serde_json::from_value::<Jwk>(entry["new_key"].clone())
+                .ok()
+                .filter(|key| key.public().is_some())
+                .ok_or("names no new key")?,
+        ),
+        _ => None,
+    };
+    Ok(Entry {
+        id: text("id")?,
+        object,
+        link: Link { sequence, digest },
+        previous,
+        job: entry["purge"].as_str().map(str::to_owned),
+        new_key,
+    })
+}
+
+/// Checks the lines of a whole chain in order.
+pub(super) struct Verifier {
+    keys: KeySet,
+    head: Option<Link>,
+}
+
+impl Verifier {
+    pub(super) fn new(keys: KeySet) -> Verifier {
+        Verifier { keys, head: None }
+    }
+
+    pub(super) fn next(&mut self, line: &[u8]) -> Result<Entry, String> {
+        let entry = read(line, &self.keys)?;
+        let fits = match &self.head {
+            None => entry.link.sequence == 1,
+            Some(head) => entry.link.sequence == head.sequence + 1 && entry.previous.as_ref() == Some(&head.digest),
+        };
+        if !fits {
+            return Err(format!("{} does not follow the entry before it", entry.id));
+        }
+        self.head = Some(entry.link.clone());
+        Ok(entry)
+    }
+
+    pub(super) fn into_head(self) -> Option<Link> {
+        self.head
+    }
+}
+
+/// What became of one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CheckedLine {
+    /// Where it stood: file and line, as the caller named them.
+    pub place: String,
+    /// Its id, where it has one.
+    pub id: Option<String>,
+    /// `purge_receipt` or `key_rotation`, where it is one.
+    pub object: Option<String>,
+    /// Its number in the chain.
+    pub sequence: Option<u64>,
+    /// What is wrong with it; `None`: nothing.
+    pub problem: Option<String>,
+}
+
+/// What became of all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Whether every line is what its signer wrote and the chain has no hole.
+    pub verified: bool,
+    /// Line by line.
+    pub lines: Vec<CheckedLine>,
+    /// What is wrong between lines.
+    pub chain_problems: Vec<String>,
+    /// Links that lead out of what was given, and were not checked.
+    pub unchecked: Vec<String>,
+}
+
+/// Checks receipts without any node: `lines` with the places they stood at, `keys` from a source that is trusted (`GET
+/// /v1/keys`). A rotation that a trusted key signed brings the next key with it. Files may come in any order; two entries
+/// with one number are a fork, a number that is missing between others is a missing link.
+#[must_use]
+pub fn verify(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
+    let mut report = VerifyReport::default();
+    let mut keys = keys.clone();
+    let mut entries: Vec<Option<Entry>> = vec![None; lines.len()];
+    let mut problems: Vec<Option<String>> = vec![None; lines.len()];
+    // A rotation found in a later file may be what makes an entry of an earlier one readable.
+    loop {
+        let known = keys.keys.len();
+        for (number, (_, line)) in lines.iter().enumerate() {
+            if entries[number].is_some() {
+                continue;
+            }
+            match read(line, &keys) {
+                Ok(entry) => {
+                    if let Some(new_key) = &entry.new_key
+                        && keys.find(&new_key.kid).is_none()
+                    {
+                        keys.keys.push(new_key.clone());
+                    }
+                    problems[number] = None;
+                    entries[number] = Some(entry);
+                }
+                Err(problem) => problems[number] = Some(problem),
+            }
+        }
+        if keys.keys.len() == known {
+            break;
+        }
+    }
+    let mut chain: BTreeMap<u64, &Entry> = BTreeMap::new();
+    let mut last_in_file: BTreeMap<&str, u64> = BTreeMap::new();
+    for (entry, (place, _)) in entries.iter().zip(lines) {
+        let Some(entry) = entry else { continue };
+        let file = place.rsplit_once(':').map_or(place.as_str(), |(file, _)| file);
+        if let Some(before) = last_in_file.insert(file, entry.link.sequence)
+            && before >= entry.link.sequence
+        {
+            report.chain_problems.push(format!(
+                "{place}: number {} stands behind number {before}: reordered or repeated",
+                entry.link.sequence
+            ));
+        }
+        if let Some(other) = chain.insert(entry.link.sequence, entry)
+            && other.link != entry.link
+        {
+            report.chain_problems.push(format!(
+                "{} and {} are both number {}: the chain was forked",
+                other.id, entry.id, entry.link.sequence
+            ));
+        }
+    }
+    let mut before: Option<&Entry> = None;
+    for entry in chain.values() {
+        match (before, &entry.previous) {
+            (Some(before), previous) if before.link.sequence + 1 == entry.link.sequence => {
+                if previous.as_ref() != Some(&before.link.digest) {
+                    report.chain_problems.push(format!(
+                        "{} does not follow {}: another entry stood between or before",
+                        entry.id, before.id
+                    ));
+                }
+            }
+            (Some(before), _) => report.chain_problems.push(format!(
+                "missing: numbers {} to {}",
+                before.link.sequence + 1,
+                entry.link.sequence - 1
+            )),
+            (None, Some(previous)) => report
+                .unchecked
+                .push(format!("{}: the entry before it ({previous}) was not given", entry.id)),
+            (None, None) => {}
+        }
+        before = Some(entry);
+    }
+    for (number, (place, _)) in lines.iter().enumerate() {
+        let entry = entries[number].as_ref();
+        report.lines.push(CheckedLine {
+            place: place.clone(),
+            id: entry.map(|entry| entry.id.clone()),
+            object: entry.map(|entry| entry.object.clone()),
+            sequence: entry.map(|entry| entry.link.sequence),
+            problem: problems[number].clone(),
+        });
+    }
+    let sound = report.lines.iter().all(|line| line.problem.is_none()) && !report.lines.is_empty();
+    report.verified = sound && report.chain_problems.is_empty();
+    report
+}
