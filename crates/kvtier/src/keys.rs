@@ -76,6 +76,7 @@
 //! Without this file, or with another register's, every namespace gets a new generation and key at the start: a number
 //! would mean another realization than the records on NVMe mean by it.
 
+mod anchor;
 pub(crate) mod disk;
 pub(crate) mod error;
 mod master;
@@ -87,10 +88,11 @@ mod state;
 #[cfg(test)]
 mod crash_disk;
 
+pub(crate) use anchor::Anchor;
 pub use error::{KeyError, RecordError};
 pub(crate) use master::read_secret;
 pub use master::{KeyId, MasterKey};
 pub use realizations::{Realizations, placeholder};
 pub use register::{Change, Register};
 pub use slot::Label;
-pub use state::{Rotation, StateFiles, rotate_master_key};
+pub use state::{Rotation, StateFiles, rotate_in_use, rotate_master_key};

@@ -9,6 +9,7 @@ mod domains;
 mod driver;
 mod listener;
 mod outbox;
+mod purging;
 mod recorder;
 mod restart;
 mod session;
@@ -28,11 +29,14 @@ use self::clock::NodeClock;
 use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::listener::Listener;
+use self::purging::Purging;
+pub use self::purging::STEPS as PURGE_STEPS;
 use self::recorder::Recorder;
 pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durability, Status};
 pub use self::watchers::Processor;
 use crate::error::ErrorKind;
-use crate::keys::{KeyError, StateFiles};
+use crate::keys::{Anchor, KeyError, StateFiles};
+use crate::purge::{KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeRequest};
 use crate::settings::{CheckedSettings, Clock, Encryption, HugePages, NvmeEngine};
 
 /// What a starting node is doing.
@@ -144,6 +148,7 @@ pub struct Node {
     driver: Arc<Driver>,
     listener: Option<Listener>,
     domains: Arc<Domains>,
+    purging: Arc<Purging>,
     threads: Vec<JoinHandle<()>>,
     settings: CheckedSettings,
 }
@@ -221,7 +226,12 @@ impl Node {
                 "clock = client: clients drive the time. This is a test mode: never serve an engine with it".into(),
             ));
         }
-        let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations);
+        let mut notes = Vec::new();
+        let anchor = match &settings.anchor_file {
+            Some(path) => Some(Anchor::open(path, &mut notes)?),
+            None => None,
+        };
+        let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations, anchor);
         let (driver, segment_work) = Driver::new(&settings, clock, host, nvme, recorder);
         let driver = Arc::new(driver);
         // The cell is set once, here, before anything can complete.
@@ -239,11 +249,27 @@ impl Node {
         threads.push(spawn("kvtier-segment", move || {
             segments.run_segment_work(&segment_work)
         })?);
+        let (purging, purging_jobs) =
+            Purging::open(Arc::clone(&driver), Arc::clone(&domains), settings.clone(), &mut notes)?;
+        for note in notes {
+            observer(StartProgress::Note(note));
+        }
+        let purging = Arc::new(purging);
+        let purger = Arc::clone(&purging);
+        threads.push(spawn("kvtier-purge", move || purger.run(&purging_jobs))?);
+        // Before any client: nobody sees what a purge of an earlier run was to hide.
+        let resumed = purging.resume();
+        if resumed > 0 {
+            observer(StartProgress::Note(format!(
+                "resumed {resumed} purges of an earlier run"
+            )));
+        }
         let listener = Listener::start(socket, &settings, Arc::clone(&driver), Arc::clone(&domains))?;
         Ok(Node {
             driver,
             listener: Some(listener),
             domains,
+            purging,
             threads,
             settings,
         })
@@ -306,6 +332,68 @@ impl Node {
         Ok(raised)
     }
 
+    /// Begins a purge and returns once nothing older can be read any more, durably. The second value: whether the job is new.
+    ///
+    /// # Errors
+    /// Nothing was changed, but for `Unavailable`: then the purge may go on.
+    pub fn purge(&self, request: PurgeRequest) -> Result<(PurgeJob, bool), PurgeError> {
+        self.purging.purge(request)
+    }
+
+    /// The purge with this id.
+    #[must_use]
+    pub fn purge_job(&self, id: &str) -> Option<PurgeJob> {
+        self.purging.job(id)
+    }
+
+    /// Purges, oldest first: of one `DOMAIN/NAME`, or all that are remembered.
+    #[must_use]
+    pub fn purge_jobs(&self, namespace: Option<&str>) -> Vec<PurgeJob> {
+        self.purging.jobs(namespace)
+    }
+
+    /// The signed receipt of a purge, as it was signed; `None` while there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn purge_receipt(&self, id: &str) -> Result<Option<String>, KeyError> {
+        self.purging.receipt(id)
+    }
+
+    /// The public keys of receipts.
+    #[must_use]
+    pub fn receipt_keys(&self) -> KeySet {
+        self.purging.keys()
+    }
+
+    /// What became of purges after this event: numbers that only grow, and JSON objects. The last thousand are kept.
+    #[must_use]
+    pub fn purge_events_after(&self, sequence: u64) -> Vec<(u64, String)> {
+        self.purging.events_after(sequence)
+    }
+
+    /// Every namespace, in the order of their names.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<NamespaceStatus> {
+        self.purging.namespace_statuses()
+    }
+
+    /// Sets a namespace, durably.
+    ///
+    /// # Errors
+    /// Nothing was changed.
+    pub fn set_namespace(&self, namespace: &str, settings: NamespaceSettings) -> Result<NamespaceStatus, PurgeError> {
+        self.purging.set_namespace(namespace, settings)
+    }
+
+    /// Serves a namespace again, empty, that the anchor knows at a higher generation than the state directory.
+    ///
+    /// # Errors
+    /// When it is not known, or cannot be made durable.
+    pub fn advance_namespace(&self, namespace: &str) -> Result<NamespaceStatus, PurgeError> {
+        self.purging.advance(namespace)
+    }
+
     /// Writes every block sealed before now to NVMe. `None` when that did not end within `timeout`.
     #[must_use]
     pub fn flush(&self, timeout: Duration) -> Option<FlushReport> {
@@ -356,6 +444,7 @@ impl Node {
         if let Some(listener) = self.listener.take() {
             listener.stop();
         }
+        self.purging.stop();
         self.driver.stop();
         for thread in self.threads.drain(..) {
             // A thread that panicked has already said so.

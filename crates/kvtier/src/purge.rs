@@ -7,6 +7,7 @@
 
 mod chain;
 mod evidence;
+pub(crate) mod journal;
 mod moment;
 mod receipt;
 mod signing;

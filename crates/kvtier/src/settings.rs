@@ -164,6 +164,18 @@ pub struct Settings {
     pub promotions_in_flight_max: u32,
     /// Byte quota of each namespace. Default none.
     pub namespace_quota_bytes: Option<u64>,
+    /// How long a physical purge waits for clients to give back memory that they still hold, milliseconds. Default 5,000.
+    /// What they hold for longer is not zeroed, and the receipt says so. Costs no memory.
+    pub purge_lease_grace_ms: u64,
+    /// How long a purge waits for caches of the namespace to confirm before its receipt calls them unconfirmed, milliseconds.
+    /// Default 2,000. Costs no memory.
+    pub purge_confirm_wait_ms: u64,
+    /// A file outside the state directory that remembers the generation of every namespace that was invalidated, so that a
+    /// state directory restored from an older copy is not served. It must not be restored together with it. Default none.
+    /// Each invalidation waits for two more syncs.
+    pub anchor_file: Option<PathBuf>,
+    /// Kills the process at this step of a purge: a test mode. Default none.
+    pub purge_fail_point: Option<String>,
     /// Which clock drives the manager. Default `system`.
     pub clock: Clock,
     /// Trust domains beside the default of one a uid.
@@ -207,6 +219,10 @@ impl Default for Settings {
             demotions_in_flight_max: 64,
             promotions_in_flight_max: 256,
             namespace_quota_bytes: None,
+            purge_lease_grace_ms: 5000,
+            purge_confirm_wait_ms: 2000,
+            anchor_file: None,
+            purge_fail_point: None,
             clock: Clock::System,
             domains: Vec::new(),
         }
@@ -401,6 +417,26 @@ impl Settings {
                 "master_key_file",
                 "\"\"",
                 "name a file with 64 hexadecimal digits, or leave it out for master.key in the state directory",
+            ));
+        }
+        if self
+            .anchor_file
+            .as_ref()
+            .is_some_and(|path| path.as_os_str().is_empty())
+        {
+            return Err(refuse(
+                "anchor_file",
+                "\"\"",
+                "name a file on other storage than the state directory, or leave it out",
+            ));
+        }
+        if let Some(step) = &self.purge_fail_point
+            && !crate::node::PURGE_STEPS.contains(&step.as_str())
+        {
+            return Err(refuse(
+                "purge_fail_point",
+                step,
+                format!("one of {}", crate::node::PURGE_STEPS.join(", ")),
             ));
         }
         let quarter = self.host_bytes / 4;

@@ -1,5 +1,5 @@
 use super::TierManager;
-use crate::{DomainStatistics, Statistics, TrustDomain};
+use crate::{DomainStatistics, NamespaceId, Statistics, TrustDomain};
 
 impl TierManager {
     /// Counters and gauges.
@@ -46,6 +46,23 @@ impl TierManager {
             sum.quarantined_bytes += client.quarantined_bytes;
         }
         sum
+    }
+
+    /// What one namespace uses, and its quota.
+    ///
+    /// # Panics
+    /// Where the namespace was never opened.
+    #[must_use]
+    pub fn namespace_statistics(&self, namespace: NamespaceId) -> (DomainStatistics, Option<u64>) {
+        let entry = self.namespaces.entry(namespace).expect("a namespace that was opened");
+        let statistics = DomainStatistics {
+            blocks: entry.blocks,
+            host_blocks: entry.host_blocks,
+            nvme_blocks: entry.nvme_blocks,
+            used_bytes: entry.used_bytes,
+            ..DomainStatistics::default()
+        };
+        (statistics, entry.quota_bytes)
     }
 
     /// Memory of all tables.

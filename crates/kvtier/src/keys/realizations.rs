@@ -120,6 +120,14 @@ impl Realizations {
         self.entries.lock().clone()
     }
 
+    /// The id of a realization that is listed.
+    #[must_use]
+    pub fn find(&self, realization: Realization) -> Option<RealizationId> {
+        let entries = self.entries.lock();
+        let position = entries.iter().position(|entry| *entry == Some(realization))?;
+        u32::try_from(position).ok().map(RealizationId)
+    }
+
     /// Whether an id is durable.
     #[must_use]
     pub fn contains(&self, id: RealizationId) -> bool {

@@ -26,7 +26,7 @@ pub struct Register {
     path: PathBuf,
     disk: Box<dyn Disk>,
     incarnation: Incarnation,
-    master: MasterKey,
+    master: RwLock<Arc<MasterKey>>,
     slots: Mutex<Vec<Slot>>,
     /// By slot: what is durable now.
     durable: RwLock<Vec<Option<Durable>>>,
@@ -155,7 +155,7 @@ impl Register {
             path: path.to_owned(),
             disk,
             incarnation,
-            master,
+            master: RwLock::new(Arc::new(master)),
             slots: Mutex::new(slots),
             durable: RwLock::new(durable),
             lost,
@@ -286,10 +286,53 @@ impl Register {
         &self.incarnation
     }
 
+    fn master(&self) -> Arc<MasterKey> {
+        Arc::clone(&self.master.read())
+    }
+
+    /// Wraps every data key by another master key, in both halves, while the node runs. When it fails, some are wrapped by
+    /// the one and some by the other: both have to be kept, and it has to be done again.
+    pub(super) fn rewrap_by(&self, master: MasterKey) -> Result<u32, KeyError> {
+        *self.master.write() = Arc::new(master);
+        self.rewrap()
+    }
+
+    /// Which register: 32 hexadecimal digits that it keeps for as long as it lives.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let digest = blake3::derive_key("kvtier v1 node identity", &self.incarnation);
+        KeyId(*digest.first_chunk().expect("16 of 32 bytes")).to_string()
+    }
+
+    /// Reads a slot from the disk: whether neither half holds a generation below this one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn holds_nothing_older(&self, namespace: NamespaceId, generation: u64) -> Result<bool, KeyError> {
+        let _slots = self.slots.lock();
+        let mut sector: Sector = [0; SECTOR_BYTES];
+        for half in 0..2 {
+            self.disk
+                .read_at(&mut sector, slot::place(namespace.0, half))
+                .map_err(KeyError::io("read", &self.path))?;
+            match Half::decode(&sector, namespace.0, Some(&self.incarnation)) {
+                Read::Whole((half, _)) if half.generation.0 >= generation => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// A namespace's name.
+    #[must_use]
+    pub fn label(&self, namespace: NamespaceId) -> Option<Label> {
+        self.slots.lock().get(namespace.0 as usize)?.label.clone()
+    }
+
     /// Which master key wraps what is written.
     #[must_use]
     pub fn master_key(&self) -> KeyId {
-        self.master.id()
+        self.master.read().id()
     }
 
     /// Syncs so far, and writes or syncs that failed.
@@ -353,7 +396,7 @@ impl Register {
         slot.sequence += 1;
         slot.mirrored = false;
         let half = Half::seal(
-            &self.master,
+            &self.master(),
             &self.incarnation,
             (number, slot.sequence),
             (label, generation),
@@ -385,7 +428,7 @@ impl Register {
         let mut written = Vec::new();
         for (slot, number) in slots.iter_mut().zip(0..) {
             let Some(newest) = &slot.newest else { continue };
-            if newest.half.wrapped_by == self.master.id() {
+            if newest.half.wrapped_by == self.master().id() {
                 continue;
             }
             let (generation, key) = (newest.half.generation, Arc::clone(&newest.key));
@@ -410,7 +453,7 @@ impl Register {
                 Fate::Skipped => self.put(&[0; PAGE_BYTES], number, 0)?,
                 Fate::Lost => {
                     slot.sequence += 1;
-                    let page = Half::lost(&self.master, number, slot.sequence).page(&self.incarnation);
+                    let page = Half::lost(&self.master(), number, slot.sequence).page(&self.incarnation);
                     self.put(&page, number, 0)?;
                     self.put(&page, number, 1)?;
                 }

@@ -329,6 +329,30 @@ fn rotate(
     })
 }
 
+/// Draws another master key for a register that is in use and wraps every data key by it; the directory's own old key is
+/// destroyed. Does nothing, and says so by `None`, where the key is a file that the operator named: that one is out of reach.
+///
+/// # Errors
+/// When something cannot be written. What was cut short is finished by another call or by the next start.
+pub fn rotate_in_use(
+    directory: &Path,
+    register: &Register,
+    master_key_file: Option<&Path>,
+) -> Result<Option<KeyId>, KeyError> {
+    let places = Places::of(directory);
+    if places.named(master_key_file).is_some() {
+        return Ok(None);
+    }
+    let next = match MasterKey::read(&places.next_key)? {
+        Some(next) => next,
+        None => MasterKey::make(&places.next_key)?,
+    };
+    let id = next.id();
+    register.rewrap_by(next)?;
+    places.promote_next_key(None, &mut |_| Ok(()))?;
+    Ok(Some(id))
+}
+
 fn read_or_make(path: &Path, step: &mut Step<'_>) -> Result<MasterKey, KeyError> {
     if let Some(key) = MasterKey::read(path)? {
         return Ok(key);

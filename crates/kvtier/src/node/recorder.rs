@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{Completion, Failure, Generation, NamespaceId, OperationId, Realization, RealizationId};
 
-use crate::keys::{Change, Label, Realizations, RecordError, Register};
+use crate::keys::{Anchor, Change, Label, Realizations, RecordError, Register};
 
 /// Jobs that share a sync at most.
 const BATCH_MAX: usize = 1024;
@@ -31,6 +31,7 @@ pub(crate) enum Job {
 pub(crate) struct Recorder {
     pub(crate) register: Arc<Register>,
     pub(crate) realizations: Realizations,
+    anchor: Option<Anchor>,
     /// Unbounded, yet each connection waits for one at a time, and each namespace has one generation on its way.
     jobs: Sender<Job>,
     failing: AtomicBool,
@@ -38,11 +39,16 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// With what its thread must work on. The caller starts that.
-    pub(crate) fn new(register: Arc<Register>, realizations: Realizations) -> (Recorder, Receiver<Job>) {
+    pub(crate) fn new(
+        register: Arc<Register>,
+        realizations: Realizations,
+        anchor: Option<Anchor>,
+    ) -> (Recorder, Receiver<Job>) {
         let (jobs, work) = crossbeam_channel::unbounded();
         let recorder = Recorder {
             register,
             realizations,
+            anchor,
             jobs,
             failing: AtomicBool::new(false),
         };
@@ -82,6 +88,31 @@ impl Recorder {
             namespace,
             generation,
         });
+    }
+
+    /// Whether something outside the state directory remembers generations.
+    pub(crate) fn is_anchored(&self) -> bool {
+        self.anchor.is_some()
+    }
+
+    /// What the anchor remembers of a namespace; 0 without one.
+    pub(crate) fn anchored_generation(&self, domain: &str, name: &str) -> u64 {
+        let label = Label {
+            domain: domain.to_owned(),
+            name: name.to_owned(),
+        };
+        self.anchor.as_ref().map_or(0, |anchor| anchor.generation(&label))
+    }
+
+    /// Why a namespace of this generation is not served; `None`: it is.
+    pub(crate) fn refusal(&self, domain: &str, name: &str, generation: Generation) -> Option<String> {
+        let anchored = self.anchored_generation(domain, name);
+        (generation.0 < anchored).then(|| {
+            format!(
+                "{domain}/{name} is at generation {}, the anchor knows {anchored}: the state directory is older than a purge; `kvctl namespace advance {domain}/{name}` serves it again, empty",
+                generation.0
+            )
+        })
     }
 
     /// Ends [`Recorder::run`] once it has done what was asked before.
@@ -142,8 +173,13 @@ impl Recorder {
                     // Whoever asked may have stopped waiting.
                     let _ = reply.try_send(outcome);
                 }
-                Job::Raise { operation, .. } => {
+                Job::Raise {
+                    operation,
+                    namespace,
+                    generation,
+                } => {
                     let outcome = recorded.next().expect("an answer for each change");
+                    let outcome = outcome.and_then(|()| self.note_in_anchor(namespace, generation));
                     self.note_outcome(outcome.as_ref().err());
                     answer(
                         operation,
@@ -155,6 +191,16 @@ impl Recorder {
                 }
             }
         }
+    }
+
+    /// After the register: what is not durable there was never acknowledged.
+    fn note_in_anchor(&self, namespace: NamespaceId, generation: Generation) -> Result<(), RecordError> {
+        let (Some(anchor), Some(label)) = (&self.anchor, self.register.label(namespace)) else {
+            return Ok(());
+        };
+        anchor
+            .raise(&label, generation.0)
+            .map_err(|error| RecordError::Io(Arc::new(std::io::Error::other(error.to_string()))))
     }
 
     /// Logs the first failure after a success: the rest is counted.

@@ -447,6 +447,9 @@ impl Session {
             }
         }
         let generation = driver.look(|manager| manager.generation(namespace));
+        if let Some(words) = driver.recorder.refusal(&self.domain_name, name, generation) {
+            return Err(Refused(ErrorKind::Unavailable, words));
+        }
         let known = |handle: &Handle| handle.namespace == namespace && handle.realization == realization;
         let index = match self.handles.iter().position(known) {
             Some(index) => index,

@@ -6,7 +6,7 @@ use super::evidence::{Guarantee, ProcessorReport};
 use super::{PurgeMode, PurgeReach, PurgeScope};
 
 /// The version written and understood.
-pub const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 1;
 /// What an Ed25519 signature covers before the digest.
 pub(super) const DOMAIN: &[u8] = b"kvtier receipt chain v1\n";
 

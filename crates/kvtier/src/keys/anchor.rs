@@ -1,0 +1,138 @@
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::slot::Label;
+use super::{KeyError, disk};
+
+const VERSION: u32 = 1;
+
+/// A file outside the state directory that remembers the highest generation of every namespace that was invalidated. A state
+/// directory restored from an older copy is behind it, and is not served.
+///
+/// JSON: `{"version": 1, "generations": {"DOMAIN/NAME": 7}}`, replaced as a whole.
+pub(crate) struct Anchor {
+    path: PathBuf,
+    generations: Mutex<BTreeMap<String, u64>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    version: u32,
+    generations: BTreeMap<String, u64>,
+}
+
+impl Anchor {
+    /// Reads the file; makes it if it is not there.
+    pub(crate) fn open(path: &Path, notes: &mut Vec<String>) -> Result<Anchor, KeyError> {
+        let generations = match std::fs::read(path) {
+            Ok(text) => read(path, &text)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                notes.push(format!(
+                    "made an anchor, {}: it must not be restored together with the state directory",
+                    path.display()
+                ));
+                write(path, &BTreeMap::new())?;
+                BTreeMap::new()
+            }
+            Err(error) => return Err(KeyError::io("read", path)(error)),
+        };
+        Ok(Anchor {
+            path: path.to_owned(),
+            generations: Mutex::new(generations),
+        })
+    }
+
+    /// The highest generation that was ever acknowledged; 0: none was.
+    pub(crate) fn generation(&self, label: &Label) -> u64 {
+        self.generations.lock().get(&named(label)).copied().unwrap_or(0)
+    }
+
+    /// Notes a maximum, durably.
+    pub(crate) fn raise(&self, label: &Label, generation: u64) -> Result<(), KeyError> {
+        let mut generations = self.generations.lock();
+        let name = named(label);
+        if generations.get(&name).is_some_and(|known| *known >= generation) {
+            return Ok(());
+        }
+        let mut raised = generations.clone();
+        raised.insert(name, generation);
+        write(&self.path, &raised)?;
+        *generations = raised;
+        Ok(())
+    }
+}
+
+fn named(label: &Label) -> String {
+    format!("{}/{}", label.domain, label.name)
+}
+
+fn read(path: &Path, text: &[u8]) -> Result<BTreeMap<String, u64>, KeyError> {
+    let unreadable = |_| KeyError::Unreadable {
+        path: path.to_owned(),
+        what: "anchor",
+    };
+    let content: Content = serde_json::from_slice(text).map_err(unreadable)?;
+    if content.version != VERSION {
+        return Err(KeyError::Newer {
+            path: path.to_owned(),
+            version: content.version,
+            known: VERSION,
+        });
+    }
+    Ok(content.generations)
+}
+
+fn write(path: &Path, generations: &BTreeMap<String, u64>) -> Result<(), KeyError> {
+    let content = Content {
+        version: VERSION,
+        generations: generations.clone(),
+    };
+    let text = serde_json::to_vec(&content).map_err(|error| KeyError::io("write", path)(error.into()))?;
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".next");
+    let aside = PathBuf::from(aside);
+    OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&aside)
+        .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+        .map_err(KeyError::io("write", &aside))?;
+    disk::rename(&aside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_anchor_only_rises_and_is_read_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("anchor");
+        let label = |name: &str| Label {
+            domain: "uid-1".into(),
+            name: name.into(),
+        };
+        let mut notes = Vec::new();
+        let anchor = Anchor::open(&path, &mut notes).expect("made");
+        assert_eq!(notes.len(), 1);
+        anchor.raise(&label("a"), 5).expect("raised");
+        anchor.raise(&label("a"), 3).expect("nothing to do");
+        anchor.raise(&label("b"), 2).expect("raised");
+        drop(anchor);
+        let anchor = Anchor::open(&path, &mut notes).expect("read");
+        assert_eq!(notes.len(), 1);
+        let generations = ["a", "b", "c"].map(|name| anchor.generation(&label(name)));
+        assert_eq!(generations, [5, 2, 0]);
+        std::fs::write(&path, "{}").expect("written");
+        assert!(Anchor::open(&path, &mut notes).is_err(), "never taken for an empty one");
+    }
+}

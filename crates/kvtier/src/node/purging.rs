@@ -1,0 +1,757 @@
+//! Purges: journalled before anything is done, carried out step by step on a thread of their own, and receipted.
+//!
+//! A job's steps may all be done again: whatever a kill cut short, the next start goes on from what the journal says, before
+//! any client is served.
+
+mod evidence;
+mod record;
+mod settings_of_namespaces;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender};
+use kvtier_core::{BlockHash, ForgetScope, NamespaceId, Realization, TrustDomain};
+use parking_lot::{Condvar, Mutex};
+use serde_json::json;
+
+use self::evidence::{Done, Found};
+use self::record::{Record, digest_of_request};
+use self::settings_of_namespaces::NamespaceFile;
+use super::domains::Domains;
+use super::driver::{Driver, Settled, Waiter};
+use crate::keys::{self, KeyError, KeyId};
+use crate::purge::journal::Journal;
+use crate::purge::{
+    KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeMode, PurgeReach, PurgeRequest, PurgeScope,
+    PurgeState, ReceiptLog, rfc3339,
+};
+use crate::settings::{CheckedSettings, Encryption};
+
+const JOURNAL_FILE: &str = "purges.journal";
+const RECEIPTS_DIRECTORY: &str = "receipts";
+/// Says that payloads were written unencrypted by some run.
+const UNSEALED_FILE: &str = "unsealed";
+
+/// Jobs that are remembered once they are done.
+const JOBS_KEPT: usize = 1024;
+/// Jobs under way at once.
+const JOBS_RUNNING_MAX: usize = 256;
+/// Changes that are kept for those who follow them.
+const EVENTS_KEPT: usize = 1024;
+/// The journal is written anew at a start once it is larger.
+const JOURNAL_BYTES_MAX: u64 = 4 << 20;
+/// How long a purge may take to be acknowledged before its caller is told to ask again. It goes on.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest that a start waits for purges of an earlier run. They go on behind it.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two looks at whether caches confirmed.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(5);
+/// Before a step that failed is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Where `purge_fail_point` can kill the process, in the order in which a physical purge comes by.
+pub const STEPS: [&str; 8] = [
+    "journalled",
+    "fenced",
+    "acknowledged",
+    "key_settled",
+    "key_destroyed",
+    "destroyed",
+    "receipted",
+    "completed",
+];
+
+/// See the module.
+pub(crate) struct Purging {
+    driver: Arc<Driver>,
+    domains: Arc<Domains>,
+    settings: CheckedSettings,
+    receipts: ReceiptLog,
+    node: String,
+    /// Some run wrote payloads in the clear.
+    unsealed: bool,
+    namespaces: NamespaceFile,
+    book: Mutex<Book>,
+    changed: Condvar,
+    work: Sender<Option<u64>>,
+    stopping: AtomicBool,
+}
+
+struct Book {
+    journal: Journal,
+    jobs: BTreeMap<u64, Record>,
+    events: VecDeque<(u64, String)>,
+    next_event: u64,
+}
+
+impl Purging {
+    /// Opens journal and receipts. The caller starts [`Purging::run`].
+    pub(super) fn open(
+        driver: Arc<Driver>,
+        domains: Arc<Domains>,
+        settings: CheckedSettings,
+        notes: &mut Vec<String>,
+    ) -> Result<(Purging, Receiver<Option<u64>>), KeyError> {
+        let directory = &settings.state_dir;
+        let receipts = ReceiptLog::open(&directory.join(RECEIPTS_DIRECTORY), notes)?;
+        let path = directory.join(JOURNAL_FILE);
+        let (mut journal, entries) = Journal::open::<Record>(&path)?;
+        let mut jobs: BTreeMap<u64, Record> = BTreeMap::new();
+        for record in entries {
+            jobs.insert(record.number, record);
+        }
+        forget_oldest(&mut jobs);
+        if journal.bytes() > JOURNAL_BYTES_MAX {
+            journal = Journal::compact(&path, jobs.values())?;
+        }
+        let unsealed_path = directory.join(UNSEALED_FILE);
+        if settings.encryption == Encryption::None && settings.nvme_bytes > 0 && !unsealed_path.exists() {
+            let words = b"Payloads on NVMe were written without encryption: no purge can claim that a destroyed key covers them.\n";
+            keys::disk::write_whole(&unsealed_path, words)?;
+        }
+        let node = driver.recorder.register.identity();
+        let namespaces = NamespaceFile::open(directory)?;
+        let (work, jobs_to_do) = crossbeam_channel::unbounded();
+        let purging = Purging {
+            unsealed: unsealed_path.exists(),
+            receipts,
+            node,
+            namespaces,
+            book: Mutex::new(Book {
+                journal,
+                jobs,
+                events: VecDeque::new(),
+                next_event: 1,
+            }),
+            changed: Condvar::new(),
+            work,
+            stopping: AtomicBool::new(false),
+            driver,
+            domains,
+            settings,
+        };
+        purging.apply_namespace_settings();
+        Ok((purging, jobs_to_do))
+    }
+
+    /// Fences what was asked for and not fenced when the last run ended, then waits a while for the rest. How many there were.
+    pub(super) fn resume(&self) -> usize {
+        let unfinished: Vec<u64> = {
+            let book = self.book.lock();
+            let unfinished = book.jobs.values().filter(|record| !record.is_done());
+            unfinished.map(|record| record.number).collect()
+        };
+        for &number in &unfinished {
+            self.update(number, |record| record.job.resumed += 1);
+            // Whoever would take it is started with the node.
+            let _ = self.work.send(Some(number));
+        }
+        let deadline = Instant::now() + RESUME_TIMEOUT;
+        let mut book = self.book.lock();
+        let done = |book: &Book| {
+            let is_done = |number| book.jobs.get(number).is_none_or(Record::is_done);
+            unfinished.iter().all(is_done)
+        };
+        while !done(&book) && !self.changed.wait_until(&mut book, deadline).timed_out() {}
+        unfinished.len()
+    }
+
+    /// The purging thread.
+    pub(super) fn run(&self, jobs: &Receiver<Option<u64>>) {
+        while let Ok(Some(number)) = jobs.recv() {
+            while !self.carry_out(number) {
+                if self.is_stopping() {
+                    return;
+                }
+                std::thread::sleep(RETRY_PAUSE);
+            }
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        let _ = self.work.send(None);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire) || self.driver.is_stopping()
+    }
+
+    /// Begins a purge, and returns once nothing older can be read any more. The second value: whether the job is new.
+    pub(super) fn purge(&self, request: PurgeRequest) -> Result<(PurgeJob, bool), PurgeError> {
+        let (mut request, namespace) = self.check(request)?;
+        if request.reach.is_none() {
+            request.reach = Some(PurgeReach::Node);
+        }
+        let digest = digest_of_request(&request);
+        let (number, is_new) = {
+            let mut book = self.book.lock();
+            let same = book
+                .jobs
+                .values()
+                .find(|record| record.job.request.request_id == request.request_id);
+            match same {
+                Some(record) if record.request_digest == digest => (record.number, false),
+                Some(record) => {
+                    return Err(PurgeError::Conflict {
+                        request_id: request.request_id,
+                        id: record.job.id.clone(),
+                    });
+                }
+                None => (self.begin(&mut book, request, namespace, digest)?, true),
+            }
+        };
+        if is_new {
+            self.reached("journalled");
+            self.fence(number)?;
+            self.reached("fenced");
+            let _ = self.work.send(Some(number));
+        }
+        let job = self.await_acknowledged(number)?;
+        Ok((job, is_new))
+    }
+
+    fn check(&self, request: PurgeRequest) -> Result<(PurgeRequest, NamespaceId), PurgeError> {
+        let invalid = |words: &str| Err(PurgeError::Invalid(words.into()));
+        let id = &request.request_id;
+        if id.is_empty() || id.len() > 128 || !id.bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
+            return invalid("request_id: give 1 to 128 printable ASCII characters");
+        }
+        if request.reason.len() > 1024 {
+            return invalid("reason: give at most 1,024 bytes");
+        }
+        if request.reach == Some(PurgeReach::Cluster) {
+            return invalid("reach: this node has no peers; give \"node\", or leave it out");
+        }
+        match &request.scope {
+            PurgeScope::All => {}
+            PurgeScope::Realization(digest) if record::realization(digest).is_some() => {}
+            PurgeScope::Realization(_) => return invalid("scope.realization: give 64 hexadecimal digits"),
+            PurgeScope::Hashes(hashes) if hashes.is_empty() || hashes.len() > record::HASHES_MAX => {
+                return invalid("scope.hashes: give 1 to 65,536 of them");
+            }
+            PurgeScope::Hashes(hashes) if hashes.iter().all(|hash| record::hash(hash).is_some()) => {}
+            PurgeScope::Hashes(_) => return invalid("scope.hashes: give 32 hexadecimal digits each"),
+            PurgeScope::Label(_) => {
+                return invalid("scope.label: blocks are not kept by label; purge by hashes, realization or namespace");
+            }
+        }
+        let (name, namespace, _) = self.resolve(&request.namespace)?;
+        let request = PurgeRequest {
+            namespace: name,
+            ..request
+        };
+        Ok((request, namespace))
+    }
+
+    /// `DOMAIN/NAME` and the namespace of a name that one domain has.
+    fn resolve(&self, name: &str) -> Result<(String, NamespaceId, TrustDomain), PurgeError> {
+        let (only, bare) = match name.split_once('/') {
+            Some((domain, bare)) => (Some(domain), bare),
+            None => (None, name),
+        };
+        let mut found = Vec::new();
+        for (label, domain) in self.domains.all() {
+            if only.is_none_or(|only| only == label)
+                && let Some((namespace, _)) = self.driver.look(|manager| manager.find_namespace(domain, bare))
+            {
+                found.push((format!("{label}/{bare}"), namespace, domain));
+            }
+        }
+        match found.len() {
+            0 => Err(PurgeError::UnknownNamespace(name.to_owned())),
+            1 => Ok(found.remove(0)),
+            _ => Err(PurgeError::Invalid(format!(
+                "namespace: {} trust domains have {bare:?}: give DOMAIN/NAME",
+                found.len()
+            ))),
+        }
+    }
+
+    fn begin(
+        &self,
+        book: &mut Book,
+        request: PurgeRequest,
+        namespace: NamespaceId,
+        request_digest: String,
+    ) -> Result<u64, PurgeError> {
+        if book.jobs.values().filter(|record| !record.is_done()).count() >= JOBS_RUNNING_MAX {
+            return Err(PurgeError::Busy(format!(
+                "{JOBS_RUNNING_MAX} purges are under way: ask again when one is done"
+            )));
+        }
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|error| PurgeError::Unavailable(error.to_string()))?;
+        let number = book.jobs.last_key_value().map_or(1, |(number, _)| number + 1);
+        let record = Record {
+            number,
+            slot: namespace.0,
+            from: Some(self.driver.look(|manager| manager.generation(namespace)).0),
+            request_digest,
+            job: PurgeJob {
+                id: format!("prg_{}", record::hex(&id)),
+                request,
+                state: PurgeState::Requested,
+                requested_at: rfc3339(SystemTime::now()),
+                acknowledged_at: None,
+                completed_at: None,
+                generation: None,
+                blocks: 0,
+                bytes: 0,
+                resumed: 0,
+                receipt: None,
+            },
+        };
+        book.journal
+            .append(&record)
+            .map_err(|error| PurgeError::Unavailable(error.to_string()))?;
+        book.tell(&record.job);
+        book.jobs.insert(number, record);
+        forget_oldest(&mut book.jobs);
+        self.changed.notify_all();
+        Ok(number)
+    }
+
+    /// Makes what the job covers unreadable, durably. Done again, it changes nothing that matters.
+    fn fence(&self, number: u64) -> Result<(), PurgeError> {
+        let Some(record) = self.record(number) else {
+            return Ok(());
+        };
+        if record.job.state != PurgeState::Requested {
+            return Ok(());
+        }
+        let namespace = NamespaceId(record.slot);
+        let deadline = Instant::now() + ACKNOWLEDGE_TIMEOUT;
+        let late = || PurgeError::Unavailable("the purge goes on, but is not durable yet: ask again".into());
+        let mut generation = None;
+        match &record.job.request.scope {
+            PurgeScope::All => {
+                let settled = self.settle(deadline, |decider, now| {
+                    decider.manager.invalidate(namespace, None, now)
+                });
+                let Some(Settled::Invalidated(raised)) = settled else {
+                    return Err(late());
+                };
+                generation = Some(raised.0);
+            }
+            PurgeScope::Realization(_) | PurgeScope::Hashes(_) => {
+                let forgotten = self
+                    .forget(namespace, &record.job.request.scope, deadline)
+                    .ok_or_else(late)?;
+                // Records that no block is cached of any more could come back with a restart: they go before the
+                // acknowledgement.
+                let settled = self.settle(deadline, |decider, now| {
+                    decider.manager.destroy(namespace, Duration::ZERO, now)
+                });
+                let Some(Settled::Destroyed(_)) = settled else {
+                    return Err(late());
+                };
+                self.update(number, |record| record.job.blocks = forgotten);
+            }
+            PurgeScope::Label(_) => unreachable!("refused when it was asked for"),
+        }
+        self.update_quietly(number, |record| {
+            record.job.state = PurgeState::Invalidated;
+            record.job.generation = generation;
+            record.job.acknowledged_at = Some(rfc3339(SystemTime::now()));
+        });
+        Ok(())
+    }
+
+    fn forget(&self, namespace: NamespaceId, scope: &PurgeScope, deadline: Instant) -> Option<u64> {
+        let hashes: Vec<BlockHash>;
+        let scope = match scope {
+            PurgeScope::Hashes(texts) => {
+                hashes = texts.iter().filter_map(|text| record::hash(text)).collect();
+                ForgetScope::Hashes(&hashes)
+            }
+            PurgeScope::Realization(digest) => {
+                let realization = Realization(record::realization(digest)?);
+                // One that nobody ever opened has no blocks.
+                let found = self.driver.recorder.realizations.find(realization);
+                let Some(realization) = found else { return Some(0) };
+                ForgetScope::Realization(realization)
+            }
+            PurgeScope::All | PurgeScope::Label(_) => return Some(0),
+        };
+        let settled = self.settle(deadline, |decider, now| {
+            decider.manager.forget_scope(namespace, &scope, now)
+        });
+        match settled {
+            Some(Settled::Forgotten { blocks }) => Some(blocks),
+            _ => None,
+        }
+    }
+
+    fn await_acknowledged(&self, number: u64) -> Result<PurgeJob, PurgeError> {
+        let deadline = Instant::now() + ACKNOWLEDGE_TIMEOUT;
+        let mut book = self.book.lock();
+        loop {
+            match book.jobs.get(&number) {
+                Some(record) if record.job.state != PurgeState::Requested => return Ok(record.job.clone()),
+                _ if self.is_stopping() => return Err(PurgeError::Unavailable("the node stops".into())),
+                _ => {}
+            }
+            if self.changed.wait_until(&mut book, deadline).timed_out() {
+                return Err(PurgeError::Unavailable(
+                    "the purge goes on, but is not durable yet: ask again".into(),
+                ));
+            }
+        }
+    }
+
+    /// Takes a job to its end. False where a step failed: the job is tried again.
+    fn carry_out(&self, number: u64) -> bool {
+        let Some(record) = self.record(number) else { return true };
+        if record.is_done() {
+            return true;
+        }
+        if let Err(error) = self.fence(number) {
+            tracing::warn!(%error, job = record.job.id, "a purge cannot be made durable");
+            return false;
+        }
+        let outcome = self.finish(number);
+        if let Err(error) = &outcome {
+            tracing::warn!(%error, job = record.job.id, "a step of a purge failed: it is tried again");
+        }
+        outcome.is_ok()
+    }
+
+    fn finish(&self, number: u64) -> Result<(), KeyError> {
+        // Durable now: what is resumed does not raise the generation once more.
+        self.update(number, |_| {});
+        self.reached("acknowledged");
+        let Some(record) = self.record(number) else {
+            return Ok(());
+        };
+        let mut done = Done::default();
+        if record.job.request.mode == PurgeMode::Physical {
+            if record.job.request.scope == PurgeScope::All {
+                done.key = Some(self.destroy_key(&record)?);
+                self.reached("key_destroyed");
+            }
+            done.destruction = Some(self.destroy(&record)?);
+            self.reached("destroyed");
+        }
+        let found = Found {
+            caches: self.await_caches(&record),
+            unsealed: self.unsealed,
+            has_nvme: self.driver.nvme().is_some(),
+            is_anchored: self.driver.recorder.is_anchored(),
+            is_key_elsewhere: self.settings.master_key_file.is_some(),
+            master_key: self.driver.recorder.register.master_key(),
+            memory_may_be_swapped: !self.settings.lock_memory,
+        };
+        let completed_at = rfc3339(SystemTime::now());
+        let body = evidence::receipt(&record, &self.node, &completed_at, &done, found);
+        let receipt = self.receipts.issue(&body)?;
+        self.reached("receipted");
+        self.update(number, |record| {
+            record.job.state = PurgeState::Completed;
+            record.job.completed_at = Some(completed_at);
+            record.job.receipt = Some(receipt.id);
+            if let Some(destruction) = &done.destruction {
+                record.job.blocks += destruction.evidence.nvme_records;
+                record.job.bytes = destruction.evidence.nvme_bytes + destruction.evidence.host_bytes;
+            }
+            record.drop_hashes();
+        });
+        self.reached("completed");
+        if matches!(record.job.request.scope, PurgeScope::Hashes(_)) {
+            // The journal named the blocks: what it held is overwritten.
+            let mut book = self.book.lock();
+            let path = self.settings.state_dir.join(JOURNAL_FILE);
+            book.journal = Journal::compact(&path, book.jobs.values())?;
+        }
+        Ok(())
+    }
+
+    /// Overwrites the wrapped key of older generations where it still lies, then wraps all keys by a new master key.
+    fn destroy_key(&self, record: &Record) -> Result<evidence::KeyDone, KeyError> {
+        let register = &self.driver.recorder.register;
+        let failed = |error: crate::keys::RecordError| {
+            KeyError::io("write", &self.settings.state_dir)(std::io::Error::other(error.to_string()))
+        };
+        register.settle().map_err(failed)?;
+        let settled_at = SystemTime::now();
+        self.reached("key_settled");
+        let generation = record.job.generation.unwrap_or(0);
+        let verified = register.holds_nothing_older(NamespaceId(record.slot), generation)?;
+        let rotated: Option<KeyId> = keys::rotate_in_use(
+            &self.settings.state_dir,
+            register,
+            self.settings.master_key_file.as_deref(),
+        )?;
+        Ok(evidence::KeyDone {
+            settled_at,
+            completed_at: SystemTime::now(),
+            verified,
+            rotated,
+        })
+    }
+
+    fn destroy(&self, record: &Record) -> Result<evidence::Destruction, KeyError> {
+        let namespace = NamespaceId(record.slot);
+        let grace = Duration::from_millis(self.settings.purge_lease_grace_ms);
+        let started = SystemTime::now();
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        self.driver.with(|decider, now| {
+            let operation = decider.manager.destroy(namespace, grace, now);
+            decider.wait(operation, Waiter::Caller(sender));
+        });
+        loop {
+            match receiver.recv_timeout(Duration::from_millis(100)) {
+                Ok(Settled::Destroyed(evidence)) => {
+                    return Ok(evidence::Destruction {
+                        evidence,
+                        started,
+                        completed: SystemTime::now(),
+                    });
+                }
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) if !self.is_stopping() => {}
+                _ => {
+                    let stopped = std::io::Error::other("the node stops; the next start goes on");
+                    return Err(KeyError::io("purge", &self.settings.state_dir)(stopped));
+                }
+            }
+        }
+    }
+
+    /// Caches that reported for the namespace, after some time to confirm.
+    fn await_caches(&self, record: &Record) -> Vec<(String, bool)> {
+        let Some(generation) = record.job.generation else {
+            return Vec::new();
+        };
+        let namespace = NamespaceId(record.slot);
+        let domain = self.driver.look(|manager| manager.domain_of(namespace));
+        let name = record
+            .job
+            .request
+            .namespace
+            .split_once('/')
+            .map_or("", |(_, name)| name);
+        let deadline = Instant::now() + Duration::from_millis(self.settings.purge_confirm_wait_ms);
+        loop {
+            let caches: Vec<(String, bool)> = self
+                .driver
+                .confirmations
+                .of(domain, |_, _| None)
+                .into_iter()
+                .filter(|cache| cache.namespace == name)
+                .map(|cache| (cache.processor, cache.confirmed_generation >= generation))
+                .collect();
+            let all = caches.iter().all(|(_, confirmed)| *confirmed);
+            if all || Instant::now() >= deadline || self.is_stopping() {
+                return caches;
+            }
+            std::thread::sleep(CONFIRM_PAUSE);
+        }
+    }
+
+    fn settle(
+        &self,
+        deadline: Instant,
+        command: impl FnOnce(&mut super::driver::Decider, kvtier_core::Time) -> kvtier_core::OperationId,
+    ) -> Option<Settled> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        self.driver.with(|decider, now| {
+            let operation = command(decider, now);
+            decider.wait(operation, Waiter::Caller(sender));
+        });
+        receiver.recv_deadline(deadline).ok()
+    }
+
+    fn record(&self, number: u64) -> Option<Record> {
+        self.book.lock().jobs.get(&number).cloned()
+    }
+
+    /// Changes a job and journals it. A journal that cannot be written is written with the next change.
+    fn update(&self, number: u64, change: impl FnOnce(&mut Record)) {
+        let mut book = self.book.lock();
+        let Some(record) = book.jobs.get_mut(&number) else {
+            return;
+        };
+        let before = record.job.state;
+        change(record);
+        let record = record.clone();
+        if let Err(error) = book.journal.append(&record) {
+            tracing::error!(%error, "a purge cannot be journalled: free space in the state directory");
+        }
+        if record.job.state != before {
+            book.tell(&record.job);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Changes a job; the journal learns of it with the next change.
+    fn update_quietly(&self, number: u64, change: impl FnOnce(&mut Record)) {
+        let mut book = self.book.lock();
+        let Some(record) = book.jobs.get_mut(&number) else {
+            return;
+        };
+        change(record);
+        let job = record.job.clone();
+        book.tell(&job);
+        self.changed.notify_all();
+    }
+
+    /// Dies here, where a test said so.
+    fn reached(&self, step: &str) {
+        if self.settings.purge_fail_point.as_deref() == Some(step) {
+            tracing::error!(step, "purge_fail_point: the process kills itself here");
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            std::thread::sleep(Duration::from_secs(60));
+        }
+    }
+
+    pub(super) fn job(&self, id: &str) -> Option<PurgeJob> {
+        let book = self.book.lock();
+        let found = book.jobs.values().find(|record| record.job.id == id);
+        found.map(|record| record.job.clone())
+    }
+
+    pub(super) fn jobs(&self, namespace: Option<&str>) -> Vec<PurgeJob> {
+        let book = self.book.lock();
+        let jobs = book.jobs.values().map(|record| &record.job);
+        let chosen = jobs.filter(|job| namespace.is_none_or(|namespace| job.request.namespace == namespace));
+        chosen.cloned().collect()
+    }
+
+    pub(super) fn receipt(&self, id: &str) -> Result<Option<String>, KeyError> {
+        Ok(self.receipts.of_job(id)?.map(|line| line.text))
+    }
+
+    pub(super) fn keys(&self) -> KeySet {
+        self.receipts.keys()
+    }
+
+    pub(super) fn events_after(&self, sequence: u64) -> Vec<(u64, String)> {
+        let book = self.book.lock();
+        book.events
+            .iter()
+            .filter(|(number, _)| *number > sequence)
+            .cloned()
+            .collect()
+    }
+
+    pub(super) fn namespace_statuses(&self) -> Vec<NamespaceStatus> {
+        let mut statuses = Vec::new();
+        for (label, domain) in self.domains.all() {
+            let names: Vec<String> = self
+                .driver
+                .look(|manager| manager.namespaces_of(domain).map(|(name, _)| name.to_owned()).collect());
+            statuses.extend(
+                names
+                    .iter()
+                    .filter_map(|name| self.namespace_status(&label, domain, name)),
+            );
+        }
+        statuses.sort_by(|one, other| one.namespace.cmp(&other.namespace));
+        statuses
+    }
+
+    fn namespace_status(&self, label: &str, domain: TrustDomain, name: &str) -> Option<NamespaceStatus> {
+        let (generation, statistics, quota_bytes) = self.driver.look(|manager| {
+            let (namespace, generation) = manager.find_namespace(domain, name)?;
+            let (statistics, quota_bytes) = manager.namespace_statistics(namespace);
+            Some((generation, statistics, quota_bytes))
+        })?;
+        let namespace = format!("{label}/{name}");
+        Some(NamespaceStatus {
+            labels: self.namespaces.of(&namespace).labels,
+            refused: self.driver.recorder.refusal(label, name, generation),
+            namespace,
+            generation: generation.0,
+            blocks: statistics.blocks,
+            host_blocks: statistics.host_blocks,
+            nvme_blocks: statistics.nvme_blocks,
+            used_bytes: statistics.used_bytes,
+            quota_bytes,
+        })
+    }
+
+    pub(super) fn set_namespace(
+        &self,
+        namespace: &str,
+        settings: NamespaceSettings,
+    ) -> Result<NamespaceStatus, PurgeError> {
+        let long = |text: &String| text.len() > 64;
+        if settings.labels.len() > 16 || settings.labels.iter().any(|(key, value)| long(key) || long(value)) {
+            return Err(PurgeError::Invalid(
+                "labels: give at most 16, keys and values of at most 64 bytes".into(),
+            ));
+        }
+        let (name, id, domain) = self.resolve(namespace)?;
+        let quota_bytes = settings.quota_bytes.or(self.settings.namespace_quota_bytes);
+        self.namespaces
+            .set(&name, settings)
+            .map_err(|error| PurgeError::Unavailable(error.to_string()))?;
+        self.driver
+            .with(|decider, _| decider.manager.set_quota(id, quota_bytes));
+        let (label, bare) = name.split_once('/').unwrap_or(("", &name));
+        self.namespace_status(label, domain, bare)
+            .ok_or(PurgeError::UnknownNamespace(name.clone()))
+    }
+
+    fn apply_namespace_settings(&self) {
+        for (name, settings) in self.namespaces.all() {
+            // One that the register lost has no blocks either.
+            if let Ok((_, id, _)) = self.resolve(&name)
+                && let Some(quota_bytes) = settings.quota_bytes
+            {
+                self.driver
+                    .with(|decider, _| decider.manager.set_quota(id, Some(quota_bytes)));
+            }
+        }
+    }
+
+    /// Raises a namespace above what the anchor knows, so that it is served again, empty.
+    pub(super) fn advance(&self, namespace: &str) -> Result<NamespaceStatus, PurgeError> {
+        let (name, id, domain) = self.resolve(namespace)?;
+        let (label, bare) = name.split_once('/').unwrap_or(("", &name));
+        let anchored = self.driver.recorder.anchored_generation(label, bare);
+        let target = kvtier_core::Generation(anchored + 1);
+        let settled = self.settle(Instant::now() + ACKNOWLEDGE_TIMEOUT, |decider, now| {
+            decider.manager.invalidate(id, Some(target), now)
+        });
+        let Some(Settled::Invalidated(_)) = settled else {
+            return Err(PurgeError::Unavailable(
+                "its generation was not recorded in time: ask again".into(),
+            ));
+        };
+        self.namespace_status(label, domain, bare)
+            .ok_or(PurgeError::UnknownNamespace(name.clone()))
+    }
+}
+
+impl Book {
+    fn tell(&mut self, job: &PurgeJob) {
+        let event = json!({
+            "purge": job.id,
+            "namespace": job.request.namespace,
+            "state": job.state,
+            "at": rfc3339(SystemTime::now()),
+        });
+        self.events.push_back((self.next_event, event.to_string()));
+        self.next_event += 1;
+        if self.events.len() > EVENTS_KEPT {
+            self.events.pop_front();
+        }
+    }
+}
+
+fn forget_oldest(jobs: &mut BTreeMap<u64, Record>) {
+    while jobs.len() > JOBS_KEPT {
+        let oldest = jobs
+            .values()
+            .find(|record| record.is_done())
+            .map(|record| record.number);
+        match oldest {
+            Some(number) => jobs.remove(&number),
+            None => return,
+        };
+    }
+}
