@@ -251,6 +251,14 @@ impl Admin {
     }
 }
 
+#[cfg(test)]
+impl Admin {
+    /// Writes lines until the audit log must go on in a new file.
+    fn fill_audit_log(&self) {
+        self.inner.parts.audit.fill();
+    }
+}
+
 fn no_node() -> Problem {
     let words = "there is no node: the daemon is starting or stopping";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, words).retry_after(1)
@@ -275,7 +283,10 @@ async fn method_not_allowed() -> Problem {
 }
 
 async fn known_host(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|value| value.to_str().ok());
     if host.is_some_and(|host| admin.inner.parts.hosts.accept(host)) {
         next.run(request).await
     } else {
@@ -284,3 +295,6 @@ async fn known_host(State(admin): State<Admin>, request: Request, next: Next) ->
         Problem::new(StatusCode::MISDIRECTED_REQUEST, words).into_response()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -381,7 +381,11 @@ impl Draft {
         check_tls(&daemon).map_err(|(field, remedy)| refuse(field, "none".into(), remedy.into()))?;
         for (field, value, max) in [
             ("http_connections_max", daemon.http_connections_max, 4096),
-            ("http_requests_per_second_max", daemon.http_requests_per_second_max, 1_000_000),
+            (
+                "http_requests_per_second_max",
+                daemon.http_requests_per_second_max,
+                1_000_000,
+            ),
             ("http_requests_burst_max", daemon.http_requests_burst_max, 1_000_000),
             (
                 "http_failed_authentications_per_second_max",
@@ -529,9 +533,11 @@ fn admin_address(text: &str, tls: bool) -> Result<SocketAddr, String> {
     if tls || address.ip().is_loopback() {
         Ok(address)
     } else {
-        Err("beyond loopback tokens would travel in the clear without TLS: set http_tls_certificate_file and \
+        Err(
+            "beyond loopback tokens would travel in the clear without TLS: set http_tls_certificate_file and \
              http_tls_key_file, or bind 127.0.0.1 or [::1] and forward the port over a channel you trust"
-            .to_string())
+                .to_string(),
+        )
     }
 }
 

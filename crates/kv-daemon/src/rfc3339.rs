@@ -28,7 +28,11 @@ pub fn parse(text: &str) -> Option<SystemTime> {
     }
     let year = digits(&bytes[0..4])?;
     let (month, day) = (digits(&bytes[5..7])?, digits(&bytes[8..10])?);
-    let (hour, minute, second) = (digits(&bytes[11..13])?, digits(&bytes[14..16])?, digits(&bytes[17..19])?);
+    let (hour, minute, second) = (
+        digits(&bytes[11..13])?,
+        digits(&bytes[14..16])?,
+        digits(&bytes[17..19])?,
+    );
     if year < 1970 || !(1..=12).contains(&month) || day < 1 || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
@@ -124,7 +128,11 @@ mod tests {
             assert_eq!(parse(text), Some(at(seconds)), "{text}");
         }
         for day in 0..60_000 {
-            assert_eq!(parse(&format(at(day * 86_400 + 7))), Some(at(day * 86_400 + 7)), "day {day}");
+            assert_eq!(
+                parse(&format(at(day * 86_400 + 7))),
+                Some(at(day * 86_400 + 7)),
+                "day {day}"
+            );
         }
     }
 

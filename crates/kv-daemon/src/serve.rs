@@ -233,7 +233,10 @@ impl Door {
         let tls = match (&settings.http_tls_certificate_file, &settings.http_tls_key_file) {
             (Some(certificate), Some(key)) => {
                 if fs::metadata(key).is_ok_and(|metadata| metadata.mode() & 0o007 != 0) {
-                    tracing::warn!("http_tls_key_file {}: others may read it: chmod o-rwx it", key.display());
+                    tracing::warn!(
+                        "http_tls_key_file {}: others may read it: chmod o-rwx it",
+                        key.display()
+                    );
                 }
                 let client_ca = settings.http_tls_client_ca_file.as_deref();
                 let tls = Tls::load(certificate, key, client_ca)

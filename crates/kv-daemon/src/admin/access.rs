@@ -42,9 +42,11 @@ impl Caller {
     #[must_use]
     pub fn may_see(&self, namespace: &str) -> bool {
         let name = bare(namespace);
-        self.namespaces
-            .as_ref()
-            .is_none_or(|bound| bound.iter().any(|one| one == namespace || (one == name && !one.contains('/'))))
+        self.namespaces.as_ref().is_none_or(|bound| {
+            bound
+                .iter()
+                .any(|one| one == namespace || (one == name && !one.contains('/')))
+        })
     }
 
     /// What a name stands for in a call that takes every domain at once: itself when the caller may have it in all of them,

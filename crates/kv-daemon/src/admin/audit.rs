@@ -123,8 +123,17 @@ impl AuditLog {
                     );
                     let set_aside = set_aside(directory, chain.first.as_ref().map_or(0, |first| first.0))?;
                     note = Some(format!("a new chain, as {set_aside} is broken: {what}"));
-                    let next = chain.last.map_or(before, |last| Link { sha256: NOTHING.into(), ..last });
-                    (Chain::default(), Link { sha256: NOTHING.into(), ..next })
+                    let next = chain.last.map_or(before, |last| Link {
+                        sha256: NOTHING.into(),
+                        ..last
+                    });
+                    (
+                        Chain::default(),
+                        Link {
+                            sha256: NOTHING.into(),
+                            ..next
+                        },
+                    )
                 }
                 (_, before) => {
                     let last = chain.last.clone().or(before).unwrap_or_else(beginning);
@@ -214,6 +223,16 @@ impl AuditLog {
         head.bytes = 0;
         head.first = head.next;
         state_file::sync_directory(&self.directory)
+    }
+}
+
+#[cfg(test)]
+impl AuditLog {
+    /// Writes lines until the next one goes into a new file.
+    pub(super) fn fill(&self) {
+        while self.head.lock().unwrap_or_else(PoisonError::into_inner).bytes < self.file_bytes_max {
+            let _ = self.append(&Entry::default(), false);
+        }
     }
 }
 
@@ -307,7 +326,8 @@ fn last_rotated(directory: &Path) -> io::Result<Option<Link>> {
         let path = item?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let number = name.strip_prefix("audit-").and_then(|rest| rest.strip_suffix(".jsonl"));
-        let numbered = number.is_some_and(|digits| digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()));
+        let numbered =
+            number.is_some_and(|digits| digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()));
         if numbered && newest.as_ref().is_none_or(|newest| *newest < path) {
             newest = Some(path);
         }

@@ -24,10 +24,7 @@ impl From<TokenError> for Problem {
     }
 }
 
-pub(super) async fn create(
-    State(admin): State<Admin>,
-    JsonBody(new): JsonBody<NewToken>,
-) -> Result<Response, Problem> {
+pub(super) async fn create(State(admin): State<Admin>, JsonBody(new): JsonBody<NewToken>) -> Result<Response, Problem> {
     let (status, secret) = blocking(move || admin.tokens().create(new, SystemTime::now())).await??;
     let mut body = json!(status);
     body["token"] = json!(secret);
@@ -44,10 +41,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Response {
     json_response(&json!({ "tokens": admin.tokens().list() }))
 }
 
-pub(super) async fn revoke(
-    State(admin): State<Admin>,
-    PathPart(id): PathPart<String>,
-) -> Result<Response, Problem> {
+pub(super) async fn revoke(State(admin): State<Admin>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
     blocking(move || admin.tokens().revoke(&id)).await??;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -63,7 +63,10 @@ pub(super) async fn stream(
     };
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     tokio::spawn(follow(admin, caller, after, sender));
-    let events = Events { receiver, _place: place };
+    let events = Events {
+        receiver,
+        _place: place,
+    };
     Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
 }
 

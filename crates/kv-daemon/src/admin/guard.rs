@@ -183,7 +183,11 @@ fn refusal(caller: Option<&Caller>, access: Access, request: &Request) -> Option
         Access::WholeNode(role) => (role, true),
     };
     if caller.role < role {
-        let words = format!("this takes a token of role {}; this one has {}", role.word(), caller.role.word());
+        let words = format!(
+            "this takes a token of role {}; this one has {}",
+            role.word(),
+            caller.role.word()
+        );
         return Some(Problem::new(StatusCode::FORBIDDEN, words));
     }
     if whole_node && caller.namespaces.is_some() {

@@ -91,7 +91,13 @@ mod tests {
     fn the_bound_address_and_what_the_certificate_names_pass_too() {
         let made = rcgen::generate_simple_self_signed(["kv.example.org".to_string(), "192.0.2.9".to_string()]).unwrap();
         let names = HostNames::new("192.0.2.1:443".parse().unwrap(), Some(made.cert.der().clone()));
-        for host in ["kv.example.org", "KV.example.org:443", "192.0.2.9:1", "192.0.2.1:443", "localhost:1"] {
+        for host in [
+            "kv.example.org",
+            "KV.example.org:443",
+            "192.0.2.9:1",
+            "192.0.2.1:443",
+            "localhost:1",
+        ] {
             assert!(names.accept(host), "{host}");
         }
         for host in ["example.org", "evil.kv.example.org", "192.0.2.2"] {

@@ -26,7 +26,10 @@ impl<T: DeserializeOwned> FromRequest<Admin> for JsonBody<T> {
         serde_json::from_slice(&bytes).map(JsonBody).map_err(|error| {
             let words = error.to_string();
             let problem = Problem::invalid(format!("the body cannot be read: {words}"));
-            match words.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
+            match words
+                .strip_prefix("unknown field `")
+                .and_then(|rest| rest.split_once('`'))
+            {
                 Some((field, _)) => problem.with("field", field),
                 None => problem,
             }
@@ -51,7 +54,10 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Admin> for PathPart<T> {
     async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<PathPart<T>, Problem> {
         match Path::<T>::from_request_parts(parts, admin).await {
             Ok(Path(value)) => Ok(PathPart(value)),
-            Err(rejection) => Err(Problem::invalid(format!("the path cannot be read: {}", rejection.body_text()))),
+            Err(rejection) => Err(Problem::invalid(format!(
+                "the path cannot be read: {}",
+                rejection.body_text()
+            ))),
         }
     }
 }
@@ -65,7 +71,10 @@ impl<T: DeserializeOwned> FromRequestParts<Admin> for QueryOf<T> {
     async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<QueryOf<T>, Problem> {
         match Query::<T>::from_request_parts(parts, admin).await {
             Ok(Query(value)) => Ok(QueryOf(value)),
-            Err(rejection) => Err(Problem::invalid(format!("the query cannot be read: {}", rejection.body_text()))),
+            Err(rejection) => Err(Problem::invalid(format!(
+                "the query cannot be read: {}",
+                rejection.body_text()
+            ))),
         }
     }
 }

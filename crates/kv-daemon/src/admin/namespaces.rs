@@ -113,7 +113,11 @@ async fn set_named(
 ) -> Result<Response, Problem> {
     let long = |text: &String| text.len() > LABEL_BYTES_MAX;
     let labels = &settings.labels;
-    if labels.len() > LABELS_MAX || labels.iter().any(|(key, value)| key.is_empty() || long(key) || long(value)) {
+    if labels.len() > LABELS_MAX
+        || labels
+            .iter()
+            .any(|(key, value)| key.is_empty() || long(key) || long(value))
+    {
         return Err(
             Problem::invalid("labels: at most 16, keys of 1 to 64 bytes, values of at most 64").with("field", "labels"),
         );

@@ -44,10 +44,7 @@ impl Problem {
     /// 500: a rule of ours is broken.
     #[must_use]
     pub fn bug(what: &str) -> Problem {
-        Problem::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("{what}: report a bug"),
-        )
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{what}: report a bug"))
     }
 
     /// The same with one more member.
@@ -88,10 +85,7 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut body = Map::new();
         body.insert("type".into(), json!("about:blank"));
-        body.insert(
-            "title".into(),
-            json!(self.status.canonical_reason().unwrap_or("error")),
-        );
+        body.insert("title".into(), json!(self.status.canonical_reason().unwrap_or("error")));
         body.insert("status".into(), json!(self.status.as_u16()));
         body.insert("detail".into(), json!(self.detail));
         body.extend(self.members);

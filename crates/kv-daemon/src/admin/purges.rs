@@ -102,23 +102,25 @@ pub(super) async fn list(
         request_id: None,
     };
     let jobs = admin
-        .ask_purges(move |purges| match filter.namespace {
-            None => Ok(purges.jobs(None)),
-            Some(name) => {
-                let fits = |namespace: &str| namespace == name || (!name.contains('/') && bare(namespace) == name);
-                let mut jobs = purges.jobs(Some(&name).filter(|name| name.contains('/')).map(String::as_str));
-                jobs.retain(|job| fits(&job.request.namespace) && caller.may_see(&job.request.namespace));
-                let known = |status: &NamespaceStatus| fits(&status.namespace) && caller.may_see(&status.namespace);
-                if jobs.is_empty() && !purges.namespaces().iter().any(known) {
-                    return Err(Problem::unknown_namespace(&name));
+        .ask_purges(move |purges| {
+            match filter.namespace {
+                None => Ok(purges.jobs(None)),
+                Some(name) => {
+                    let fits = |namespace: &str| namespace == name || (!name.contains('/') && bare(namespace) == name);
+                    let mut jobs = purges.jobs(Some(&name).filter(|name| name.contains('/')).map(String::as_str));
+                    jobs.retain(|job| fits(&job.request.namespace) && caller.may_see(&job.request.namespace));
+                    let known = |status: &NamespaceStatus| fits(&status.namespace) && caller.may_see(&status.namespace);
+                    if jobs.is_empty() && !purges.namespaces().iter().any(known) {
+                        return Err(Problem::unknown_namespace(&name));
+                    }
+                    Ok(jobs)
                 }
-                Ok(jobs)
             }
-        }
-        .map(|mut jobs| {
-            jobs.retain(|job| caller.may_see(&job.request.namespace));
-            jobs
-        }))
+            .map(|mut jobs| {
+                jobs.retain(|job| caller.may_see(&job.request.namespace));
+                jobs
+            })
+        })
         .await??;
     Ok((Extension(audited), json_response(&json!({ "purges": jobs }))).into_response())
 }
@@ -180,7 +182,8 @@ fn refusal(error: PurgeError, asked: &str, purges: &dyn Purges, caller: &Caller)
 
 fn check(request: &PurgeRequest) -> Result<(), Problem> {
     let invalid = |field: &str, words: &str| Err(Problem::invalid(format!("{field}: {words}")).with("field", field));
-    let is_hex = |text: &String, digits: usize| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_hex =
+        |text: &String, digits: usize| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if request.namespace.is_empty() || request.namespace.len() > NAME_BYTES_MAX {
         return invalid("namespace", "write DOMAIN/NAME or NAME, at most 1,024 bytes");
     }

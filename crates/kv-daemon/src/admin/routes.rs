@@ -48,7 +48,12 @@ pub fn routes() -> Vec<Route> {
         route(Method::POST, "/v1/flush", WholeNode(Role::Admin), post(flush)),
         route(Method::GET, "/v1/namespaces", Token(Read), get(namespaces::list)),
         route(Method::GET, "/v1/namespaces/{name}", Token(Read), get(namespaces::show)),
-        route(Method::PUT, "/v1/namespaces/{name}", Token(Role::Admin), put(namespaces::set)),
+        route(
+            Method::PUT,
+            "/v1/namespaces/{name}",
+            Token(Role::Admin),
+            put(namespaces::set),
+        ),
         route(
             Method::POST,
             "/v1/namespaces/{name}/invalidate",
@@ -76,10 +81,25 @@ pub fn routes() -> Vec<Route> {
         route(Method::POST, "/v1/purges", Token(Purge), post(purges::create)),
         route(Method::GET, "/v1/purges", Token(Read), get(purges::list)),
         route(Method::GET, "/v1/purges/{id}", Token(Read), get(purges::show)),
-        route(Method::GET, "/v1/purges/{id}/receipt", Token(Read), get(purges::receipt)),
+        route(
+            Method::GET,
+            "/v1/purges/{id}/receipt",
+            Token(Read),
+            get(purges::receipt),
+        ),
         route(Method::GET, "/v1/events", Token(Read), get(events::stream)),
-        route(Method::GET, "/v1/tokens", WholeNode(Role::Admin), get(credentials::list)),
-        route(Method::POST, "/v1/tokens", WholeNode(Role::Admin), post(credentials::create)),
+        route(
+            Method::GET,
+            "/v1/tokens",
+            WholeNode(Role::Admin),
+            get(credentials::list),
+        ),
+        route(
+            Method::POST,
+            "/v1/tokens",
+            WholeNode(Role::Admin),
+            post(credentials::create),
+        ),
         route(
             Method::DELETE,
             "/v1/tokens/{id}",

@@ -49,8 +49,13 @@ impl Tls {
         let bad_certificate = |what: String| of("http_tls_certificate_file", certificate, what);
         let chain = certificates(certificate).map_err(bad_certificate)?;
         let first = chain[0].clone();
-        let secret = PrivateKeyDer::from_pem_file(key)
-            .map_err(|error| of("http_tls_key_file", key, format!("no private key in PEM can be read: {error}")))?;
+        let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+            of(
+                "http_tls_key_file",
+                key,
+                format!("no private key in PEM can be read: {error}"),
+            )
+        })?;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -70,7 +75,9 @@ impl Tls {
             }
         };
         let mut config = builder.with_single_cert(chain, secret).map_err(|error| {
-            bad_certificate(format!("it does not go with its key ({error}): name a pair that was made together"))
+            bad_certificate(format!(
+                "it does not go with its key ({error}): name a pair that was made together"
+            ))
         })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Tls {

@@ -84,7 +84,9 @@ pub enum TokenError {
     #[error("no token {0:?}")]
     Unknown(String),
     /// It is the one of `admin.token`.
-    #[error("{FILE_TOKEN_ID} is the token of the file admin.token: to change it, remove the file and start the daemon again")]
+    #[error(
+        "{FILE_TOKEN_ID} is the token of the file admin.token: to change it, remove the file and start the daemon again"
+    )]
     OfTheFile,
     /// There are as many as there may be.
     #[error("there are {TOKENS_MAX} tokens: revoke one")]
@@ -149,7 +151,9 @@ impl TokenRegister {
             )
         };
         let mut kept = Vec::new();
-        if let Some(text) = state_file::read_private(&path, FILE_BYTES_MAX).map_err(|error| cannot(error.to_string()))? {
+        if let Some(text) =
+            state_file::read_private(&path, FILE_BYTES_MAX).map_err(|error| cannot(error.to_string()))?
+        {
             let document: Document = serde_json::from_str(&text).map_err(|error| cannot(error.to_string()))?;
             if document.version != VERSION {
                 return Err(cannot(format!(
@@ -159,7 +163,9 @@ impl TokenRegister {
             }
             for record in document.tokens {
                 let id = record.id.clone();
-                kept.push(Kept::of(record).ok_or_else(|| cannot(format!("{id} has no hash or time that can be read")))?);
+                kept.push(
+                    Kept::of(record).ok_or_else(|| cannot(format!("{id} has no hash or time that can be read")))?,
+                );
             }
         }
         Ok(TokenRegister {
@@ -271,7 +277,9 @@ impl TokenRegister {
 
     fn write(&self, kept: &[Kept]) -> Result<(), TokenError> {
         let cannot = |error: &dyn std::fmt::Display| {
-            TokenError::Unavailable(format!("{TOKENS_FILE} cannot be written ({error}): nothing was changed"))
+            TokenError::Unavailable(format!(
+                "{TOKENS_FILE} cannot be written ({error}): nothing was changed"
+            ))
         };
         let document = Document {
             version: VERSION,
@@ -332,7 +340,9 @@ fn check(new: &NewToken, now: SystemTime) -> Result<(), TokenError> {
             return invalid("namespaces: name 1 to 64, or leave them out for a token that sees all");
         }
         let sound = |name: &String| {
-            let parts_named = name.split_once('/').is_none_or(|(domain, name)| !domain.is_empty() && !name.is_empty());
+            let parts_named = name
+                .split_once('/')
+                .is_none_or(|(domain, name)| !domain.is_empty() && !name.is_empty());
             !name.is_empty() && name.len() <= TEXT_BYTES_MAX && parts_named
         };
         if !names.iter().all(sound) {
@@ -373,7 +383,11 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     }
     let mut bytes = [0; 32];
     for (byte, pair) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
-        let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+        let digit = |digit: u8| {
+            char::from(digit)
+                .to_digit(16)
+                .and_then(|value| u8::try_from(value).ok())
+        };
         *byte = digit(pair[0])? << 4 | digit(pair[1])?;
     }
     Some(bytes)

@@ -46,7 +46,11 @@ fn a_token_is_good_until_it_is_revoked_across_restarts_and_is_nowhere_on_the_dis
     assert_eq!(register.authenticate(&secret, now()), None);
     assert!(!register.is_good(&status.id, now()));
     let again = TokenRegister::open(directory.path(), ADMIN).unwrap();
-    assert_eq!(again.authenticate(&secret, now()), None, "a revoked token does not come back");
+    assert_eq!(
+        again.authenticate(&secret, now()),
+        None,
+        "a revoked token does not come back"
+    );
     assert_eq!(register.revoke(&status.id), Err(TokenError::Unknown(status.id)));
     assert_eq!(register.revoke(FILE_TOKEN_ID), Err(TokenError::OfTheFile));
 }
@@ -115,7 +119,10 @@ fn a_register_that_cannot_be_written_keeps_nothing_and_forgets_nothing() {
     let path = directory.path().join(TOKENS_FILE);
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir_all(path.join("in the way")).unwrap();
-    assert!(matches!(register.create(new(Role::Read), now()), Err(TokenError::Unavailable(_))));
+    assert!(matches!(
+        register.create(new(Role::Read), now()),
+        Err(TokenError::Unavailable(_))
+    ));
     assert!(matches!(register.revoke(&status.id), Err(TokenError::Unavailable(_))));
     assert_eq!(register.list().len(), 2);
     assert!(register.authenticate(&secret, now()).is_some());
@@ -141,5 +148,9 @@ fn a_register_that_others_can_read_or_that_makes_no_sense_lets_nobody_start() {
     std::fs::write(&path, r#"{"version": 1, "tokens": []}"#).unwrap();
     TokenRegister::open(directory.path(), ADMIN).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(TokenRegister::open(directory.path(), ADMIN).unwrap_err().contains("chmod 0600"));
+    assert!(
+        TokenRegister::open(directory.path(), ADMIN)
+            .unwrap_err()
+            .contains("chmod 0600")
+    );
 }
