@@ -59,7 +59,7 @@ pub struct DaemonSettings {
     pub http_requests_per_second_max: u32,
     /// Calls that one token may make at once. Default 100. A bucket for each token, 100 bytes.
     pub http_requests_burst_max: u32,
-    /// Calls a second without a good token, all together, over time; four times as many at once. Default 5. Good tokens are
+    /// Calls a second without a good token, all together, over time; four times as many at once. Default 20. Good tokens are
     /// not kept out by them.
     pub http_failed_authentications_per_second_max: u32,
     /// Clients that listen to events at once, each holding a connection. Default 8. Each may cost 64 KiB.
@@ -84,7 +84,7 @@ impl Default for DaemonSettings {
             http_tls_client_ca_file: None,
             http_requests_per_second_max: 50,
             http_requests_burst_max: 100,
-            http_failed_authentications_per_second_max: 5,
+            http_failed_authentications_per_second_max: 20,
             http_event_subscribers_max: 8,
             audit_file_bytes_max: 16 << 20,
             log_format: LogFormat::Text,
