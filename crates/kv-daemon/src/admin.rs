@@ -297,4 +297,4 @@ async fn known_host(State(admin): State<Admin>, request: Request, next: Next) ->
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,9 +2,8 @@
 
 mod document;
 mod events;
-mod fake;
+pub(crate) mod fake;
 mod hostile;
 mod jobs;
-mod secured;
-mod served;
+pub(crate) mod served;
 mod tenants;

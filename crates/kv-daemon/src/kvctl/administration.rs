@@ -216,3 +216,6 @@ pub(super) fn percent(text: &str) -> String {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use crate::rfc3339;
 
 /// Every call that would change something, in words, and what is there.
 #[derive(Debug, Default)]
-pub(super) struct Fake {
+pub(crate) struct Fake {
     inner: Mutex<Inner>,
 }
 
@@ -27,7 +27,7 @@ struct Inner {
 }
 
 impl Fake {
-    pub(super) fn with(namespaces: &[&str]) -> Arc<Fake> {
+    pub(crate) fn with(namespaces: &[&str]) -> Arc<Fake> {
         let fake = Fake::default();
         for name in namespaces {
             let status = NamespaceStatus {
@@ -40,16 +40,16 @@ impl Fake {
         Arc::new(fake)
     }
 
-    pub(super) fn changes(&self) -> Vec<String> {
+    pub(crate) fn changes(&self) -> Vec<String> {
         self.inner.lock().unwrap().changes.clone()
     }
 
-    pub(super) fn refuse(&self, error: Option<PurgeError>) {
+    pub(crate) fn refuse(&self, error: Option<PurgeError>) {
         self.inner.lock().unwrap().refuse = error;
     }
 
     /// Ends a job with this receipt.
-    pub(super) fn complete(&self, id: &str, receipt: &str) {
+    pub(crate) fn complete(&self, id: &str, receipt: &str) {
         let mut inner = self.inner.lock().unwrap();
         inner.receipts.insert(id.into(), receipt.into());
         let job = inner.jobs.iter_mut().find(|job| job.id == id).expect("a job");

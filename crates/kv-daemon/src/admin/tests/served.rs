@@ -20,34 +20,34 @@ use crate::admin::routes::{DOCUMENT, routes};
 use crate::admin::tokens::{NewToken, TokenRegister};
 use crate::admin::{Admin, Parts};
 
-pub(super) const ADMIN: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+pub(crate) const ADMIN: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 const OFTEN: Rate = Rate {
     per_second: 1e6,
     burst: 1e6,
 };
 
-pub(super) struct Served {
-    pub(super) admin: Admin,
-    pub(super) fake: Arc<Fake>,
-    pub(super) directory: TempDir,
+pub(crate) struct Served {
+    pub(crate) admin: Admin,
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) directory: TempDir,
     router: Router,
     document: Value,
 }
 
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: String,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 
-    pub(super) fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
             .and_then(|value| value.to_str().ok())
@@ -55,7 +55,7 @@ impl Answer {
     }
 
     /// The detail of a problem of this status.
-    pub(super) fn problem(&self, status: u16) -> String {
+    pub(crate) fn problem(&self, status: u16) -> String {
         assert_eq!(self.status.as_u16(), status, "{self:?}");
         assert_eq!(self.header("content-type"), "application/problem+json");
         let body = self.json();
@@ -65,11 +65,11 @@ impl Answer {
 }
 
 impl Served {
-    pub(super) fn new(namespaces: &[&str]) -> Served {
+    pub(crate) fn new(namespaces: &[&str]) -> Served {
         Served::limited(namespaces, OFTEN, OFTEN)
     }
 
-    pub(super) fn limited(namespaces: &[&str], rate: Rate, failures: Rate) -> Served {
+    pub(crate) fn limited(namespaces: &[&str], rate: Rate, failures: Rate) -> Served {
         let directory = tempfile::tempdir().unwrap();
         let fake = Fake::with(namespaces);
         let purges = Arc::clone(&fake);
@@ -93,7 +93,7 @@ impl Served {
     }
 
     /// A new token.
-    pub(super) fn token(&self, role: Role, namespaces: Option<&[&str]>) -> String {
+    pub(crate) fn token(&self, role: Role, namespaces: Option<&[&str]>) -> String {
         let new = NewToken {
             role,
             namespaces: namespaces.map(|names| names.iter().map(ToString::to_string).collect()),
@@ -103,16 +103,16 @@ impl Served {
         self.admin.tokens().create(new, SystemTime::now()).unwrap().1
     }
 
-    pub(super) async fn get(&self, token: &str, path: &str) -> Answer {
+    pub(crate) async fn get(&self, token: &str, path: &str) -> Answer {
         self.ask("GET", path, token, "", Body::empty()).await
     }
 
-    pub(super) async fn send(&self, method: &str, token: &str, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn send(&self, method: &str, token: &str, path: &str, body: &Value) -> Answer {
         let body = Body::from(body.to_string());
         self.ask(method, path, token, "application/json", body).await
     }
 
-    pub(super) async fn ask(&self, method: &str, path: &str, token: &str, kind: &str, body: Body) -> Answer {
+    pub(crate) async fn ask(&self, method: &str, path: &str, token: &str, kind: &str, body: Body) -> Answer {
         let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
         if !token.is_empty() {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -132,12 +132,12 @@ impl Served {
         answer
     }
 
-    pub(super) async fn raw(&self, request: Request<Body>) -> axum::response::Response {
+    pub(crate) async fn raw(&self, request: Request<Body>) -> axum::response::Response {
         self.router.clone().oneshot(request).await.unwrap()
     }
 
     /// The lines of the audit log.
-    pub(super) fn audited(&self) -> Vec<Value> {
+    pub(crate) fn audited(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.directory.path().join(AUDIT_FILE)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -216,6 +216,6 @@ fn template_of(path: &str) -> Option<&'static str> {
     found.first().copied()
 }
 
-pub(super) fn purge(namespace: &str, request_id: &str) -> Value {
+pub(crate) fn purge(namespace: &str, request_id: &str) -> Value {
     json!({"namespace": namespace, "request_id": request_id})
 }
