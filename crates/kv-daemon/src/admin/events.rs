@@ -27,7 +27,7 @@ use super::problem::Problem;
 /// How often the node is asked whether there is more.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Below the age at which a connection is closed, so that a stream ends between two events.
+/// Below the age at which a connection is closed, so that a stream on a connection of its own ends between two events.
 const STREAM_AGE_MAX: Duration = Duration::from_secs(50);
 
 /// When a client shall come back.
