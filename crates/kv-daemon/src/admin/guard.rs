@@ -109,7 +109,7 @@ pub(super) async fn guarded(
                 .into_response();
         }
     };
-    let mut entry = Entry {
+    let entry = Entry {
         token: caller.as_ref().map(|caller| caller.token.clone()),
         role: caller.as_ref().map(|caller| caller.role.word()),
         method: request.method().to_string(),
@@ -117,48 +117,59 @@ pub(super) async fn guarded(
         refused_before,
         ..Entry::default()
     };
-    let answer = match refusal(caller.as_deref(), access, &request) {
-        Some(problem) => problem.into_response(),
-        None => {
-            let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
-            if changes {
-                let (parts, body) = request.into_parts();
-                // It was read before and lies in memory.
-                let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX).await.unwrap_or_default();
-                name_by_body(&mut entry, &bytes);
-                request = Request::from_parts(parts, Body::from(bytes));
-                let intent = Entry {
-                    stage: Stage::Intent,
-                    ..entry.clone()
-                };
-                if let Err(problem) = admin.audit(intent, true).await {
-                    return problem.into_response();
-                }
-                entry.refused_before = 0;
-            }
-            if let Some(caller) = caller {
-                request.extensions_mut().insert(caller);
-            }
-            let mut answer = next.run(request).await;
-            if let Some(audited) = answer.extensions_mut().remove::<Audited>() {
-                entry.namespace = audited.namespace.or(entry.namespace);
-                entry.request_id = audited.request_id.or(entry.request_id);
-            }
-            if changes {
-                entry.status = Some(answer.status().as_u16());
-                return match admin.audit(entry, false).await {
-                    Ok(()) => answer,
-                    Err(_) => outcome_lost(answer.status()).into_response(),
-                };
-            }
-            answer
-        }
-    };
-    entry.status = Some(answer.status().as_u16());
-    match admin.audit(entry, false).await {
-        Ok(()) => answer,
-        Err(problem) => problem.into_response(),
+    if let Some(problem) = refusal(caller.as_deref(), access, &request) {
+        return answered(&admin, entry, problem.into_response()).await;
     }
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(caller);
+    }
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        let answer = next.run(request).await;
+        return answered(&admin, entry, answer).await;
+    }
+    // A task of its own: a caller who hangs up does not keep the outcome of a change out of the log.
+    tokio::spawn(change(admin, entry, request, next))
+        .await
+        .unwrap_or_else(|_| Problem::bug("the call panicked").into_response())
+}
+
+/// Runs a call that changes something between its two lines.
+async fn change(admin: Admin, mut entry: Entry, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    // It was read before and lies in memory.
+    let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX).await.unwrap_or_default();
+    name_by_body(&mut entry, &bytes);
+    let intent = Entry {
+        stage: Stage::Intent,
+        ..entry.clone()
+    };
+    if let Err(problem) = admin.audit(intent, true).await {
+        return problem.into_response();
+    }
+    entry.refused_before = 0;
+    let answer = next.run(Request::from_parts(parts, Body::from(bytes))).await;
+    let status = answer.status();
+    match record(&admin, entry, answer).await {
+        Ok(answer) => answer,
+        Err(_) => outcome_lost(status).into_response(),
+    }
+}
+
+async fn answered(admin: &Admin, entry: Entry, answer: Response) -> Response {
+    record(admin, entry, answer)
+        .await
+        .unwrap_or_else(Problem::into_response)
+}
+
+/// The answer, once it is in the log.
+async fn record(admin: &Admin, mut entry: Entry, mut answer: Response) -> Result<Response, Problem> {
+    if let Some(audited) = answer.extensions_mut().remove::<Audited>() {
+        entry.namespace = audited.namespace.or(entry.namespace);
+        entry.request_id = audited.request_id.or(entry.request_id);
+    }
+    entry.status = Some(answer.status().as_u16());
+    admin.audit(entry, false).await?;
+    Ok(answer)
 }
 
 /// The intent is in the log, so nothing was done in secret; but the caller must not take the answer for recorded.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use kvtier::purge::{NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeRequest, PurgeState};
 use serde_json::json;
@@ -24,6 +24,7 @@ struct Inner {
     receipts: BTreeMap<String, String>,
     events: Vec<(u64, String)>,
     refuse: Option<PurgeError>,
+    delay: Duration,
 }
 
 impl Fake {
@@ -46,6 +47,11 @@ impl Fake {
 
     pub(crate) fn refuse(&self, error: Option<PurgeError>) {
         self.inner.lock().unwrap().refuse = error;
+    }
+
+    /// Lets each purge take so long.
+    pub(crate) fn slow_down(&self, delay: Duration) {
+        self.inner.lock().unwrap().delay = delay;
     }
 
     /// Ends a job with this receipt.
@@ -72,6 +78,8 @@ impl Inner {
 
 impl Purges for Fake {
     fn purge(&self, request: PurgeRequest) -> Result<(PurgeJob, bool), PurgeError> {
+        let delay = self.inner.lock().unwrap().delay;
+        std::thread::sleep(delay);
         let mut inner = self.inner.lock().unwrap();
         if let Some(error) = &inner.refuse {
             return Err(error.clone());

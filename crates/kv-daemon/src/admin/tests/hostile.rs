@@ -1,5 +1,7 @@
 //! Calls that must not work: the right status, a problem as body, a line in the audit log, nothing changed.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::http::Request;
 use serde_json::{Value, json};
@@ -296,4 +298,22 @@ async fn a_call_that_cannot_be_logged_is_not_done() {
     let answer = served.send("POST", ADMIN, "/v1/purges", &purge("red/a", "r")).await;
     assert_eq!(answer.status.as_u16(), 201, "it goes on when it can");
     assert!(path.exists());
+}
+
+#[tokio::test]
+async fn a_caller_who_hangs_up_does_not_keep_the_outcome_out_of_the_log() {
+    let served = Served::new(&["red/a"]);
+    served.fake.slow_down(Duration::from_millis(200));
+    let body = purge("red/a", "r");
+    let asked = served.send("POST", ADMIN, "/v1/purges", &body);
+    let gone = tokio::time::timeout(Duration::from_millis(50), asked).await;
+    assert!(gone.is_err(), "it takes longer");
+    for _ in 0..100 {
+        if served.audited().len() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(served.audited()[1]["status"], 201);
+    assert_eq!(served.fake.changes().len(), 1);
 }
