@@ -1,40 +1,52 @@
-//! The admin HTTP server, on loopback: is it alive, is it ready, its numbers, its status, invalidate and flush.
+//! The admin HTTP server: is it alive, is it ready, its numbers, namespaces, purges and their receipts, tokens.
 //!
-//! `/healthz` and `/readyz` answer anyone on this machine; everything else wants the bearer token of the state directory.
-//! A request whose `Host` is not a name of loopback is refused, so that a page in a browser cannot reach the server by
-//! pointing a name of its own at 127.0.0.1. Connections are bounded in number and in age.
+//! `/healthz`, `/readyz`, `/v1/keys` and `/v1/openapi.json` answer anyone who reaches the server; everything else wants a
+//! bearer token whose role allows it, and leaves a line in the audit log before it is answered. A token bound to namespaces
+//! finds no others: a foreign one is as unknown as one that does not exist.
+//!
+//! Read first: [`routes::routes`] (the table), [`guard::Access`] (whom a route answers), [`purges::Purges`] (what is asked).
 
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use kvtier::ErrorKind;
 use kvtier::node::Node;
 use serde::Serialize;
-use serde_json::json;
-use subtle::ConstantTimeEq;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
-use crate::metrics;
+use self::audit::{AuditLog, Entry};
+use self::guard::Access;
+use self::host::HostNames;
+use self::listener::BoundedListener;
+use self::problem::Problem;
+use self::purges::Purges;
+use self::rate::Limits;
+use self::tls::Tls;
+use self::tokens::TokenRegister;
 
-/// A connection older than this is closed, whatever it does.
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
-
-/// No request of this server needs a body; a small one is read and ignored.
-const BODY_BYTES_MAX: usize = 64 << 10;
+pub mod access;
+pub mod audit;
+mod credentials;
+mod events;
+pub mod guard;
+pub mod host;
+mod input;
+mod listener;
+mod namespaces;
+pub(crate) mod node;
+pub mod problem;
+pub mod purges;
+pub mod rate;
+pub mod routes;
+pub mod tls;
+pub mod tokens;
 
 /// How long a command to the node may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -85,44 +97,23 @@ impl NodeSlot {
     }
 }
 
-/// An answer that is no success, as RFC 9457 has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdminError {
-    status: StatusCode,
-    detail: String,
-}
+/// Finds what purges for one call, given where the node is; `None`: not now.
+pub type PurgeSource = Box<dyn Fn(&NodeSlot) -> Option<Arc<dyn Purges>> + Send + Sync>;
 
-impl AdminError {
-    fn of(status: StatusCode, detail: &str) -> AdminError {
-        AdminError {
-            status,
-            detail: detail.to_string(),
-        }
-    }
-}
-
-impl IntoResponse for AdminError {
-    fn into_response(self) -> Response {
-        let body = json!({
-            "type": "about:blank",
-            "title": self.status.canonical_reason().unwrap_or("error"),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        let mut response = (self.status, body.to_string()).into_response();
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
-        if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer realm=\"kvtier\""),
-            );
-        }
-        response
-    }
+/// What a server is made of.
+pub struct Parts {
+    /// Who may ask.
+    pub tokens: TokenRegister,
+    /// Where calls are written down.
+    pub audit: AuditLog,
+    /// How often they may ask.
+    pub limits: Limits,
+    /// Under which names.
+    pub hosts: HostNames,
+    /// Listeners to events at once.
+    pub event_subscribers_max: u32,
+    /// What purges.
+    pub purges: PurgeSource,
 }
 
 /// The server's state. Cheap to clone.
@@ -132,7 +123,8 @@ pub struct Admin {
 }
 
 struct Inner {
-    token: String,
+    parts: Parts,
+    subscribers: Arc<Semaphore>,
     phase: AtomicU8,
     started: Instant,
     node: NodeSlot,
@@ -148,13 +140,15 @@ impl std::fmt::Debug for Admin {
 }
 
 impl Admin {
-    /// A server that asks for `token`, without a node yet.
+    /// A server of these parts, without a node yet.
     #[must_use]
-    pub fn new(token: String) -> Admin {
+    pub fn new(parts: Parts) -> Admin {
         let phase = AtomicU8::new(Phase::Starting as u8);
+        let subscribers = Arc::new(Semaphore::new(parts.event_subscribers_max as usize));
         Admin {
             inner: Arc::new(Inner {
-                token,
+                parts,
+                subscribers,
                 phase,
                 started: Instant::now(),
                 node: NodeSlot::default(),
@@ -166,6 +160,12 @@ impl Admin {
     #[must_use]
     pub fn slot(&self) -> &NodeSlot {
         &self.inner.node
+    }
+
+    /// Who may ask.
+    #[must_use]
+    pub fn tokens(&self) -> &TokenRegister {
+        &self.inner.parts.tokens
     }
 
     /// How far the daemon is.
@@ -185,22 +185,21 @@ impl Admin {
 
     /// Every route and what guards it.
     pub fn router(&self) -> Router {
-        let guarded = Router::new()
-            .route("/metrics", get(metrics_text))
-            .route("/v1/status", get(status))
-            .route("/v1/namespaces/{name}/invalidate", post(invalidate_everywhere))
-            .route("/v1/namespaces/{domain}/{name}/invalidate", post(invalidate))
-            .route("/v1/flush", post(flush))
+        let mut router = Router::new();
+        for route in routes::routes() {
+            let handler = match route.access {
+                Access::Anyone => route.handler.route_layer(middleware::from_fn(guard::open)),
+                access => route
+                    .handler
+                    .route_layer(middleware::from_fn_with_state((self.clone(), access), guard::guarded)),
+            };
+            router = router.route(route.path, handler);
+        }
+        router
             .method_not_allowed_fallback(method_not_allowed)
-            .route_layer(middleware::from_fn_with_state(self.clone(), bearer));
-        Router::new()
-            .route("/healthz", get(|| async { "ok\n" }))
-            .route("/readyz", get(readyz))
-            .merge(guarded)
-            .method_not_allowed_fallback(method_not_allowed)
-            .fallback(|| async { AdminError::of(StatusCode::NOT_FOUND, "there is no such path") })
-            .layer(middleware::from_fn(small_body))
-            .layer(middleware::from_fn(loopback_host))
+            .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such path") })
+            .layer(middleware::from_fn(guard::buffer_body))
+            .layer(middleware::from_fn_with_state(self.clone(), known_host))
             .with_state(self.clone())
     }
 
@@ -208,261 +207,95 @@ impl Admin {
     ///
     /// # Errors
     /// When the listener breaks.
-    pub async fn serve(&self, listener: TcpListener, connections_max: u32) -> io::Result<()> {
-        let listener = BoundedListener {
-            listener,
-            places: Arc::new(Semaphore::new(connections_max as usize)),
-        };
+    pub async fn serve(&self, listener: TcpListener, connections_max: u32, tls: Option<&Tls>) -> io::Result<()> {
+        let acceptor = tls.map(|tls| tls.acceptor().clone());
+        let listener = BoundedListener::new(listener, connections_max, acceptor);
         axum::serve(listener, self.router()).await
     }
 
+    fn limits(&self) -> &Limits {
+        &self.inner.parts.limits
+    }
+
+    fn subscribers(&self) -> &Arc<Semaphore> {
+        &self.inner.subscribers
+    }
+
+    fn uptime(&self) -> Duration {
+        self.inner.started.elapsed()
+    }
+
     /// Asks the node on a thread that may block.
-    async fn ask<T: Send + 'static>(
+    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Node) -> T + Send + 'static) -> Result<T, Problem> {
+        let node = self.inner.node.node().ok_or_else(no_node)?;
+        blocking(move || question(&node)).await
+    }
+
+    /// Asks what purges on a thread that may block.
+    async fn ask_purges<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Node) -> T + Send + 'static,
-    ) -> Result<T, AdminError> {
-        let Some(node) = self.inner.node.node() else {
-            return Err(AdminError::of(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "there is no node: the daemon is starting or stopping",
-            ));
-        };
-        tokio::task::spawn_blocking(move || question(&node))
-            .await
-            .map_err(|_| AdminError::of(StatusCode::INTERNAL_SERVER_ERROR, "the call panicked: report a bug"))
+        question: impl FnOnce(&dyn Purges) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let purges = (self.inner.parts.purges)(&self.inner.node).ok_or_else(no_node)?;
+        blocking(move || question(&*purges)).await
+    }
+
+    /// Writes a line of the audit log, or says that nobody may be answered.
+    async fn audit(&self, entry: Entry, sync: bool) -> Result<(), Problem> {
+        let admin = self.clone();
+        let written = blocking(move || admin.inner.parts.audit.append(&entry, sync)).await?;
+        written.map(drop).map_err(|error| {
+            tracing::error!("the audit log cannot be written ({error}): calls are refused until it can");
+            let words = format!("the audit log cannot be written ({error}), so this was not done: make room for it");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, words).retry_after(5)
+        })
     }
 }
 
-async fn method_not_allowed() -> AdminError {
-    AdminError::of(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
-}
-
-async fn readyz(State(admin): State<Admin>) -> Response {
-    let reason = match admin.phase() {
-        Phase::Ready => return "ready\n".into_response(),
-        Phase::Starting => "starting: memory is being made ready",
-        Phase::Draining => "draining: a stop was asked for",
-    };
-    AdminError::of(StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
-}
-
-async fn status(State(admin): State<Admin>) -> Result<Response, AdminError> {
-    let status = admin.ask(Node::status).await?;
-    Ok(json_response(&status))
-}
-
-async fn metrics_text(State(admin): State<Admin>) -> Result<Response, AdminError> {
-    let status = admin.ask(Node::status).await.ok();
-    let text = metrics::exposition(status.as_ref(), admin.inner.started.elapsed().as_secs_f64())
-        .map_err(|_| AdminError::of(StatusCode::INTERNAL_SERVER_ERROR, "the encoder refused: report a bug"))?;
-    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
-}
-
-async fn invalidate(
-    State(admin): State<Admin>,
-    Path((domain, name)): Path<(String, String)>,
-) -> Result<Response, AdminError> {
-    raise(admin, format!("{domain}/{name}")).await
-}
-
-async fn invalidate_everywhere(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Response, AdminError> {
-    raise(admin, name).await
-}
-
-async fn raise(admin: Admin, namespace: String) -> Result<Response, AdminError> {
-    let raised = admin
-        .ask(move |node| node.invalidate(&namespace, COMMAND_TIMEOUT))
-        .await?
-        .map_err(|error| {
-            let status = match error.kind {
-                ErrorKind::Invalid => StatusCode::NOT_FOUND,
-                ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            AdminError {
-                status,
-                detail: error.message,
-            }
-        })?;
-    let raised: Vec<_> = raised
-        .into_iter()
-        .map(|(namespace, generation)| json!({"namespace": namespace, "generation": generation.0}))
-        .collect();
-    Ok(json_response(&json!({ "invalidated": raised })))
-}
-
-async fn flush(State(admin): State<Admin>) -> Result<Response, AdminError> {
-    match admin.ask(|node| node.flush(COMMAND_TIMEOUT)).await? {
-        Some(report) => Ok(json_response(&report)),
-        None => Err(AdminError::of(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the flush goes on, but did not end within 30 s: ask again",
-        )),
+#[cfg(test)]
+impl Admin {
+    /// Writes lines until the audit log must go on in a new file.
+    fn fill_audit_log(&self) {
+        self.inner.parts.audit.fill();
     }
+}
+
+fn no_node() -> Problem {
+    let words = "there is no node: the daemon is starting or stopping";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, words).retry_after(1)
+}
+
+/// Runs what may block where it keeps nobody waiting.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Problem::bug("the call panicked"))
 }
 
 fn json_response(value: &impl Serialize) -> Response {
     match serde_json::to_string(value) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
-        Err(_) => {
-            AdminError::of(StatusCode::INTERNAL_SERVER_ERROR, "the answer is no JSON: report a bug").into_response()
-        }
+        Err(_) => Problem::bug("the answer is no JSON").into_response(),
     }
 }
 
-async fn bearer(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    let shown = request
+async fn method_not_allowed() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
+}
+
+async fn known_host(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let host = request
         .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map_or("", |(_, token)| token.trim());
-    if bool::from(shown.as_bytes().ct_eq(admin.inner.token.as_bytes())) {
+        .get(header::HOST)
+        .and_then(|value| value.to_str().ok());
+    if host.is_some_and(|host| admin.inner.parts.hosts.accept(host)) {
         next.run(request).await
     } else {
-        let detail = "send \"Authorization: Bearer TOKEN\" with the token of admin.token in the state directory";
-        AdminError::of(StatusCode::UNAUTHORIZED, detail).into_response()
-    }
-}
-
-async fn small_body(request: Request, next: Next) -> Response {
-    let (parts, body) = request.into_parts();
-    match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
-        Ok(bytes) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
-        Err(_) => {
-            AdminError::of(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB; none is needed").into_response()
-        }
-    }
-}
-
-async fn loopback_host(request: Request, next: Next) -> Response {
-    if names_loopback(request.headers()) {
-        next.run(request).await
-    } else {
-        let detail = "the Host header must be 127.0.0.1, [::1] or localhost";
-        AdminError::of(StatusCode::MISDIRECTED_REQUEST, detail).into_response()
-    }
-}
-
-fn names_loopback(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|value| value.to_str().ok()) else {
-        return false;
-    };
-    if let Ok(address) = host.parse::<SocketAddr>() {
-        return address.ip().is_loopback();
-    }
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-}
-
-/// A listener that takes the next connection when one of a fixed number of places is free.
-struct BoundedListener {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-}
-
-impl axum::serve::Listener for BoundedListener {
-    type Io = AgedStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (AgedStream, SocketAddr) {
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
-        let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-        let end = Box::pin(tokio::time::sleep(CONNECTION_AGE_MAX));
-        (
-            AgedStream {
-                stream,
-                end,
-                _place: place,
-            },
-            address,
-        )
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that reads nothing more past its age.
-struct AgedStream {
-    stream: TcpStream,
-    end: Pin<Box<tokio::time::Sleep>>,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl AsyncRead for AgedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.end.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for AgedStream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.end.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let words = "the Host header must be 127.0.0.1, [::1], localhost, the address that is listened on, or a name of the \
+                     certificate";
+        Problem::new(StatusCode::MISDIRECTED_REQUEST, words).into_response()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::http::{HeaderMap, HeaderValue, header};
-
-    use super::names_loopback;
-
-    #[test]
-    fn only_names_of_loopback_pass_the_host_check() {
-        let passes = |host: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
-            names_loopback(&headers)
-        };
-        for host in [
-            "127.0.0.1",
-            "127.0.0.1:9640",
-            "localhost",
-            "LocalHost:1",
-            "[::1]",
-            "[::1]:9640",
-            "127.9.9.9:1",
-        ] {
-            assert!(passes(host), "{host}");
-        }
-        for host in [
-            "example.org",
-            "127.0.0.1.example.org",
-            "10.0.0.1:9640",
-            "localhost.example.org:80",
-            "",
-            "[::2]:1",
-        ] {
-            assert!(!passes(host), "{host}");
-        }
-        assert!(
-            !names_loopback(&HeaderMap::new()),
-            "a request without a host is refused"
-        );
-    }
-}
+pub(crate) mod tests;

@@ -65,7 +65,7 @@ pub(crate) struct Flags {
     /// Permission bits of the socket, octal [default: 0600]
     #[arg(long, value_name = "MODE")]
     socket_mode: Option<String>,
-    /// Admin HTTP address, loopback only; port 0 takes a free one; off for none [default: 127.0.0.1:9640]
+    /// Admin HTTP address; beyond loopback it needs TLS; port 0 takes a free one; off for none [default: 127.0.0.1:9640]
     #[arg(long, value_name = "ADDRESS")]
     http: Option<String>,
     /// Host memory for blocks, such as 64MiB or 1.5GiB [default: 1GiB]

@@ -19,7 +19,9 @@ use crate::size;
 pub const DEFAULT_FILE: &str = "/etc/kvtier/kv-daemon.toml";
 
 /// Variables that begin with `KVTIER_` and are no setting.
-const OTHER_VARIABLES: [&str; 4] = [
+const OTHER_VARIABLES: [&str; 6] = [
+    "KVTIER_ADMIN_TOKEN_FILE",
+    "KVTIER_ADMIN_URL",
     "KVTIER_CONFIG",
     "KVTIER_NAMESPACE",
     "KVTIER_TOKEN_FILE",
@@ -41,10 +43,29 @@ pub enum LogFormat {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DaemonSettings {
-    /// Address of the admin HTTP server, loopback only; port 0 takes a free one; "off" starts none. Default 127.0.0.1:9640.
+    /// Address of the admin HTTP server; port 0 takes a free one; "off" starts none. Beyond loopback it needs TLS.
+    /// Default 127.0.0.1:9640.
     pub http: String,
     /// Connections of the admin server at once; more wait. Default 32. Each may cost 64 KiB.
     pub http_connections_max: u32,
+    /// Certificate chain that the admin server shows, PEM, its own first. With it the server speaks TLS 1.3 only.
+    /// Default none.
+    pub http_tls_certificate_file: Option<PathBuf>,
+    /// Private key of that certificate, PEM. Default none.
+    pub http_tls_key_file: Option<PathBuf>,
+    /// Authorities, PEM, of which a client must show a certificate, beside its token. Default none: the token suffices.
+    pub http_tls_client_ca_file: Option<PathBuf>,
+    /// Calls a second that one token may make over time; more are answered with 429. Default 50.
+    pub http_requests_per_second_max: u32,
+    /// Calls that one token may make at once. Default 100. A bucket for each token, 100 bytes.
+    pub http_requests_burst_max: u32,
+    /// Calls a second without a good token, all together, over time; four times as many at once. Default 20. Good tokens are
+    /// not kept out by them.
+    pub http_failed_authentications_per_second_max: u32,
+    /// Clients that listen to events at once, each holding a connection. Default 8. Each may cost 64 KiB.
+    pub http_event_subscribers_max: u32,
+    /// Size past which the audit log goes on in a new file; the old ones are kept. Default 16 MiB.
+    pub audit_file_bytes_max: u64,
     /// How log lines look. Default `text`.
     pub log_format: LogFormat,
     /// Which log lines are written: a level, or directives as `tracing` reads them. Default `info`.
@@ -58,6 +79,14 @@ impl Default for DaemonSettings {
         DaemonSettings {
             http: "127.0.0.1:9640".to_string(),
             http_connections_max: 32,
+            http_tls_certificate_file: None,
+            http_tls_key_file: None,
+            http_tls_client_ca_file: None,
+            http_requests_per_second_max: 50,
+            http_requests_burst_max: 100,
+            http_failed_authentications_per_second_max: 20,
+            http_event_subscribers_max: 8,
+            audit_file_bytes_max: 16 << 20,
             log_format: LogFormat::Text,
             log_level: "info".to_string(),
             drain_timeout_ms: 30_000,
@@ -344,13 +373,43 @@ impl Draft {
         }
         let http = match daemon.http.as_str() {
             "off" | "" => None,
-            text => Some(loopback(text).map_err(|remedy| refuse("http", format!("{text:?}"), remedy))?),
+            text => {
+                let tls = daemon.http_tls_certificate_file.is_some();
+                Some(admin_address(text, tls).map_err(|remedy| refuse("http", format!("{text:?}"), remedy))?)
+            }
         };
-        if !(1..=4096).contains(&daemon.http_connections_max) {
+        check_tls(&daemon).map_err(|(field, remedy)| refuse(field, "none".into(), remedy.into()))?;
+        for (field, value, max) in [
+            ("http_connections_max", daemon.http_connections_max, 4096),
+            (
+                "http_requests_per_second_max",
+                daemon.http_requests_per_second_max,
+                1_000_000,
+            ),
+            ("http_requests_burst_max", daemon.http_requests_burst_max, 1_000_000),
+            (
+                "http_failed_authentications_per_second_max",
+                daemon.http_failed_authentications_per_second_max,
+                1000,
+            ),
+            ("http_event_subscribers_max", daemon.http_event_subscribers_max, 4096),
+        ] {
+            if !(1..=max).contains(&value) {
+                return Err(refuse(field, value.to_string(), format!("between 1 and {max}")));
+            }
+        }
+        if daemon.http_event_subscribers_max >= daemon.http_connections_max.max(2) {
             return Err(refuse(
-                "http_connections_max",
-                daemon.http_connections_max.to_string(),
-                "between 1 and 4096".into(),
+                "http_event_subscribers_max",
+                daemon.http_event_subscribers_max.to_string(),
+                "below http_connections_max, or listeners could keep everybody else out".into(),
+            ));
+        }
+        if !(64 << 10..=1 << 40).contains(&daemon.audit_file_bytes_max) {
+            return Err(refuse(
+                "audit_file_bytes_max",
+                daemon.audit_file_bytes_max.to_string(),
+                "between 64KiB and 1TiB".into(),
             ));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&daemon.log_level) {
@@ -463,22 +522,43 @@ pub fn default_socket(environment: &BTreeMap<String, String>, root: bool) -> Opt
     default_state_dir(environment, root).map(|directory| directory.join("kvtier.sock"))
 }
 
-/// An address that only this machine can reach. There is no authenticated TLS, so any other is refused.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
+/// Where the admin server may listen: anywhere with TLS, on loopback without.
+fn admin_address(text: &str, tls: bool) -> Result<SocketAddr, String> {
     let text = text
         .strip_prefix("localhost:")
         .map_or_else(|| text.to_string(), |port| format!("127.0.0.1:{port}"));
     let address: SocketAddr = text
         .parse()
         .map_err(|_| "write an address and a port, such as 127.0.0.1:9640, or off".to_string())?;
-    if address.ip().is_loopback() {
+    if tls || address.ip().is_loopback() {
         Ok(address)
     } else {
         Err(
-            "beyond loopback the admin server would need TLS that proves who asks, which does not exist yet: \
-             bind 127.0.0.1 or [::1] and forward the port over a channel you trust"
+            "beyond loopback tokens would travel in the clear without TLS: set http_tls_certificate_file and \
+             http_tls_key_file, or bind 127.0.0.1 or [::1] and forward the port over a channel you trust"
                 .to_string(),
         )
+    }
+}
+
+/// Files of TLS come together. The field that is missing, and the remedy.
+fn check_tls(daemon: &DaemonSettings) -> Result<(), (&'static str, &'static str)> {
+    let (certificate, key) = (&daemon.http_tls_certificate_file, &daemon.http_tls_key_file);
+    match (certificate, key, &daemon.http_tls_client_ca_file) {
+        (Some(_), None, _) => Err((
+            "http_tls_key_file",
+            "http_tls_certificate_file is set: name the file of its private key",
+        )),
+        (None, Some(_), _) => Err((
+            "http_tls_certificate_file",
+            "http_tls_key_file is set: name the file of its certificate",
+        )),
+        (None, None, Some(_)) => Err((
+            "http_tls_certificate_file",
+            "http_tls_client_ca_file is set, and only TLS can ask for certificates: name the server's own certificate and \
+             key as well",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -3,8 +3,15 @@
 //! Every command prints words for people, or with `--json` one JSON value. A miss ends with 1, a daemon that is not there
 //! with 69, wrong bytes with 1; see [`crate::exit`].
 
+mod administration;
+mod audit;
 mod bench;
 mod commands;
+mod http;
+mod namespace;
+mod purge;
+mod receipt;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode as ProcessExitCode;
@@ -96,6 +103,34 @@ enum Command {
     },
     /// Write every block to NVMe that is not there yet
     Flush,
+    /// Purge a namespace, or a part of it: nothing older can be read, and with --mode physical it is destroyed
+    Purge(purge::PurgeOptions),
+    /// List purges, of one namespace with --namespace
+    Purges(purge::PurgesOptions),
+    /// Look at namespaces and set them
+    Namespace {
+        /// What to do
+        #[command(subcommand)]
+        what: namespace::NamespaceCommand,
+    },
+    /// Manage the tokens of the admin API
+    Token {
+        /// What to do
+        #[command(subcommand)]
+        what: token::TokenCommand,
+    },
+    /// Receipts of purges
+    Receipt {
+        /// What to do with them
+        #[command(subcommand)]
+        what: receipt::ReceiptCommand,
+    },
+    /// Check the admin API's audit log
+    Audit {
+        /// What to do
+        #[command(subcommand)]
+        what: audit::AuditCommand,
+    },
     /// Send a trace with every byte checked
     Replay(replay::Options),
     /// Measure
@@ -197,6 +232,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Delete { keys } => commands::delete(&connection, &keys),
         Command::Invalidate { name } => commands::invalidate(&connection, &name),
         Command::Flush => commands::flush(&connection),
+        Command::Purge(options) => purge::purge(&connection, &options),
+        Command::Purges(options) => purge::purges(&connection, &options),
+        Command::Namespace { what } => namespace::run(&connection, &what),
+        Command::Token { what } => token::run(&connection, &what),
+        Command::Audit { what } => audit::run(&connection, &what),
+        Command::Receipt { what } => receipt::run(&connection, &what),
         Command::Replay(options) => replay::run_command(&connection, &options),
         Command::Bench {
             what: Bench::Client(options),

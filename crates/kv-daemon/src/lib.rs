@@ -17,6 +17,8 @@ pub mod kvctl;
 pub mod metrics;
 pub mod output;
 pub mod replay;
+pub mod rfc3339;
 pub mod rotation;
 pub mod serve;
 pub mod size;
+mod state_file;

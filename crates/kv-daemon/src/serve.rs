@@ -1,9 +1,9 @@
 //! The life of the daemon: prepare the state directory, start the node, say so, wait, drain.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Mutex;
@@ -12,21 +12,28 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvtier::keys::KeyError;
 use kvtier::node::{Node, StartError, StartProgress};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::admin::{Admin, Phase};
-use crate::configuration::{Configuration, LogFormat};
+use crate::admin::audit::{AUDIT_FILE, AuditLog};
+use crate::admin::host::HostNames;
+use crate::admin::rate::{Limits, Rate};
+use crate::admin::tls::Tls;
+use crate::admin::tokens::TokenRegister;
+use crate::admin::{Admin, Parts, Phase};
+use crate::configuration::{Configuration, DaemonSettings, LogFormat};
 use crate::exit::{ExitCode, Failure};
-use crate::size;
+use crate::{size, state_file};
 
-/// File in the state directory that holds the admin server's address while the daemon runs.
+/// File in the state directory that holds the admin server's address while the daemon runs; its URL when it speaks TLS.
 pub const HTTP_ADDRESS_FILE: &str = "http.addr";
 
 /// File in the state directory that holds the admin server's bearer token.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
+
+const ADMIN_TOKEN_BYTES_MAX: u64 = 4096;
 
 /// File in the state directory that a running daemon holds locked.
 const LOCK_FILE: &str = "daemon.lock";
@@ -41,8 +48,11 @@ pub fn run(configuration: Configuration) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let state = StateDirectory::prepare(&configuration.node.state_dir, configuration.node.socket_mode)?;
-    let token = state.admin_token()?;
-    let http = configuration.http.map(bind).transpose()?;
+    let http = configuration
+        .http
+        .map(|address| Door::open(&configuration.daemon, address))
+        .transpose()?;
+    let admin = Admin::new(admin_parts(&configuration.daemon, &state, http.as_ref())?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -53,7 +63,7 @@ pub fn run(configuration: Configuration) -> Result<(), Failure> {
                 format!("the process may not start what it needs: {error}"),
             )
         })?;
-    let result = runtime.block_on(live(configuration, &state, token, http));
+    let result = runtime.block_on(live(configuration, &state, admin, http));
     state.forget_http_address();
     // What is left are connections of the admin server and, after a failed start, nothing.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -63,26 +73,25 @@ pub fn run(configuration: Configuration) -> Result<(), Failure> {
 async fn live(
     configuration: Configuration,
     state: &StateDirectory,
-    token: String,
-    http: Option<TcpListener>,
+    admin: Admin,
+    http: Option<Door>,
 ) -> Result<(), Failure> {
     let mut stops = Stops::new()?;
-    let admin = Admin::new(token);
-    let http_address = match http {
+    let http_url = match http {
         None => None,
-        Some(listener) => {
+        Some(Door { listener, address, tls }) => {
             let broken = |error: io::Error| Failure::new(ExitCode::Unavailable, format!("admin HTTP server: {error}"));
-            let address = listener.local_addr().map_err(broken)?;
             let listener = tokio::net::TcpListener::from_std(listener).map_err(broken)?;
-            state.remember_http_address(address)?;
+            state.remember_http_address(address, tls.is_some())?;
             let server = admin.clone();
+            let scheme = if tls.is_some() { "https" } else { "http" };
             let connections_max = configuration.daemon.http_connections_max;
             tokio::spawn(async move {
-                if let Err(error) = server.serve(listener, connections_max).await {
+                if let Err(error) = server.serve(listener, connections_max, tls.as_ref()).await {
                     tracing::error!("the admin HTTP server ended: {error}");
                 }
             });
-            Some(address)
+            Some(format!("{scheme}://{address}"))
         }
     };
 
@@ -107,7 +116,7 @@ async fn live(
     admin.slot().fill(node);
     admin.set_phase(Phase::Ready);
     notify(&[NotifyState::Ready]);
-    say_ready(&socket, http_address, state.path());
+    say_ready(&socket, http_url.as_deref(), state.path());
 
     let name = stops.next().await;
     tracing::info!(
@@ -177,8 +186,8 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-fn say_ready(socket: &Path, http: Option<SocketAddr>, state: &Path) {
-    let admin = http.map_or_else(|| "off".to_string(), |address| format!("http://{address}"));
+fn say_ready(socket: &Path, http: Option<&str>, state: &Path) {
+    let admin = http.unwrap_or("off");
     let line = format!(
         "kv-daemon ready: socket {}, admin {admin}, state {}\n",
         socket.display(),
@@ -212,15 +221,78 @@ pub(crate) fn key_code(error: &KeyError) -> ExitCode {
     }
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let bound = TcpListener::bind(address).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+/// Where the admin server listens, and in what.
+struct Door {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<Tls>,
+}
+
+impl Door {
+    fn open(settings: &DaemonSettings, address: SocketAddr) -> Result<Door, Failure> {
+        let tls = match (&settings.http_tls_certificate_file, &settings.http_tls_key_file) {
+            (Some(certificate), Some(key)) => {
+                if fs::metadata(key).is_ok_and(|metadata| metadata.mode() & 0o007 != 0) {
+                    tracing::warn!(
+                        "http_tls_key_file {}: others may read it: chmod o-rwx it",
+                        key.display()
+                    );
+                }
+                let client_ca = settings.http_tls_client_ca_file.as_deref();
+                let tls = Tls::load(certificate, key, client_ca)
+                    .map_err(|error| Failure::new(ExitCode::Configuration, error.to_string()))?;
+                Some(tls)
+            }
+            _ => None,
+        };
+        let bound = TcpListener::bind(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            Ok(Door { listener, address, tls })
+        });
+        bound.map_err(|error| {
+            let words = format!(
+                "setting http = {address}: {error}: choose another --http address, port 0 for a free one, or off"
+            );
+            Failure::new(ExitCode::Unavailable, words)
+        })
+    }
+}
+
+fn admin_parts(settings: &DaemonSettings, state: &StateDirectory, door: Option<&Door>) -> Result<Parts, Failure> {
+    let tokens = TokenRegister::open(state.path(), &state.admin_token()?)
+        .map_err(|words| Failure::new(ExitCode::CannotCreate, words))?;
+    let (audit, warnings) = AuditLog::open(state.path(), settings.audit_file_bytes_max).map_err(|error| {
+        let words = format!(
+            "audit log {}: {error}: put it right, or move it away to begin a new one",
+            state.path().join(AUDIT_FILE).display()
+        );
+        Failure::new(ExitCode::CannotCreate, words)
+    })?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let failures = f64::from(settings.http_failed_authentications_per_second_max);
+    let limits = Limits::new(
+        Rate {
+            per_second: f64::from(settings.http_requests_per_second_max),
+            burst: f64::from(settings.http_requests_burst_max),
+        },
+        Rate {
+            per_second: failures,
+            burst: failures * 4.0,
+        },
+    );
+    let hosts = door.map_or_else(HostNames::default, |door| {
+        HostNames::new(door.address, door.tls.as_ref().map(|tls| tls.certificate().clone()))
     });
-    bound.map_err(|error| {
-        let words =
-            format!("setting http = {address}: {error}: choose another --http address, port 0 for a free one, or off");
-        Failure::new(ExitCode::Unavailable, words)
+    Ok(Parts {
+        tokens,
+        audit,
+        limits,
+        hosts,
+        event_subscribers_max: settings.http_event_subscribers_max,
+        purges: Box::new(crate::admin::node::of_slot),
     })
 }
 
@@ -311,7 +383,7 @@ impl StateDirectory {
             .read(true)
             .write(true)
             .mode(0o600)
-            .custom_flags(no_follow())
+            .custom_flags(state_file::no_follow())
             .open(path.join(LOCK_FILE))
             .map_err(|error| cannot("its lock cannot be made", &error))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
@@ -344,17 +416,8 @@ impl StateDirectory {
             );
             Failure::new(ExitCode::CannotCreate, words)
         };
-        match OpenOptions::new().read(true).custom_flags(no_follow()).open(&path) {
-            Ok(mut file) => {
-                let metadata = file.metadata().map_err(|error| cannot(error.to_string()))?;
-                if metadata.mode() & 0o077 != 0 || metadata.uid() != rustix::process::geteuid().as_raw() {
-                    return Err(cannot(
-                        "others may read it, or it belongs to another user: chmod 0600 it".into(),
-                    ));
-                }
-                let mut text = String::new();
-                file.read_to_string(&mut text)
-                    .map_err(|error| cannot(error.to_string()))?;
+        match state_file::read_private(&path, ADMIN_TOKEN_BYTES_MAX).map_err(|error| cannot(error.to_string()))? {
+            Some(text) => {
                 let token = text.trim();
                 if token.len() < 32 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
                     return Err(cannot(
@@ -363,59 +426,39 @@ impl StateDirectory {
                 }
                 Ok(token.to_string())
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            None => {
                 let mut random = [0; 32];
                 getrandom::fill(&mut random).map_err(|error| cannot(error.to_string()))?;
                 let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-                // Written aside and renamed: a crash leaves no half token.
-                self.write_aside(ADMIN_TOKEN_FILE, 0o600, &format!("{token}\n"))
+                state_file::replace(&path, 0o600, format!("{token}\n").as_bytes())
                     .map_err(|error| cannot(error.to_string()))?;
                 Ok(token)
             }
-            Err(error) => Err(cannot(error.to_string())),
         }
     }
 
-    fn remember_http_address(&self, address: SocketAddr) -> Result<(), Failure> {
-        self.write_aside(HTTP_ADDRESS_FILE, 0o644, &format!("{address}\n"))
-            .map_err(|error| {
-                let words = format!(
-                    "state_dir {}: {HTTP_ADDRESS_FILE} cannot be written: {error}",
-                    self.path.display()
-                );
-                Failure::new(ExitCode::CannotCreate, words)
-            })
+    fn remember_http_address(&self, address: SocketAddr, tls: bool) -> Result<(), Failure> {
+        let scheme = if tls { "https://" } else { "" };
+        let text = format!("{scheme}{address}\n");
+        state_file::replace(&self.path.join(HTTP_ADDRESS_FILE), 0o644, text.as_bytes()).map_err(|error| {
+            let words = format!(
+                "state_dir {}: {HTTP_ADDRESS_FILE} cannot be written: {error}",
+                self.path.display()
+            );
+            Failure::new(ExitCode::CannotCreate, words)
+        })
     }
 
     fn forget_http_address(&self) {
         // Not there when no server was started.
         let _ = fs::remove_file(self.path.join(HTTP_ADDRESS_FILE));
     }
-
-    fn write_aside(&self, name: &str, mode: u32, text: &str) -> io::Result<()> {
-        let aside = self.path.join(format!("{name}.new"));
-        match fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(mode)
-            .open(&aside)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&aside, self.path.join(name))
-    }
-}
-
-fn no_follow() -> i32 {
-    i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

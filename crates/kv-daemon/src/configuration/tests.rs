@@ -162,6 +162,44 @@ fn an_address_that_others_can_reach_is_refused() {
 }
 
 #[test]
+fn beyond_loopback_the_admin_server_needs_both_files_of_tls() {
+    let of = |settings: &str| with_file(settings, sources(&[("HOME", "/h")], &[]));
+    let both = "http_tls_certificate_file = \"/c\"\nhttp_tls_key_file = \"/k\"\n";
+    let open = of(&format!("{both}http = \"0.0.0.0:9640\"\n")).unwrap();
+    assert_eq!(open.http, Some("0.0.0.0:9640".parse().unwrap()));
+    let again = with_file(&open.to_toml(), sources(&[("HOME", "/h")], &[])).unwrap();
+    assert_eq!(again.to_json(), open.to_json());
+    for (settings, field) in [
+        ("http_tls_certificate_file = \"/c\"", "http_tls_key_file"),
+        ("http_tls_key_file = \"/k\"", "http_tls_certificate_file"),
+        ("http_tls_client_ca_file = \"/a\"", "http_tls_certificate_file"),
+    ] {
+        let error = of(settings).unwrap_err();
+        assert_eq!(error.field, field, "{error}");
+    }
+    let words = of("http = \"0.0.0.0:9640\"").unwrap_err().to_string();
+    assert!(
+        words.contains("http_tls_certificate_file") && words.contains("forward the port"),
+        "{words}"
+    );
+}
+
+#[test]
+fn bounds_of_the_admin_server_are_checked() {
+    for wrong in [
+        "http_requests_per_second_max = 0",
+        "http_requests_burst_max = 0",
+        "http_failed_authentications_per_second_max = 0",
+        "http_event_subscribers_max = 0",
+        "http_event_subscribers_max = 32",
+        "audit_file_bytes_max = \"1KiB\"",
+    ] {
+        let error = with_file(wrong, sources(&[("HOME", "/h")], &[])).unwrap_err();
+        assert!(wrong.starts_with(&error.field), "{error}");
+    }
+}
+
+#[test]
 fn a_socket_mode_is_read_as_octal() {
     let mode = |text| sources(&[("HOME", "/h")], &[("socket_mode", "--socket-mode", text)]).load();
     assert_eq!(mode("0666").unwrap().node.socket_mode, 0o666);

@@ -71,6 +71,11 @@ impl Daemon {
         Daemon::try_start_in(directory, flags, "").unwrap_or_else(|(log, _)| panic!("not ready: {log}"))
     }
 
+    /// The same with a settings file.
+    pub(crate) fn start_in_with(directory: TempDir, flags: &[&str], settings: &str) -> Daemon {
+        Daemon::try_start_in(directory, flags, settings).unwrap_or_else(|(log, _)| panic!("not ready: {log}"))
+    }
+
     /// The same, or what it said before it ended, and the directory.
     pub(crate) fn try_start_in(
         directory: TempDir,
@@ -82,10 +87,21 @@ impl Daemon {
 
     /// The same by another way to run the program.
     pub(crate) fn try_launch(
+        program: Command,
+        directory: TempDir,
+        flags: &[&str],
+        settings: &str,
+    ) -> Result<Daemon, (String, TempDir)> {
+        Daemon::try_launch_on(program, directory, flags, settings, "127.0.0.1:0")
+    }
+
+    /// The same with the admin server elsewhere.
+    pub(crate) fn try_launch_on(
         mut program: Command,
         directory: TempDir,
         flags: &[&str],
         settings: &str,
+        http: &str,
     ) -> Result<Daemon, (String, TempDir)> {
         let file = directory.path().join("kv-daemon.toml");
         std::fs::write(&file, settings).expect("a settings file");
@@ -98,7 +114,7 @@ impl Daemon {
             .arg("--socket")
             .arg(directory.path().join("s"))
             .args(flags)
-            .env("KVTIER_HTTP", "127.0.0.1:0")
+            .env("KVTIER_HTTP", http)
             .env("KVTIER_HOST_BYTES", "16MiB")
             .env("KVTIER_LOCK_MEMORY", "false")
             .env("KVTIER_LOG_LEVEL", "debug")

@@ -605,3 +605,42 @@ fn foreign_ids_move_nothing(daemon: &Daemon) {
     holder.call_releasing(raw::STATUS, &[lease], &[]).unwrap();
     holder.call(raw::GOODBYE, &[]).unwrap();
 }
+
+#[test]
+fn an_administrator_who_sends_too_much_hears_so_and_others_are_served() {
+    use std::io::{Read, Write};
+    let daemon = Daemon::start(&[]);
+    let (address, token) = (daemon.http_address(), daemon.token());
+    let head = |path: &str, length: usize| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    for path in ["/v1/purges", "/v1/tokens", "/v1/flush"] {
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(crate::daemon::PATIENCE)).unwrap();
+        stream.write_all(head(path, 10_000_000).as_bytes()).unwrap();
+        // All of it, before the answer is read, as simple clients do.
+        stream.write_all(&vec![b' '; 10_000_000]).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+    }
+    // Those who promise a body and send none hold their own connections only.
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = std::net::TcpStream::connect(&address).unwrap();
+            stream.write_all(head("/v1/tokens", 1000).as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(daemon.http("GET", "/v1/status").0, 200);
+    drop(waiting);
+    assert_eq!(
+        daemon.http("GET", "/v1/tokens").1.matches("tok_").count(),
+        1,
+        "no token was made"
+    );
+}

@@ -3,6 +3,7 @@
 //! One binary for all of it, so that it is linked once; filter by module, such as `hostile::`.
 
 mod admin;
+mod administration;
 mod commands;
 mod daemon;
 mod demo;
