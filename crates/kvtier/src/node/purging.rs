@@ -146,7 +146,14 @@ impl Purging {
         };
         for &number in &unfinished {
             self.update(number, |record| record.job.resumed += 1);
-            // Whoever would take it is started with the node.
+        }
+        // All of them before the first is destroyed, which may take longer than is waited for.
+        for &number in &unfinished {
+            if let Err(error) = self.fence(number) {
+                tracing::warn!(%error, number, "a purge of an earlier run cannot be made durable yet: it is tried again");
+            }
+        }
+        for &number in &unfinished {
             let _ = self.work.send(Some(number));
         }
         let deadline = Instant::now() + RESUME_TIMEOUT;
@@ -206,9 +213,13 @@ impl Purging {
         };
         if is_new {
             self.reached("journalled");
-            self.fence(number)?;
-            self.reached("fenced");
+            let fenced = self.fence(number);
+            if fenced.is_ok() {
+                self.reached("fenced");
+            }
+            // It is journalled: what failed here is tried again there.
             let _ = self.work.send(Some(number));
+            fenced?;
         }
         let job = self.await_acknowledged(number)?;
         Ok((job, is_new))
@@ -341,6 +352,7 @@ impl Purging {
                 let forgotten = self
                     .forget(namespace, &record.job.request.scope, deadline)
                     .ok_or_else(late)?;
+                self.update(number, |record| record.job.blocks += forgotten);
                 // Records that no block is cached of any more could come back with a restart: they go before the
                 // acknowledgement.
                 let settled = self.settle(deadline, |decider, now| {
@@ -349,7 +361,6 @@ impl Purging {
                 let Some(Settled::Destroyed(_)) = settled else {
                     return Err(late());
                 };
-                self.update(number, |record| record.job.blocks = forgotten);
             }
             PurgeScope::Label(_) => unreachable!("refused when it was asked for"),
         }
