@@ -36,6 +36,14 @@ impl Scope {
         [self == Scope::Hashes, false, false]
     }
 
+    /// The key of the whole namespace can only go with all of it.
+    fn guarantee(self) -> &'static str {
+        match self {
+            Scope::All => "verified_physical_purge",
+            Scope::Hashes | Scope::Realization => "verified_namespace_invalidation",
+        }
+    }
+
     /// The steps that it comes by.
     fn steps(self) -> impl Iterator<Item = &'static str> {
         let narrow = self != Scope::All;
@@ -77,7 +85,7 @@ fn killed_at(step: &str, scope: Scope) {
 
     // From the first moment on that anybody is let in.
     let watcher = Watcher::start(&daemon, &doomed, scope.survivors());
-    let daemon = Daemon::start_in(daemon.kill(), &NVME);
+    let daemon = Daemon::start_in(daemon.ended(), &NVME);
     assert_eq!(cached(&daemon, "doomed", &doomed), scope.survivors(), "{step}");
     let found = jobs(&daemon);
     assert_eq!(found.len(), 1, "{step}: {found:?}");
@@ -86,7 +94,7 @@ fn killed_at(step: &str, scope: Scope) {
     watcher.end();
 
     let receipt = only_receipt(&daemon, id);
-    assert_eq!(receipt["guarantee"], "verified_physical_purge", "{step}: {receipt:#}");
+    assert_eq!(receipt["guarantee"], scope.guarantee(), "{step}: {receipt:#}");
     assert_eq!(receipt["request_id"], "the-request");
     assert_eq!(job["receipt"], receipt["id"], "{step}");
     let resumed = |value: &serde_json::Value| value["resumed"].as_u64().unwrap();
