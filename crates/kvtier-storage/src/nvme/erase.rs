@@ -56,6 +56,7 @@ fn erase(
     namespace: NamespaceId,
     keep: &[Range<u32>],
 ) -> io::Result<Option<(u32, u64)>> {
+    inner.clear_traces();
     let named = segment.named()?;
     let is_kept = |place: u32| keep.binary_search_by_key(&place, |kept| kept.start).is_ok();
     let mut targets = BTreeSet::new();

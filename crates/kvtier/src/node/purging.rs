@@ -147,16 +147,16 @@ impl Purging {
         for &number in &unfinished {
             self.update(number, |record| record.job.resumed += 1);
         }
+        let deadline = Instant::now() + RESUME_TIMEOUT;
         // All of them before the first is destroyed, which may take longer than is waited for.
         for &number in &unfinished {
-            if let Err(error) = self.fence(number) {
+            if let Err(error) = self.fence(number, Some(deadline)) {
                 tracing::warn!(%error, number, "a purge of an earlier run cannot be made durable yet: it is tried again");
             }
         }
         for &number in &unfinished {
             let _ = self.work.send(Some(number));
         }
-        let deadline = Instant::now() + RESUME_TIMEOUT;
         let mut book = self.book.lock();
         let done = |book: &Book| {
             let is_done = |number| book.jobs.get(number).is_none_or(Record::is_done);
@@ -213,11 +213,15 @@ impl Purging {
         };
         if is_new {
             self.reached("journalled");
-            let fenced = self.fence(number);
-            if fenced.is_ok() {
-                self.reached("fenced");
-            }
-            // It is journalled: what failed here is tried again there.
+            let is_quick = self
+                .record(number)
+                .is_some_and(|record| record.job.request.scope == PurgeScope::All);
+            let fenced = match is_quick {
+                true => self.fence(number, Some(Instant::now() + ACKNOWLEDGE_TIMEOUT)),
+                // It takes a pass over the NVMe tier, for as long as that takes.
+                false => Ok(()),
+            };
+            // Also where it was not fenced: the journal has it, and it is tried until it is.
             let _ = self.work.send(Some(number));
             fenced?;
         }
@@ -326,8 +330,9 @@ impl Purging {
         Ok(number)
     }
 
-    /// Makes what the job covers unreadable, durably. Done again, it changes nothing that matters.
-    fn fence(&self, number: u64) -> Result<(), PurgeError> {
+    /// Makes what the job covers unreadable, durably. Done again, it changes nothing that matters. Without a deadline it ends
+    /// when the node stops.
+    fn fence(&self, number: u64, deadline: Option<Instant>) -> Result<(), PurgeError> {
         let Some(record) = self.record(number) else {
             return Ok(());
         };
@@ -335,7 +340,6 @@ impl Purging {
             return Ok(());
         }
         let namespace = NamespaceId(record.slot);
-        let deadline = Instant::now() + ACKNOWLEDGE_TIMEOUT;
         let late = || PurgeError::Unavailable("the purge goes on, but is not durable yet: ask again".into());
         let mut generation = None;
         match &record.job.request.scope {
@@ -369,10 +373,11 @@ impl Purging {
             record.job.generation = generation;
             record.job.acknowledged_at = Some(rfc3339(SystemTime::now()));
         });
+        self.reached("fenced");
         Ok(())
     }
 
-    fn forget(&self, namespace: NamespaceId, scope: &PurgeScope, deadline: Instant) -> Option<u64> {
+    fn forget(&self, namespace: NamespaceId, scope: &PurgeScope, deadline: Option<Instant>) -> Option<u64> {
         let hashes: Vec<BlockHash>;
         let scope = match scope {
             PurgeScope::Hashes(texts) => {
@@ -420,7 +425,7 @@ impl Purging {
         if record.is_done() {
             return true;
         }
-        if let Err(error) = self.fence(number) {
+        if let Err(error) = self.fence(number, None) {
             tracing::warn!(%error, job = record.job.id, "a purge cannot be made durable");
             return false;
         }
@@ -508,25 +513,16 @@ impl Purging {
         let namespace = NamespaceId(record.slot);
         let grace = Duration::from_millis(self.settings.purge_lease_grace_ms);
         let started = SystemTime::now();
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        self.driver.with(|decider, now| {
-            let operation = decider.manager.destroy(namespace, grace, now);
-            decider.wait(operation, Waiter::Caller(sender));
-        });
-        loop {
-            match receiver.recv_timeout(Duration::from_millis(100)) {
-                Ok(Settled::Destroyed(evidence)) => {
-                    return Ok(evidence::Destruction {
-                        evidence,
-                        started,
-                        completed: SystemTime::now(),
-                    });
-                }
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) if !self.is_stopping() => {}
-                _ => {
-                    let stopped = std::io::Error::other("the node stops; the next start goes on");
-                    return Err(KeyError::io("purge", &self.settings.state_dir)(stopped));
-                }
+        let settled = self.settle(None, |decider, now| decider.manager.destroy(namespace, grace, now));
+        match settled {
+            Some(Settled::Destroyed(evidence)) => Ok(evidence::Destruction {
+                evidence,
+                started,
+                completed: SystemTime::now(),
+            }),
+            _ => {
+                let stopped = std::io::Error::other("the node stops; the next start goes on");
+                Err(KeyError::io("purge", &self.settings.state_dir)(stopped))
             }
         }
     }
@@ -564,7 +560,7 @@ impl Purging {
 
     fn settle(
         &self,
-        deadline: Instant,
+        deadline: Option<Instant>,
         command: impl FnOnce(&mut super::driver::Decider, kvtier_core::Time) -> kvtier_core::OperationId,
     ) -> Option<Settled> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
@@ -572,7 +568,14 @@ impl Purging {
             let operation = command(decider, now);
             decider.wait(operation, Waiter::Caller(sender));
         });
-        receiver.recv_deadline(deadline).ok()
+        loop {
+            let pause = Instant::now() + Duration::from_millis(100);
+            match receiver.recv_deadline(deadline.unwrap_or(pause)) {
+                Ok(settled) => return Some(settled),
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) if deadline.is_none() && !self.is_stopping() => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     fn record(&self, number: u64) -> Option<Record> {
@@ -725,7 +728,8 @@ impl Purging {
         let (label, bare) = name.split_once('/').unwrap_or(("", &name));
         let anchored = self.driver.recorder.anchored_generation(label, bare);
         let target = kvtier_core::Generation(anchored + 1);
-        let settled = self.settle(Instant::now() + ACKNOWLEDGE_TIMEOUT, |decider, now| {
+        let deadline = Some(Instant::now() + ACKNOWLEDGE_TIMEOUT);
+        let settled = self.settle(deadline, |decider, now| {
             decider.manager.invalidate(id, Some(target), now)
         });
         let Some(Settled::Invalidated(_)) = settled else {
