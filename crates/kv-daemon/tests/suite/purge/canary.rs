@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 
 use super::scan::{Needles, Sightings};
 use super::{Block, flush, hex, kvctl, namespace, only_receipt, purge};
@@ -64,12 +65,31 @@ fn needles(blocks: &[Block]) -> Needles {
 
 /// What the files of the state directory know of a namespace's key.
 struct Keys {
-    /// Data keys, as they are used.
     data: Vec<[u8; 32]>,
+    /// Keys of records in the segments there are, as the ciphers hold them.
+    records: Vec<[u8; 32]>,
     /// Nonce and wrapped key, of either half.
     wrapped: Vec<[u8; 60]>,
     /// Digits of the master key.
     master: String,
+    /// What is derived of it, as the cipher holds it.
+    wrapping: [u8; 32],
+}
+
+/// Length of a key for HKDF.
+struct KeyBytes;
+
+impl KeyType for KeyBytes {
+    fn len(&self) -> usize {
+        32
+    }
+}
+
+fn record_key(data: &[u8; 32], incarnation: &[u8], purpose: &[u8]) -> [u8; 32] {
+    let mut key = [0; 32];
+    let derived = Salt::new(HKDF_SHA256, incarnation).extract(data);
+    derived.expand(&[purpose], KeyBytes).unwrap().fill(&mut key).unwrap();
+    key
 }
 
 /// Reads the register as its documentation draws it.
@@ -86,8 +106,10 @@ fn keys_of(state: &Path, name: &str) -> Keys {
     let wrapping = blake3::derive_key("kvtier v1 master key wraps data keys", &master_bytes);
     let mut keys = Keys {
         data: Vec::new(),
+        records: Vec::new(),
         wrapped: Vec::new(),
         master,
+        wrapping,
     };
     for half in register.chunks(4096).skip(1) {
         let length = usize::from(u16::from_le_bytes([half[30], half[31]]));
@@ -105,6 +127,12 @@ fn keys_of(state: &Path, name: &str) -> Keys {
         keys.wrapped.push(wrapped);
     }
     assert!(!keys.wrapped.is_empty(), "{name} is in the register");
+    for segment in segments(state) {
+        let header = std::fs::read(segment).unwrap();
+        for purpose in [&b"kvtier record v1"[..], b"kvtier entry v1"] {
+            keys.records.push(record_key(&keys.data[0], &header[16..48], purpose));
+        }
+    }
     keys
 }
 
@@ -132,7 +160,11 @@ impl Keys {
         for data in &self.data {
             needles.add("data key", data);
         }
+        for record in &self.records {
+            needles.add("record key", record);
+        }
         needles.add("master key", &self.master.as_bytes()[..32]);
+        needles.add("wrapping key", &self.wrapping);
         needles
     }
 }
@@ -180,8 +212,8 @@ fn populate(daemon: &Daemon) -> Vec<Block> {
     read_back
 }
 
-fn canary(encryption: &str) {
-    let flags = [&FLAGS[..], &["--encryption", encryption]].concat();
+fn canary(encryption: &str, engine: &str) {
+    let flags = [&FLAGS[..], &["--encryption", encryption, "--nvme-engine", engine]].concat();
     let daemon = Daemon::start_with(&flags, SETTINGS);
     let read_back = populate(&daemon);
     let (state, process) = (daemon.state(), daemon.child.id());
@@ -200,7 +232,9 @@ fn canary(encryption: &str) {
         "{on_disk:#?}"
     );
     let in_memory = keys.in_memory().in_memory_of(process);
-    assert!(in_memory.contains_key("data key"), "{in_memory:#?}");
+    for key in ["data key", "record key", "wrapping key"] {
+        assert!(in_memory.contains_key(key), "{key}: {in_memory:#?}");
+    }
     let before = daemon.directory.path().join("before");
     std::fs::create_dir(&before).unwrap();
     for segment in segments(&state) {
@@ -254,12 +288,37 @@ fn canary(encryption: &str) {
 
 #[test]
 fn nothing_of_a_purged_namespace_is_found_anywhere() {
-    canary("aes-256-gcm");
+    canary("aes-256-gcm", "auto");
 }
 
 #[test]
 fn nothing_of_a_purged_namespace_is_found_anywhere_where_payloads_are_not_encrypted() {
-    canary("none");
+    canary("none", "threads");
+}
+
+#[test]
+fn a_namespace_that_has_the_device_to_itself_leaves_nothing_either() {
+    for (encryption, engine) in [("none", "auto"), ("aes-256-gcm", "threads")] {
+        let flags = [&FLAGS[..], &["--encryption", encryption, "--nvme-engine", engine]].concat();
+        let daemon = Daemon::start_with(&flags, SETTINGS);
+        let block = Block::new("alone", 300_001);
+        put(&daemon, "doomed", &block);
+        flush(&daemon);
+        assert!(is_there(&daemon, "doomed", &block));
+        let keys = keys_of(&daemon.state(), "doomed");
+        let needles = needles(std::slice::from_ref(&block));
+        let on_disk = needles.in_files(&daemon.state());
+        assert_eq!(on_disk.len(), if encryption == "none" { 3 } else { 0 }, "{on_disk:#?}");
+        purge(&daemon, &["doomed", "--mode", "physical"]);
+        assert_eq!(needles.in_files(&daemon.state()), nothing(), "{encryption}");
+        assert_eq!(needles.in_memory_of(daemon.child.id()), nothing(), "{encryption}");
+        assert_eq!(keys.on_disk().in_files(&daemon.state()), nothing(), "{encryption}");
+        assert_eq!(
+            keys.in_memory().in_memory_of(daemon.child.id()),
+            nothing(),
+            "{encryption}"
+        );
+    }
 }
 
 #[test]
@@ -277,6 +336,7 @@ fn what_a_crash_left_behind_is_purged_as_well() {
     blocks.push(late);
     let blocks = needles(&blocks);
     assert_eq!(blocks.in_memory_of(daemon.child.id()), nothing());
+    assert_eq!(keys.in_memory().in_memory_of(daemon.child.id()), nothing());
     assert_eq!(keys.on_disk().in_files(&daemon.state()), nothing());
     for block in kept() {
         assert!(is_there(&daemon, "kept", &block));
