@@ -15,6 +15,7 @@
 //! first frame that is not whole ends the journal: it was being written when the process died, and nobody was told of it.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -43,6 +44,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Opens the journal and reads its entries, oldest first; makes it if it is not there.
     pub(crate) fn open<T: DeserializeOwned>(path: &Path) -> Result<(Journal, Vec<T>), KeyError> {
+        clear_leftovers(path)?;
         let file = disk::open_private(path)?;
         Journal::load(Box::new(file), path)
     }
@@ -132,8 +134,8 @@ impl Journal {
         path: &Path,
         entries: impl IntoIterator<Item = T>,
     ) -> Result<Journal, KeyError> {
+        clear_leftovers(path)?;
         let aside = path.with_extension("next");
-        disk::remove(&aside)?;
         let file: File = disk::open_private(&aside)?;
         let mut journal = Journal {
             path: aside.clone(),
@@ -146,7 +148,6 @@ impl Journal {
             journal.append(&entry)?;
         }
         let old = path.with_extension("old");
-        disk::remove(&old)?;
         if path.exists() {
             // Under two names until the new one has its place: one of them is there at any moment.
             std::fs::hard_link(path, &old).map_err(KeyError::io("name", &old))?;
@@ -159,6 +160,22 @@ impl Journal {
         journal.path = path.to_owned();
         Ok(journal)
     }
+}
+
+/// Overwrites what a compaction that was cut short left behind.
+fn clear_leftovers(path: &Path) -> Result<(), KeyError> {
+    for leftover in [path.with_extension("old"), path.with_extension("next")] {
+        let Ok(metadata) = leftover.symlink_metadata() else {
+            continue;
+        };
+        let present = path.symlink_metadata().map_err(KeyError::io("look at", path))?;
+        // Until the new one has its place both names are of one file.
+        if (metadata.dev(), metadata.ino()) != (present.dev(), present.ino()) {
+            disk::wipe(&leftover)?;
+        }
+        disk::remove(&leftover)?;
+    }
+    Ok(())
 }
 
 fn frame(entry: &impl Serialize) -> std::io::Result<Vec<u8>> {
@@ -253,6 +270,27 @@ mod tests {
             old[..read].iter().all(|&byte| byte == 0),
             "whoever still holds the old file"
         );
+        assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn a_compaction_that_was_cut_short_leaves_the_journal_whole_and_nothing_beside_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("journal");
+        let (mut journal, _) = open(&path);
+        journal.append(&"kept").expect("appended");
+        // Before the new one got its place: the old one has two names.
+        fs::hard_link(&path, path.with_extension("old")).expect("linked");
+        fs::write(path.with_extension("next"), "half of a secret").expect("written");
+        let half = fs::File::open(path.with_extension("next")).expect("the new file");
+        assert_eq!(open(&path).1, ["kept"]);
+        assert_eq!(half.metadata().expect("its length").len(), 0, "overwritten");
+        assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
+        // After that: the old one is a file of its own.
+        fs::copy(&path, path.with_extension("old")).expect("copied");
+        let old = fs::File::open(path.with_extension("old")).expect("the old file");
+        assert_eq!(open(&path).1, ["kept"]);
+        assert_eq!(old.metadata().expect("its length").len(), 0, "overwritten");
         assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
     }
 
