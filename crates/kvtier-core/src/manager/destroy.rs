@@ -520,7 +520,7 @@ impl TierManager {
             .entry(namespace)
             .expect("a namespace that was opened")
             .domain;
-        self.fence_writers(namespace, domain);
+        self.fence_writers(namespace, domain, operation);
         let blocks = self.in_scope(namespace, scope);
         let mut forgotten = 0;
         // Children first, so that no ghost stays behind.
@@ -544,10 +544,12 @@ impl TierManager {
         operation
     }
 
-    fn fence_writers(&mut self, namespace: NamespaceId, domain: TrustDomain) {
+    /// Refuses those who hold slots, or wait for them, since before `operation`.
+    fn fence_writers(&mut self, namespace: NamespaceId, domain: TrustDomain, operation: OperationId) {
         if mutant_is!(self, ForgetWithoutFence) {
             return;
         }
+        self.namespaces.at_mut(namespace.0).fence = operation;
         let clients = &self.clients;
         for holding in self.reservations.iter_mut() {
             // A grant may have been written for any namespace of its client's.
