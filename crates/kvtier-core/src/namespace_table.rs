@@ -16,6 +16,8 @@ pub(crate) struct Namespace {
     pub(crate) record_failures: u32,
     /// Invalidations to acknowledge once their generation is durable.
     pub(crate) awaiting: Vec<(OperationId, Generation)>,
+    /// Writers that asked before this operation are refused: blocks were deleted by their scope.
+    pub(crate) fence: OperationId,
     pub(crate) quota_bytes: Option<u64>,
     pub(crate) used_bytes: u64,
     pub(crate) blocks: u64,
@@ -58,6 +60,7 @@ impl NamespaceTable {
             recording: None,
             record_failures: 0,
             awaiting: Vec::new(),
+            fence: OperationId(0),
             quota_bytes,
             used_bytes: 0,
             blocks: 0,

@@ -5,27 +5,31 @@ use std::time::Duration;
 
 use kvtier_core::{
     Action, BlockHash, ClientId, Event, Failure, Generation, Hints, LeafFirstLru, NamespaceId, OperationId,
-    Realization, RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
+    Realization, RealizationId, RecordLabel, Request, SegmentId, TierManager, Time, TrustDomain,
 };
 
 use crate::counts::{Fault, Tally, action_name};
-use crate::memory::Memory;
+use crate::memory::{Memory, Tag};
 use crate::oracle::{Check, Finding, Key, Ledger, found};
 use crate::plan::Plan;
 use crate::random::{Random, mix};
 
+mod anchor;
 mod clients;
 mod crash;
 mod devices;
 mod ending;
 mod lies;
 mod operator;
+mod purges;
 mod reads;
 mod writes;
 
+use anchor::Image;
 use clients::{Client, Wait};
 use devices::{Fate, Flight};
 use operator::Errand;
+use purges::Job;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -48,8 +52,12 @@ struct OpenSpace {
     id: NamespaceId,
     /// Highest generation whose invalidation was acknowledged. Holds for ever.
     acknowledged: Generation,
-    /// Highest generation on record. Survives a crash.
+    /// Highest generation on record. Survives a crash, until an older image is put back.
     recorded: Generation,
+    /// Highest generation that the anchor knows. Survives that too.
+    anchored: Generation,
+    /// When blocks of it were last deleted by their scope: who began to write before is refused.
+    forgot_at: u64,
 }
 
 pub(crate) struct World {
@@ -69,6 +77,13 @@ pub(crate) struct World {
     errands: BTreeMap<OperationId, Errand>,
     ledger: Ledger,
     spaces: Vec<OpenSpace>,
+    /// The last image taken.
+    image: Option<Image>,
+    /// Purges that were begun and not acknowledged. Survives a crash.
+    journal: BTreeMap<u64, Job>,
+    next_job: u64,
+    /// Where bytes arrived after the generation they were read for was over: not to be shown.
+    too_late: BTreeSet<(SegmentId, u64, Tag)>,
     realizations: Vec<RealizationId>,
     next_client: u64,
     next_holder: u64,
@@ -103,6 +118,7 @@ impl World {
     pub(crate) fn new(seed: u64, adjust: &dyn Fn(&mut Plan), logged: bool) -> Result<World, Finding> {
         let mut random = Random::new(seed);
         let mut plan = Plan::new(&mut random);
+        plan.anchor(Random::new(mix(seed)));
         adjust(&mut plan);
         let manager = new_manager(&plan)?;
         let mut world = World {
@@ -120,6 +136,10 @@ impl World {
             errands: BTreeMap::new(),
             ledger: Ledger::default(),
             spaces: Vec::new(),
+            image: None,
+            journal: BTreeMap::new(),
+            next_job: 0,
+            too_late: BTreeSet::new(),
             realizations: Vec::new(),
             next_client: 1,
             next_holder: 1,
@@ -171,6 +191,8 @@ impl World {
                 id,
                 acknowledged: generation,
                 recorded: generation,
+                anchored: generation,
+                forgot_at: 0,
             });
         }
         for index in 0..self.plan.realizations {
@@ -421,6 +443,7 @@ impl World {
         if event.outcome == Err(Failure::Corrupt) {
             self.corrupt_answers += 1;
         }
+        self.note_arrival(&event)?;
         self.landed(&event);
         self.manager.handle_event(event, self.now);
         self.pump()

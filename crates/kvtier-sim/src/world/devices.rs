@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use kvtier_core::{
-    Action, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, RecordLabel, SegmentId, Tier,
+    Action, Completion, Event, Extent, Failure, OperationId, RecordLabel, SegmentId, Tier,
 };
 
 use super::{Happening, World};
 use crate::counts::Fault;
-use crate::memory::{Reach, Record, Tag};
+use crate::memory::{CutShort, Reach, Record, Tag};
 use crate::oracle::{Check, found};
+use crate::random::Random;
 
 /// What a device makes of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -523,6 +524,9 @@ impl World {
                 namespace, generation, ..
             } => {
                 self.record_generation(*namespace, *generation);
+                if !half {
+                    self.note_in_anchor(*namespace, *generation);
+                }
             }
             Action::ZeroHost { segment, ranges, .. } if !half => {
                 for range in ranges {
@@ -536,8 +540,18 @@ impl World {
                 namespace,
                 keep,
                 ..
-            } if !half => {
-                let (records, bytes) = self.nvme.erase(*segment, pages.clone(), *namespace, keep)?;
+            } => {
+                if half {
+                    let mut random = Random::new(self.random.next_u64());
+                    let cut_short = CutShort {
+                        random: &mut random,
+                        index_may_lag: false,
+                    };
+                    self.nvme
+                        .erase(*segment, pages.clone(), *namespace, keep, Some(cut_short))?;
+                    return done;
+                }
+                let (records, bytes) = self.nvme.erase(*segment, pages.clone(), *namespace, keep, None)?;
                 return Ok(Ok(Completion::Erased { records, bytes }));
             }
             _ => {}
@@ -569,12 +583,6 @@ impl World {
         };
         if let Some(segment) = self.nvme.segments.get_mut(&target.segment) {
             segment.records.insert(target.offset, record);
-        }
-    }
-
-    pub(super) fn record_generation(&mut self, namespace: NamespaceId, generation: Generation) {
-        if let Some(space) = self.spaces.iter_mut().find(|space| space.id == namespace) {
-            space.recorded = space.recorded.max(generation);
         }
     }
 
@@ -652,6 +660,22 @@ impl World {
                 record.damaged = true;
             }
         }
+    }
+
+    /// What is read for a generation that is over by now must not be shown to anybody who waited for it.
+    pub(super) fn note_arrival(&mut self, event: &Event) -> Check {
+        let Some(Action::Promote { target, label, .. }) = self.flights.get(&event.operation).map(|flight| &flight.action)
+        else {
+            return Ok(());
+        };
+        let (target, label) = (*target, *label);
+        let (Some(key), Some(tag)) = (self.key_of(&label), self.host.content(&target)) else {
+            return Ok(());
+        };
+        if event.outcome.is_ok() && self.generation(key.space)? > label.generation {
+            self.too_late.insert((target.segment, target.offset, tag));
+        }
+        Ok(())
     }
 
     /// An answer arrives: what its operation held is free, once.

@@ -113,6 +113,11 @@ impl World {
                     let tag = self
                         .ledger
                         .check_seen(*key, self.host.content(&extent), extent.length, start)?;
+                    if self.too_late.contains(&(extent.segment, extent.offset, tag)) {
+                        return found(format!(
+                            "purged: the lease of {key:?} shows write {tag}, whose namespace was invalidated before its bytes arrived"
+                        ));
+                    }
                     if checksum.is_some_and(|checksum| checksum != self.host.checksum(&extent)) {
                         return found(format!(
                             "the lease of {key:?} carries a checksum that its bytes do not have"
