@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use kvtier_core::{
-    Action, Completion, Event, Extent, Failure, OperationId, RecordLabel, SegmentId, Tier,
-};
+use kvtier_core::{Action, Completion, Event, Extent, Failure, OperationId, RecordLabel, SegmentId, Tier};
 
 use super::{Happening, World};
 use crate::counts::Fault;
@@ -664,7 +662,8 @@ impl World {
 
     /// What is read for a generation that is over by now must not be shown to anybody who waited for it.
     pub(super) fn note_arrival(&mut self, event: &Event) -> Check {
-        let Some(Action::Promote { target, label, .. }) = self.flights.get(&event.operation).map(|flight| &flight.action)
+        let Some(Action::Promote { target, label, .. }) =
+            self.flights.get(&event.operation).map(|flight| &flight.action)
         else {
             return Ok(());
         };

@@ -26,12 +26,11 @@ use crate::keys::{self, KeyError, KeyId};
 use crate::purge::journal::Journal;
 use crate::purge::{
     KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeMode, PurgeReach, PurgeRequest, PurgeScope,
-    PurgeState, ReceiptLog, rfc3339,
+    PurgeState, RECEIPTS_DIRECTORY, ReceiptLog, rfc3339,
 };
 use crate::settings::{CheckedSettings, Encryption};
 
 const JOURNAL_FILE: &str = "purges.journal";
-const RECEIPTS_DIRECTORY: &str = "receipts";
 /// Says that payloads were written unencrypted by some run.
 const UNSEALED_FILE: &str = "unsealed";
 
