@@ -228,7 +228,7 @@ impl Node {
         }
         let mut notes = Vec::new();
         let anchor = match &settings.anchor_file {
-            Some(path) => Some(Anchor::open(path, &mut notes)?),
+            Some(path) => Some(Anchor::open(path, &settings.state_dir, &mut notes)?),
             None => None,
         };
         let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations, anchor);

@@ -145,10 +145,17 @@ impl Purging {
         };
         for &number in &unfinished {
             self.update(number, |record| record.job.resumed += 1);
-            // Whoever would take it is started with the node.
-            let _ = self.work.send(Some(number));
         }
         let deadline = Instant::now() + RESUME_TIMEOUT;
+        // All of them before the first is destroyed, which may take longer than is waited for.
+        for &number in &unfinished {
+            if let Err(error) = self.fence(number, Some(deadline)) {
+                tracing::warn!(%error, number, "a purge of an earlier run cannot be made durable yet: it is tried again");
+            }
+        }
+        for &number in &unfinished {
+            let _ = self.work.send(Some(number));
+        }
         let mut book = self.book.lock();
         let done = |book: &Book| {
             let is_done = |number| book.jobs.get(number).is_none_or(Record::is_done);
@@ -348,6 +355,7 @@ impl Purging {
                 let forgotten = self
                     .forget(namespace, &record.job.request.scope, deadline)
                     .ok_or_else(late)?;
+                self.update(number, |record| record.job.blocks += forgotten);
                 // Records that no block is cached of any more could come back with a restart: they go before the
                 // acknowledgement.
                 let settled = self.settle(deadline, |decider, now| {
@@ -356,7 +364,6 @@ impl Purging {
                 let Some(Settled::Destroyed(_)) = settled else {
                     return Err(late());
                 };
-                self.update(number, |record| record.job.blocks = forgotten);
             }
             PurgeScope::Label(_) => unreachable!("refused when it was asked for"),
         }
