@@ -9,7 +9,7 @@ use kvtier_core::{
 use super::{Happening, World};
 use crate::counts::Fault;
 use crate::memory::{CutShort, Reach, Record, Tag};
-use crate::oracle::{Check, found};
+use crate::oracle::{Check, Key, found};
 use crate::random::Random;
 
 /// What a device makes of an operation.
@@ -139,7 +139,13 @@ impl World {
             self.memory(tier).begin_write(&extent, operation.0 | DEVICE)?;
         }
         let fate = self.fate(&action);
-        let delay_ns = self.delay(&action);
+        let mut delay_ns = self.delay(&action);
+        if let Some(space) = self.purged_meanwhile(&action) {
+            self.tally.fault(Fault::PurgedMeanwhile);
+            delay_ns *= 8;
+            let soon = self.random.below(self.plan.device_ns);
+            self.after(soon, Happening::Purge(space));
+        }
         self.flights.insert(
             operation,
             Flight {
@@ -150,6 +156,17 @@ impl World {
         self.check_bounds()?;
         self.after(delay_ns, Happening::Execute(operation, fate));
         Ok(())
+    }
+
+    /// The namespace of a block whose move takes long enough for a purge to come in between.
+    fn purged_meanwhile(&mut self, action: &Action) -> Option<u32> {
+        let (label, permille) = match action {
+            Action::Promote { label, .. } => (label, 100),
+            Action::Relocate { label, .. } => (label, 500),
+            _ => return None,
+        };
+        let space = self.key_of(label)?.space;
+        (self.plan.anchored && self.strikes(permille)).then_some(space)
     }
 
     fn check_start(&mut self, action: &Action) -> Check {
@@ -662,20 +679,17 @@ impl World {
         }
     }
 
-    /// What is read for a generation that is over by now must not be shown to anybody who waited for it.
-    pub(super) fn note_arrival(&mut self, event: &Event) -> Check {
-        let Some(Action::Promote { target, label, .. }) = self.flights.get(&event.operation).map(|flight| &flight.action)
-        else {
-            return Ok(());
+    /// Blocks that a device moves, those on their way to memory first.
+    pub(super) fn moving(&self) -> impl Iterator<Item = Key> {
+        let label = |flight: &Flight, promoted: bool| match &flight.action {
+            Action::Promote { label, .. } if promoted => Some(*label),
+            Action::Demote { label, .. } | Action::Relocate { label, .. } if !promoted => Some(*label),
+            _ => None,
         };
-        let (target, label) = (*target, *label);
-        let (Some(key), Some(tag)) = (self.key_of(&label), self.host.content(&target)) else {
-            return Ok(());
-        };
-        if event.outcome.is_ok() && self.generation(key.space)? > label.generation {
-            self.too_late.insert((target.segment, target.offset, tag));
-        }
-        Ok(())
+        let labels = [true, false]
+            .into_iter()
+            .flat_map(move |promoted| self.flights.values().filter_map(move |flight| label(flight, promoted)));
+        labels.filter_map(|label| self.key_of(&label))
     }
 
     /// An answer arrives: what its operation held is free, once.
