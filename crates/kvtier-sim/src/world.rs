@@ -44,8 +44,8 @@ enum Happening {
     Operate,
     /// Somebody asks for a namespace right after its invalidation was acknowledged.
     Probe(u32),
-    /// The operator purges a namespace.
-    Purge(u32),
+    /// The operator purges a block, or its namespace.
+    Purge(Key),
 }
 
 /// A namespace as this run of the manager knows it.
@@ -306,7 +306,7 @@ impl World {
             Happening::Step(client) => self.client_step(client)?,
             Happening::Operate => self.operate()?,
             Happening::Probe(space) => self.probe(space)?,
-            Happening::Purge(space) => self.invalidate(space, None)?,
+            Happening::Purge(key) => self.purge(key)?,
         }
         if let Some(left) = self.crash_after.filter(|_| self.faults_on) {
             self.crash_after = left.checked_sub(1);

@@ -140,11 +140,11 @@ impl World {
         }
         let fate = self.fate(&action);
         let mut delay_ns = self.delay(&action);
-        if let Some(space) = self.purged_meanwhile(&action) {
+        if let Some(key) = self.purged_meanwhile(&action) {
             self.tally.fault(Fault::PurgedMeanwhile);
             delay_ns *= 8;
             let soon = self.random.below(self.plan.device_ns);
-            self.after(soon, Happening::Purge(space));
+            self.after(soon, Happening::Purge(key));
         }
         self.flights.insert(
             operation,
@@ -158,15 +158,15 @@ impl World {
         Ok(())
     }
 
-    /// The namespace of a block whose move takes long enough for a purge to come in between.
-    fn purged_meanwhile(&mut self, action: &Action) -> Option<u32> {
+    /// A block whose move takes long enough for a purge to come in between.
+    fn purged_meanwhile(&mut self, action: &Action) -> Option<Key> {
         let (label, permille) = match action {
-            Action::Promote { label, .. } => (label, 100),
+            Action::Promote { label, .. } => (label, 200),
             Action::Relocate { label, .. } => (label, 500),
             _ => return None,
         };
-        let space = self.key_of(label)?.space;
-        (self.plan.anchored && self.strikes(permille)).then_some(space)
+        let key = self.key_of(label)?;
+        (self.plan.anchored && self.strikes(permille)).then_some(key)
     }
 
     fn check_start(&mut self, action: &Action) -> Check {
@@ -677,19 +677,6 @@ impl World {
                 record.damaged = true;
             }
         }
-    }
-
-    /// Blocks that a device moves, those on their way to memory first.
-    pub(super) fn moving(&self) -> impl Iterator<Item = Key> {
-        let label = |flight: &Flight, promoted: bool| match &flight.action {
-            Action::Promote { label, .. } if promoted => Some(*label),
-            Action::Demote { label, .. } | Action::Relocate { label, .. } if !promoted => Some(*label),
-            _ => None,
-        };
-        let labels = [true, false]
-            .into_iter()
-            .flat_map(move |promoted| self.flights.values().filter_map(move |flight| label(flight, promoted)));
-        labels.filter_map(|label| self.key_of(&label))
     }
 
     /// An answer arrives: what its operation held is free, once.

@@ -136,16 +136,25 @@ impl World {
         if live.is_empty() {
             return Ok(());
         }
-        let mut chosen = live[self.random.index(live.len())];
-        if self.plan.anchored && self.random.chance(500) {
-            // What is being moved is the hardest to be rid of.
-            chosen = self.moving().find(|key| live.contains(key)).unwrap_or(chosen);
-        }
+        let chosen = live[self.random.index(live.len())];
         let part = if self.random.chance(200) {
             Part::Realization(chosen.realization)
         } else {
             Part::Node(chosen.node)
         };
+        self.forget_part(space, part)
+    }
+
+    /// While it is being moved, a block is the hardest to be rid of.
+    pub(super) fn purge(&mut self, key: Key) -> Check {
+        if self.random.chance(500) {
+            self.invalidate(key.space, None)
+        } else {
+            self.forget_part(key.space, Part::Node(key.node))
+        }
+    }
+
+    fn forget_part(&mut self, space: u32, part: Part) -> Check {
         let scope = Scope {
             space,
             part,
