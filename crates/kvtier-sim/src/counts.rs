@@ -48,12 +48,14 @@ pub enum Fault {
     Resize,
     /// A restart finds an older image of the register and the NVMe tier.
     Restored,
+    /// A move that takes long, and its namespace is purged meanwhile.
+    PurgedMeanwhile,
     /// The manager stops giving out leases and reservations.
     Drain,
 }
 
 impl Fault {
-    const ALL: [Fault; 22] = [
+    const ALL: [Fault; 23] = [
         Fault::Lost,
         Fault::Late,
         Fault::Duplicate,
@@ -75,6 +77,7 @@ impl Fault {
         Fault::PowerCut,
         Fault::Resize,
         Fault::Restored,
+        Fault::PurgedMeanwhile,
         Fault::Drain,
     ];
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use kvtier_core::{
     Action, BlockHash, ClientId, Event, Failure, Generation, Hints, LeafFirstLru, NamespaceId, OperationId,
-    Realization, RealizationId, RecordLabel, Request, SegmentId, TierManager, Time, TrustDomain,
+    Realization, RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
 };
 
 use crate::counts::{Fault, Tally, action_name};
-use crate::memory::{Memory, Tag};
+use crate::memory::Memory;
 use crate::oracle::{Check, Finding, Key, Ledger, found};
 use crate::plan::Plan;
 use crate::random::{Random, mix};
@@ -44,6 +44,8 @@ enum Happening {
     Operate,
     /// Somebody asks for a namespace right after its invalidation was acknowledged.
     Probe(u32),
+    /// The operator purges a block, or its namespace.
+    Purge(Key),
 }
 
 /// A namespace as this run of the manager knows it.
@@ -82,8 +84,6 @@ pub(crate) struct World {
     /// Purges that were begun and not acknowledged. Survives a crash.
     journal: BTreeMap<u64, Job>,
     next_job: u64,
-    /// Where bytes arrived after the generation they were read for was over: not to be shown.
-    too_late: BTreeSet<(SegmentId, u64, Tag)>,
     realizations: Vec<RealizationId>,
     next_client: u64,
     next_holder: u64,
@@ -139,7 +139,6 @@ impl World {
             image: None,
             journal: BTreeMap::new(),
             next_job: 0,
-            too_late: BTreeSet::new(),
             realizations: Vec::new(),
             next_client: 1,
             next_holder: 1,
@@ -307,6 +306,7 @@ impl World {
             Happening::Step(client) => self.client_step(client)?,
             Happening::Operate => self.operate()?,
             Happening::Probe(space) => self.probe(space)?,
+            Happening::Purge(key) => self.purge(key)?,
         }
         if let Some(left) = self.crash_after.filter(|_| self.faults_on) {
             self.crash_after = left.checked_sub(1);
@@ -443,7 +443,6 @@ impl World {
         if event.outcome == Err(Failure::Corrupt) {
             self.corrupt_answers += 1;
         }
-        self.note_arrival(&event)?;
         self.landed(&event);
         self.manager.handle_event(event, self.now);
         self.pump()

@@ -566,7 +566,7 @@ impl TierManager {
     fn in_scope(&self, namespace: NamespaceId, scope: &ForgetScope<'_>) -> Vec<u32> {
         let hashes: BTreeSet<BlockHash> = match scope {
             ForgetScope::Hashes(hashes) => hashes.iter().copied().collect(),
-            ForgetScope::Realization(_) => BTreeSet::new(),
+            ForgetScope::Realization(_) | ForgetScope::Orphans => BTreeSet::new(),
         };
         let mut chosen = Vec::new();
         let mut children = Vec::new();
@@ -581,6 +581,7 @@ impl TierManager {
             let matches = match scope {
                 ForgetScope::Realization(realization) => u32::from(entry.realization) == realization.0,
                 ForgetScope::Hashes(_) => hashes.contains(&entry.hash),
+                ForgetScope::Orphans => entry.is(flag::ORPHANED),
             };
             if matches {
                 chosen.push(block);

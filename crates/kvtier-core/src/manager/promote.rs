@@ -226,7 +226,7 @@ impl TierManager {
         if block != NONE {
             self.index.entry_mut(block).clear(flag::PROMOTING);
         }
-        let current = block != NONE && self.is_current(self.index.entry(block));
+        let current = block != NONE && (self.is_current(self.index.entry(block)) || mutant_is!(self, SkippedRecheck));
         if outcome.is_ok() && current {
             let length = self.index.entry(block).length;
             self.counters.promotions += 1;
@@ -246,8 +246,8 @@ impl TierManager {
         }
         let held = std::mem::replace(&mut self.host.slot_mut(segment, slot).state, SlotState::Orphan);
         assert_eq!(held, SlotState::Filling, "a promotion's slot");
-        if outcome.is_ok() {
-            self.lease_unchecked(&entry, place);
+        if outcome.is_ok() && self.lease_unchecked(&entry, place) {
+            return;
         }
         self.host.settle_slot(segment, slot);
         if block != NONE {
@@ -265,9 +265,9 @@ impl TierManager {
     }
 
     /// The planted bug `SkippedRecheck`: the bytes arrived, and nobody asks once more whether they may be seen.
-    fn lease_unchecked(&mut self, promotion: &Promotion, place: (u32, u32)) {
-        if !mutant_is!(self, SkippedRecheck) {
-            return;
+    fn lease_unchecked(&mut self, promotion: &Promotion, place: (u32, u32)) -> bool {
+        if promotion.block != NONE || !mutant_is!(self, SkippedRecheck) {
+            return false;
         }
         #[cfg(feature = "mutants")]
         {
@@ -279,9 +279,11 @@ impl TierManager {
                     self.decide_fetch(operation, position, outcome);
                 }
             }
+            self.host.settle_slot(place.0, place.1);
         }
         #[cfg(not(feature = "mutants"))]
-        let _ = (promotion, place);
+        let _ = place;
+        true
     }
 
     /// A promotion whose device was not asked: its waiters miss.

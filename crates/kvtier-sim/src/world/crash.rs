@@ -223,7 +223,6 @@ impl World {
         self.nvme.found_again();
         self.waits.clear();
         self.errands.clear();
-        self.too_late.clear();
         self.clients.clear();
         self.queue
             .retain(|_, happening| matches!(happening, super::Happening::Operate));

@@ -7,7 +7,7 @@ use kvtier_core::{Action, Completion, Event, Extent, Failure, OperationId, Recor
 use super::{Happening, World};
 use crate::counts::Fault;
 use crate::memory::{CutShort, Reach, Record, Tag};
-use crate::oracle::{Check, found};
+use crate::oracle::{Check, Key, found};
 use crate::random::Random;
 
 /// What a device makes of an operation.
@@ -137,7 +137,13 @@ impl World {
             self.memory(tier).begin_write(&extent, operation.0 | DEVICE)?;
         }
         let fate = self.fate(&action);
-        let delay_ns = self.delay(&action);
+        let mut delay_ns = self.delay(&action);
+        if let Some(key) = self.purged_meanwhile(&action) {
+            self.tally.fault(Fault::PurgedMeanwhile);
+            delay_ns *= 8;
+            let soon = self.random.below(self.plan.device_ns);
+            self.after(soon, Happening::Purge(key));
+        }
         self.flights.insert(
             operation,
             Flight {
@@ -148,6 +154,17 @@ impl World {
         self.check_bounds()?;
         self.after(delay_ns, Happening::Execute(operation, fate));
         Ok(())
+    }
+
+    /// A block whose move takes long enough for a purge to come in between.
+    fn purged_meanwhile(&mut self, action: &Action) -> Option<Key> {
+        let (label, permille) = match action {
+            Action::Promote { label, .. } => (label, 200),
+            Action::Relocate { label, .. } => (label, 500),
+            _ => return None,
+        };
+        let key = self.key_of(label)?;
+        (self.plan.anchored && self.strikes(permille)).then_some(key)
     }
 
     fn check_start(&mut self, action: &Action) -> Check {
@@ -224,12 +241,12 @@ impl World {
                     self.host.check_unheld(*segment, range.clone())?;
                 }
             }
-            Action::EraseRecords { segment, .. } => {
-                if !self.nvme.segments.get(segment).is_some_and(|segment| segment.sealed) {
-                    return found(format!(
-                        "records of {segment:?} are erased, which takes records or is gone"
-                    ));
-                }
+            Action::EraseRecords { segment, .. }
+                if !self.nvme.segments.get(segment).is_some_and(|segment| segment.sealed) =>
+            {
+                return found(format!(
+                    "records of {segment:?} are erased, which takes records or is gone"
+                ));
             }
             _ => {}
         }
@@ -658,23 +675,6 @@ impl World {
                 record.damaged = true;
             }
         }
-    }
-
-    /// What is read for a generation that is over by now must not be shown to anybody who waited for it.
-    pub(super) fn note_arrival(&mut self, event: &Event) -> Check {
-        let Some(Action::Promote { target, label, .. }) =
-            self.flights.get(&event.operation).map(|flight| &flight.action)
-        else {
-            return Ok(());
-        };
-        let (target, label) = (*target, *label);
-        let (Some(key), Some(tag)) = (self.key_of(&label), self.host.content(&target)) else {
-            return Ok(());
-        };
-        if event.outcome.is_ok() && self.generation(key.space)? > label.generation {
-            self.too_late.insert((target.segment, target.offset, tag));
-        }
-        Ok(())
     }
 
     /// An answer arrives: what its operation held is free, once.

@@ -22,6 +22,7 @@ pub(super) enum Errand {
         number: u64,
         job: Job,
     },
+    ForgetOrphans,
     /// Of blocks that were deleted.
     Forget {
         number: u64,
@@ -165,6 +166,10 @@ impl World {
         self.step += 1;
         self.ledger.invalidate(space, generation, self.step);
         self.after(0, Happening::Probe(space));
+        if self.plan.anchored && self.faults_on && self.random.chance(700) {
+            // As a purge that destroys goes on.
+            return self.destroy_old(space);
+        }
         Ok(())
     }
 

@@ -142,6 +142,19 @@ impl World {
         } else {
             Part::Node(chosen.node)
         };
+        self.forget_part(space, part)
+    }
+
+    /// While it is being moved, a block is the hardest to be rid of.
+    pub(super) fn purge(&mut self, key: Key) -> Check {
+        if self.random.chance(500) {
+            self.invalidate(key.space, None)
+        } else {
+            self.forget_part(key.space, Part::Node(key.node))
+        }
+    }
+
+    fn forget_part(&mut self, space: u32, part: Part) -> Check {
         let scope = Scope {
             space,
             part,
@@ -207,8 +220,26 @@ impl World {
     pub(super) fn forgotten(&mut self, operation: OperationId) -> Check {
         match self.errands.remove(&operation) {
             Some(Errand::Forget { number, scope }) => self.destroy(number, Job::Narrow(scope)),
+            Some(Errand::ForgetOrphans) => Ok(()),
             _ => found(format!("{operation:?} is reported as a deletion nobody waits for")),
         }
+    }
+
+    /// What extended a block whose deletion is durable, and lost its own, is not known to extend it any more.
+    fn forget_orphans(&mut self, space: u32) -> Check {
+        self.step += 1;
+        let id = self.spaces[space as usize].id;
+        let operation = self.manager.forget_scope(id, &ForgetScope::Orphans, self.now);
+        self.note(|| format!("forget orphans of {space}: {operation:?}"));
+        self.errands.insert(operation, Errand::ForgetOrphans);
+        let live: Vec<Key> = self.ledger.live_keys().map(|(key, _)| key).collect();
+        for key in live.into_iter().filter(|key| key.space == space) {
+            if self.tier_of(key)?.is_none() {
+                self.ledger.delete(key, self.step);
+                self.seen.remove(&key);
+            }
+        }
+        self.pump()
     }
 
     /// After a restart: what the journal has begins anew. What a restored register is behind was done before.
@@ -221,7 +252,10 @@ impl World {
             self.tally.answer("purge_resumed");
             match job {
                 Job::All { .. } => self.destroy(number, job)?,
-                Job::Narrow(scope) => self.forget(number, scope)?,
+                Job::Narrow(scope) => {
+                    self.forget_orphans(scope.space)?;
+                    self.forget(number, scope)?;
+                }
             }
         }
         Ok(())
