@@ -40,6 +40,8 @@ enum Command {
     Demo(demo::Options),
     /// Wrap the keys of a stopped daemon's namespaces by another master key, without touching data.
     RotateMasterKey(rotation::Options),
+    /// Sign receipts by a new key; the old one says so in the chain. The daemon must be stopped
+    RotateReceiptKey(rotation::ReceiptKeyOptions),
     /// Print a completion script for a shell.
     Completion {
         /// Which shell.
@@ -229,6 +231,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Demo(options) => demo::run(&options),
         Command::RotateMasterKey(options) => rotation::run(options),
+        Command::RotateReceiptKey(options) => rotation::rotate_receipt_key(options),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kv-daemon", &mut script);

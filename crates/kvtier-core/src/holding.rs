@@ -201,7 +201,6 @@ impl Holdings {
             .filter_map(|place| place.holding.as_ref())
     }
 
-    #[cfg(feature = "mutants")]
     pub(crate) fn find_mut(&mut self, id: u64) -> Option<&mut Holding> {
         self.find(id)?;
         self.place_mut(split(id).0).holding.as_mut()

@@ -29,6 +29,8 @@ pub(crate) mod flag {
     pub(crate) const ENROLLED: u16 = 1 << 8;
     /// Leased since its NVMe record was written.
     pub(crate) const AGAIN: u16 = 1 << 9;
+    /// A restart found it without the parent that it names.
+    pub(crate) const ORPHANED: u16 = 1 << 10;
 }
 
 /// One block: its key, its parent, where its copies lie. One cache line.

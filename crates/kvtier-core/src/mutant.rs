@@ -49,6 +49,21 @@ pub enum Mutant {
     DemoteBeforeRecorded,
     /// A block deleted while it is written is not forgotten on the device.
     DeleteMissesWrite,
+    /// Leases a promotion whose namespace was invalidated before its bytes arrived.
+    SkippedRecheck,
+    /// A driver serves a namespace at the generation of a restored register, whatever the anchor knows. Planted where the
+    /// driver is.
+    RegisterResetOnRestore,
+    /// A destruction does not wait for moves in flight.
+    DestroySkipsMoves,
+    /// A destruction passes over slots that somebody holds, and says nothing of them.
+    DestroyForgetsHeld,
+    /// A destruction overwrites the records of cached blocks too.
+    DestroyErasesKept,
+    /// A destruction is reported before the last overwriting was answered.
+    DestroyedBeforeErased,
+    /// Forgetting a scope does not refuse those who began to write before.
+    ForgetWithoutFence,
 }
 
 impl Mutant {
@@ -81,5 +96,12 @@ impl Mutant {
         ("close_before_sync", Mutant::CloseBeforeSync),
         ("demote_before_recorded", Mutant::DemoteBeforeRecorded),
         ("delete_misses_write", Mutant::DeleteMissesWrite),
+        ("skipped_recheck", Mutant::SkippedRecheck),
+        ("register_reset_on_restore", Mutant::RegisterResetOnRestore),
+        ("destroy_skips_moves", Mutant::DestroySkipsMoves),
+        ("destroy_forgets_held", Mutant::DestroyForgetsHeld),
+        ("destroy_erases_kept", Mutant::DestroyErasesKept),
+        ("destroyed_before_erased", Mutant::DestroyedBeforeErased),
+        ("forget_without_fence", Mutant::ForgetWithoutFence),
     ];
 }

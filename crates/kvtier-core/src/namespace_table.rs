@@ -16,9 +16,13 @@ pub(crate) struct Namespace {
     pub(crate) record_failures: u32,
     /// Invalidations to acknowledge once their generation is durable.
     pub(crate) awaiting: Vec<(OperationId, Generation)>,
+    /// Writers that asked before this operation are refused: blocks were deleted by their scope.
+    pub(crate) fence: OperationId,
     pub(crate) quota_bytes: Option<u64>,
     pub(crate) used_bytes: u64,
     pub(crate) blocks: u64,
+    /// Those of older generations.
+    pub(crate) hidden_blocks: u64,
     pub(crate) host_blocks: u64,
     pub(crate) nvme_blocks: u64,
 }
@@ -58,9 +62,11 @@ impl NamespaceTable {
             recording: None,
             record_failures: 0,
             awaiting: Vec::new(),
+            fence: OperationId(0),
             quota_bytes,
             used_bytes: 0,
             blocks: 0,
+            hidden_blocks: 0,
             host_blocks: 0,
             nvme_blocks: 0,
         });

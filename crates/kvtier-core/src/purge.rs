@@ -26,4 +26,7 @@ pub enum ForgetScope<'a> {
     Realization(RealizationId),
     /// These blocks, whatever their realization, and every block known to extend them.
     Hashes(&'a [BlockHash]),
+    /// Blocks that a restart found without the parent that they name. They may extend what a run before deleted that ended
+    /// before all of it was durable: whoever goes on with [`ForgetScope::Hashes`] after a restart begins with these.
+    Orphans,
 }

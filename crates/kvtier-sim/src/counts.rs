@@ -46,12 +46,16 @@ pub enum Fault {
     PowerCut,
     /// A restart gives the NVMe tier another size.
     Resize,
+    /// A restart finds an older image of the register and the NVMe tier.
+    Restored,
+    /// A move that takes long, and its namespace is purged meanwhile.
+    PurgedMeanwhile,
     /// The manager stops giving out leases and reservations.
     Drain,
 }
 
 impl Fault {
-    const ALL: [Fault; 21] = [
+    const ALL: [Fault; 23] = [
         Fault::Lost,
         Fault::Late,
         Fault::Duplicate,
@@ -72,6 +76,8 @@ impl Fault {
         Fault::Kill,
         Fault::PowerCut,
         Fault::Resize,
+        Fault::Restored,
+        Fault::PurgedMeanwhile,
         Fault::Drain,
     ];
 }
@@ -138,7 +144,7 @@ fn event_name(event: &Event) -> &'static str {
     EVENTS[index]
 }
 
-const ANSWERS: [&str; 23] = [
+const ANSWERS: [&str; 27] = [
     "fetched_miss",
     "fetched_busy",
     "fetched_from_host",
@@ -162,6 +168,10 @@ const ANSWERS: [&str; 23] = [
     "refused_unknown_client",
     "came_back",
     "came_back_as_flushed",
+    "refused_behind_anchor",
+    "advanced_above_anchor",
+    "purge_resumed",
+    "purge_acknowledged",
 ];
 
 /// How often each thing occurred. What never occurs is not tested: [`Counts::missing`] names it.

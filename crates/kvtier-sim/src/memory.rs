@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kvtier_core::{Extent, OperationId, RecordLabel, SegmentId, Time, TrustDomain};
 
 use crate::oracle::{Check, found};
-use crate::random::mix;
+use crate::random::{Random, mix};
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: u64 = 4096;
@@ -25,6 +25,14 @@ struct Page {
     flipped: bool,
     readers: u32,
     writer: Holder,
+}
+
+impl Page {
+    fn wipe(&mut self) {
+        self.tag = 0;
+        self.part = 0;
+        self.flipped = false;
+    }
 }
 
 /// How far something written got, and so what it survives.
@@ -60,6 +68,10 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    fn pages(&self) -> usize {
+        u64::from(self.length).div_ceil(PAGE_BYTES) as usize
+    }
+
     /// Survives a power cut.
     pub(crate) fn is_synced(&self) -> bool {
         self.payload == Reach::Device && self.entry == Reach::Device
@@ -75,7 +87,25 @@ impl Record {
     }
 }
 
-#[derive(Debug)]
+/// An overwriting that ended half-way.
+pub(crate) struct CutShort<'a> {
+    pub(crate) random: &'a mut Random,
+    /// Bytes may be gone of which the index says on the device that they are there.
+    pub(crate) index_may_lag: bool,
+}
+
+impl CutShort<'_> {
+    /// Whether the index still has a record whose bytes are gone.
+    fn lags(&mut self) -> bool {
+        self.index_may_lag && self.random.chance(250)
+    }
+
+    fn reaches_page(&mut self) -> bool {
+        self.random.chance(500)
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) bytes: u64,
     pub(crate) domain: Option<TrustDomain>,
@@ -90,7 +120,7 @@ pub(crate) struct Segment {
 }
 
 /// The segments of one tier.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Memory {
     name: &'static str,
     pub(crate) segments: BTreeMap<SegmentId, Segment>,
@@ -351,9 +381,7 @@ impl Memory {
     pub(crate) fn zero(&mut self, id: SegmentId, range: std::ops::Range<u64>) {
         if let Some(segment) = self.segments.get_mut(&id) {
             for page in &mut segment.pages[Memory::pages_within(&range)] {
-                page.tag = 0;
-                page.part = 0;
-                page.flipped = false;
+                page.wipe();
             }
         }
     }
@@ -365,6 +393,7 @@ impl Memory {
         pages: std::ops::Range<u32>,
         namespace: kvtier_core::NamespaceId,
         keep: &[std::ops::Range<u32>],
+        mut cut_short: Option<CutShort<'_>>,
     ) -> Result<(u32, u64), crate::oracle::Finding> {
         let Some(segment) = self.segments.get_mut(&id) else {
             return Ok((0, 0));
@@ -379,7 +408,18 @@ impl Memory {
             let is_read = held[(offset / PAGE_BYTES) as usize].readers > 0;
             // A deleted record's entry is gone: nothing names its bytes any more. Whoever reads it meanwhile gets a miss.
             let goes = record.label.namespace == namespace || (record.forgotten.is_some() && !is_read);
-            !(within(*offset) && goes && !is_kept)
+            if !(within(*offset) && goes && !is_kept) {
+                return true;
+            }
+            let Some(cut_short) = &mut cut_short else { return false };
+            if cut_short.lags() {
+                record.damaged = true;
+                for page in &mut held[(offset / PAGE_BYTES) as usize..][..record.pages()] {
+                    page.wipe();
+                }
+                return true;
+            }
+            cut_short.random.chance(300)
         });
         let named: Vec<_> = segment
             .records
@@ -392,7 +432,8 @@ impl Memory {
         let mut bytes = 0;
         for (number, page) in (0..).zip(&mut segment.pages) {
             let is_named = named.iter().any(|record| record.contains(&number));
-            if !within(number * PAGE_BYTES) || is_named {
+            let is_reached = cut_short.as_mut().is_none_or(CutShort::reaches_page);
+            if !within(number * PAGE_BYTES) || is_named || !is_reached {
                 continue;
             }
             if page.readers > 0 || page.writer != 0 {
@@ -400,9 +441,7 @@ impl Memory {
                     "page {number} of {id:?} is overwritten under a holder"
                 )));
             }
-            page.tag = 0;
-            page.part = 0;
-            page.flipped = false;
+            page.wipe();
             bytes += PAGE_BYTES;
         }
         Ok(((before - segment.records.len()) as u32, bytes))

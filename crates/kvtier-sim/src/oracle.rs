@@ -47,8 +47,41 @@ pub(crate) struct Ledger {
     linked: BTreeMap<Key, Key>,
     /// Writes that a finished flush made durable and that were not written again since.
     covered: BTreeSet<Tag>,
-    /// Writes that a client deleted while they were cached.
-    deleted: BTreeSet<Tag>,
+    /// Writes that were deleted while they were cached, and when.
+    deleted: BTreeMap<Tag, u64>,
+    /// Writes that were deleted and destroyed, and when that was acknowledged.
+    destroyed: BTreeMap<Tag, u64>,
+}
+
+/// What part of a namespace is to be deleted for good.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    pub(crate) space: u32,
+    pub(crate) part: Part,
+    /// Writes that began up to this one.
+    pub(crate) until: Tag,
+    /// Writes beyond it that are known to extend what is in it.
+    pub(crate) descendants: BTreeSet<Tag>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    Node(u32),
+    Realization(u32),
+}
+
+impl Scope {
+    pub(crate) fn names(&self, key: Key) -> bool {
+        key.space == self.space
+            && match self.part {
+                Part::Node(node) => key.node == node,
+                Part::Realization(realization) => key.realization == realization,
+            }
+    }
+
+    pub(crate) fn covers(&self, tag: Tag, written: &Written) -> bool {
+        (tag <= self.until && self.names(written.key)) || self.descendants.contains(&tag)
+    }
 }
 
 impl Ledger {
@@ -96,12 +129,55 @@ impl Ledger {
 
     /// The same, and it was cached: no restart may bring it back once that is durable.
     pub(crate) fn delete(&mut self, key: Key, step: u64) {
-        self.deleted.extend(self.live(key));
+        if let Some(tag) = self.live(key) {
+            self.deleted.insert(tag, step);
+        }
         self.forget(key, step);
     }
 
     pub(crate) fn is_deleted(&self, tag: Tag) -> bool {
-        self.deleted.contains(&tag)
+        self.deleted.contains_key(&tag)
+    }
+
+    /// The last write that began.
+    pub(crate) fn last(&self) -> Tag {
+        self.writes.len() as Tag
+    }
+
+    /// A scope was deleted and destroyed, and both are acknowledged: no restart may bring anything of it back.
+    pub(crate) fn destroy(&mut self, scope: &Scope, step: u64) {
+        let covered = (1..)
+            .zip(&self.writes)
+            .filter(|(tag, written)| scope.covers(*tag, written));
+        self.destroyed.extend(covered.map(|(tag, _)| (tag, step)));
+    }
+
+    pub(crate) fn is_destroyed(&self, tag: Tag) -> bool {
+        self.destroyed.contains_key(&tag)
+    }
+
+    /// The devices are as they were at `step`: what was made durable later, deletions of single blocks included, is not.
+    pub(crate) fn rewind(&mut self, step: u64) {
+        self.deleted.retain(|_, deleted| *deleted <= step);
+        self.destroyed.retain(|_, destroyed| *destroyed <= step);
+        self.covered.clear();
+    }
+
+    /// Keys known to extend one that `is_chosen`, and those that extend them.
+    pub(crate) fn descendants(&self, is_chosen: impl Fn(Key) -> bool) -> BTreeSet<Key> {
+        let mut found: BTreeSet<Key> = BTreeSet::new();
+        loop {
+            let more: Vec<Key> = self
+                .linked
+                .iter()
+                .filter(|(child, parent)| !found.contains(child) && (is_chosen(**parent) || found.contains(parent)))
+                .map(|(child, _)| *child)
+                .collect();
+            if more.is_empty() {
+                return found;
+            }
+            found.extend(more);
+        }
     }
 
     /// A finished flush made it durable.

@@ -26,6 +26,8 @@ pub(crate) struct Rates {
     pub(crate) stalled: u64,
     pub(crate) lies: u64,
     pub(crate) crash: u64,
+    /// A crash after which an older image is put back.
+    pub(crate) restored: u64,
     pub(crate) drain: bool,
     /// Most lateness of the manager's timer, nanoseconds.
     pub(crate) timer_late_ns: u64,
@@ -64,6 +66,8 @@ pub(crate) struct Plan {
     pub(crate) operator_permille: u64,
     /// Most leases a client likes to hold.
     pub(crate) hold_max: usize,
+    /// Something outside the devices remembers acknowledged generations, so that older images may be put back.
+    pub(crate) anchored: bool,
 }
 
 impl Plan {
@@ -108,12 +112,23 @@ impl Plan {
             delete_permille: random.pick(&[0, 10, 30, 80]),
             operator_permille: random.pick(&[0, 10, 30, 60]),
             hold_max: random.between(1, 24) as usize,
+            anchored: false,
             settings,
         };
         if random.chance(250) {
             plan.churn(random);
         }
         plan
+    }
+
+    /// A seed's draws of its own, so that what they decide changes no other.
+    pub(crate) fn anchor(&mut self, mut random: Random) {
+        self.anchored = random.chance(400);
+        if self.anchored {
+            self.rates.restored = random.pick(&[200, 600]);
+            self.rates.crash = self.rates.crash.max(random.pick(&[0, 4, 12]));
+            self.operator_permille = self.operator_permille.max(random.pick(&[10, 60]));
+        }
     }
 
     /// Much is put into little NVMe, so that segments are emptied, copied and closed all the time, and crashes come often.
@@ -232,6 +247,7 @@ fn rates(random: &mut Random) -> Rates {
         stalled: rate(&[5, 20]),
         lies: rate(&[20, 60]),
         crash: rate(&[2, 8]),
+        restored: 0,
         drain: rate(&[1]) == 1,
         timer_late_ns: rate(&[10_000, 1_000_000, 60_000_000]),
     }

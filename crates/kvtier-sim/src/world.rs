@@ -14,18 +14,22 @@ use crate::oracle::{Check, Finding, Key, Ledger, found};
 use crate::plan::Plan;
 use crate::random::{Random, mix};
 
+mod anchor;
 mod clients;
 mod crash;
 mod devices;
 mod ending;
 mod lies;
 mod operator;
+mod purges;
 mod reads;
 mod writes;
 
+use anchor::Image;
 use clients::{Client, Wait};
 use devices::{Fate, Flight};
 use operator::Errand;
+use purges::Job;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -40,6 +44,8 @@ enum Happening {
     Operate,
     /// Somebody asks for a namespace right after its invalidation was acknowledged.
     Probe(u32),
+    /// The operator purges a block, or its namespace.
+    Purge(Key),
 }
 
 /// A namespace as this run of the manager knows it.
@@ -48,8 +54,12 @@ struct OpenSpace {
     id: NamespaceId,
     /// Highest generation whose invalidation was acknowledged. Holds for ever.
     acknowledged: Generation,
-    /// Highest generation on record. Survives a crash.
+    /// Highest generation on record. Survives a crash, until an older image is put back.
     recorded: Generation,
+    /// Highest generation that the anchor knows. Survives that too.
+    anchored: Generation,
+    /// When blocks of it were last deleted by their scope: who began to write before is refused.
+    forgot_at: u64,
 }
 
 pub(crate) struct World {
@@ -69,6 +79,11 @@ pub(crate) struct World {
     errands: BTreeMap<OperationId, Errand>,
     ledger: Ledger,
     spaces: Vec<OpenSpace>,
+    /// The last image taken.
+    image: Option<Image>,
+    /// Purges that were begun and not acknowledged. Survives a crash.
+    journal: BTreeMap<u64, Job>,
+    next_job: u64,
     realizations: Vec<RealizationId>,
     next_client: u64,
     next_holder: u64,
@@ -103,6 +118,7 @@ impl World {
     pub(crate) fn new(seed: u64, adjust: &dyn Fn(&mut Plan), logged: bool) -> Result<World, Finding> {
         let mut random = Random::new(seed);
         let mut plan = Plan::new(&mut random);
+        plan.anchor(Random::new(mix(seed)));
         adjust(&mut plan);
         let manager = new_manager(&plan)?;
         let mut world = World {
@@ -120,6 +136,9 @@ impl World {
             errands: BTreeMap::new(),
             ledger: Ledger::default(),
             spaces: Vec::new(),
+            image: None,
+            journal: BTreeMap::new(),
+            next_job: 0,
             realizations: Vec::new(),
             next_client: 1,
             next_holder: 1,
@@ -171,6 +190,8 @@ impl World {
                 id,
                 acknowledged: generation,
                 recorded: generation,
+                anchored: generation,
+                forgot_at: 0,
             });
         }
         for index in 0..self.plan.realizations {
@@ -285,6 +306,7 @@ impl World {
             Happening::Step(client) => self.client_step(client)?,
             Happening::Operate => self.operate()?,
             Happening::Probe(space) => self.probe(space)?,
+            Happening::Purge(key) => self.purge(key)?,
         }
         if let Some(left) = self.crash_after.filter(|_| self.faults_on) {
             self.crash_after = left.checked_sub(1);

@@ -1,5 +1,5 @@
-use super::TierManager;
 use super::operation::Operation;
+use super::{TierManager, mutant_is};
 use crate::host_table::{HostSegmentState, PAGE, SlotState, pages};
 use crate::index::{NONE, flag};
 use crate::nvme_table::NvmeSegmentState;
@@ -30,6 +30,9 @@ pub(super) struct Destruction {
     phase: Phase,
     not_before: Time,
     evidence: PurgeEvidence,
+    /// Reported before it was done (a planted bug).
+    #[cfg(feature = "mutants")]
+    reported: bool,
 }
 
 #[derive(Debug)]
@@ -77,6 +80,8 @@ impl TierManager {
             phase: Phase::Sweep,
             not_before: Time::ZERO,
             evidence: PurgeEvidence::default(),
+            #[cfg(feature = "mutants")]
+            reported: false,
         });
         self.pump();
         operation
@@ -137,11 +142,11 @@ impl TierManager {
                 Operation::Demote(_) | Operation::Promote { .. } | Operation::Relocate(_)
             )
         };
-        if self
+        let is_moving = self
             .operations
             .range(..before)
-            .any(|(_, issued)| moves(&issued.operation))
-        {
+            .any(|(_, issued)| moves(&issued.operation));
+        if is_moving && !mutant_is!(self, DestroySkipsMoves) {
             return false;
         }
         let domain = self.destruction_mut().domain;
@@ -215,8 +220,12 @@ impl TierManager {
             slots.push((slot, false));
         }
         let mut zeroed = Vec::new();
+        let forgets_held = mutant_is!(self, DestroyForgetsHeld);
         for (slot, held) in slots {
             if held {
+                if forgets_held {
+                    continue;
+                }
                 self.host.tainted.insert((place, slot));
                 continue;
             }
@@ -375,6 +384,7 @@ impl TierManager {
         }
         let namespace = destruction.namespace;
         let part = part.clone();
+        let is_last = parts.len() == 1;
         let segment = self.nvme_ref().segments[part.place as usize].as_ref();
         let Some(segment) = segment.filter(|segment| segment.id == part.segment) else {
             // It was closed meanwhile.
@@ -384,7 +394,10 @@ impl TierManager {
         if closing || matches!(segment.state, NvmeSegmentState::Full | NvmeSegmentState::Sealing) {
             return false;
         }
-        let keep = self.kept_pages(part.place, namespace);
+        let mut keep = self.kept_pages(part.place, namespace);
+        if mutant_is!(self, DestroyErasesKept) {
+            keep.clear();
+        }
         let nvme = self.nvme_mut();
         nvme.segment_mut(part.place).reads += 1;
         let operation = self.issue(Operation::Erase { segment: part.place });
@@ -399,6 +412,9 @@ impl TierManager {
             namespace,
             keep,
         });
+        if is_last && mutant_is!(self, DestroyedBeforeErased) {
+            self.report_destroyed();
+        }
         true
     }
 
@@ -470,15 +486,28 @@ impl TierManager {
     }
 
     fn finish_destruction(&mut self) -> bool {
-        let Some(destruction) = self.destructions.pop_front() else {
-            return false;
-        };
-        self.actions.push_back(Action::Destroyed {
-            operation: destruction.operation,
-            namespace: destruction.namespace,
-            evidence: destruction.evidence,
-        });
+        self.report_destroyed();
+        self.destructions.pop_front();
         true
+    }
+
+    fn report_destroyed(&mut self) {
+        let destruction = self.destruction_mut();
+        #[cfg(feature = "mutants")]
+        if std::mem::replace(&mut destruction.reported, true) {
+            return;
+        }
+        let Destruction {
+            operation,
+            namespace,
+            evidence,
+            ..
+        } = *destruction;
+        self.actions.push_back(Action::Destroyed {
+            operation,
+            namespace,
+            evidence,
+        });
     }
 
     /// Deletes part of a namespace and every block known to extend it, for good. Writers of the namespace that began before
@@ -495,12 +524,7 @@ impl TierManager {
             .entry(namespace)
             .expect("a namespace that was opened")
             .domain;
-        let clients = &self.clients;
-        for holding in self.reservations.iter_mut() {
-            // A grant may have been written for any namespace of its client's.
-            let is_grant = holding.namespace == NONE && clients.at(holding.client).domain == domain;
-            holding.fenced |= holding.namespace == namespace.0 || is_grant;
-        }
+        self.fence_writers(namespace, domain, operation);
         let blocks = self.in_scope(namespace, scope);
         let mut forgotten = 0;
         // Children first, so that no ghost stays behind.
@@ -524,11 +548,25 @@ impl TierManager {
         operation
     }
 
+    /// Refuses those who hold slots, or wait for them, since before `operation`.
+    fn fence_writers(&mut self, namespace: NamespaceId, domain: TrustDomain, operation: OperationId) {
+        if mutant_is!(self, ForgetWithoutFence) {
+            return;
+        }
+        self.namespaces.at_mut(namespace.0).fence = operation;
+        let clients = &self.clients;
+        for holding in self.reservations.iter_mut() {
+            // A grant may have been written for any namespace of its client's.
+            let is_grant = holding.namespace == NONE && clients.at(holding.client).domain == domain;
+            holding.fenced |= holding.namespace == namespace.0 || is_grant;
+        }
+    }
+
     /// Blocks of a scope and, after each, those that extend it.
     fn in_scope(&self, namespace: NamespaceId, scope: &ForgetScope<'_>) -> Vec<u32> {
         let hashes: BTreeSet<BlockHash> = match scope {
             ForgetScope::Hashes(hashes) => hashes.iter().copied().collect(),
-            ForgetScope::Realization(_) => BTreeSet::new(),
+            ForgetScope::Realization(_) | ForgetScope::Orphans => BTreeSet::new(),
         };
         let mut chosen = Vec::new();
         let mut children = Vec::new();
@@ -543,6 +581,7 @@ impl TierManager {
             let matches = match scope {
                 ForgetScope::Realization(realization) => u32::from(entry.realization) == realization.0,
                 ForgetScope::Hashes(_) => hashes.contains(&entry.hash),
+                ForgetScope::Orphans => entry.is(flag::ORPHANED),
             };
             if matches {
                 chosen.push(block);

@@ -152,7 +152,8 @@ impl TierManager {
             let Some((lease, block)) = self.leased_block(result) else {
                 continue;
             };
-            if block.is_none() && mutant_is!(self, PromotePublishesBeforeRead) {
+            let careless = mutant_is!(self, SkippedRecheck);
+            if careless || (block.is_none() && mutant_is!(self, PromotePublishesBeforeRead)) {
                 continue;
             }
             if block.is_none_or(|block| !self.is_current(self.index.entry(block))) {

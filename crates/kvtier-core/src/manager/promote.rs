@@ -15,6 +15,9 @@ pub(super) struct Promotion {
     pub(super) stage: Stage,
     /// Who waits, and for which of its keys.
     pub(super) waiters: Vec<(OperationId, u32)>,
+    /// Length and checksum of what is read (a planted bug).
+    #[cfg(feature = "mutants")]
+    read: (u32, u32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +102,8 @@ impl TierManager {
             group,
             stage: Stage::NeedsSlot,
             waiters,
+            #[cfg(feature = "mutants")]
+            read: (0, 0),
         });
         let entry = self.host.group_mut(group);
         entry.wants.push_back(Want::Promotion(promotion));
@@ -166,6 +171,10 @@ impl TierManager {
             let target = self.host_extent(segment, slot, entry.length);
             let (checksum, label) = (entry.checksum, self.label(entry));
             let (nvme_segment, nvme_page, length) = (entry.nvme_segment, entry.nvme_page, entry.length);
+            #[cfg(feature = "mutants")]
+            if let Some(entry) = self.promotions.at_mut(promotion) {
+                entry.read = (length, checksum);
+            }
             let operation = self.issue(Operation::Promote {
                 promotion,
                 #[cfg(feature = "mutants")]
@@ -217,7 +226,7 @@ impl TierManager {
         if block != NONE {
             self.index.entry_mut(block).clear(flag::PROMOTING);
         }
-        let current = block != NONE && self.is_current(self.index.entry(block));
+        let current = block != NONE && (self.is_current(self.index.entry(block)) || mutant_is!(self, SkippedRecheck));
         if outcome.is_ok() && current {
             let length = self.index.entry(block).length;
             self.counters.promotions += 1;
@@ -237,6 +246,9 @@ impl TierManager {
         }
         let held = std::mem::replace(&mut self.host.slot_mut(segment, slot).state, SlotState::Orphan);
         assert_eq!(held, SlotState::Filling, "a promotion's slot");
+        if outcome.is_ok() && self.lease_unchecked(&entry, place) {
+            return;
+        }
         self.host.settle_slot(segment, slot);
         if block != NONE {
             let copy = self.index.entry(block);
@@ -250,6 +262,28 @@ impl TierManager {
             }
         }
         self.miss(entry.waiters);
+    }
+
+    /// The planted bug `SkippedRecheck`: the bytes arrived, and nobody asks once more whether they may be seen.
+    fn lease_unchecked(&mut self, promotion: &Promotion, place: (u32, u32)) -> bool {
+        if promotion.block != NONE || !mutant_is!(self, SkippedRecheck) {
+            return false;
+        }
+        #[cfg(feature = "mutants")]
+        {
+            let (length, checksum) = promotion.read;
+            let extent = self.host_extent(place.0, place.1, length);
+            for &(operation, position) in &promotion.waiters {
+                if let Some(client) = self.waiting.at(operation.0).map(|waiting| waiting.client) {
+                    let outcome = self.lease_slot(client, place.0, place.1, extent, Tier::Nvme, Some(checksum));
+                    self.decide_fetch(operation, position, outcome);
+                }
+            }
+            self.host.settle_slot(place.0, place.1);
+        }
+        #[cfg(not(feature = "mutants"))]
+        let _ = place;
+        true
     }
 
     /// A promotion whose device was not asked: its waiters miss.

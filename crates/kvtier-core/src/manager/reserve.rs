@@ -173,6 +173,13 @@ impl TierManager {
             }
             let Some(slot) = self.acquire(group) else { return false };
             let granted = self.hold_slot(client, slot, item.length, namespace);
+            let is_fenced = operation < self.namespaces.at(namespace).fence;
+            if let Reserved::Granted { reservation, .. } = granted
+                && is_fenced
+                && let Some(holding) = self.reservations.find_mut(reservation.0)
+            {
+                holding.fenced = true;
+            }
             self.decide_reserve(operation, position, granted);
         }
     }

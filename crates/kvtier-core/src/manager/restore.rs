@@ -326,6 +326,8 @@ impl TierManager {
             if let Some(parent) = self.index.find(BlockKey { hash, ..key }, epoch) {
                 self.index.entry_mut(block).parent = parent;
                 self.index.entry_mut(parent).children += 1;
+            } else {
+                self.index.entry_mut(block).set(flag::ORPHANED);
             }
         }
     }

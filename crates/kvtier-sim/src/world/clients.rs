@@ -30,6 +30,8 @@ pub(super) struct Slot {
     pub(super) holder: Holder,
     /// What it is for; a slot granted ahead is for anything.
     pub(super) key: Option<Key>,
+    /// When the client asked for it.
+    pub(super) since: u64,
     /// The namespace's generation when the client asked.
     pub(super) generation: Generation,
     /// Content and length, once writing began.
@@ -169,6 +171,9 @@ impl World {
             }
             return Ok(());
         }
+        if self.served(self.clients[&client].domain).is_empty() {
+            return Ok(());
+        }
         if self.strikes(rates.lies) {
             self.tally.fault(Fault::ClientLies);
             return self.lie(client);
@@ -203,12 +208,10 @@ impl World {
         }
     }
 
-    /// A namespace of the client's domain, a realization and a prompt in them.
+    /// A served namespace of the client's domain, of which there is one, a realization and a prompt in them.
     pub(super) fn draw_keys(&mut self, client: ClientId) -> Vec<Key> {
         let domain = self.clients[&client].domain;
-        let own: Vec<u32> = (0..self.spaces.len() as u32)
-            .filter(|space| self.spaces[*space as usize].domain == domain)
-            .collect();
+        let own = self.served(domain);
         // Half of all that is asked for is asked for by many: without hits there is little to get wrong.
         let (space, realization) = if self.random.chance(500) {
             (own[0], 0)

@@ -8,9 +8,10 @@ use kvtier_core::{
 
 use super::{World, new_manager};
 use crate::counts::Fault;
-use crate::memory::{Memory, Reach, Record, Tag};
+use crate::memory::{CutShort, Memory, Reach, Record, Tag};
 use crate::oracle::{Check, Finding, Key, found};
 use crate::plan::Plan;
+use crate::random::Random;
 
 /// What a restart has to bring back: for each key the newest record that is left.
 struct Left {
@@ -33,9 +34,13 @@ impl World {
             .to_owned()
         });
         self.step += 1;
-        let promised = self.promised()?;
-        let unanswered = self.end_flights();
+        let mut promised = self.promised()?;
+        let mut unanswered = self.end_flights(power_cut)?;
         self.lose_what_does_not_survive(power_cut);
+        if let Some(of_image) = self.put_image_back() {
+            promised.clear();
+            unanswered = of_image;
+        }
         self.lose_memory();
         let resized = self.plan.settings.nvme_bytes > 0 && self.strikes(100);
         if resized {
@@ -43,9 +48,11 @@ impl World {
             let segments = self.random.between(4, 12);
             self.plan.settings.nvme_bytes = self.plan.settings.nvme_segment_bytes * segments;
         }
-        let left = self.newest_records();
+        let mut left = self.newest_records();
         let (restored, given) = self.restart()?;
         self.check_restored(&left, restored, given)?;
+        self.catch_up_anchor();
+        left.retain(|key, _| !self.is_refused(key.space));
         self.come_back(&left, &unanswered)?;
         self.admit_auditors()?;
         let present = self.present()?;
@@ -80,6 +87,7 @@ impl World {
         self.link_again(&left, &present);
         self.over_quota = (0..self.spaces.len() as u32).collect();
         self.seen = present;
+        self.resume_purges()?;
         for _ in 0..self.plan.clients {
             self.arrive()?;
         }
@@ -103,7 +111,7 @@ impl World {
     }
 
     /// What was under way came about or not. Answers which writes nobody was told of.
-    fn end_flights(&mut self) -> BTreeSet<OperationId> {
+    fn end_flights(&mut self, power_cut: bool) -> Result<BTreeSet<OperationId>, Finding> {
         let flights = std::mem::take(&mut self.flights);
         let unanswered = flights.keys().copied().collect();
         for flight in flights.into_values().filter(|flight| !flight.cancelled) {
@@ -129,14 +137,33 @@ impl World {
                 Action::SyncTier { .. } => self.sync_records(),
                 Action::RecordGeneration {
                     namespace, generation, ..
-                } => self.record_generation(namespace, generation),
+                } => {
+                    self.record_generation(namespace, generation);
+                    if self.random.chance(500) {
+                        self.note_in_anchor(namespace, generation);
+                    }
+                }
+                Action::EraseRecords {
+                    segment,
+                    pages,
+                    namespace,
+                    keep,
+                    ..
+                } => {
+                    let mut random = Random::new(self.random.next_u64());
+                    let cut_short = CutShort {
+                        random: &mut random,
+                        index_may_lag: power_cut,
+                    };
+                    self.nvme.erase(segment, pages, namespace, &keep, Some(cut_short))?;
+                }
                 _ => {}
             }
         }
-        unanswered
+        Ok(unanswered)
     }
 
-    fn lose_what_does_not_survive(&mut self, power_cut: bool) {
+    pub(super) fn lose_what_does_not_survive(&mut self, power_cut: bool) {
         let (interval, now) = (self.plan.flush_interval_ns, self.now.0);
         let mut lost = Vec::new();
         let mut torn = Vec::new();
@@ -316,6 +343,18 @@ impl World {
     /// What is left may be seen again.
     fn come_back(&mut self, left: &BTreeMap<Key, Left>, unanswered: &BTreeSet<OperationId>) -> Check {
         for (key, Left { tag, record, .. }) in left {
+            if self.ledger.is_destroyed(*tag) {
+                return found(format!(
+                    "write {tag} of {key:?} was deleted and destroyed, but a restart finds {record:?}"
+                ));
+            }
+            let acknowledged = self.spaces[key.space as usize].acknowledged;
+            if record.label.generation < acknowledged {
+                return found(format!(
+                    "a restart brings back {key:?} of {:?}, invalidated up to {acknowledged:?}",
+                    record.label.generation
+                ));
+            }
             let lost_its_forgetting = record.was_forgotten || unanswered.contains(&record.operation);
             if self.ledger.is_deleted(*tag) && !lost_its_forgetting {
                 return found(format!(

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use kvtier_core::{
-    Action, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, RecordLabel, SegmentId, Tier,
-};
+use kvtier_core::{Action, Completion, Event, Extent, Failure, OperationId, RecordLabel, SegmentId, Tier};
 
 use super::{Happening, World};
 use crate::counts::Fault;
-use crate::memory::{Reach, Record, Tag};
-use crate::oracle::{Check, found};
+use crate::memory::{CutShort, Reach, Record, Tag};
+use crate::oracle::{Check, Key, found};
+use crate::random::Random;
 
 /// What a device makes of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +137,13 @@ impl World {
             self.memory(tier).begin_write(&extent, operation.0 | DEVICE)?;
         }
         let fate = self.fate(&action);
-        let delay_ns = self.delay(&action);
+        let mut delay_ns = self.delay(&action);
+        if let Some(key) = self.purged_meanwhile(&action) {
+            self.tally.fault(Fault::PurgedMeanwhile);
+            delay_ns *= 8;
+            let soon = self.random.below(self.plan.device_ns);
+            self.after(soon, Happening::Purge(key));
+        }
         self.flights.insert(
             operation,
             Flight {
@@ -149,6 +154,17 @@ impl World {
         self.check_bounds()?;
         self.after(delay_ns, Happening::Execute(operation, fate));
         Ok(())
+    }
+
+    /// A block whose move takes long enough for a purge to come in between.
+    fn purged_meanwhile(&mut self, action: &Action) -> Option<Key> {
+        let (label, permille) = match action {
+            Action::Promote { label, .. } => (label, 200),
+            Action::Relocate { label, .. } => (label, 500),
+            _ => return None,
+        };
+        let key = self.key_of(label)?;
+        (self.plan.anchored && self.strikes(permille)).then_some(key)
     }
 
     fn check_start(&mut self, action: &Action) -> Check {
@@ -225,12 +241,12 @@ impl World {
                     self.host.check_unheld(*segment, range.clone())?;
                 }
             }
-            Action::EraseRecords { segment, .. } => {
-                if !self.nvme.segments.get(segment).is_some_and(|segment| segment.sealed) {
-                    return found(format!(
-                        "records of {segment:?} are erased, which takes records or is gone"
-                    ));
-                }
+            Action::EraseRecords { segment, .. }
+                if !self.nvme.segments.get(segment).is_some_and(|segment| segment.sealed) =>
+            {
+                return found(format!(
+                    "records of {segment:?} are erased, which takes records or is gone"
+                ));
             }
             _ => {}
         }
@@ -523,6 +539,9 @@ impl World {
                 namespace, generation, ..
             } => {
                 self.record_generation(*namespace, *generation);
+                if !half {
+                    self.note_in_anchor(*namespace, *generation);
+                }
             }
             Action::ZeroHost { segment, ranges, .. } if !half => {
                 for range in ranges {
@@ -536,8 +555,18 @@ impl World {
                 namespace,
                 keep,
                 ..
-            } if !half => {
-                let (records, bytes) = self.nvme.erase(*segment, pages.clone(), *namespace, keep)?;
+            } => {
+                if half {
+                    let mut random = Random::new(self.random.next_u64());
+                    let cut_short = CutShort {
+                        random: &mut random,
+                        index_may_lag: false,
+                    };
+                    self.nvme
+                        .erase(*segment, pages.clone(), *namespace, keep, Some(cut_short))?;
+                    return done;
+                }
+                let (records, bytes) = self.nvme.erase(*segment, pages.clone(), *namespace, keep, None)?;
                 return Ok(Ok(Completion::Erased { records, bytes }));
             }
             _ => {}
@@ -569,12 +598,6 @@ impl World {
         };
         if let Some(segment) = self.nvme.segments.get_mut(&target.segment) {
             segment.records.insert(target.offset, record);
-        }
-    }
-
-    pub(super) fn record_generation(&mut self, namespace: NamespaceId, generation: Generation) {
-        if let Some(space) = self.spaces.iter_mut().find(|space| space.id == namespace) {
-            space.recorded = space.recorded.max(generation);
         }
     }
 

@@ -23,6 +23,7 @@ impl World {
         }
         self.faults_on = false;
         self.note(|| "the faults stop".to_owned());
+        self.advance_refused()?;
         self.settle("the faults stopped")?;
         self.wake_everybody()?;
         if !self.draining {

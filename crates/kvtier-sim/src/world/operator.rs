@@ -1,16 +1,15 @@
-//! The operator: invalidates, flushes, drains, audits; and the crash of the process that holds the manager.
+//! The operator: invalidates, flushes, drains, audits.
 
 use std::collections::BTreeSet;
 
-use kvtier_core::{
-    ClientId, FetchScope, ForgetScope, Generation, NamespaceId, OperationId, PurgeEvidence, Refusal, Tier, TrustDomain,
-};
+use kvtier_core::{ClientId, FetchScope, Generation, NamespaceId, OperationId, Refusal, Tier, TrustDomain};
 
 use super::clients::Asked;
+use super::purges::Job;
 use super::{Happening, World};
 use crate::counts::Fault;
 use crate::memory::Tag;
-use crate::oracle::{Check, Finding, Key, found};
+use crate::oracle::{Check, Finding, Key, Scope, found};
 
 /// Something the operator waits for.
 #[derive(Debug)]
@@ -19,13 +18,16 @@ pub(super) enum Errand {
         space: u32,
         at_least: Generation,
     },
-    /// Of what was written before this generation.
     Destroy {
-        space: u32,
-        below: Generation,
+        number: u64,
+        job: Job,
     },
+    ForgetOrphans,
     /// Of blocks that were deleted.
-    Forget,
+    Forget {
+        number: u64,
+        scope: Scope,
+    },
     /// With the blocks that were cached when it was asked for.
     Flush {
         cached: Vec<(Key, Tag)>,
@@ -34,9 +36,6 @@ pub(super) enum Errand {
 
 /// What the tables of so small a world may take: they grow by chunks, not with time.
 const INDEX_BYTES_MAX: u64 = 4 << 20;
-
-/// They run one after another, and each may wait for holders.
-const DESTRUCTIONS_MAX: usize = 2;
 
 /// Auditors look and never hold. One for each domain, apart from all clients.
 pub(super) fn auditor(domain: TrustDomain) -> ClientId {
@@ -78,7 +77,7 @@ impl World {
         }
         if self.random.chance(self.plan.operator_permille / 4) {
             let space = self.random.index(self.spaces.len()) as u32;
-            self.destroy(space)?;
+            self.destroy_old(space)?;
         }
         if self.random.chance(self.plan.operator_permille / 4) {
             let space = self.random.index(self.spaces.len()) as u32;
@@ -90,6 +89,12 @@ impl World {
                 .chance(500)
                 .then(|| TrustDomain(self.random.below(u64::from(self.plan.domains)) as u32));
             self.flush(domain)?;
+        }
+        if self.plan.anchored && self.random.chance(30) {
+            self.take_image();
+        }
+        if self.plan.anchored && self.random.chance(60) {
+            self.advance_refused()?;
         }
         if rates.drain && !self.draining && self.steps_left < self.plan.steps / 8 && self.strikes(20) {
             self.tally.fault(Fault::Drain);
@@ -109,6 +114,8 @@ impl World {
 
     pub(super) fn invalidate(&mut self, space: u32, target: Option<Generation>) -> Check {
         let current = self.generation(space)?;
+        // What a refused namespace is raised to is above all that was ever acknowledged.
+        let target = target.or_else(|| self.is_refused(space).then(|| self.next_generation(space, current)));
         let at_least = target.unwrap_or(Generation(current.0 + 1));
         self.step += 1;
         let operation = self
@@ -149,113 +156,28 @@ impl World {
                 open.recorded
             ));
         }
+        if self.plan.anchored && open.anchored < generation {
+            return found(format!(
+                "{namespace:?} {generation:?} is acknowledged, the anchor knows of {:?}",
+                open.anchored
+            ));
+        }
         open.acknowledged = open.acknowledged.max(generation);
         self.step += 1;
         self.ledger.invalidate(space, generation, self.step);
         self.after(0, Happening::Probe(space));
-        Ok(())
-    }
-
-    /// Has destroyed what lies behind the last acknowledged invalidation.
-    fn destroy(&mut self, space: u32) -> Check {
-        let under_way = self
-            .errands
-            .values()
-            .filter(|errand| matches!(errand, Errand::Destroy { .. }));
-        if under_way.count() >= DESTRUCTIONS_MAX {
-            return Ok(());
-        }
-        let open = &self.spaces[space as usize];
-        let (id, below) = (open.id, open.acknowledged);
-        self.step += 1;
-        let grace = self.plan.settings.lease_ttl * 2;
-        let operation = self.manager.destroy(id, grace, self.now);
-        self.note(|| format!("destroy {space} below {below:?}: {operation:?}"));
-        self.errands.insert(operation, Errand::Destroy { space, below });
-        self.pump()
-    }
-
-    /// Nothing older is left anywhere, unless it is said to be.
-    pub(super) fn destroyed(
-        &mut self,
-        operation: OperationId,
-        namespace: NamespaceId,
-        evidence: PurgeEvidence,
-    ) -> Check {
-        let Some(Errand::Destroy { space, below }) = self.errands.remove(&operation) else {
-            return found(format!("{operation:?} is reported as a destruction nobody waits for"));
-        };
-        if self.spaces[space as usize].id != namespace {
-            return found(format!(
-                "the destruction of {space} is reported as that of {namespace:?}"
-            ));
-        }
-        let is_old = |tag| {
-            let written = self.ledger.written(tag);
-            written.is_some_and(|written| written.key.space == space && written.generation < below && written.published)
-        };
-        let left = |memory: &crate::memory::Memory| memory.tags().find(|&(_, _, tag)| is_old(tag));
-        if evidence.host_left == 0
-            && let Some(place) = left(&self.host)
-        {
-            return found(format!(
-                "{space} below {below:?} is reported as destroyed, but lies in host memory at {place:?}"
-            ));
-        }
-        if evidence.nvme_left == 0
-            && let Some(place) = left(&self.nvme)
-        {
-            return found(format!(
-                "{space} below {below:?} is reported as destroyed, but lies on NVMe at {place:?}"
-            ));
+        if self.plan.anchored && self.faults_on && self.random.chance(700) {
+            // As a purge that destroys goes on.
+            return self.destroy_old(space);
         }
         Ok(())
-    }
-
-    /// Deletes a few of the blocks that a space shows, and all that extends them.
-    fn forget_some(&mut self, space: u32) -> Check {
-        let live: Vec<Key> = self
-            .ledger
-            .live_keys()
-            .map(|(key, _)| key)
-            .filter(|key| key.space == space)
-            .collect();
-        if live.is_empty() {
-            return Ok(());
-        }
-        let chosen = live[self.random.index(live.len())];
-        let hashes = Self::hashes(&[chosen.node]);
-        let mut cached = Vec::new();
-        for key in live.into_iter().filter(|key| key.node == chosen.node) {
-            cached.push((key, self.tier_of(key)?.is_some()));
-        }
-        self.step += 1;
-        let id = self.spaces[space as usize].id;
-        let scope = ForgetScope::Hashes(&hashes);
-        let operation = self.manager.forget_scope(id, &scope, self.now);
-        self.note(|| format!("forget {chosen:?}: {operation:?}"));
-        for (key, was_cached) in cached {
-            // An older record of one that was not may come back, until it is overwritten.
-            if was_cached {
-                self.ledger.delete(key, self.step);
-            } else {
-                self.ledger.forget(key, self.step);
-            }
-            self.seen.remove(&key);
-        }
-        self.errands.insert(operation, Errand::Forget);
-        self.pump()
-    }
-
-    pub(super) fn forgotten(&mut self, operation: OperationId) -> Check {
-        match self.errands.remove(&operation) {
-            Some(Errand::Forget) => Ok(()),
-            _ => found(format!("{operation:?} is reported as a deletion nobody waits for")),
-        }
     }
 
     /// Asks at once for what was just invalidated.
     pub(super) fn probe(&mut self, space: u32) -> Check {
+        if self.is_refused(space) {
+            return Ok(());
+        }
         self.step += 1;
         let domain = self.spaces[space as usize].domain;
         for realization in 0..self.plan.realizations {
@@ -343,6 +265,9 @@ impl World {
     pub(super) fn present(&mut self) -> Result<BTreeSet<Key>, Finding> {
         let mut present = BTreeSet::new();
         for space in 0..self.spaces.len() as u32 {
+            if self.is_refused(space) {
+                continue;
+            }
             let domain = self.spaces[space as usize].domain;
             for realization in 0..self.plan.realizations {
                 let keys: Vec<Key> = self

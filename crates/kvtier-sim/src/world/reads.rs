@@ -113,6 +113,14 @@ impl World {
                     let tag = self
                         .ledger
                         .check_seen(*key, self.host.content(&extent), extent.length, start)?;
+                    // One that was asked for before might see it; yet all are looked at once more when they are answered.
+                    let written = self.ledger.written(tag).map(|written| written.generation);
+                    let current = self.generation(key.space)?;
+                    if self.ledger.live(*key) != Some(tag) || written != Some(current) {
+                        return found(format!(
+                            "purged: the lease of {key:?} shows write {tag} of {written:?}, deleted or invalidated before it was answered; {current:?} is in force"
+                        ));
+                    }
                     if checksum.is_some_and(|checksum| checksum != self.host.checksum(&extent)) {
                         return found(format!(
                             "the lease of {key:?} carries a checksum that its bytes do not have"

@@ -65,7 +65,9 @@ impl World {
             .manager
             .find_namespace(open.domain, self.plan.spaces[space as usize].name)
         {
-            Some((id, generation)) if id == open.id && generation >= open.acknowledged => Ok(generation),
+            Some((id, generation)) if id == open.id && (generation >= open.acknowledged || self.is_refused(space)) => {
+                Ok(generation)
+            }
             other => found(format!(
                 "namespace {space} is {other:?}, was {:?} with {:?} acknowledged",
                 open.id, open.acknowledged
@@ -116,7 +118,7 @@ impl World {
                     if extent.length != *length {
                         return found(format!("{length} bytes were asked for, {extent:?} is given"));
                     }
-                    self.take_slot(client, reservation, extent, Some(*key), generation)?;
+                    self.take_slot(client, reservation, extent, Some(*key), (generation, start))?;
                 }
             }
         }
@@ -140,7 +142,7 @@ impl World {
         reservation: ReservationId,
         extent: Extent,
         key: Option<Key>,
-        generation: Generation,
+        (generation, since): (Generation, u64),
     ) -> Check {
         let domain = self.clients[&client].domain;
         if self.host.domain(&extent) != Some(domain) {
@@ -163,6 +165,7 @@ impl World {
             extent,
             holder,
             key,
+            since,
             generation,
             content: None,
             pages_written: 0,
@@ -189,7 +192,7 @@ impl World {
             if extent.length != length {
                 return found(format!("{length} bytes were asked for ahead, {extent:?} is given"));
             }
-            self.take_slot(client, reservation, extent, None, Generation(0))?;
+            self.take_slot(client, reservation, extent, None, (Generation(0), self.step))?;
         }
         self.pump()
     }
@@ -243,6 +246,9 @@ impl World {
     /// What to put into a slot that was granted ahead: some block of its size.
     pub(super) fn draw_put(&mut self, client: ClientId, index: usize) -> Result<Option<(Key, Generation)>, Finding> {
         let length = self.clients[&client].slots[index].extent.length;
+        if self.served(self.clients[&client].domain).is_empty() {
+            return Ok(None);
+        }
         let keys = self.draw_keys(client);
         let fitting = keys
             .into_iter()
@@ -344,6 +350,13 @@ impl World {
                     if generation < current {
                         return found(format!(
                             "{key:?} of {generation:?} is published although {current:?} is in force"
+                        ));
+                    }
+                    let forgot_at = self.spaces[key.space as usize].forgot_at;
+                    if slot.since < forgot_at {
+                        return found(format!(
+                            "{key:?} is published, which was begun at step {}, before blocks were deleted at step {forgot_at}",
+                            slot.since
                         ));
                     }
                     self.ledger.publish(tag, self.step);

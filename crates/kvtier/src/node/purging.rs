@@ -26,12 +26,11 @@ use crate::keys::{self, KeyError, KeyId};
 use crate::purge::journal::Journal;
 use crate::purge::{
     KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeMode, PurgeReach, PurgeRequest, PurgeScope,
-    PurgeState, ReceiptLog, rfc3339,
+    PurgeState, RECEIPTS_DIRECTORY, ReceiptLog, rfc3339,
 };
 use crate::settings::{CheckedSettings, Encryption};
 
 const JOURNAL_FILE: &str = "purges.journal";
-const RECEIPTS_DIRECTORY: &str = "receipts";
 /// Says that payloads were written unencrypted by some run.
 const UNSEALED_FILE: &str = "unsealed";
 
@@ -144,6 +143,7 @@ impl Purging {
             let unfinished = book.jobs.values().filter(|record| !record.is_done());
             unfinished.map(|record| record.number).collect()
         };
+        self.driver.purges.lock().purges_running = unfinished.len() as u64;
         for &number in &unfinished {
             self.update(number, |record| record.job.resumed += 1);
         }
@@ -189,6 +189,7 @@ impl Purging {
 
     /// Begins a purge, and returns once nothing older can be read any more. The second value: whether the job is new.
     pub(super) fn purge(&self, request: PurgeRequest) -> Result<(PurgeJob, bool), PurgeError> {
+        let begun = Instant::now();
         let (mut request, namespace) = self.check(request)?;
         if request.reach.is_none() {
             request.reach = Some(PurgeReach::Node);
@@ -208,7 +209,7 @@ impl Purging {
                         id: record.job.id.clone(),
                     });
                 }
-                None => (self.begin(&mut book, request, namespace, digest)?, true),
+                None => (self.begin(&mut book, request, namespace, digest, begun)?, true),
             }
         };
         if is_new {
@@ -292,6 +293,7 @@ impl Purging {
         request: PurgeRequest,
         namespace: NamespaceId,
         request_digest: String,
+        begun: Instant,
     ) -> Result<u64, PurgeError> {
         if book.jobs.values().filter(|record| !record.is_done()).count() >= JOBS_RUNNING_MAX {
             return Err(PurgeError::Busy(format!(
@@ -306,6 +308,7 @@ impl Purging {
             slot: namespace.0,
             from: Some(self.driver.look(|manager| manager.generation(namespace)).0),
             request_digest,
+            begun: Some(begun),
             job: PurgeJob {
                 id: format!("prg_{}", record::hex(&id)),
                 request,
@@ -326,6 +329,7 @@ impl Purging {
         book.tell(&record.job);
         book.jobs.insert(number, record);
         forget_oldest(&mut book.jobs);
+        self.driver.purges.lock().purges_running += 1;
         self.changed.notify_all();
         Ok(number)
     }
@@ -373,6 +377,9 @@ impl Purging {
             record.job.generation = generation;
             record.job.acknowledged_at = Some(rfc3339(SystemTime::now()));
         });
+        if let Some(begun) = record.begun {
+            self.driver.purges.lock().purge_acknowledge.add(begun.elapsed());
+        }
         self.reached("fenced");
         Ok(())
     }
@@ -474,6 +481,7 @@ impl Purging {
                 record.job.bytes = destruction.evidence.nvme_bytes + destruction.evidence.host_bytes;
             }
         })?;
+        self.count(number);
         self.reached("completed");
         Ok(())
     }
@@ -501,6 +509,22 @@ impl Purging {
         Ok(())
     }
 
+    fn count(&self, number: u64) {
+        let Some(record) = self.record(number) else { return };
+        let mut purges = self.driver.purges.lock();
+        purges.purges_running -= 1;
+        purges.purges_completed += 1;
+        purges.purged_blocks += record.job.blocks;
+        purges.purged_bytes += record.job.bytes;
+        let durations = match record.job.request.mode {
+            PurgeMode::Invalidate => &mut purges.purge_invalidate,
+            PurgeMode::Physical => &mut purges.purge_physical,
+        };
+        if let Some(begun) = record.begun {
+            durations.add(begun.elapsed());
+        }
+    }
+
     /// Overwrites the wrapped key of older generations where it still lies, then wraps all keys by a new master key.
     fn destroy_key(&self, record: &Record) -> Result<evidence::KeyDone, KeyError> {
         let register = &self.driver.recorder.register;
@@ -509,6 +533,9 @@ impl Purging {
         };
         register.settle().map_err(failed)?;
         let settled_at = SystemTime::now();
+        if let Some(begun) = record.begun {
+            self.driver.purges.lock().purge_key_destroyed.add(begun.elapsed());
+        }
         self.reached("key_settled");
         let generation = record.job.generation.unwrap_or(0);
         let verified = register.holds_nothing_older(NamespaceId(record.slot), generation)?;

@@ -352,7 +352,10 @@ fn a_namespace_without_blocks_or_without_nvme_is_purged_too() {
         for _ in 0..2 {
             let receipt = purge(&daemon, &["doomed", "--mode", "physical"]);
             assert_eq!(receipt["guarantee"], "verified_physical_purge", "{receipt:#}");
-            assert_eq!(needles(&[block.clone()]).in_memory_of(daemon.child.id()), nothing());
+            assert_eq!(
+                needles(std::slice::from_ref(&block)).in_memory_of(daemon.child.id()),
+                nothing()
+            );
         }
         let unknown = kvctl(&daemon).args(["purge", "never", "--wait"]).output().unwrap();
         assert_eq!(unknown.status.code(), Some(1), "{}", words(&unknown));
