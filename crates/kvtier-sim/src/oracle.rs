@@ -146,7 +146,9 @@ impl Ledger {
 
     /// A scope was deleted and destroyed, and both are acknowledged: no restart may bring anything of it back.
     pub(crate) fn destroy(&mut self, scope: &Scope, step: u64) {
-        let covered = (1..).zip(&self.writes).filter(|(tag, written)| scope.covers(*tag, written));
+        let covered = (1..)
+            .zip(&self.writes)
+            .filter(|(tag, written)| scope.covers(*tag, written));
         self.destroyed.extend(covered.map(|(tag, _)| (tag, step)));
     }
 

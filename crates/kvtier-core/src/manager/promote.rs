@@ -226,8 +226,7 @@ impl TierManager {
         if block != NONE {
             self.index.entry_mut(block).clear(flag::PROMOTING);
         }
-        let current = block != NONE
-            && (self.is_current(self.index.entry(block)) || mutant_is!(self, SkippedRecheck));
+        let current = block != NONE && (self.is_current(self.index.entry(block)) || mutant_is!(self, SkippedRecheck));
         if outcome.is_ok() && current {
             let length = self.index.entry(block).length;
             self.counters.promotions += 1;

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use kvtier_core::{
-    Action, Completion, Event, Extent, Failure, OperationId, RecordLabel, SegmentId, Tier,
-};
+use kvtier_core::{Action, Completion, Event, Extent, Failure, OperationId, RecordLabel, SegmentId, Tier};
 
 use super::{Happening, World};
 use crate::counts::Fault;

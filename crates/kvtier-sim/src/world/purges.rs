@@ -208,7 +208,9 @@ impl World {
             }
             self.seen.remove(&key);
             if let Some(tier) = self.tier_of(key)? {
-                return found(format!("{key:?} is still listed in {tier:?} after {scope:?} was forgotten"));
+                return found(format!(
+                    "{key:?} is still listed in {tier:?} after {scope:?} was forgotten"
+                ));
             }
         }
         self.errands.insert(operation, Errand::Forget { number, scope });

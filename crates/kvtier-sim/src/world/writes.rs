@@ -65,9 +65,7 @@ impl World {
             .manager
             .find_namespace(open.domain, self.plan.spaces[space as usize].name)
         {
-            Some((id, generation))
-                if id == open.id && (generation >= open.acknowledged || self.is_refused(space)) =>
-            {
+            Some((id, generation)) if id == open.id && (generation >= open.acknowledged || self.is_refused(space)) => {
                 Ok(generation)
             }
             other => found(format!(
