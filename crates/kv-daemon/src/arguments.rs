@@ -40,6 +40,8 @@ enum Command {
     Demo(demo::Options),
     /// Wrap the keys of a stopped daemon's namespaces by another master key, without touching data.
     RotateMasterKey(rotation::Options),
+    /// Sign receipts by a new key; the old one says so in the chain. The daemon must be stopped
+    RotateReceiptKey(rotation::ReceiptKeyOptions),
     /// Print a completion script for a shell.
     Completion {
         /// Which shell.
@@ -89,6 +91,15 @@ pub(crate) struct Flags {
     /// File of the master key, 64 hex digits, mode 0600 [default: master.key in the state directory, made at first start]
     #[arg(long, value_name = "FILE")]
     master_key_file: Option<String>,
+    /// File outside the state directory that remembers generations, so that an older copy of that is not served
+    #[arg(long, value_name = "FILE")]
+    anchor: Option<String>,
+    /// How long a physical purge waits for clients to give back memory, milliseconds [default: 5000]
+    #[arg(long, value_name = "MS")]
+    purge_lease_grace_ms: Option<String>,
+    /// How long a purge waits for caches to confirm, milliseconds [default: 2000]
+    #[arg(long, value_name = "MS")]
+    purge_confirm_wait_ms: Option<String>,
     /// How long demoted blocks may wait before they survive a power cut, milliseconds [default: 1000]
     #[arg(long, value_name = "MS")]
     nvme_flush_interval_ms: Option<String>,
@@ -143,6 +154,17 @@ impl Flags {
             ("nvme_engine", "--nvme-engine", self.nvme_engine),
             ("encryption", "--encryption", self.encryption),
             ("master_key_file", "--master-key-file", self.master_key_file),
+            ("anchor_file", "--anchor", self.anchor),
+            (
+                "purge_lease_grace_ms",
+                "--purge-lease-grace-ms",
+                self.purge_lease_grace_ms,
+            ),
+            (
+                "purge_confirm_wait_ms",
+                "--purge-confirm-wait-ms",
+                self.purge_confirm_wait_ms,
+            ),
             (
                 "nvme_flush_interval_ms",
                 "--nvme-flush-interval-ms",
@@ -209,6 +231,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Demo(options) => demo::run(&options),
         Command::RotateMasterKey(options) => rotation::run(options),
+        Command::RotateReceiptKey(options) => rotation::rotate_receipt_key(options),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kv-daemon", &mut script);

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kvtier::node::Status;
+use kvtier::node::{Durations, Purges, Status};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -77,6 +77,7 @@ const METRICS: &[Metric] = &[
     gauge("blocks", "Blocks that can be found, in any tier"),
     gauge("host_blocks", "Blocks with a copy in host memory"),
     gauge("nvme_blocks", "Blocks with a copy on NVMe"),
+    gauge("hidden_blocks", "Blocks that an invalidation hid and nobody swept yet"),
     gauge_bytes(
         "host_used_bytes",
         "host_used",
@@ -180,11 +181,20 @@ const METRICS: &[Metric] = &[
         "Memory beside the block index that records on NVMe take",
     ),
     counter("register_failures", "Writes and syncs of the register that failed"),
+    gauge("purges_running", "Purges that are not done"),
+    counter("purges_completed", "Purges with a receipt since the start"),
+    counter("purged_blocks", "Blocks and records that purges destroyed"),
+    counter_bytes(
+        "purged_bytes",
+        "purged",
+        "Bytes that purges zeroed in memory and overwrote on NVMe",
+    ),
 ];
 
 /// One scrape's numbers, by their name in the status.
 struct Scrape {
     numbers: BTreeMap<&'static str, u64>,
+    purges: Option<Purges>,
     uptime_seconds: f64,
     version: &'static str,
 }
@@ -221,6 +231,9 @@ impl Collector for Scrape {
                 }
             }
         }
+        if let Some(purges) = &self.purges {
+            encode_durations(&mut encoder, purges)?;
+        }
         let uptime = ConstGauge::new(self.uptime_seconds);
         uptime.encode(encoder.encode_descriptor(
             "uptime",
@@ -231,6 +244,42 @@ impl Collector for Scrape {
         let build = prometheus_client::metrics::info::Info::new(vec![("version", self.version)]);
         build.encode(encoder.encode_descriptor("build", "Version of the daemon", None, MetricType::Info)?)
     }
+}
+
+/// How long purges took. Histograms, so that quantiles can be had over many nodes.
+fn encode_durations(encoder: &mut DescriptorEncoder<'_>, purges: &Purges) -> fmt::Result {
+    let steps = || Durations::STEPS_SECONDS.into_iter().chain([f64::MAX]);
+    let buckets = |durations: &Durations| -> Vec<(f64, u64)> {
+        let counts = durations.by_step.iter().copied().chain(std::iter::repeat(0));
+        steps().zip(counts).collect()
+    };
+    let plain = [
+        (
+            "purge_acknowledge",
+            "Time from the request for a purge to its acknowledgement",
+            &purges.purge_acknowledge,
+        ),
+        (
+            "purge_key_destroyed",
+            "Time from the request for a physical purge to the older key overwritten and synced",
+            &purges.purge_key_destroyed,
+        ),
+    ];
+    for (name, help, durations) in plain {
+        let mut metric = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(durations.sum_seconds, durations.count, &buckets(durations), None)?;
+    }
+    let help = "Time from the request for a purge to its receipt, by mode";
+    let mut family = encoder.encode_descriptor("purge_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    for (mode, durations) in [
+        ("invalidate", &purges.purge_invalidate),
+        ("physical", &purges.purge_physical),
+    ] {
+        let labels = [("mode", mode)];
+        let mut metric = family.encode_family(&labels)?;
+        metric.encode_histogram::<NoLabelSet>(durations.sum_seconds, durations.count, &buckets(durations), None)?;
+    }
+    Ok(())
 }
 
 /// The text of one scrape. Without a status (no node yet, or none any more) only the process speaks.
@@ -244,6 +293,7 @@ pub fn exposition(status: Option<&Status>, uptime_seconds: f64) -> Result<String
         numbers: status
             .map(|status| status.fields().into_iter().collect())
             .unwrap_or_default(),
+        purges: status.map(|status| status.purges.clone()),
         uptime_seconds,
         version: env!("CARGO_PKG_VERSION"),
     }));
@@ -266,6 +316,9 @@ mod tests {
         let mut status = Status::default();
         status.counters.fetch_hits_host = 20;
         status.counters.host_used_bytes = 3;
+        status.purges.purge_physical.count = 1;
+        status.purges.purge_physical.sum_seconds = 30.0;
+        status.purges.purge_physical.by_step = vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
         let text = exposition(Some(&status), 1.5).unwrap();
         assert!(
             text.contains("# HELP kvtier_fetch_hits_host Blocks fetched from host memory\n"),
@@ -274,12 +327,22 @@ mod tests {
         assert!(text.contains("\nkvtier_fetch_hits_host_total 20\n"), "{text}");
         assert!(text.contains("\nkvtier_demoted_bytes_total 0\n"), "{text}");
         assert!(text.contains("\nkvtier_host_used_bytes 3\n"), "{text}");
+        for line in [
+            "kvtier_purge_duration_seconds_sum{mode=\"physical\"} 30.0",
+            "kvtier_purge_duration_seconds_count{mode=\"physical\"} 1",
+            "kvtier_purge_duration_seconds_bucket{le=\"20.0\",mode=\"physical\"} 0",
+            "kvtier_purge_duration_seconds_bucket{le=\"60.0\",mode=\"physical\"} 1",
+            "kvtier_purge_duration_seconds_bucket{le=\"+Inf\",mode=\"physical\"} 1",
+            "kvtier_purge_acknowledge_seconds_count 0",
+        ] {
+            assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
+        }
         assert!(text.contains("\nkvtier_uptime_seconds 1.5\n"), "{text}");
         assert!(text.contains("kvtier_build_info{version="), "{text}");
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(line.starts_with("kvtier_"), "{line}");
         }
-        assert_eq!(text.matches("# HELP").count(), METRICS.len() + 2);
+        assert_eq!(text.matches("# HELP").count(), METRICS.len() + 5);
         let mut counted: Vec<&str> = status.fields().into_iter().map(|(name, _)| name).collect();
         let mut published: Vec<&str> = METRICS.iter().map(|metric| metric.source).collect();
         counted.sort_unstable();

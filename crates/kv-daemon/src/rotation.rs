@@ -1,9 +1,12 @@
-//! `kv-daemon rotate-master-key`: another key for the keys, without touching what they protect.
+//! `kv-daemon rotate-master-key`: another key for the keys, without touching what they protect; and
+//! `kv-daemon rotate-receipt-key`: another key that signs receipts.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::Args;
 use kvtier::keys::{Rotation, rotate_master_key};
+use kvtier::purge::rotate_signing_key;
 use serde_json::json;
 
 use crate::configuration::Sources;
@@ -86,5 +89,39 @@ pub fn run(options: Options) -> Result<(), Failure> {
         rotation.rewrapped,
         rotation.to,
         rotation.key_file.display()
+    ))
+}
+
+/// Of which state directory.
+#[derive(Clone, Debug, Args)]
+pub struct ReceiptKeyOptions {
+    /// Settings file, for the state directory [default: /etc/kvtier/kv-daemon.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The state directory; its daemon must be stopped
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Has the old key sign that a new one takes over.
+///
+/// # Errors
+/// In words: what was in the way, and what to do.
+pub fn rotate_receipt_key(options: ReceiptKeyOptions) -> Result<(), Failure> {
+    let mut sources = Sources::of_this_process();
+    sources.file = options.config;
+    let state_dir = options.state_dir.map(|text| ("state_dir", "--state-dir", text));
+    sources.flags = state_dir.into_iter().collect();
+    let settings = sources.load()?.node;
+    let (from, to) = rotate_signing_key(&settings.state_dir, SystemTime::now())
+        .map_err(|error| Failure::new(key_code(&error), error.to_string()))?;
+    if options.json {
+        return output::print(&format!("{}\n", json!({ "from": from, "to": to })));
+    }
+    output::print(&format!(
+        "receipts are signed by key {to} from now on; {from} said so in the chain, and is destroyed\n"
     ))
 }

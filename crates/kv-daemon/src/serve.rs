@@ -216,7 +216,7 @@ pub(crate) fn key_code(error: &KeyError) -> ExitCode {
     match error {
         KeyError::InUse { .. } | KeyError::Io { .. } => ExitCode::CannotCreate,
         KeyError::Randomness(_) => ExitCode::Unavailable,
-        KeyError::Newer { .. } | KeyError::Unreadable { .. } => ExitCode::DataFormat,
+        KeyError::Newer { .. } | KeyError::Unreadable { .. } | KeyError::BadAnchor { .. } => ExitCode::DataFormat,
         _ => ExitCode::Configuration,
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Namespace {
     pub(crate) quota_bytes: Option<u64>,
     pub(crate) used_bytes: u64,
     pub(crate) blocks: u64,
+    /// Those of older generations.
+    pub(crate) hidden_blocks: u64,
     pub(crate) host_blocks: u64,
     pub(crate) nvme_blocks: u64,
 }
@@ -64,6 +66,7 @@ impl NamespaceTable {
             quota_bytes,
             used_bytes: 0,
             blocks: 0,
+            hidden_blocks: 0,
             host_blocks: 0,
             nvme_blocks: 0,
         });

@@ -7,6 +7,8 @@ pub struct Statistics {
     pub host_blocks: u64,
     /// Blocks with a copy on NVMe. Gauge.
     pub nvme_blocks: u64,
+    /// Blocks of older generations, hidden and not yet forgotten. Gauge.
+    pub hidden_blocks: u64,
     /// Bytes of host slots that are not free. Gauge.
     pub host_used_bytes: u64,
     /// Host budget, bytes.

@@ -32,7 +32,7 @@ use self::listener::Listener;
 use self::purging::Purging;
 pub use self::purging::STEPS as PURGE_STEPS;
 use self::recorder::Recorder;
-pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durability, Status};
+pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durability, Durations, Purges, Status};
 pub use self::watchers::Processor;
 use crate::error::ErrorKind;
 use crate::keys::{Anchor, KeyError, StateFiles};
@@ -228,7 +228,7 @@ impl Node {
         }
         let mut notes = Vec::new();
         let anchor = match &settings.anchor_file {
-            Some(path) => Some(Anchor::open(path, &mut notes)?),
+            Some(path) => Some(Anchor::open(path, &settings.state_dir, &mut notes)?),
             None => None,
         };
         let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations, anchor);
@@ -516,6 +516,7 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         counters,
         durability,
         device,
+        purges: driver.purges.lock().clone(),
         domains: domain_statistics,
     }
 }

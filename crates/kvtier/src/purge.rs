@@ -15,12 +15,15 @@ mod verify;
 
 use serde::{Deserialize, Serialize};
 
-pub use chain::ReceiptLog;
+pub use chain::{ReceiptLog, rotate_signing_key};
 pub use evidence::{Evidence, Guarantee, Method, ProcessorReport, Standing, weakest};
 pub use moment::rfc3339;
 pub use receipt::{MasterKeyNote, Raised, ReceiptBody, ReceiptScope, SignedLine};
 pub use signing::{Jwk, KeySet};
 pub use verify::{CheckedLine, VerifyReport, verify};
+
+/// Within the state directory.
+pub(crate) const RECEIPTS_DIRECTORY: &str = "receipts";
 
 /// What a purge covers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

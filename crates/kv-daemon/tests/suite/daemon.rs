@@ -264,6 +264,12 @@ impl Daemon {
         self.into_remains().1
     }
 
+    /// The directory of one that ended by itself.
+    pub(crate) fn ended(mut self) -> TempDir {
+        wait(&mut self.child);
+        self.into_remains().1
+    }
+
     /// SIGTERM; its directory stays.
     pub(crate) fn stop_and_keep(mut self) -> TempDir {
         self.signal(Signal::TERM);

@@ -9,6 +9,7 @@ mod daemon;
 mod demo;
 mod domains;
 mod hostile;
+mod purge;
 mod raw;
 mod restart;
 mod settings;

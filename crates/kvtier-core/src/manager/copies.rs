@@ -423,6 +423,10 @@ impl TierManager {
         }
         entry.flags = flag::LIVE;
         let namespace = self.namespaces.at_mut(entry.namespace);
+        if entry.epoch != namespace.epoch {
+            namespace.hidden_blocks -= 1;
+            self.counters.hidden_blocks -= 1;
+        }
         namespace.blocks -= 1;
         namespace.used_bytes -= u64::from(entry.length);
         self.counters.blocks -= 1;

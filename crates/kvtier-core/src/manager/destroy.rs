@@ -239,6 +239,10 @@ impl TierManager {
         self.zero(place, zeroed, ranges);
     }
 
+    fn zero_slot(&mut self, place: u32, slot: u32, range: Range<u64>) {
+        self.zero(place, vec![slot], Vec::from_iter([range]));
+    }
+
     fn zero(&mut self, place: u32, slots: Vec<u32>, ranges: Vec<Range<u64>>) {
         if slots.is_empty() {
             return;
@@ -295,13 +299,13 @@ impl TierManager {
                         self.host.tainted.insert((place, slot));
                     } else if kept < slot_bytes {
                         self.host.slot_mut(place, slot).operations += 1;
-                        self.zero(place, vec![slot], vec![start + kept..start + slot_bytes]);
+                        self.zero_slot(place, slot, start + kept..start + slot_bytes);
                     }
                 }
                 // It came free, and was kept from use.
                 SlotState::Orphan if !memory.is_held() => {
                     self.host.slot_mut(place, slot).operations += 1;
-                    self.zero(place, vec![slot], vec![start..start + slot_bytes]);
+                    self.zero_slot(place, slot, start..start + slot_bytes);
                 }
                 _ => {
                     self.host.tainted.insert((place, slot));

@@ -58,6 +58,8 @@ impl TierManager {
                 .checked_add(1)
                 .expect("fewer than 2^32 invalidations in a run");
             self.counters.invalidations += 1;
+            self.counters.hidden_blocks += entry.blocks - entry.hidden_blocks;
+            entry.hidden_blocks = entry.blocks;
             self.sweep.start(self.index.places());
         }
         self.namespaces.at_mut(namespace.0).awaiting.push((operation, target));

@@ -33,7 +33,7 @@ impl TierManager {
 
     fn check_entries(&self) {
         let mut children = BTreeMap::<u32, u32>::new();
-        let (mut blocks, mut in_host, mut on_nvme, mut enrolled) = (0, 0, 0, 0);
+        let (mut blocks, mut in_host, mut on_nvme, mut enrolled, mut hidden) = (0, 0, 0, 0, 0);
         let mut used = vec![0_u64; self.namespaces.len()];
         for (block, entry) in self.live_entries() {
             if entry.parent != NONE {
@@ -53,6 +53,7 @@ impl TierManager {
             on_nvme += u64::from(entry.on_nvme());
             used[entry.namespace as usize] += u64::from(entry.length);
             let namespace = self.namespaces.at(entry.namespace);
+            hidden += u64::from(entry.epoch != namespace.epoch);
             assert_eq!(
                 entry.is(flag::ENROLLED),
                 namespace.quota_bytes.is_some(),
@@ -133,6 +134,8 @@ impl TierManager {
         let sum = |of: fn(&crate::namespace_table::Namespace) -> u64| self.namespaces.iter().map(of).sum::<u64>();
         let counted = (sum(|n| n.blocks), sum(|n| n.host_blocks), sum(|n| n.nvme_blocks));
         assert_eq!(counted, (blocks, in_host, on_nvme), "blocks of namespaces");
+        let counted = (self.counters.hidden_blocks, sum(|n| n.hidden_blocks));
+        assert_eq!(counted, (hidden, hidden), "blocks of older generations");
         let listed: usize = (0..)
             .take(self.namespaces.len())
             .map(|index| {

@@ -241,12 +241,12 @@ impl World {
                     self.host.check_unheld(*segment, range.clone())?;
                 }
             }
-            Action::EraseRecords { segment, .. } => {
-                if !self.nvme.segments.get(segment).is_some_and(|segment| segment.sealed) {
-                    return found(format!(
-                        "records of {segment:?} are erased, which takes records or is gone"
-                    ));
-                }
+            Action::EraseRecords { segment, .. }
+                if !self.nvme.segments.get(segment).is_some_and(|segment| segment.sealed) =>
+            {
+                return found(format!(
+                    "records of {segment:?} are erased, which takes records or is gone"
+                ));
             }
             _ => {}
         }

@@ -90,6 +90,20 @@ impl BouncePool {
             slice,
         }))
     }
+
+    /// Gives free buffers back to the system: what lay in them is gone.
+    pub(super) fn clear(&self) {
+        let mut state = self.state.lock();
+        state.free_bytes = 0;
+        let free = std::mem::take(&mut state.free);
+        drop(state);
+        for buffer in &free {
+            // Where a part of its region is lent, the region stays.
+            if let Ok(slice) = buffer.region.slice(buffer.offset, buffer.bytes) {
+                slice.zero();
+            }
+        }
+    }
 }
 
 impl State {
@@ -176,6 +190,26 @@ mod tests {
             .collect();
         assert_eq!(background.len(), 2);
         assert!(take(&pool, 10 << 20, Priority::Foreground).is_some());
+    }
+
+    #[test]
+    fn what_is_cleared_is_zero_and_can_be_lent_again() {
+        let pool = BouncePool::new(256 << 10);
+        let lent = take(&pool, 60_000, Priority::Foreground).expect("within the budget");
+        let freed = take(&pool, 60_000, Priority::Foreground).expect("within the budget");
+        freed.slice().copy_from_slice(&[7; 60_000]).expect("as long");
+        lent.slice().copy_from_slice(&[9; 60_000]).expect("as long");
+        let seen = freed.slice().clone();
+        drop(freed);
+        pool.clear();
+        assert!(seen.to_vec().iter().all(|&byte| byte == 0));
+        assert!(
+            lent.slice().to_vec().iter().all(|&byte| byte == 9),
+            "what is lent stays"
+        );
+        assert_eq!(pool.state.lock().free_bytes, 0);
+        drop(lent);
+        assert!(take(&pool, 60_000, Priority::Background).is_some());
     }
 
     #[test]

@@ -216,6 +216,13 @@ impl Segment {
         Some(Arc::clone(cipher))
     }
 
+    /// Forgets derived keys whose data key is gone.
+    pub(super) fn forget_ciphers(&self, keys: &dyn RecordKeys) {
+        let gone =
+            |(namespace, generation): &(NamespaceId, Generation)| keys.data_key(*namespace, *generation).is_none();
+        self.ciphers.lock().retain(|of, _| !gone(of));
+    }
+
     /// Writes what the file's index lacks; how many bytes.
     fn write_index(&self) -> io::Result<u64> {
         let mut bytes = 0;

@@ -593,6 +593,14 @@ impl Inner {
         }
     }
 
+    /// What earlier payloads and keys left in the memory of this process.
+    pub(super) fn clear_traces(&self) {
+        self.bounces.clear();
+        for segment in self.segments.read().values() {
+            segment.forget_ciphers(&*self.settings.keys);
+        }
+    }
+
     pub(super) fn count_device_write(&self, bytes: u64) {
         add(&self.counters.device_written_bytes, bytes);
     }

@@ -14,7 +14,7 @@ pub struct ClientOptions {
     pub flush_timeout: Duration,
     /// Bytes of slots held ready for each block size, so that small puts take one trip. Default 1 MiB; 0 asks for none.
     ///
-    /// The node counts them as reservations of this client. Those unused for half of their lifetime are given back.
+    /// The node counts them as reservations of this client. Those unused for 2 s, or for half of their lifetime, are given back.
     pub ahead_bytes_max: u32,
     /// Most bytes that one trip of a put holds unsealed; larger puts take several. Default 32 MiB.
     pub put_bytes_max: usize,

@@ -8,9 +8,14 @@ use crate::wire::{Ahead, Slot};
 /// Blocks up to this length may be written ahead of a reserve's answer.
 const AHEAD_BLOCK_BYTES_MAX: u32 = 4 << 20;
 
+/// Longest that a slot is held for a put that may not come. Who purges memory waits for whoever holds some: this is well
+/// below the node's `purge_lease_grace_ms`.
+const LIFE_MAX: Duration = Duration::from_secs(2);
+
 /// Slots granted ahead, by length class, and their ages.
 ///
-/// A slot is used only in the first half of its life: one that expires under its writer costs the put a second trip.
+/// A slot is used only in the first half of its life, and for at most [`LIFE_MAX`]: one that expires under its writer costs
+/// the put a second trip.
 #[derive(Debug)]
 pub(super) struct Slots {
     classes: HashMap<u32, Vec<(Slot, Instant)>>,
@@ -23,7 +28,7 @@ impl Slots {
         Slots {
             classes: HashMap::new(),
             bytes_max,
-            life: Duration::from_millis(ttl_ms / 2),
+            life: Duration::from_millis(ttl_ms / 2).min(LIFE_MAX),
         }
     }
 

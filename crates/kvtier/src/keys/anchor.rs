@@ -11,6 +11,8 @@ use super::slot::Label;
 use super::{KeyError, disk};
 
 const VERSION: u32 = 1;
+/// In the state directory: it was served with an anchor.
+const MARKER_FILE: &str = "anchored";
 
 /// A file outside the state directory that remembers the highest generation of every namespace that was invalidated. A state
 /// directory restored from an older copy is behind it, and is not served.
@@ -29,11 +31,19 @@ struct Content {
 }
 
 impl Anchor {
-    /// Reads the file; makes it if it is not there.
-    pub(crate) fn open(path: &Path, notes: &mut Vec<String>) -> Result<Anchor, KeyError> {
+    /// Reads the file. The first time for a state directory it is made if it is not there; later that is refused, for an
+    /// empty one knows of no purge.
+    pub(crate) fn open(path: &Path, state_directory: &Path, notes: &mut Vec<String>) -> Result<Anchor, KeyError> {
+        let marker = state_directory.join(MARKER_FILE);
         let generations = match std::fs::read(path) {
             Ok(text) => read(path, &text)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if marker.exists() {
+                    return Err(KeyError::NoAnchor {
+                        path: path.to_owned(),
+                        marker,
+                    });
+                }
                 notes.push(format!(
                     "made an anchor, {}: it must not be restored together with the state directory",
                     path.display()
@@ -43,6 +53,10 @@ impl Anchor {
             }
             Err(error) => return Err(KeyError::io("read", path)(error)),
         };
+        if !marker.exists() {
+            let words = b"Served with an anchor: a start that names one finds it, or is refused.\n";
+            disk::write_whole(&marker, words)?;
+        }
         Ok(Anchor {
             path: path.to_owned(),
             generations: Mutex::new(generations),
@@ -74,11 +88,8 @@ fn named(label: &Label) -> String {
 }
 
 fn read(path: &Path, text: &[u8]) -> Result<BTreeMap<String, u64>, KeyError> {
-    let unreadable = |_| KeyError::Unreadable {
-        path: path.to_owned(),
-        what: "anchor",
-    };
-    let content: Content = serde_json::from_slice(text).map_err(unreadable)?;
+    let damaged = |_| KeyError::BadAnchor { path: path.to_owned() };
+    let content: Content = serde_json::from_slice(text).map_err(damaged)?;
     if content.version != VERSION {
         return Err(KeyError::Newer {
             path: path.to_owned(),
@@ -116,23 +127,34 @@ mod tests {
     #[test]
     fn an_anchor_only_rises_and_is_read_again() {
         let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("anchor");
+        let (path, state) = (directory.path().join("anchor"), directory.path().join("state"));
+        std::fs::create_dir(&state).expect("made");
         let label = |name: &str| Label {
             domain: "uid-1".into(),
             name: name.into(),
         };
         let mut notes = Vec::new();
-        let anchor = Anchor::open(&path, &mut notes).expect("made");
+        let anchor = Anchor::open(&path, &state, &mut notes).expect("made");
         assert_eq!(notes.len(), 1);
         anchor.raise(&label("a"), 5).expect("raised");
         anchor.raise(&label("a"), 3).expect("nothing to do");
         anchor.raise(&label("b"), 2).expect("raised");
         drop(anchor);
-        let anchor = Anchor::open(&path, &mut notes).expect("read");
+        let anchor = Anchor::open(&path, &state, &mut notes).expect("read");
         assert_eq!(notes.len(), 1);
         let generations = ["a", "b", "c"].map(|name| anchor.generation(&label(name)));
         assert_eq!(generations, [5, 2, 0]);
         std::fs::write(&path, "{}").expect("written");
-        assert!(Anchor::open(&path, &mut notes).is_err(), "never taken for an empty one");
+        let refused = |notes: &mut Vec<String>| Anchor::open(&path, &state, notes).err().expect("refused");
+        assert!(
+            matches!(refused(&mut notes), KeyError::BadAnchor { .. }),
+            "never taken for an empty one"
+        );
+        std::fs::remove_file(&path).expect("removed");
+        assert!(
+            matches!(refused(&mut notes), KeyError::NoAnchor { .. }),
+            "nor is an empty one made"
+        );
+        assert!(!path.exists());
     }
 }

@@ -50,6 +50,24 @@ pub enum KeyError {
         /// What it should be.
         what: &'static str,
     },
+    /// An anchor that cannot be read. An empty one in its place would let through what it is there to stop.
+    #[error(
+        "anchor {} is damaged or no anchor of kvtier: put it back from where it is kept; nothing was changed", .path.display()
+    )]
+    BadAnchor {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The state directory was served with an anchor before, and the one that is named is not there.
+    #[error(
+        "anchor {} is not there, and the state directory had one: put it back; or remove {} to begin an empty one, which knows of no earlier purge", .path.display(), .marker.display()
+    )]
+    NoAnchor {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// The file of the state directory that says that there was one.
+        marker: PathBuf,
+    },
     /// Receipts or a journal hold what nobody of ours wrote.
     #[error("{} was altered, {problem}: keep it as evidence, and restore it from a copy", .path.display())]
     ChainAltered {

@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use super::clock::NodeClock;
 use super::outbox::{Notice, Outbox};
 use super::recorder::{Job, Recorder};
-use super::status::Durability;
+use super::status::{Durability, Purges};
 use super::watchers::{Confirmations, Watchers};
 use crate::settings::CheckedSettings;
 
@@ -68,6 +68,8 @@ pub(crate) struct Driver {
     pub(crate) clock: NodeClock,
     pub(crate) watchers: Watchers,
     pub(crate) confirmations: Confirmations,
+    /// What became of purges so far.
+    pub(crate) purges: Mutex<Purges>,
     connections: Mutex<HashMap<ClientId, Connection>>,
     segment_domains: Mutex<HashMap<SegmentId, TrustDomain>>,
     segment_work: Sender<Action>,
@@ -102,6 +104,7 @@ impl Driver {
             clock,
             watchers: Watchers::new(),
             confirmations: Confirmations::default(),
+            purges: Mutex::default(),
             connections: Mutex::new(HashMap::new()),
             segment_domains: Mutex::new(HashMap::new()),
             segment_work,

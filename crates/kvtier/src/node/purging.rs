@@ -26,12 +26,11 @@ use crate::keys::{self, KeyError, KeyId};
 use crate::purge::journal::Journal;
 use crate::purge::{
     KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeMode, PurgeReach, PurgeRequest, PurgeScope,
-    PurgeState, ReceiptLog, rfc3339,
+    PurgeState, RECEIPTS_DIRECTORY, ReceiptLog, rfc3339,
 };
 use crate::settings::{CheckedSettings, Encryption};
 
 const JOURNAL_FILE: &str = "purges.journal";
-const RECEIPTS_DIRECTORY: &str = "receipts";
 /// Says that payloads were written unencrypted by some run.
 const UNSEALED_FILE: &str = "unsealed";
 
@@ -144,12 +143,20 @@ impl Purging {
             let unfinished = book.jobs.values().filter(|record| !record.is_done());
             unfinished.map(|record| record.number).collect()
         };
+        self.driver.purges.lock().purges_running = unfinished.len() as u64;
         for &number in &unfinished {
             self.update(number, |record| record.job.resumed += 1);
-            // Whoever would take it is started with the node.
-            let _ = self.work.send(Some(number));
         }
         let deadline = Instant::now() + RESUME_TIMEOUT;
+        // All of them before the first is destroyed, which may take longer than is waited for.
+        for &number in &unfinished {
+            if let Err(error) = self.fence(number, Some(deadline)) {
+                tracing::warn!(%error, number, "a purge of an earlier run cannot be made durable yet: it is tried again");
+            }
+        }
+        for &number in &unfinished {
+            let _ = self.work.send(Some(number));
+        }
         let mut book = self.book.lock();
         let done = |book: &Book| {
             let is_done = |number| book.jobs.get(number).is_none_or(Record::is_done);
@@ -182,6 +189,7 @@ impl Purging {
 
     /// Begins a purge, and returns once nothing older can be read any more. The second value: whether the job is new.
     pub(super) fn purge(&self, request: PurgeRequest) -> Result<(PurgeJob, bool), PurgeError> {
+        let begun = Instant::now();
         let (mut request, namespace) = self.check(request)?;
         if request.reach.is_none() {
             request.reach = Some(PurgeReach::Node);
@@ -201,14 +209,22 @@ impl Purging {
                         id: record.job.id.clone(),
                     });
                 }
-                None => (self.begin(&mut book, request, namespace, digest)?, true),
+                None => (self.begin(&mut book, request, namespace, digest, begun)?, true),
             }
         };
         if is_new {
             self.reached("journalled");
-            self.fence(number)?;
-            self.reached("fenced");
+            let is_quick = self
+                .record(number)
+                .is_some_and(|record| record.job.request.scope == PurgeScope::All);
+            let fenced = match is_quick {
+                true => self.fence(number, Some(Instant::now() + ACKNOWLEDGE_TIMEOUT)),
+                // It takes a pass over the NVMe tier, for as long as that takes.
+                false => Ok(()),
+            };
+            // Also where it was not fenced: the journal has it, and it is tried until it is.
             let _ = self.work.send(Some(number));
+            fenced?;
         }
         let job = self.await_acknowledged(number)?;
         Ok((job, is_new))
@@ -277,6 +293,7 @@ impl Purging {
         request: PurgeRequest,
         namespace: NamespaceId,
         request_digest: String,
+        begun: Instant,
     ) -> Result<u64, PurgeError> {
         if book.jobs.values().filter(|record| !record.is_done()).count() >= JOBS_RUNNING_MAX {
             return Err(PurgeError::Busy(format!(
@@ -291,6 +308,7 @@ impl Purging {
             slot: namespace.0,
             from: Some(self.driver.look(|manager| manager.generation(namespace)).0),
             request_digest,
+            begun: Some(begun),
             job: PurgeJob {
                 id: format!("prg_{}", record::hex(&id)),
                 request,
@@ -311,12 +329,14 @@ impl Purging {
         book.tell(&record.job);
         book.jobs.insert(number, record);
         forget_oldest(&mut book.jobs);
+        self.driver.purges.lock().purges_running += 1;
         self.changed.notify_all();
         Ok(number)
     }
 
-    /// Makes what the job covers unreadable, durably. Done again, it changes nothing that matters.
-    fn fence(&self, number: u64) -> Result<(), PurgeError> {
+    /// Makes what the job covers unreadable, durably. Done again, it changes nothing that matters. Without a deadline it ends
+    /// when the node stops.
+    fn fence(&self, number: u64, deadline: Option<Instant>) -> Result<(), PurgeError> {
         let Some(record) = self.record(number) else {
             return Ok(());
         };
@@ -324,7 +344,6 @@ impl Purging {
             return Ok(());
         }
         let namespace = NamespaceId(record.slot);
-        let deadline = Instant::now() + ACKNOWLEDGE_TIMEOUT;
         let late = || PurgeError::Unavailable("the purge goes on, but is not durable yet: ask again".into());
         let mut generation = None;
         match &record.job.request.scope {
@@ -341,6 +360,7 @@ impl Purging {
                 let forgotten = self
                     .forget(namespace, &record.job.request.scope, deadline)
                     .ok_or_else(late)?;
+                self.update(number, |record| record.job.blocks += forgotten);
                 // Records that no block is cached of any more could come back with a restart: they go before the
                 // acknowledgement.
                 let settled = self.settle(deadline, |decider, now| {
@@ -349,7 +369,6 @@ impl Purging {
                 let Some(Settled::Destroyed(_)) = settled else {
                     return Err(late());
                 };
-                self.update(number, |record| record.job.blocks = forgotten);
             }
             PurgeScope::Label(_) => unreachable!("refused when it was asked for"),
         }
@@ -358,10 +377,14 @@ impl Purging {
             record.job.generation = generation;
             record.job.acknowledged_at = Some(rfc3339(SystemTime::now()));
         });
+        if let Some(begun) = record.begun {
+            self.driver.purges.lock().purge_acknowledge.add(begun.elapsed());
+        }
+        self.reached("fenced");
         Ok(())
     }
 
-    fn forget(&self, namespace: NamespaceId, scope: &PurgeScope, deadline: Instant) -> Option<u64> {
+    fn forget(&self, namespace: NamespaceId, scope: &PurgeScope, deadline: Option<Instant>) -> Option<u64> {
         let hashes: Vec<BlockHash>;
         let scope = match scope {
             PurgeScope::Hashes(texts) => {
@@ -409,7 +432,7 @@ impl Purging {
         if record.is_done() {
             return true;
         }
-        if let Err(error) = self.fence(number) {
+        if let Err(error) = self.fence(number, None) {
             tracing::warn!(%error, job = record.job.id, "a purge cannot be made durable");
             return false;
         }
@@ -459,6 +482,7 @@ impl Purging {
             }
             record.drop_hashes();
         });
+        self.count(number);
         self.reached("completed");
         if matches!(record.job.request.scope, PurgeScope::Hashes(_)) {
             // The journal named the blocks: what it held is overwritten.
@@ -469,6 +493,22 @@ impl Purging {
         Ok(())
     }
 
+    fn count(&self, number: u64) {
+        let Some(record) = self.record(number) else { return };
+        let mut purges = self.driver.purges.lock();
+        purges.purges_running -= 1;
+        purges.purges_completed += 1;
+        purges.purged_blocks += record.job.blocks;
+        purges.purged_bytes += record.job.bytes;
+        let durations = match record.job.request.mode {
+            PurgeMode::Invalidate => &mut purges.purge_invalidate,
+            PurgeMode::Physical => &mut purges.purge_physical,
+        };
+        if let Some(begun) = record.begun {
+            durations.add(begun.elapsed());
+        }
+    }
+
     /// Overwrites the wrapped key of older generations where it still lies, then wraps all keys by a new master key.
     fn destroy_key(&self, record: &Record) -> Result<evidence::KeyDone, KeyError> {
         let register = &self.driver.recorder.register;
@@ -477,6 +517,9 @@ impl Purging {
         };
         register.settle().map_err(failed)?;
         let settled_at = SystemTime::now();
+        if let Some(begun) = record.begun {
+            self.driver.purges.lock().purge_key_destroyed.add(begun.elapsed());
+        }
         self.reached("key_settled");
         let generation = record.job.generation.unwrap_or(0);
         let verified = register.holds_nothing_older(NamespaceId(record.slot), generation)?;
@@ -497,25 +540,16 @@ impl Purging {
         let namespace = NamespaceId(record.slot);
         let grace = Duration::from_millis(self.settings.purge_lease_grace_ms);
         let started = SystemTime::now();
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        self.driver.with(|decider, now| {
-            let operation = decider.manager.destroy(namespace, grace, now);
-            decider.wait(operation, Waiter::Caller(sender));
-        });
-        loop {
-            match receiver.recv_timeout(Duration::from_millis(100)) {
-                Ok(Settled::Destroyed(evidence)) => {
-                    return Ok(evidence::Destruction {
-                        evidence,
-                        started,
-                        completed: SystemTime::now(),
-                    });
-                }
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) if !self.is_stopping() => {}
-                _ => {
-                    let stopped = std::io::Error::other("the node stops; the next start goes on");
-                    return Err(KeyError::io("purge", &self.settings.state_dir)(stopped));
-                }
+        let settled = self.settle(None, |decider, now| decider.manager.destroy(namespace, grace, now));
+        match settled {
+            Some(Settled::Destroyed(evidence)) => Ok(evidence::Destruction {
+                evidence,
+                started,
+                completed: SystemTime::now(),
+            }),
+            _ => {
+                let stopped = std::io::Error::other("the node stops; the next start goes on");
+                Err(KeyError::io("purge", &self.settings.state_dir)(stopped))
             }
         }
     }
@@ -553,7 +587,7 @@ impl Purging {
 
     fn settle(
         &self,
-        deadline: Instant,
+        deadline: Option<Instant>,
         command: impl FnOnce(&mut super::driver::Decider, kvtier_core::Time) -> kvtier_core::OperationId,
     ) -> Option<Settled> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
@@ -561,7 +595,14 @@ impl Purging {
             let operation = command(decider, now);
             decider.wait(operation, Waiter::Caller(sender));
         });
-        receiver.recv_deadline(deadline).ok()
+        loop {
+            let pause = Instant::now() + Duration::from_millis(100);
+            match receiver.recv_deadline(deadline.unwrap_or(pause)) {
+                Ok(settled) => return Some(settled),
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) if deadline.is_none() && !self.is_stopping() => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     fn record(&self, number: u64) -> Option<Record> {
@@ -714,7 +755,8 @@ impl Purging {
         let (label, bare) = name.split_once('/').unwrap_or(("", &name));
         let anchored = self.driver.recorder.anchored_generation(label, bare);
         let target = kvtier_core::Generation(anchored + 1);
-        let settled = self.settle(Instant::now() + ACKNOWLEDGE_TIMEOUT, |decider, now| {
+        let deadline = Some(Instant::now() + ACKNOWLEDGE_TIMEOUT);
+        let settled = self.settle(deadline, |decider, now| {
             decider.manager.invalidate(id, Some(target), now)
         });
         let Some(Settled::Invalidated(_)) = settled else {

@@ -1,5 +1,7 @@
 //! What a node says of itself, the same over HTTP and over the socket.
 
+use std::time::Duration;
+
 use kvtier_core::{DomainStatistics, Statistics};
 use kvtier_storage::nvme::NvmeStatistics;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,8 @@ mirror! {
         host_blocks,
         /// Blocks with a copy on NVMe. Gauge.
         nvme_blocks,
+        /// Blocks of older generations, hidden and not yet forgotten. Gauge.
+        hidden_blocks,
         /// Bytes of host slots that are not free. Gauge.
         host_used_bytes,
         /// Host budget, bytes.
@@ -223,6 +227,68 @@ impl From<NvmeStatistics> for Device {
     }
 }
 
+/// How often something took how long, for JSON.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Durations {
+    /// How often.
+    pub count: u64,
+    /// How long all of them took together.
+    pub sum_seconds: f64,
+    /// How many took at most [`Durations::STEPS_SECONDS`], each counted once, at its smallest; the last took longer.
+    pub by_step: Vec<u64>,
+}
+
+impl Durations {
+    /// What [`Durations::by_step`] counts up to.
+    pub const STEPS_SECONDS: [f64; 14] = [
+        0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0, 60.0, 300.0,
+    ];
+
+    pub(crate) fn add(&mut self, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        self.count += 1;
+        self.sum_seconds += seconds;
+        self.by_step.resize(Durations::STEPS_SECONDS.len() + 1, 0);
+        self.by_step[Durations::STEPS_SECONDS.partition_point(|&step| step < seconds)] += 1;
+    }
+}
+
+/// Purges since the start, for JSON. Those of an earlier run count once they are done, without a duration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Purges {
+    /// Purges that are not done. Gauge.
+    pub purges_running: u64,
+    /// Purges with a receipt.
+    pub purges_completed: u64,
+    /// Blocks and records that they destroyed.
+    pub purged_blocks: u64,
+    /// Bytes that they zeroed in memory and overwrote on NVMe.
+    pub purged_bytes: u64,
+    /// From a request to its acknowledgement.
+    pub purge_acknowledge: Durations,
+    /// From the request for a physical purge to the older wrapped key overwritten and synced.
+    pub purge_key_destroyed: Durations,
+    /// From a request in mode `invalidate` to its receipt.
+    pub purge_invalidate: Durations,
+    /// From a request in mode `physical` to its receipt.
+    pub purge_physical: Durations,
+}
+
+impl Purges {
+    /// Every counter's name and value, in a fixed order.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("purges_running", self.purges_running),
+            ("purges_completed", self.purges_completed),
+            ("purged_blocks", self.purged_blocks),
+            ("purged_bytes", self.purged_bytes),
+        ]
+    }
+}
+
 /// The whole node, as its administrator sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -252,6 +318,9 @@ pub struct Status {
     /// What the NVMe device was given to do.
     #[serde(flatten)]
     pub device: Device,
+    /// Purges since the start.
+    #[serde(flatten)]
+    pub purges: Purges,
     /// Each trust domain's part.
     pub domains: Vec<DomainStatus>,
 }
@@ -263,6 +332,7 @@ impl Status {
         let mut fields = self.counters.fields();
         fields.extend(self.durability.fields());
         fields.extend(self.device.fields());
+        fields.extend(self.purges.fields());
         fields
     }
 }

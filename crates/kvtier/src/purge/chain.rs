@@ -221,6 +221,26 @@ impl ReceiptLog {
     }
 }
 
+/// Draws a new key that signs the receipts of a state directory; the old one signs that it takes over. No daemon may run on the
+/// directory. The ids of the old key and the new one.
+///
+/// # Errors
+/// In words and with the remedy.
+pub fn rotate_signing_key(state_directory: &Path, now: SystemTime) -> Result<(String, String), KeyError> {
+    let register = state_directory.join("register");
+    if !register.exists() {
+        return Err(KeyError::NothingToRotate {
+            directory: state_directory.to_owned(),
+        });
+    }
+    let _locked = disk::open_locked(&register)?;
+    let log = ReceiptLog::open(&state_directory.join(super::RECEIPTS_DIRECTORY), &mut Vec::new())?;
+    let id = |log: &ReceiptLog| log.state.lock().key.jwk.kid.clone();
+    let old = id(&log);
+    log.rotate(now)?;
+    Ok((old, id(&log)))
+}
+
 /// A key that waits has taken over if the chain says so; else nobody will ever have seen its signature.
 fn finish_rotation(directory: &Path) -> Result<(), KeyError> {
     let (path, next_path) = (directory.join(KEY_FILE), directory.join(NEXT_KEY_FILE));

@@ -248,7 +248,7 @@ mod tests {
         journal.append(&"later").expect("appended");
         assert_eq!(open(&path).1, ["kept", "later"]);
         let mut old = vec![1; 8192];
-        let read = held.read_at(&mut old, 0).expect("read");
+        let read = FileExt::read_at(&held, &mut old, 0).expect("read");
         assert!(
             old[..read].iter().all(|&byte| byte == 0),
             "whoever still holds the old file"

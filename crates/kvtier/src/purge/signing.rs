@@ -1,5 +1,5 @@
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
@@ -107,7 +107,7 @@ impl SigningKey {
     }
 
     /// Draws a key and makes its file, durably.
-    pub(super) fn make(path: &PathBuf) -> Result<SigningKey, KeyError> {
+    pub(super) fn make(path: &Path) -> Result<SigningKey, KeyError> {
         let mut seed = Zeroizing::new([0; SEED_BYTES]);
         getrandom::fill(&mut seed[..])
             .map_err(|error| KeyError::Randomness(std::io::Error::other(error.to_string())))?;

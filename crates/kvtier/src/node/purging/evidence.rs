@@ -56,6 +56,8 @@ pub(super) fn receipt(record: &Record, node: &str, completed_at: &str, done: &Do
             .map(|(name, confirmed)| cache_report(name, *confirmed)),
     );
     let raised = job.generation.zip(record.from);
+    // An anchor knows generations, and nothing narrower.
+    let is_anchored = found.is_anchored && raised.is_some();
     ReceiptBody {
         purge: job.id.clone(),
         request_id: job.request.request_id.clone(),
@@ -71,7 +73,7 @@ pub(super) fn receipt(record: &Record, node: &str, completed_at: &str, done: &Do
         completed_at: completed_at.to_owned(),
         guarantee: weakest(&processors),
         processors,
-        not_covered: not_covered(&found),
+        not_covered: not_covered(&found, is_anchored),
         master_key: MasterKeyNote {
             id: found.master_key.to_string(),
             location: if found.is_key_elsewhere {
@@ -85,7 +87,7 @@ pub(super) fn receipt(record: &Record, node: &str, completed_at: &str, done: &Do
                 String::new()
             },
         },
-        rollback_protection: if found.is_anchored { "anchor" } else { "none" }.into(),
+        rollback_protection: if is_anchored { "anchor" } else { "none" }.into(),
         resumed: u64::from(job.resumed),
     }
 }
@@ -225,13 +227,13 @@ fn cache_report(name: &str, confirmed: bool) -> ProcessorReport {
     }
 }
 
-fn not_covered(found: &Found) -> Vec<String> {
+fn not_covered(found: &Found, is_anchored: bool) -> Vec<String> {
     let mut words = vec![
         "copies that clients made of what they read".to_owned(),
         "files of segments that were removed before the purge: their space was given back to the file system"
             .to_owned(),
     ];
-    if !found.is_anchored {
+    if !is_anchored {
         words.push("copies of the state directory: nothing outside it would notice one that is restored".into());
     }
     if found.is_key_elsewhere {

@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use kvtier_core::BlockHash;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,9 @@ pub(super) struct Record {
     /// Of the request: the same id with another body is refused.
     pub(super) request_digest: String,
     pub(super) job: PurgeJob,
+    /// When it was asked for, in this run.
+    #[serde(skip)]
+    pub(super) begun: Option<Instant>,
 }
 
 impl Record {

@@ -200,6 +200,25 @@ fn a_rotation_that_the_old_key_signed_brings_the_new_one() {
 }
 
 #[test]
+fn the_key_of_a_stopped_node_is_rotated_and_a_running_ones_is_not() {
+    let state = tempfile::tempdir().expect("a directory");
+    assert!(matches!(
+        rotate_signing_key(state.path(), UNIX_EPOCH),
+        Err(KeyError::NothingToRotate { .. })
+    ));
+    let running = crate::keys::StateFiles::open(state.path(), None).expect("a register");
+    assert!(matches!(
+        rotate_signing_key(state.path(), UNIX_EPOCH),
+        Err(KeyError::InUse { .. })
+    ));
+    drop(running);
+    let (old, new) = rotate_signing_key(state.path(), UNIX_EPOCH).expect("rotated");
+    let (log, _) = open(&state.path().join("receipts"));
+    let kids: Vec<String> = log.keys().keys.into_iter().map(|key| key.kid).collect();
+    assert_eq!(kids, [old, new]);
+}
+
+#[test]
 fn a_rotation_that_was_cut_short_is_finished_or_forgotten() {
     let directory = tempfile::tempdir().expect("a directory");
     let (log, _) = open(directory.path());
