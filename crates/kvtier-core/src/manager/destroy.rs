@@ -330,6 +330,10 @@ impl TierManager {
         let Some(nvme) = &mut self.nvme else {
             return self.finish_destruction();
         };
+        if nvme.draining.is_some() {
+            // Its records would have nowhere to go, once no open segment takes any.
+            return false;
+        }
         let mut parts = VecDeque::new();
         let mut full = Vec::new();
         for place in (0..).take(nvme.segments.len()) {

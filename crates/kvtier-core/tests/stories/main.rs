@@ -1,6 +1,7 @@
 //! Stories told through public commands, over a tiny driver that carries out actions in memory.
 
 mod admission;
+mod destroy;
 mod durability;
 mod eviction;
 mod failure;

@@ -3,11 +3,13 @@
 use crate::world::{answered, hash};
 use kvtier_core::{
     Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope,
-    Fetched, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, Parent, Realization, RealizationId, Request,
-    ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
+    Fetched, ForgetScope, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent, PurgeEvidence,
+    Realization, RealizationId, Request, ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time,
+    TrustDomain,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 const DOMAINS: [TrustDomain; 2] = [TrustDomain(1), TrustDomain(2)];
@@ -37,6 +39,9 @@ struct Storm {
     waiting: BTreeMap<u64, (NamespaceId, Vec<BlockHash>)>,
     acknowledged: BTreeMap<NamespaceId, Generation>,
     recorded: BTreeMap<NamespaceId, Generation>,
+    /// Destructions under way, each of what is older than a generation.
+    destroying: BTreeMap<OperationId, (NamespaceId, Generation)>,
+    forgetting: BTreeSet<OperationId>,
     /// Faults happen.
     rough: bool,
 }
@@ -89,6 +94,8 @@ impl Storm {
             waiting: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             recorded: BTreeMap::new(),
+            destroying: BTreeMap::new(),
+            forgetting: BTreeSet::new(),
             rough: true,
         }
     }
@@ -122,6 +129,8 @@ impl Storm {
                     self.drain();
                 }
             }
+            36 if b % 4 == 0 && self.destroying.len() < 2 => self.destroy(a, b),
+            37 if b % 4 == 0 => self.forget_scope(a, b),
             29 => self.pass(Duration::from_micros(u64::from(a) * 8)),
             _ => self.pass(Duration::from_micros(u64::from(a / 8))),
         }
@@ -390,6 +399,53 @@ impl Storm {
         assert_eq!(self.core.lookup(&request, self.now).unwrap(), [None]);
     }
 
+    fn destroy(&mut self, a: u16, b: u16) {
+        let namespace = NamespaceId(u32::from(a) % 4);
+        let older = self.acknowledged.get(&namespace).copied().unwrap_or(Generation(1));
+        let grace = Duration::from_millis(u64::from(b % 64) * 10);
+        let operation = self.core.destroy(namespace, grace, self.now);
+        self.destroying.insert(operation, (namespace, older));
+    }
+
+    fn forget_scope(&mut self, a: u16, b: u16) {
+        let (namespace, hashes, _) = Storm::keys(a, b);
+        let namespace = NamespaceId(namespace.0 + 2 * u32::from(a % 2));
+        let scope = match b % 3 {
+            0 => ForgetScope::Realization(self.realization),
+            _ => ForgetScope::Hashes(&hashes[hashes.len() - 1..]),
+        };
+        let operation = self.core.forget_scope(namespace, &scope, self.now);
+        self.forgetting.insert(operation);
+    }
+
+    fn destroyed(&self, namespace: NamespaceId, older: Generation, evidence: &PurgeEvidence) {
+        let is_older = |bytes: &&Bytes| bytes.0 == namespace && bytes.2 < older.0;
+        if evidence.host_left == 0 {
+            assert_eq!(self.host.values().find(is_older), None, "left in memory");
+        }
+        if evidence.nvme_left == 0 {
+            assert_eq!(self.nvme.values().find(is_older), None, "left on NVMe");
+        }
+    }
+
+    /// Nobody may touch what is zeroed.
+    fn zero(&mut self, segment: SegmentId, ranges: &[Range<u64>]) {
+        let within = |extent: &Extent| {
+            extent.segment == segment
+                && ranges
+                    .iter()
+                    .any(|range| range.start < extent.offset + u64::from(extent.length) && extent.offset < range.end)
+        };
+        for client in self.clients.iter().chain(&self.lost) {
+            let leased = client.leases.iter().map(|(_, extent, _)| extent);
+            for extent in leased.chain(client.reservations.iter().map(|(_, extent)| extent)) {
+                assert!(!within(extent), "{extent:?} is zeroed under a client");
+            }
+        }
+        self.host
+            .retain(|(other, offset), _| *other != segment || !ranges.iter().any(|range| range.contains(offset)));
+    }
+
     /// Another client's ids, invented ids, another domain's namespace.
     fn lie(&mut self, a: u16) {
         let Some(liar) = self.client(a) else { return };
@@ -434,6 +490,15 @@ impl Storm {
                     assert!(generation.0 <= recorded, "acknowledged before it was recorded");
                     let known = self.acknowledged.entry(*namespace).or_insert(Generation(1));
                     *known = (*known).max(*generation);
+                }
+                Action::Destroyed {
+                    operation, evidence, ..
+                } => {
+                    let (namespace, older) = self.destroying.remove(operation).expect("a destruction under way");
+                    self.destroyed(namespace, older, evidence);
+                }
+                Action::Forgotten { operation, .. } => {
+                    assert!(self.forgetting.remove(operation), "a deletion nobody asked for");
                 }
                 Action::Promote { target, .. } => {
                     self.take(target);
@@ -558,11 +623,33 @@ impl Storm {
                 let known = self.recorded.entry(*namespace).or_insert(Generation(1));
                 *known = (*known).max(*generation);
             }
+            Action::ZeroHost { segment, ranges, .. } => self.zero(*segment, ranges),
+            Action::EraseRecords {
+                segment,
+                pages,
+                namespace,
+                keep,
+                ..
+            } => {
+                let before = self.nvme.len();
+                let goes = |offset: u64| {
+                    let page = u32::try_from(offset / 4096).unwrap();
+                    pages.contains(&page) && !keep.iter().any(|kept| kept.start == page)
+                };
+                self.nvme
+                    .retain(|(other, offset), bytes| other != segment || bytes.0 != *namespace || !goes(*offset));
+                return Completion::Erased {
+                    records: u32::try_from(before - self.nvme.len()).unwrap(),
+                    bytes: 0,
+                };
+            }
             Action::ResetTier { .. } => {
                 // What the tier had in flight never happens.
                 self.pending.retain(|action| {
-                    matches!(action, Action::RecordGeneration { .. } | Action::ResetTier { .. })
-                        || matches!(action, Action::OpenSegment { tier: Tier::Host, .. })
+                    matches!(
+                        action,
+                        Action::RecordGeneration { .. } | Action::ResetTier { .. } | Action::ZeroHost { .. }
+                    ) || matches!(action, Action::OpenSegment { tier: Tier::Host, .. })
                         || matches!(action, Action::CloseSegment { tier: Tier::Host, .. })
                 });
             }
@@ -608,6 +695,12 @@ impl Storm {
             "leases, reservations, waiting, operations: {statistics:?}"
         );
         assert_eq!(statistics.clients, 0);
+        assert!(
+            self.destroying.is_empty() && self.forgetting.is_empty(),
+            "{:?} and {:?} do not end",
+            self.destroying,
+            self.forgetting
+        );
         // Progress: a new client can put and get, whatever happened before.
         for namespace in 0..4 {
             self.core.set_quota(NamespaceId(namespace), None);
@@ -644,7 +737,7 @@ impl Storm {
 }
 
 fn commands() -> impl Strategy<Value = Vec<(u8, u16, u16)>> {
-    prop::collection::vec((0_u8..36, any::<u16>(), any::<u16>()), 1..400)
+    prop::collection::vec((0_u8..38, any::<u16>(), any::<u16>()), 1..400)
 }
 
 proptest! {

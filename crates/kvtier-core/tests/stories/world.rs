@@ -2,11 +2,13 @@
 
 use kvtier_core::{
     Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope,
-    Fetched, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent, Realization, RealizationId,
-    RecordLabel, Request, ReservationId, Reserved, Restored, RestoredRecord, RestoredSegment, SealItem, Sealed,
-    SegmentId, Tier, TierManager, Time, TrustDomain,
+    Fetched, ForgetScope, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent, PurgeEvidence,
+    Realization, RealizationId, RecordLabel, Request, ReservationId, Reserved, Restored, RestoredRecord,
+    RestoredSegment, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
 
 pub(crate) const KIB: u32 = 1024;
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -40,6 +42,8 @@ pub(crate) struct World {
     pub(crate) reserved: BTreeMap<OperationId, Vec<Reserved>>,
     pub(crate) invalidated: Vec<OperationId>,
     pub(crate) flushed: BTreeMap<OperationId, (u64, u64)>,
+    pub(crate) destroyed: BTreeMap<OperationId, PurgeEvidence>,
+    pub(crate) forgotten: BTreeMap<OperationId, u64>,
     pub(crate) seen: BTreeMap<&'static str, u64>,
 }
 
@@ -92,6 +96,8 @@ impl World {
             reserved: BTreeMap::new(),
             invalidated: Vec::new(),
             flushed: BTreeMap::new(),
+            destroyed: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
     }
@@ -254,9 +260,51 @@ impl World {
             } => {
                 self.flushed.insert(*operation, (*written, *left_out));
             }
+            Action::Destroyed {
+                operation, evidence, ..
+            } => {
+                self.destroyed.insert(*operation, *evidence);
+            }
+            Action::Forgotten { operation, blocks } => {
+                self.forgotten.insert(*operation, *blocks);
+            }
+            Action::ZeroHost { segment, ranges, .. } => {
+                self.host.retain(|(other, offset), _| {
+                    other != segment || !ranges.iter().any(|range| range.contains(offset))
+                });
+            }
+            Action::EraseRecords {
+                segment,
+                pages,
+                namespace,
+                keep,
+                ..
+            } => return self.erase(*segment, pages.clone(), *namespace, keep),
             _ => {}
         }
         Completion::Done
+    }
+
+    /// Overwrites records of a namespace, and what no record names, but not what lies at `keep`.
+    fn erase(&mut self, id: SegmentId, pages: Range<u32>, namespace: NamespaceId, keep: &[Range<u32>]) -> Completion {
+        let segment = self.log.get_mut(&id).expect("a segment that is there");
+        let goes = |offset: u64| {
+            let page = u32::try_from(offset / 4096).unwrap();
+            pages.contains(&page) && !keep.iter().any(|kept| kept.start == page)
+        };
+        let before = segment.records.len();
+        segment
+            .records
+            .retain(|record| record.label.namespace != namespace || !goes(record.offset));
+        let named: Vec<u64> = segment.records.iter().map(|record| record.offset).collect();
+        let erased = before - named.len();
+        let held = self.nvme.len();
+        self.nvme
+            .retain(|(other, offset), _| *other != id || named.contains(offset) || !goes(*offset));
+        Completion::Erased {
+            records: erased.try_into().unwrap(),
+            bytes: ((held - self.nvme.len()) as u64) << 12,
+        }
     }
 
     fn record(&mut self, target: Extent, label: RecordLabel) {
@@ -478,6 +526,19 @@ impl World {
         operation
     }
 
+    pub(crate) fn destroy(&mut self, grace_ns: u64) -> OperationId {
+        let grace = Duration::from_nanos(grace_ns);
+        let operation = self.core.destroy(self.namespace, grace, self.now);
+        self.run();
+        operation
+    }
+
+    pub(crate) fn forget_scope(&mut self, scope: &ForgetScope<'_>) -> OperationId {
+        let operation = self.core.forget_scope(self.namespace, scope, self.now);
+        self.run();
+        operation
+    }
+
     pub(crate) fn delete(&mut self, hashes: &[BlockHash]) -> Vec<bool> {
         let request = self.request(ME, hashes);
         let deleted = self.core.delete(&request, self.now).unwrap();
@@ -551,6 +612,10 @@ pub(crate) fn name(action: &Action) -> &'static str {
         Action::ReserveDone { .. } => "reserve done",
         Action::Invalidated { .. } => "invalidated",
         Action::Flushed { .. } => "flushed",
+        Action::ZeroHost { .. } => "zero",
+        Action::EraseRecords { .. } => "erase",
+        Action::Destroyed { .. } => "destroyed",
+        Action::Forgotten { .. } => "forgotten",
     }
 }
 
@@ -564,11 +629,15 @@ pub(crate) fn answered(action: &Action) -> Option<OperationId> {
         | Action::Relocate { operation, .. }
         | Action::SyncTier { operation, .. }
         | Action::ResetTier { operation, .. }
+        | Action::ZeroHost { operation, .. }
+        | Action::EraseRecords { operation, .. }
         | Action::RecordGeneration { operation, .. } => Some(*operation),
         Action::ForgetRecord { .. }
         | Action::FetchDone { .. }
         | Action::ReserveDone { .. }
         | Action::Invalidated { .. }
+        | Action::Destroyed { .. }
+        | Action::Forgotten { .. }
         | Action::Flushed { .. } => None,
     }
 }
