@@ -220,6 +220,52 @@ fn a_rotation_that_was_cut_short_is_finished_or_forgotten() {
     assert_eq!(fs::read(directory.path().join(KEY_FILE)).expect("the key"), new);
     log.issue(&body("prg_2")).expect("issued");
     assert!(verify(&lines(&chain_of(directory.path())), &log.keys()).verified);
+    // The same, and the node went on: the new key is the only one that may sign.
+    drop(log);
+    disk::write_whole(&directory.path().join(NEXT_KEY_FILE), &new).expect("written");
+    fs::write(directory.path().join(KEY_FILE), &old).expect("written");
+    let (log, _) = open(directory.path());
+    assert_eq!(fs::read(directory.path().join(KEY_FILE)).expect("the key"), new);
+    log.issue(&body("prg_3")).expect("issued");
+    assert!(verify(&lines(&chain_of(directory.path())), &log.keys()).verified);
+}
+
+#[test]
+fn what_a_failed_write_left_never_stands_behind_a_later_receipt() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    log.issue(&body("prg_1")).expect("issued");
+    let whole = chain_of(directory.path());
+    // A longer line whose sync failed: it is in the file, and was given to nobody.
+    let left = format!("{}\n{}", "x".repeat(9000), "y".repeat(50));
+    fs::write(
+        directory.path().join(CHAIN_FILE),
+        [&whole[..], left.as_bytes()].concat(),
+    )
+    .expect("written");
+    log.issue(&body("prg_2")).expect("issued");
+    drop(log);
+    let (log, notes) = open(directory.path());
+    assert_eq!(notes, [] as [String; 0]);
+    assert!(log.of_job("prg_2").expect("read").is_some());
+}
+
+#[test]
+fn numbers_that_readers_confuse_are_text_in_a_receipt() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    let mut large = body("prg_1");
+    let last_exact = (1 << 53) - 1;
+    large.generation = Some(Raised {
+        from: last_exact,
+        to: u64::MAX,
+    });
+    let line = log.issue(&large).expect("issued");
+    let words = r#""generation":{"from":9007199254740991,"to":"18446744073709551615"}"#;
+    assert!(line.text.contains(words), "{}", line.text);
+    drop(log);
+    let (log, _) = open(directory.path());
+    assert_eq!(log.of_job("prg_1").expect("read"), Some(line));
 }
 
 #[test]
