@@ -10,5 +10,6 @@ mod demo;
 mod domains;
 mod hostile;
 mod raw;
+mod receipts;
 mod restart;
 mod settings;

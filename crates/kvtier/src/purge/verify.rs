@@ -319,8 +319,7 @@ struct Chains<'a>(BTreeMap<&'a str, usize>);
 impl<'a> Chains<'a> {
     fn of(entries: impl Iterator<Item = &'a Entry>) -> Chains<'a> {
         let mut of_name: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut count = 0;
-        for entry in entries {
+        for (next, entry) in entries.enumerate() {
             let joined = entry
                 .new_key
                 .as_ref()
@@ -332,8 +331,7 @@ impl<'a> Chains<'a> {
                 .flatten()
                 .filter_map(|name| of_name.get(name).copied())
                 .collect();
-            let chain = known.first().copied().unwrap_or(count);
-            count += 1;
+            let chain = known.first().copied().unwrap_or(next);
             of_name
                 .values_mut()
                 .filter(|other| known.contains(other))
