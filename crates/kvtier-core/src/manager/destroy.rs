@@ -13,6 +13,12 @@ use std::time::Duration;
 
 /// Pages of an NVMe segment that one action overwrites at most: 64 MiB.
 const PAGES_AT_ONCE: u32 = 16 << 10;
+/// Slots of a host segment that one step zeroes.
+const SLOTS_AT_ONCE: u32 = 1024;
+/// Records of an NVMe segment that one step looks at.
+const RECORDS_AT_ONCE: usize = 2048;
+/// Between two such steps.
+const STEP_PAUSE: Duration = Duration::from_micros(500);
 /// Refusals and errors in a row after which a part of a segment is left as it is, and said to be.
 const ATTEMPTS_MAX: u32 = 10;
 /// First pause after an error.
@@ -41,11 +47,20 @@ enum Phase {
     Sweep,
     /// Waits for moves that were issued before this.
     Moves(OperationId),
-    /// Host segments to zero, one after another.
-    Host(Vec<(u32, SegmentId)>),
+    /// Host segments to zero, one after another, and from which slot on.
+    Host(Vec<(u32, SegmentId, u32)>),
     /// Waits for slots that were held when their segment was zeroed.
     Held,
-    Nvme(VecDeque<Part>),
+    Nvme(VecDeque<Part>, Gathered),
+}
+
+/// Where the namespace's cached blocks lie in a segment, as far as its records were looked at.
+#[derive(Clone, Debug, Default)]
+struct Gathered {
+    /// `None`: of no segment yet.
+    segment: Option<SegmentId>,
+    records: usize,
+    kept: Vec<Range<u32>>,
 }
 
 /// A part of an NVMe segment to overwrite.
@@ -92,7 +107,7 @@ impl TierManager {
         let destruction = self.destructions.front()?;
         let at = match &destruction.phase {
             Phase::Held => destruction.grace_until,
-            Phase::Nvme(_) => destruction.not_before,
+            Phase::Nvme(..) => destruction.not_before,
             Phase::Sweep | Phase::Moves(_) | Phase::Host(_) => return None,
         };
         (at > self.now).then_some(at)
@@ -107,7 +122,7 @@ impl TierManager {
                 Phase::Moves(before) => self.await_moves(*before),
                 Phase::Host(_) => self.zero_next_segment(),
                 Phase::Held => self.await_held(),
-                Phase::Nvme(_) => self.erase_next_part(),
+                Phase::Nvme(..) => self.erase_next_part(),
             };
             if !step {
                 break;
@@ -154,7 +169,7 @@ impl TierManager {
             .zip(&self.host.segments)
             .filter_map(|(place, segment)| segment.as_ref().map(|segment| (place, segment)))
             .filter(|(_, segment)| self.host.group(segment.group).domain == domain)
-            .map(|(place, segment)| (place, segment.id))
+            .map(|(place, segment)| (place, segment.id, 0))
             .collect();
         self.enter(Phase::Host(segments))
     }
@@ -168,34 +183,44 @@ impl TierManager {
         let Phase::Host(segments) = &destruction.phase else {
             return false;
         };
-        let Some(&(place, id)) = segments.last() else {
+        let Some(&(place, id, from)) = segments.last() else {
             let until = now.after(destruction.grace);
             self.destruction_mut().grace_until = until;
             return self.enter(Phase::Held);
         };
         let segment = self.host.segments[place as usize].as_ref();
-        let state = segment.filter(|segment| segment.id == id).map(|segment| segment.state);
+        let segment = segment.filter(|segment| segment.id == id);
+        let (state, count) = (
+            segment.map(|segment| segment.state),
+            segment.map_or(0, |segment| segment.slots.len() as u32),
+        );
         if state == Some(HostSegmentState::Closing) {
             // Its memory is zeroed and given back; not yet.
             return false;
         }
+        // Nothing was ever in one that is being opened.
+        let is_used = state.is_some_and(|state| state != HostSegmentState::Opening);
+        let until = count.min(from.saturating_add(SLOTS_AT_ONCE));
         if let Phase::Host(segments) = &mut self.destruction_mut().phase {
             segments.pop();
+            if is_used && until < count {
+                segments.push((place, id, until));
+            }
         }
-        // Nothing was ever in one that is being opened.
-        if state.is_some_and(|state| state != HostSegmentState::Opening) {
-            self.zero_segment(place);
+        if is_used {
+            self.zero_slots(place, from..until);
         }
         true
     }
 
-    /// Zeroes what is free of a segment, and behind the blocks that stay. The rest is zeroed when it comes free.
-    fn zero_segment(&mut self, place: u32) {
+    /// Zeroes what is free of these slots, and behind the blocks that stay. The rest is zeroed when it comes free.
+    fn zero_slots(&mut self, place: u32, visited: Range<u32>) {
         let segment = self.host.segment(place);
         let slot_bytes = self.host.slot_bytes(place);
         let mut ranges: Vec<Range<u64>> = Vec::new();
         let mut slots = Vec::new();
-        for (slot, memory) in (0..).zip(&segment.slots) {
+        let memories = &segment.slots[visited.start as usize..visited.end as usize];
+        for (slot, memory) in visited.zip(memories) {
             let start = u64::from(slot) * slot_bytes;
             let kept = match memory.state {
                 SlotState::Free => 0,
@@ -371,13 +396,13 @@ impl TierManager {
         }
         self.destruction_mut().evidence.nvme_segments =
             parts.iter().filter(|part| part.pages.start == 0).count() as u64;
-        self.enter(Phase::Nvme(parts))
+        self.enter(Phase::Nvme(parts, Gathered::default()))
     }
 
     fn erase_next_part(&mut self) -> bool {
         let now = self.now;
         let destruction = self.destructions.front().expect("the destruction in progress");
-        let Phase::Nvme(parts) = &destruction.phase else {
+        let Phase::Nvme(parts, _) = &destruction.phase else {
             return false;
         };
         let Some(part) = parts.front() else {
@@ -398,14 +423,16 @@ impl TierManager {
         if closing || matches!(segment.state, NvmeSegmentState::Full | NvmeSegmentState::Sealing) {
             return false;
         }
-        let mut keep = self.kept_pages(part.place, namespace);
+        let Some(mut keep) = self.kept_pages(&part, namespace) else {
+            return false;
+        };
         if mutant_is!(self, DestroyErasesKept) {
             keep.clear();
         }
         let nvme = self.nvme_mut();
         nvme.segment_mut(part.place).reads += 1;
         let operation = self.issue(Operation::Erase { segment: part.place });
-        let Phase::Nvme(parts) = &mut self.destruction_mut().phase else {
+        let Phase::Nvme(parts, _) = &mut self.destruction_mut().phase else {
             unreachable!("checked above")
         };
         parts.front_mut().expect("found above").in_flight = true;
@@ -422,20 +449,45 @@ impl TierManager {
         true
     }
 
-    /// Where a namespace's cached blocks lie in a segment, and whatever is being read, in order.
-    fn kept_pages(&self, place: u32, namespace: NamespaceId) -> Vec<Range<u32>> {
+    /// Where a namespace's cached blocks lie in a segment, and whatever is being read, in order. `None` while there are records
+    /// to look at: in steps, for there are tens of thousands of them. Blocks that are forgotten meanwhile are kept all the same:
+    /// they are not what is being destroyed.
+    fn kept_pages(&mut self, part: &Part, namespace: NamespaceId) -> Option<Vec<Range<u32>>> {
         let extent = |page: u32, length: u32| {
             let count = u32::try_from(pages(length) / PAGE).expect("blocks have fewer than 2^32 pages");
             page..page + count
         };
-        let segment = self.nvme_ref().segment(place);
-        let mut kept: Vec<Range<u32>> = segment
-            .records
+        let now = self.now;
+        let place = part.place;
+        let destruction = self.destructions.front_mut().expect("the destruction in progress");
+        let Phase::Nvme(_, gathered) = &mut destruction.phase else {
+            unreachable!("parts are erased in this phase")
+        };
+        if gathered.segment != Some(part.segment) {
+            *gathered = Gathered {
+                segment: Some(part.segment),
+                ..Gathered::default()
+            };
+        }
+        let nvme = self.nvme.as_ref().expect("an NVMe tier");
+        let records = &nvme.segment(place).records;
+        if self.namespaces.at(namespace.0).nvme_blocks == 0 {
+            gathered.records = records.len();
+        }
+        let until = records.len().min(gathered.records.saturating_add(RECORDS_AT_ONCE));
+        let visited = records.get(gathered.records..until).unwrap_or_default();
+        let cached = visited
             .iter()
             .map(|&block| self.index.entry(block))
             .filter(|entry| entry.is(flag::LIVE) && entry.nvme_segment == place && entry.namespace == namespace.0)
-            .map(|entry| extent(entry.nvme_page, entry.length))
-            .collect();
+            .map(|entry| extent(entry.nvme_page, entry.length));
+        gathered.kept.extend(cached);
+        gathered.records = until;
+        if until < records.len() {
+            destruction.not_before = now.after(STEP_PAUSE);
+            return None;
+        }
+        let mut kept = gathered.kept.clone();
         // What was under way when the destruction began was waited for: these came later, and may be forgotten by now.
         kept.extend(self.operations.values().filter_map(|issued| match &issued.operation {
             Operation::Promote {
@@ -451,11 +503,11 @@ impl TierManager {
         }));
         kept.sort_unstable_by_key(|kept| (kept.start, kept.end));
         kept.dedup();
-        kept
+        Some(kept)
     }
 
     fn part_done(&mut self) -> bool {
-        if let Phase::Nvme(parts) = &mut self.destruction_mut().phase {
+        if let Phase::Nvme(parts, _) = &mut self.destruction_mut().phase {
             parts.pop_front();
         }
         true
@@ -467,7 +519,7 @@ impl TierManager {
         nvme.segment_mut(place).reads -= 1;
         nvme.attention = true;
         let destruction = self.destruction_mut();
-        let Phase::Nvme(parts) = &mut destruction.phase else {
+        let Phase::Nvme(parts, _) = &mut destruction.phase else {
             unreachable!("records are erased by the destruction in progress")
         };
         let part = parts.front_mut().expect("the part in flight");

@@ -4,7 +4,7 @@ use crate::index::flag;
 use std::time::Duration;
 
 /// Entries looked at in one step.
-const STEP: u32 = 4096;
+const STEP: u32 = 256;
 /// Between steps.
 const PAUSE: Duration = Duration::from_millis(1);
 

@@ -13,8 +13,10 @@ use super::format::{ALIGNMENT, HEADER_BYTES};
 use super::segment::{Segment, aligned};
 use super::tier::{Inner, Ticket};
 
-/// What is overwritten in one write.
-const PIECE_BYTES: u64 = 512 << 10;
+/// What is overwritten in one write: whoever reads waits behind one of them at most.
+const PIECE_BYTES: u64 = 128 << 10;
+/// A write is followed by a pause of so many times what it took.
+const PAUSES: u32 = 3;
 /// Between two pages that are read back, besides the first and the last of a range.
 const SAMPLE_BYTES: u64 = 1 << 20;
 /// Longest pause after a piece.
@@ -29,7 +31,7 @@ pub(super) struct Erasure {
     pub(super) keep: Vec<Range<u32>>,
 }
 
-/// The erasing thread: one part after another, at about half of the device's speed, so that whoever reads finds it free.
+/// The erasing thread: one part after another, at about a quarter of the device's speed, so that whoever reads finds it free.
 pub(super) fn run(inner: &Arc<Inner>, erasures: &Receiver<Option<Erasure>>) {
     while let Ok(Some(erasure)) = erasures.recv() {
         let Erasure {
@@ -127,7 +129,7 @@ fn overwrite(ticket: &Ticket, segment: &Segment, gap: &Range<u64>, zeroes: &Memo
         let length = PIECE_BYTES.min(gap.end - offset);
         segment.overwrite(offset, length, zeroes)?;
         offset += length;
-        thread::sleep(begun.elapsed().min(PAUSE_MAX));
+        thread::sleep((begun.elapsed() * PAUSES).min(PAUSE_MAX));
     }
     Ok(true)
 }

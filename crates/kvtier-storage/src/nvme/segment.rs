@@ -1,6 +1,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,6 +17,8 @@ use super::tier::Ticket;
 use super::volume::{Room, Volume};
 
 const ENTRY: usize = ENTRY_BYTES as usize;
+/// Pages of an index that one write covers when records are forgotten.
+const INDEX_PAGES_AT_ONCE: usize = 32;
 const ENTRIES_A_PAGE: usize = ALIGNMENT as usize / ENTRY;
 
 /// A segment file and what is known of its records.
@@ -313,22 +316,30 @@ impl Segment {
         let _erasing = self.erasing.lock();
         let (mut index, _) = self.read_index()?;
         let mut changed = BTreeSet::new();
+        let mut gone = vec![false; index.len() / ENTRY];
         for &ordinal in ordinals {
             let from_end = (ordinal as usize + 1) * ENTRY;
             let start = index.len().checked_sub(from_end).ok_or(io::ErrorKind::InvalidData)?;
             index[start..start + ENTRY].fill(0);
+            gone[ordinal as usize] = true;
             changed.insert(start / ALIGNMENT as usize);
         }
-        self.records
-            .lock()
-            .places
-            .retain(|place| !ordinals.contains(&place.ordinal));
+        // Readers ask for tags meanwhile: one pass, without a search for each.
+        let is_gone = |ordinal: u32| gone.get(ordinal as usize).is_some_and(|&gone| gone);
+        self.records.lock().places.retain(|place| !is_gone(place.ordinal));
         let index_at = self.bytes - index.len() as u64;
         let mut bytes = 0;
+        let mut runs: Vec<Range<usize>> = Vec::new();
         for page in changed {
-            let start = page * ALIGNMENT as usize;
-            self.write(index_at + start as u64, &index[start..start + ALIGNMENT as usize])?;
-            bytes += ALIGNMENT;
+            match runs.last_mut() {
+                Some(run) if run.end == page && run.len() < INDEX_PAGES_AT_ONCE => run.end += 1,
+                _ => runs.push(page..page + 1),
+            }
+        }
+        for run in runs {
+            let (start, end) = (run.start * ALIGNMENT as usize, run.end * ALIGNMENT as usize);
+            self.write(index_at + start as u64, &index[start..end])?;
+            bytes += (end - start) as u64;
         }
         self.dirty.store(true, Ordering::Release);
         Ok(bytes)
