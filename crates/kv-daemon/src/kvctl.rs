@@ -170,6 +170,8 @@ enum Bench {
     Client(BenchOptions),
     /// The NVMe tier beside a raw io_uring ring over the same files and memory
     Nvme(NvmeBenchOptions),
+    /// Purges against fdatasync, and another tenant's gets while one destroys a full namespace
+    Purge(PurgeBenchOptions),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -192,6 +194,25 @@ struct NvmeBenchOptions {
     /// Blocks of 4 KiB to find again after a restart
     #[arg(long)]
     reopen_blocks: Option<u64>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct PurgeBenchOptions {
+    /// Directory on the disk to measure; what is written there is removed at the end
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+    /// Sizes, blocks of 4 KiB [default: 10000,1000000]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    blocks: Vec<u64>,
+    /// Small and fast: shows that everything runs; the figures mean little
+    #[arg(long)]
+    quick: bool,
+    /// Physical purges of each size
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Acknowledgements of each size
+    #[arg(long)]
+    acknowledgements: Option<u32>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -245,6 +266,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Bench {
             what: Bench::Nvme(options),
         } => bench::nvme(&connection, options),
+        Command::Bench {
+            what: Bench::Purge(options),
+        } => bench::purge(&connection, options),
         Command::Workload { output, seed, sessions } => {
             let workload = ChatWorkload {
                 seed,

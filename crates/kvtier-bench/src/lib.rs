@@ -13,6 +13,7 @@ mod echo;
 pub mod nvme;
 mod pattern;
 mod placement;
+pub mod purge;
 mod ranks;
 mod row;
 

@@ -9,6 +9,7 @@ mod chain;
 mod evidence;
 pub(crate) mod journal;
 mod moment;
+mod number;
 mod receipt;
 mod signing;
 mod verify;

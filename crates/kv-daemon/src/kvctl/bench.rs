@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use kvtier_bench::{BenchError, nvme};
+use kvtier_bench::{BenchError, nvme, purge};
 
-use super::{BenchOptions, Connection, NvmeBenchOptions};
+use super::{BenchOptions, Connection, NvmeBenchOptions, PurgeBenchOptions};
 use crate::exit::{ExitCode, Failure};
 use crate::output;
 
@@ -112,6 +112,40 @@ pub(super) fn nvme(connection: &Connection, options: NvmeBenchOptions) -> Result
                 row.case, row.blocks, row.seconds, row.bytes_per_block
             ),
         });
+    }
+    output::print(&text)
+}
+
+pub(super) fn purge(connection: &Connection, options: PurgeBenchOptions) -> Result<(), Failure> {
+    let options = purge::Options {
+        directory: options.dir,
+        quick: options.quick,
+        rounds: options.rounds,
+        acknowledgements: options.acknowledgements,
+        blocks: options.blocks,
+    };
+    let rows = purge::run(&options, &mut |words| eprintln!("{words}")).map_err(ended)?;
+    if connection.json {
+        return print_json(&rows);
+    }
+    let mut text = format!(
+        "{:>9}{:>9}{:>9}{:>9}{:>11}{:>9}{:>9}{:>9}{:>9}{:>9}\n",
+        "blocks", "ack p50", "p99 ms", "first", "sync p50", "p99 ms", "key ms", "all s", "get p99", "verified"
+    );
+    for row in &rows {
+        text.push_str(&format!(
+            "{:>9}{:>9.2}{:>9.2}{:>9.2}{:>11.2}{:>9.2}{:>9.2}{:>9.2}{:>9.2}{:>9}\n",
+            row.blocks,
+            row.ack_p50_ms,
+            row.ack_p99_ms,
+            row.first_ack_ms,
+            row.fdatasync_p50_ms,
+            row.fdatasync_p99_ms,
+            row.key_destroyed_ms,
+            row.physical_seconds,
+            row.foreground_p99_ratio,
+            row.verified
+        ));
     }
     output::print(&text)
 }

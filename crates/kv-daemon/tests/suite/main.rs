@@ -11,5 +11,6 @@ mod domains;
 mod hostile;
 mod purge;
 mod raw;
+mod receipts;
 mod restart;
 mod settings;

@@ -488,7 +488,7 @@ impl Purging {
         let body = evidence::receipt(&record, &self.node, &completed_at, &done, found);
         let receipt = self.receipts.issue(&body)?;
         self.reached("receipted");
-        self.update(number, |record| {
+        self.conclude(number, |record| {
             record.job.state = PurgeState::Completed;
             record.job.completed_at = Some(completed_at);
             record.job.receipt = Some(receipt.id);
@@ -496,16 +496,32 @@ impl Purging {
                 record.job.blocks += destruction.evidence.nvme_records;
                 record.job.bytes = destruction.evidence.nvme_bytes + destruction.evidence.host_bytes;
             }
-            record.drop_hashes();
-        });
+        })?;
         self.count(number);
         self.reached("completed");
-        if matches!(record.job.request.scope, PurgeScope::Hashes(_)) {
-            // The journal named the blocks: what it held is overwritten.
-            let mut book = self.book.lock();
-            let path = self.settings.state_dir.join(JOURNAL_FILE);
-            book.journal = Journal::compact(&path, book.jobs.values())?;
+        Ok(())
+    }
+
+    /// Changes a job for the last time. Where the journal named blocks it is written anew, and what it held is overwritten,
+    /// before anybody sees the change.
+    fn conclude(&self, number: u64, change: impl FnOnce(&mut Record)) -> Result<(), KeyError> {
+        let scope = self.record(number).map(|record| record.job.request.scope);
+        if !matches!(scope, Some(PurgeScope::Hashes(_))) {
+            self.update(number, change);
+            return Ok(());
         }
+        let mut book = self.book.lock();
+        let Some(mut record) = book.jobs.get(&number).cloned() else {
+            return Ok(());
+        };
+        change(&mut record);
+        record.drop_hashes();
+        let path = self.settings.state_dir.join(JOURNAL_FILE);
+        let entries = book.jobs.values().filter(|other| other.number != number);
+        book.journal = Journal::compact(&path, entries.chain([&record]))?;
+        book.tell(&record.job);
+        book.jobs.insert(number, record);
+        self.changed.notify_all();
         Ok(())
     }
 

@@ -144,17 +144,12 @@ impl ReceiptLog {
         entry["digest"] = json!(digest);
         entry["signature"] = json!(state.key.sign(&signed_bytes(&bare)));
         let text = canonical(&entry).map_err(broken)?;
-        let line = format!("{text}\n");
-        state
-            .file
-            .write_all_at(line.as_bytes(), state.bytes)
-            .and_then(|()| state.file.sync_data())
-            .map_err(KeyError::io("write", &path))?;
+        write_line(&state.file, &text, state.bytes).map_err(KeyError::io("write", &path))?;
         let place = Place {
             offset: state.bytes,
             bytes: text.len(),
         };
-        state.bytes += line.len() as u64;
+        state.bytes += text.len() as u64 + 1;
         state.head = Some(Link {
             sequence,
             digest: digest.clone(),
@@ -241,6 +236,20 @@ pub fn rotate_signing_key(state_directory: &Path, now: SystemTime) -> Result<(St
     Ok((old, id(&log)))
 }
 
+/// Appends a line, durable before this returns. Its end is written when the rest is durable: a line with an end is whole
+/// whatever a power cut tears, and one without was given to nobody.
+fn write_line(file: &File, text: &str, offset: u64) -> std::io::Result<()> {
+    // What a write that failed has left would stand behind a shorter line.
+    if file.metadata()?.len() > offset {
+        file.set_len(offset)?;
+        file.sync_data()?;
+    }
+    file.write_all_at(text.as_bytes(), offset)?;
+    file.sync_data()?;
+    file.write_all_at(b"\n", offset + text.len() as u64)?;
+    file.sync_data()
+}
+
 /// A key that waits has taken over if the chain says so; else nobody will ever have seen its signature.
 fn finish_rotation(directory: &Path) -> Result<(), KeyError> {
     let (path, next_path) = (directory.join(KEY_FILE), directory.join(NEXT_KEY_FILE));
@@ -249,12 +258,15 @@ fn finish_rotation(directory: &Path) -> Result<(), KeyError> {
     };
     let chain_path = directory.join(CHAIN_FILE);
     let chain = File::open(&chain_path).map_err(KeyError::io("open", &chain_path))?;
-    let mut last = String::new();
-    for line in BufReader::new(chain).lines() {
-        last = line.map_err(KeyError::io("read", &chain_path))?;
+    let mut took_over = false;
+    for line in BufReader::new(chain).split(b'\n') {
+        let line = line.map_err(KeyError::io("read", &chain_path))?;
+        // Whether each line is what it was is looked at later; one that was cut short is none.
+        let entry: Value = serde_json::from_slice(&line).unwrap_or(Value::Null);
+        // Receipts may have followed it, if only the old key's file could not be replaced.
+        took_over |= entry["new_key"]["kid"] == json!(next.jwk.kid);
     }
-    let entry: Value = serde_json::from_str(&last).unwrap_or(Value::Null);
-    if entry["new_key"]["kid"] == json!(next.jwk.kid) {
+    if took_over {
         if path.exists() {
             disk::wipe(&path)?;
         }

@@ -39,8 +39,10 @@ pub struct Evidence {
     /// In words.
     pub action: String,
     /// Blocks, records, slots or keys.
+    #[serde(with = "super::number")]
     pub objects: u64,
     /// Their bytes.
+    #[serde(with = "super::number")]
     pub bytes: u64,
     /// How.
     pub method: Method,
@@ -49,6 +51,7 @@ pub struct Evidence {
     /// RFC 3339, UTC.
     pub completed_at: String,
     /// For how long something may still be left, seconds.
+    #[serde(with = "super::number")]
     pub residual_window_s: u64,
     /// Whether it was checked afterwards that nothing is left.
     pub verified: bool,

@@ -13,8 +13,11 @@
 //! ```
 //! The file is grown by zeros ahead of need, so that an append changes no metadata and one fdatasync makes it durable. The
 //! first frame that is not whole ends the journal: it was being written when the process died, and nobody was told of it.
+//! With a whole frame behind it, it had been acknowledged: that is damage, and the journal is refused. No text of an entry
+//! passes for a frame: four of its bytes are a length beyond any.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -27,6 +30,8 @@ const MAGIC: &[u8; 8] = b"kvtier\x01J";
 const VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 4096;
 const FRAME_BYTES: usize = 8;
+/// Frames begin at multiples of it.
+const ALIGNMENT: usize = 8;
 /// What the file grows by.
 const STEP_BYTES: u64 = 64 << 10;
 /// Longest entry, bytes.
@@ -43,6 +48,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Opens the journal and reads its entries, oldest first; makes it if it is not there.
     pub(crate) fn open<T: DeserializeOwned>(path: &Path) -> Result<(Journal, Vec<T>), KeyError> {
+        clear_leftovers(path)?;
         let file = disk::open_private(path)?;
         Journal::load(Box::new(file), path)
     }
@@ -86,6 +92,13 @@ impl Journal {
             entries.push(entry);
             journal.end += frame as u64;
             rest = &rest[frame..];
+        }
+        let mut behind = (ALIGNMENT..rest.len()).step_by(ALIGNMENT);
+        if behind.any(|at| next_frame(&rest[at..]).is_some()) {
+            return Err(KeyError::ChainAltered {
+                path: path.to_owned(),
+                problem: format!("the entry at byte {} is damaged, and whole ones follow it", journal.end),
+            });
         }
         Ok((journal, entries))
     }
@@ -132,8 +145,8 @@ impl Journal {
         path: &Path,
         entries: impl IntoIterator<Item = T>,
     ) -> Result<Journal, KeyError> {
+        clear_leftovers(path)?;
         let aside = path.with_extension("next");
-        disk::remove(&aside)?;
         let file: File = disk::open_private(&aside)?;
         let mut journal = Journal {
             path: aside.clone(),
@@ -146,7 +159,6 @@ impl Journal {
             journal.append(&entry)?;
         }
         let old = path.with_extension("old");
-        disk::remove(&old)?;
         if path.exists() {
             // Under two names until the new one has its place: one of them is there at any moment.
             std::fs::hard_link(path, &old).map_err(KeyError::io("name", &old))?;
@@ -161,6 +173,22 @@ impl Journal {
     }
 }
 
+/// Overwrites what a compaction that was cut short left behind.
+fn clear_leftovers(path: &Path) -> Result<(), KeyError> {
+    for leftover in [path.with_extension("old"), path.with_extension("next")] {
+        let Ok(metadata) = leftover.symlink_metadata() else {
+            continue;
+        };
+        let present = path.symlink_metadata().map_err(KeyError::io("look at", path))?;
+        // Until the new one has its place both names are of one file.
+        if (metadata.dev(), metadata.ino()) != (present.dev(), present.ino()) {
+            disk::wipe(&leftover)?;
+        }
+        disk::remove(&leftover)?;
+    }
+    Ok(())
+}
+
 fn frame(entry: &impl Serialize) -> std::io::Result<Vec<u8>> {
     let json = serde_json::to_vec(entry)?;
     if json.is_empty() || json.len() > ENTRY_BYTES_MAX {
@@ -171,7 +199,7 @@ fn frame(entry: &impl Serialize) -> std::io::Result<Vec<u8>> {
     frame.extend_from_slice(&length);
     frame.extend_from_slice(&checksum(length, &json).to_le_bytes());
     frame.extend_from_slice(&json);
-    frame.resize(frame.len().next_multiple_of(8), 0);
+    frame.resize(frame.len().next_multiple_of(ALIGNMENT), 0);
     Ok(frame)
 }
 
@@ -192,7 +220,7 @@ fn next_frame(bytes: &[u8]) -> Option<(&[u8], usize)> {
     }
     let json = rest.get(..count)?;
     let whole = u32::from_le_bytes(*sum) == checksum(*length, json);
-    whole.then(|| (json, (FRAME_BYTES + count).next_multiple_of(8)))
+    whole.then(|| (json, (FRAME_BYTES + count).next_multiple_of(ALIGNMENT)))
 }
 
 #[cfg(test)]
@@ -236,6 +264,59 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_was_acknowledged_and_is_damaged_is_reported_and_nothing_is_changed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("journal");
+        let (mut journal, _) = open(&path);
+        let mut starts = Vec::new();
+        for entry in ["the first entry", "the second one", "the third"] {
+            starts.push(usize::try_from(journal.end).expect("small"));
+            journal.append(&entry).expect("appended");
+        }
+        drop(journal);
+        let whole = fs::read(&path).expect("the file");
+        for position in starts[0]..starts[2] {
+            let mut image = whole.clone();
+            image[position] ^= 4;
+            fs::write(&path, &image).expect("written");
+            match Journal::open::<String>(&path) {
+                Err(KeyError::ChainAltered { problem, .. }) => assert!(problem.contains("damaged"), "{problem}"),
+                Err(error) => panic!("byte {position}: {error}"),
+                // What fills up a frame means nothing.
+                Ok((_, entries)) => assert!(entries.len() == 3 && whole[position] == 0, "byte {position}"),
+            }
+            assert_eq!(fs::read(&path).expect("the file"), image, "byte {position}");
+        }
+        // A hole where a sector was lost.
+        let mut image = whole;
+        image[starts[1]..starts[2]].fill(0);
+        fs::write(&path, &image).expect("written");
+        assert!(matches!(
+            Journal::open::<String>(&path),
+            Err(KeyError::ChainAltered { .. })
+        ));
+    }
+
+    #[test]
+    fn what_a_failed_append_left_is_neither_read_nor_taken_for_damage() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("journal");
+        let (mut journal, _) = open(&path);
+        journal.append(&"first").expect("appended");
+        let end = journal.end;
+        // Written whole, never acknowledged, and then overwritten by a shorter one.
+        journal.append(&"\u{1}x\u{0}".repeat(500)).expect("appended");
+        journal.end = end;
+        journal.append(&"second").expect("appended");
+        drop(journal);
+        assert_eq!(open(&path).1, ["first", "second"]);
+        let (mut journal, _) = open(&path);
+        journal.append(&"third").expect("appended");
+        drop(journal);
+        assert_eq!(open(&path).1, ["first", "second", "third"]);
+    }
+
+    #[test]
     fn compaction_keeps_what_it_is_given_and_overwrites_the_rest() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("journal");
@@ -253,6 +334,27 @@ mod tests {
             old[..read].iter().all(|&byte| byte == 0),
             "whoever still holds the old file"
         );
+        assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn a_compaction_that_was_cut_short_leaves_the_journal_whole_and_nothing_beside_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("journal");
+        let (mut journal, _) = open(&path);
+        journal.append(&"kept").expect("appended");
+        // Before the new one got its place: the old one has two names.
+        fs::hard_link(&path, path.with_extension("old")).expect("linked");
+        fs::write(path.with_extension("next"), "half of a secret").expect("written");
+        let half = fs::File::open(path.with_extension("next")).expect("the new file");
+        assert_eq!(open(&path).1, ["kept"]);
+        assert_eq!(half.metadata().expect("its length").len(), 0, "overwritten");
+        assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
+        // After that: the old one is a file of its own.
+        fs::copy(&path, path.with_extension("old")).expect("copied");
+        let old = fs::File::open(path.with_extension("old")).expect("the old file");
+        assert_eq!(open(&path).1, ["kept"]);
+        assert_eq!(old.metadata().expect("its length").len(), 0, "overwritten");
         assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
     }
 

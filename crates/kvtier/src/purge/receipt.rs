@@ -15,8 +15,10 @@ pub(super) const DOMAIN: &[u8] = b"kvtier receipt chain v1\n";
 #[serde(deny_unknown_fields)]
 pub struct Raised {
     /// In force until then.
+    #[serde(with = "super::number")]
     pub from: u64,
     /// In force from then on.
+    #[serde(with = "super::number")]
     pub to: u64,
 }
 
@@ -96,6 +98,7 @@ pub struct ReceiptBody {
     /// `none`, or what keeps an older copy of the state directory from being served.
     pub rollback_protection: String,
     /// How often a restart resumed the job.
+    #[serde(with = "super::number")]
     pub resumed: u64,
 }
 
@@ -123,7 +126,8 @@ pub(super) fn digest_of(entry: &Value) -> Result<[u8; 32], serde_json::Error> {
     Ok(bytes)
 }
 
-/// RFC 8785.
+/// RFC 8785. Numbers are spelled as 64-bit floats there: those of receipts are whole and below 2^53, or text
+/// (`super::number`).
 pub(super) fn canonical(value: &Value) -> Result<String, serde_json::Error> {
     serde_json_canonicalizer::to_string(value)
 }

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::evidence::{Guarantee, ProcessorReport, Standing, weakest};
 use super::receipt::{VERSION, canonical, digest_of, named_digest, signed_bytes};
 use super::signing::{Jwk, KeySet};
 
@@ -24,7 +25,12 @@ pub(super) struct Entry {
     pub(super) link: Link,
     pub(super) previous: Option<String>,
     pub(super) job: Option<String>,
+    key_id: String,
+    /// Of a receipt.
+    node: Option<String>,
     new_key: Option<Jwk>,
+    /// Why it claims more than it shows, if it does.
+    overclaims: Option<String>,
 }
 
 /// Reads an entry: canonical bytes, digest, signature by a key of `keys`. Only canonical bytes are accepted, so that any
@@ -91,8 +97,30 @@ fn read(line: &[u8], keys: &KeySet) -> Result<Entry, String> {
         link: Link { sequence, digest },
         previous,
         job: entry["purge"].as_str().map(str::to_owned),
+        key_id,
+        node: entry["node"].as_str().map(str::to_owned),
         new_key,
+        overclaims: overclaims(&entry),
     })
+}
+
+/// A signature says who claims something, and not that it can be.
+fn overclaims(entry: &Value) -> Option<String> {
+    if entry["object"] != "purge_receipt" {
+        return None;
+    }
+    let claimed: Option<Guarantee> = serde_json::from_value(entry["guarantee"].clone()).ok();
+    let processors: Option<Vec<ProcessorReport>> = serde_json::from_value(entry["processors"].clone()).ok();
+    let (Some(claimed), Some(processors)) = (claimed, processors) else {
+        return Some("names no guarantee and processors as receipts do".into());
+    };
+    if claimed > weakest(&processors) {
+        return Some("claims more than the weakest of its processors".into());
+    }
+    let silent = processors
+        .iter()
+        .find(|one| one.status == Standing::Unconfirmed && one.guarantee != Guarantee::Unconfirmed);
+    silent.map(|one| format!("lets {:?} vouch, which did not confirm", one.processor))
 }
 
 /// Checks the lines of a whole chain in order.
@@ -153,8 +181,9 @@ pub struct VerifyReport {
 }
 
 /// Checks receipts without any node: `lines` with the places they stood at, `keys` from a source that is trusted (`GET
-/// /v1/keys`). A rotation that a trusted key signed brings the next key with it. Files may come in any order; two entries
-/// with one number are a fork, a number that is missing between others is a missing link.
+/// /v1/keys`). A rotation that a trusted key signed brings the next key with it, and ends what the older one may sign. Files may
+/// come in any order and from several nodes; two entries of one chain with one number are a fork. A number that is missing between
+/// others of one file is a missing link; between files it is a link that could not be checked.
 #[must_use]
 pub fn verify(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
     let mut report = VerifyReport::default();
@@ -185,51 +214,36 @@ pub fn verify(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
             break;
         }
     }
-    let mut chain: BTreeMap<u64, &Entry> = BTreeMap::new();
-    let mut last_in_file: BTreeMap<&str, u64> = BTreeMap::new();
+    let chains = Chains::of(entries.iter().flatten());
+    let mut chain: BTreeMap<(usize, u64), Placed<'_>> = BTreeMap::new();
+    let mut last_in_file: BTreeMap<(&str, usize), u64> = BTreeMap::new();
     for (entry, (place, _)) in entries.iter().zip(lines) {
         let Some(entry) = entry else { continue };
+        let (number, of) = (entry.link.sequence, chains.of_key(&entry.key_id));
         let file = place.rsplit_once(':').map_or(place.as_str(), |(file, _)| file);
-        if let Some(before) = last_in_file.insert(file, entry.link.sequence)
-            && before >= entry.link.sequence
+        if let Some(before) = last_in_file.insert((file, of), number)
+            && before >= number
         {
             report.chain_problems.push(format!(
-                "{place}: number {} stands behind number {before}: reordered or repeated",
-                entry.link.sequence
+                "{place}: number {number} stands behind number {before}: reordered or repeated"
             ));
         }
-        if let Some(other) = chain.insert(entry.link.sequence, entry)
-            && other.link != entry.link
+        let placed = Placed { entry, file };
+        if let Some(other) = chain.insert((of, number), placed)
+            && other.entry.link != entry.link
         {
             report.chain_problems.push(format!(
-                "{} and {} are both number {}: the chain was forked",
-                other.id, entry.id, entry.link.sequence
+                "{} and {} are both number {number}: the chain was forked",
+                other.entry.id, entry.id
             ));
         }
     }
-    let mut before: Option<&Entry> = None;
-    for entry in chain.values() {
-        match (before, &entry.previous) {
-            (Some(before), previous) if before.link.sequence + 1 == entry.link.sequence => {
-                if previous.as_ref() != Some(&before.link.digest) {
-                    report.chain_problems.push(format!(
-                        "{} does not follow {}: another entry stood between or before",
-                        entry.id, before.id
-                    ));
-                }
-            }
-            (Some(before), _) => report.chain_problems.push(format!(
-                "missing: numbers {} to {}",
-                before.link.sequence + 1,
-                entry.link.sequence - 1
-            )),
-            (None, Some(previous)) => report
-                .unchecked
-                .push(format!("{}: the entry before it ({previous}) was not given", entry.id)),
-            (None, None) => {}
-        }
-        before = Some(entry);
+    let mut before: Option<(usize, &Placed<'_>)> = None;
+    for ((of, number), placed) in &chain {
+        let before_it = before.replace((*of, placed)).filter(|(before_of, _)| before_of == of);
+        check_link(&mut report, before_it.map(|(_, before)| before), *number, placed);
     }
+    check_rotations(&mut report, &chain);
     for (number, (place, _)) in lines.iter().enumerate() {
         let entry = entries[number].as_ref();
         report.lines.push(CheckedLine {
@@ -237,10 +251,99 @@ pub fn verify(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
             id: entry.map(|entry| entry.id.clone()),
             object: entry.map(|entry| entry.object.clone()),
             sequence: entry.map(|entry| entry.link.sequence),
-            problem: problems[number].clone(),
+            problem: problems[number]
+                .clone()
+                .or_else(|| entry.and_then(|entry| entry.overclaims.clone())),
         });
     }
     let sound = report.lines.iter().all(|line| line.problem.is_none()) && !report.lines.is_empty();
     report.verified = sound && report.chain_problems.is_empty();
     report
+}
+
+/// An entry and the file that it stood in.
+struct Placed<'a> {
+    entry: &'a Entry,
+    file: &'a str,
+}
+
+fn check_link(report: &mut VerifyReport, before: Option<&Placed<'_>>, number: u64, placed: &Placed<'_>) {
+    let entry = placed.entry;
+    let Some(previous) = &entry.previous else { return };
+    match before {
+        Some(before) if before.entry.link.sequence + 1 == number => {
+            if *previous != before.entry.link.digest {
+                report.chain_problems.push(format!(
+                    "{} does not follow {}: another entry stood between or before",
+                    entry.id, before.entry.id
+                ));
+            }
+        }
+        Some(before) if before.file == placed.file => report.chain_problems.push(format!(
+            "missing: numbers {} to {}",
+            before.entry.link.sequence + 1,
+            number - 1
+        )),
+        _ => report
+            .unchecked
+            .push(format!("{}: the entry before it ({previous}) was not given", entry.id)),
+    }
+}
+
+/// A key signs up to the rotation that ends it, and the next one from there on: whoever gets hold of an old key cannot go on
+/// with it.
+fn check_rotations(report: &mut VerifyReport, chain: &BTreeMap<(usize, u64), Placed<'_>>) {
+    for ((of, rotated_at), rotation) in chain {
+        let Some(new_key) = &rotation.entry.new_key else {
+            continue;
+        };
+        let of_this = chain.iter().filter(|((other, _), _)| other == of);
+        for ((_, number), Placed { entry, .. }) in of_this {
+            let is_late = entry.key_id == rotation.entry.key_id && number > rotated_at;
+            let is_early = entry.key_id == new_key.kid && number <= rotated_at;
+            if is_late || is_early {
+                report.chain_problems.push(format!(
+                    "{} (number {number}) is signed by key {}, which {} at number {rotated_at}",
+                    entry.id,
+                    entry.key_id,
+                    if is_late { "was replaced" } else { "came into use only" }
+                ));
+            }
+        }
+    }
+}
+
+/// Which keys belong to one chain: those that rotations join, and those that signed for one node.
+struct Chains<'a>(BTreeMap<&'a str, usize>);
+
+impl<'a> Chains<'a> {
+    fn of(entries: impl Iterator<Item = &'a Entry>) -> Chains<'a> {
+        let mut of_name: BTreeMap<&str, usize> = BTreeMap::new();
+        for (next, entry) in entries.enumerate() {
+            let joined = entry
+                .new_key
+                .as_ref()
+                .map(|key| key.kid.as_str())
+                .or(entry.node.as_deref());
+            let names = [Some(entry.key_id.as_str()), joined];
+            let known: Vec<usize> = names
+                .iter()
+                .flatten()
+                .filter_map(|name| of_name.get(name).copied())
+                .collect();
+            let chain = known.first().copied().unwrap_or(next);
+            of_name
+                .values_mut()
+                .filter(|other| known.contains(other))
+                .for_each(|other| *other = chain);
+            names.into_iter().flatten().for_each(|name| {
+                of_name.insert(name, chain);
+            });
+        }
+        Chains(of_name)
+    }
+
+    fn of_key(&self, key: &str) -> usize {
+        self.0.get(key).copied().unwrap_or(usize::MAX)
+    }
 }

@@ -9,6 +9,7 @@ use kvtier::client::FetchScope;
 use kvtier::client::blocking::Client;
 use kvtier::node::PURGE_STEPS;
 
+use super::scan::{Needles, Sightings};
 use super::{
     Block, NVME, await_completed, blocks, cached, flush, jobs, only_receipt, options, put, realization, run, words,
 };
@@ -106,6 +107,12 @@ fn killed_at(step: &str, scope: Scope) {
     }
     assert_eq!(cached(&daemon, "kept", &kept), [true; 3], "{step}: another namespace");
     assert_eq!(cached(&daemon, "doomed", &doomed), scope.survivors(), "{step}");
+
+    // Nothing says any more which blocks they were.
+    let mut needles = Needles::default();
+    needles.add("a hash in hex", doomed[1].hex().as_bytes());
+    needles.add("a hash", &doomed[1].hash.0);
+    assert_eq!(needles.in_files(&daemon.state()), Sightings::new(), "{step}");
 
     // Asked once more, it is the same purge; and what is put now stays.
     let output = run(&daemon, &arguments);

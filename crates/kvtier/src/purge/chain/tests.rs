@@ -239,6 +239,145 @@ fn a_rotation_that_was_cut_short_is_finished_or_forgotten() {
     assert_eq!(fs::read(directory.path().join(KEY_FILE)).expect("the key"), new);
     log.issue(&body("prg_2")).expect("issued");
     assert!(verify(&lines(&chain_of(directory.path())), &log.keys()).verified);
+    // The same, and the node went on: the new key is the only one that may sign.
+    drop(log);
+    disk::write_whole(&directory.path().join(NEXT_KEY_FILE), &new).expect("written");
+    fs::write(directory.path().join(KEY_FILE), &old).expect("written");
+    let (log, _) = open(directory.path());
+    assert_eq!(fs::read(directory.path().join(KEY_FILE)).expect("the key"), new);
+    log.issue(&body("prg_3")).expect("issued");
+    assert!(verify(&lines(&chain_of(directory.path())), &log.keys()).verified);
+}
+
+#[test]
+fn what_a_failed_write_left_never_stands_behind_a_later_receipt() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    log.issue(&body("prg_1")).expect("issued");
+    let whole = chain_of(directory.path());
+    // A longer line whose sync failed: it is in the file, and was given to nobody.
+    let left = format!("{}\n{}", "x".repeat(9000), "y".repeat(50));
+    fs::write(
+        directory.path().join(CHAIN_FILE),
+        [&whole[..], left.as_bytes()].concat(),
+    )
+    .expect("written");
+    log.issue(&body("prg_2")).expect("issued");
+    drop(log);
+    let (log, notes) = open(directory.path());
+    assert_eq!(notes, [] as [String; 0]);
+    assert!(log.of_job("prg_2").expect("read").is_some());
+}
+
+#[test]
+fn numbers_that_readers_confuse_are_text_in_a_receipt() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    let mut large = body("prg_1");
+    let last_exact = (1 << 53) - 1;
+    large.generation = Some(Raised {
+        from: last_exact,
+        to: u64::MAX,
+    });
+    let line = log.issue(&large).expect("issued");
+    let words = r#""generation":{"from":9007199254740991,"to":"18446744073709551615"}"#;
+    assert!(line.text.contains(words), "{}", line.text);
+    drop(log);
+    let (log, _) = open(directory.path());
+    assert_eq!(log.of_job("prg_1").expect("read"), Some(line));
+}
+
+#[test]
+fn receipts_of_two_nodes_are_two_chains_and_gaps_between_files_are_links_not_checked() {
+    let mut keys = KeySet::default();
+    let mut given = Vec::new();
+    let directories = [tempfile::tempdir().expect("one"), tempfile::tempdir().expect("two")];
+    for (node, directory) in ["11", "22"].iter().zip(&directories) {
+        let (log, _) = open(directory.path());
+        for job in ["prg_1", "prg_2", "prg_3"] {
+            let mut body = body(job);
+            body.node = node.repeat(16);
+            log.issue(&body).expect("issued");
+            if job == "prg_2" {
+                log.rotate(UNIX_EPOCH).expect("rotated");
+            }
+        }
+        keys.keys.extend(log.keys().keys);
+        for (number, (_, line)) in lines(&chain_of(directory.path())).into_iter().enumerate() {
+            given.push((format!("{node}-{number}:1"), line));
+        }
+    }
+    let report = verify(&given, &keys);
+    assert!(report.verified && report.unchecked.is_empty(), "{report:?}");
+    // The third entry of the first node, the rotation, is not given, nor the first of the second.
+    given.remove(4);
+    given.remove(2);
+    let report = verify(&given, &keys);
+    assert!(report.verified, "{report:?}");
+    assert_eq!(report.unchecked.len(), 2, "{report:?}");
+}
+
+#[test]
+fn a_key_signs_nothing_after_its_rotation_and_nothing_before_it() {
+    let [directory, thief] = [tempfile::tempdir().expect("one"), tempfile::tempdir().expect("two")];
+    let (log, _) = open(directory.path());
+    log.issue(&body("prg_1")).expect("issued");
+    // A copy of the directory, key and all, from before the rotation.
+    for file in [KEY_FILE, PUBLIC_FILE, CHAIN_FILE] {
+        fs::copy(directory.path().join(file), thief.path().join(file)).expect("copied");
+    }
+    log.rotate(UNIX_EPOCH).expect("rotated");
+    let honest = lines(&chain_of(directory.path()));
+    assert!(verify(&honest, &log.keys()).verified);
+    let (stolen, _) = open(thief.path());
+    for job in ["prg_2", "prg_3", "prg_4"] {
+        stolen.issue(&body(job)).expect("issued");
+    }
+    let forged = lines(&chain_of(thief.path()));
+    let words = |given: &[(String, Vec<u8>)]| {
+        let report = verify(given, &log.keys());
+        assert!(!report.verified, "{report:?}");
+        report.chain_problems.join("; ")
+    };
+    // Where the rotation is known, a later number under the old key is nobody's.
+    let given = [honest.clone(), vec![("forged:1".into(), forged[3].1.clone())]].concat();
+    assert!(words(&given).contains("was replaced at number 2"), "{}", words(&given));
+    // The next key, before the rotation that brought it into use.
+    for file in [KEY_FILE, PUBLIC_FILE] {
+        fs::copy(directory.path().join(file), thief.path().join(file)).expect("copied");
+    }
+    fs::write(thief.path().join(CHAIN_FILE), b"").expect("emptied");
+    drop(stolen);
+    let (early, _) = open(thief.path());
+    early.issue(&body("prg_9")).expect("issued");
+    let early = ("early:1".to_string(), lines(&chain_of(thief.path()))[0].1.clone());
+    let given = [honest[1].clone(), early];
+    assert!(words(&given).contains("only at number 2"), "{}", words(&given));
+}
+
+#[test]
+fn a_signed_receipt_that_claims_more_than_it_shows_does_not_verify() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (log, _) = open(directory.path());
+    let mut weak = body("prg_1");
+    weak.processors[0].guarantee = Guarantee::VerifiedNamespaceInvalidation;
+    let mut silent = body("prg_2");
+    silent.processors[0].status = Standing::Unconfirmed;
+    let mut nobody = body("prg_3");
+    nobody.processors.clear();
+    for body in [&weak, &silent, &nobody, &body("prg_4")] {
+        log.issue(body).expect("issued");
+    }
+    let report = verify(&lines(&chain_of(directory.path())), &log.keys());
+    let problems: Vec<_> = report
+        .lines
+        .iter()
+        .map(|line| line.problem.as_deref().unwrap_or(""))
+        .collect();
+    assert!(problems[0].contains("weakest"), "{problems:?}");
+    assert!(problems[1].contains("did not confirm"), "{problems:?}");
+    assert!(problems[2].contains("weakest"), "{problems:?}");
+    assert_eq!((problems[3], report.verified), ("", false));
 }
 
 #[test]
