@@ -4,6 +4,7 @@ mod destroy;
 mod expiry;
 mod fetch;
 mod flush;
+mod forget;
 mod generation;
 mod host;
 mod host_reclaim;
@@ -71,7 +72,7 @@ pub struct TierManager {
     flushes: VecDeque<flush::Flush>,
     destructions: VecDeque<destroy::Destruction>,
     /// Deletions that a sync has to cover before they are acknowledged.
-    forgets: Vec<destroy::Forget>,
+    forgets: Vec<forget::Forget>,
     counters: Statistics,
 }
 

@@ -89,9 +89,10 @@ impl World {
             .collect()
     }
 
-    /// What the next generation is above, besides the one in force.
-    pub(super) fn next_generation(&self, space: u32, current: Generation) -> Generation {
-        Generation(current.0.max(self.spaces[space as usize].anchored.0) + 1)
+    /// What the anchor knows is not in force a second time, unless somebody insists.
+    pub(super) fn above_anchor(&self, space: u32, current: Generation) -> Option<Generation> {
+        let anchored = self.spaces[space as usize].anchored.0;
+        (self.is_refused(space) && current.0 + 1 == anchored).then_some(Generation(anchored + 1))
     }
 
     /// The operator has refused namespaces served again, empty.

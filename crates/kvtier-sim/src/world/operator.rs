@@ -114,8 +114,7 @@ impl World {
 
     pub(super) fn invalidate(&mut self, space: u32, target: Option<Generation>) -> Check {
         let current = self.generation(space)?;
-        // What a refused namespace is raised to is above all that was ever acknowledged.
-        let target = target.or_else(|| self.is_refused(space).then(|| self.next_generation(space, current)));
+        let target = target.or_else(|| self.above_anchor(space, current));
         let at_least = target.unwrap_or(Generation(current.0 + 1));
         self.step += 1;
         let operation = self

@@ -348,8 +348,11 @@ impl Purging {
         let mut generation = None;
         match &record.job.request.scope {
             PurgeScope::All => {
+                let (domain, name) = split(&record.job.request.namespace);
                 let settled = self.settle(deadline, |decider, now| {
-                    decider.manager.invalidate(namespace, None, now)
+                    let current = decider.manager.generation(namespace);
+                    let target = self.driver.recorder.above_anchor(domain, name, current);
+                    decider.manager.invalidate(namespace, target, now)
                 });
                 let Some(Settled::Invalidated(raised)) = settled else {
                     return Err(late());
@@ -357,6 +360,14 @@ impl Purging {
                 generation = Some(raised.0);
             }
             PurgeScope::Realization(_) | PurgeScope::Hashes(_) => {
+                let names_hashes = matches!(record.job.request.scope, PurgeScope::Hashes(_));
+                if record.job.resumed > 0 && names_hashes {
+                    // What extends a block whose deletion is durable by now is not known to extend it any more.
+                    let settled = self.settle(deadline, |decider, now| {
+                        decider.manager.forget_scope(namespace, &ForgetScope::Orphans, now)
+                    });
+                    settled.ok_or_else(late)?;
+                }
                 let forgotten = self
                     .forget(namespace, &record.job.request.scope, deadline)
                     .ok_or_else(late)?;
@@ -366,9 +377,14 @@ impl Purging {
                 let settled = self.settle(deadline, |decider, now| {
                     decider.manager.destroy(namespace, Duration::ZERO, now)
                 });
-                let Some(Settled::Destroyed(_)) = settled else {
-                    return Err(late());
-                };
+                match settled {
+                    Some(Settled::Destroyed(evidence)) if evidence.nvme_left == 0 => {}
+                    Some(Settled::Destroyed(_)) => {
+                        let words = "records on NVMe could not be overwritten, and a restart could bring them back: it is tried again";
+                        return Err(PurgeError::Unavailable(words.into()));
+                    }
+                    _ => return Err(late()),
+                }
             }
             PurgeScope::Label(_) => unreachable!("refused when it was asked for"),
         }
@@ -748,7 +764,7 @@ impl Purging {
             .map_err(|error| PurgeError::Unavailable(error.to_string()))?;
         self.driver
             .with(|decider, _| decider.manager.set_quota(id, quota_bytes));
-        let (label, bare) = name.split_once('/').unwrap_or(("", &name));
+        let (label, bare) = split(&name);
         self.namespace_status(label, domain, bare)
             .ok_or(PurgeError::UnknownNamespace(name.clone()))
     }
@@ -768,7 +784,7 @@ impl Purging {
     /// Raises a namespace above what the anchor knows, so that it is served again, empty.
     pub(super) fn advance(&self, namespace: &str) -> Result<NamespaceStatus, PurgeError> {
         let (name, id, domain) = self.resolve(namespace)?;
-        let (label, bare) = name.split_once('/').unwrap_or(("", &name));
+        let (label, bare) = split(&name);
         let anchored = self.driver.recorder.anchored_generation(label, bare);
         let target = kvtier_core::Generation(anchored + 1);
         let deadline = Some(Instant::now() + ACKNOWLEDGE_TIMEOUT);
@@ -799,6 +815,11 @@ impl Book {
             self.events.pop_front();
         }
     }
+}
+
+/// Domain and name of `DOMAIN/NAME`.
+fn split(namespace: &str) -> (&str, &str) {
+    namespace.split_once('/').unwrap_or(("", namespace))
 }
 
 fn forget_oldest(jobs: &mut BTreeMap<u64, Record>) {

@@ -104,6 +104,14 @@ impl Recorder {
         self.anchor.as_ref().map_or(0, |anchor| anchor.generation(&label))
     }
 
+    /// What the next invalidation has to raise a namespace of this generation to; `None`: the next one will do. What the anchor
+    /// knows was in force and acknowledged once: in force anew, it would be served, and an image of then could not be told
+    /// from one of now.
+    pub(crate) fn above_anchor(&self, domain: &str, name: &str, generation: Generation) -> Option<Generation> {
+        let anchored = self.anchored_generation(domain, name);
+        (generation.0 + 1 == anchored).then_some(Generation(anchored + 1))
+    }
+
     /// Why a namespace of this generation is not served; `None`: it is.
     pub(crate) fn refusal(&self, domain: &str, name: &str, generation: Generation) -> Option<String> {
         let anchored = self.anchored_generation(domain, name);

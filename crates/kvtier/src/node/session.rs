@@ -714,9 +714,11 @@ impl Session {
     fn invalidate(&mut self, request: u64, name: &str) -> Result<(), Refused> {
         let domain = self.identity().domain;
         let outbox = Arc::clone(&self.outbox);
-        let found = self.shared.driver.with(|decider, now| {
-            let (namespace, _) = decider.manager.find_namespace(domain, name)?;
-            let operation = decider.manager.invalidate(namespace, None, now);
+        let driver = &self.shared.driver;
+        let found = driver.with(|decider, now| {
+            let (namespace, generation) = decider.manager.find_namespace(domain, name)?;
+            let target = driver.recorder.above_anchor(&self.domain_name, name, generation);
+            let operation = decider.manager.invalidate(namespace, target, now);
             decider.wait(operation, Waiter::Session { outbox, request });
             Some(())
         });

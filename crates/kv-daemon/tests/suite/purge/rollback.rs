@@ -176,6 +176,23 @@ fn a_refused_namespace_is_not_served_again_by_one_that_only_asks() {
 }
 
 #[test]
+fn a_generation_that_the_anchor_knows_is_not_in_force_a_second_time() {
+    let anchored = Anchored::new();
+    let daemon = anchored.start_in(directory());
+    populate(&daemon);
+    let directory = daemon.stop_and_keep();
+    let backup = backup_of(&directory);
+    let daemon = anchored.start_in(directory);
+    let first = purge(&daemon, &["purged"])["generation"]["to"].as_u64().unwrap();
+    let directory = daemon.stop_and_keep();
+    restore(&directory, &backup);
+    let daemon = anchored.start_in(directory);
+    let second = purge(&daemon, &["purged"])["generation"]["to"].as_u64().unwrap();
+    assert_eq!(second, first + 1);
+    assert_eq!(cached(&daemon, "purged", &blocks("purged")), [false; 3]);
+}
+
+#[test]
 fn without_an_anchor_the_receipt_has_said_that_nothing_would_notice() {
     let daemon = Daemon::start(&NVME);
     populate(&daemon);
