@@ -383,7 +383,8 @@ impl World {
             if bytes > quota && !back {
                 return found(format!("namespace {index} caches {bytes} bytes, its quota is {quota}"));
             }
-            if bytes <= quota {
+            // While the device is out of service part of it is not seen, and comes back with it.
+            if bytes <= quota && self.manager.statistics().nvme_in_service == 1 {
                 self.over_quota.remove(&(index as u32));
             }
         }
