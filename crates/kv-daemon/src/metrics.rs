@@ -248,7 +248,7 @@ impl Collector for Scrape {
 
 /// How long purges took. Histograms, so that quantiles can be had over many nodes.
 fn encode_durations(encoder: &mut DescriptorEncoder<'_>, purges: &Purges) -> fmt::Result {
-    let steps = || Durations::STEPS_SECONDS.into_iter().chain([f64::MAX]);
+    let steps = || Durations::STEPS_SECONDS.into_iter().chain([f64::INFINITY]);
     let buckets = |durations: &Durations| -> Vec<(f64, u64)> {
         let counts = durations.by_step.iter().copied().chain(std::iter::repeat(0));
         steps().zip(counts).collect()

@@ -15,7 +15,10 @@ fn new() -> World {
 /// Invalidates, and goes on in the new generation.
 fn raise(world: &mut World) {
     world.invalidate();
-    world.pass(SECOND / 100);
+    // The sweep takes bounded steps.
+    for _ in 0..40 {
+        world.pass(SECOND / 500);
+    }
     world.generation = world.core.generation(world.namespace);
 }
 
