@@ -11,8 +11,9 @@
 //! - The acknowledgement of invalidating the full namespace itself is `first_ack_ms`: it can be had once for each filling, so
 //!   it is the median of few.
 //! - Then the tenant is purged physically while another tenant gets blocks one at a time at a steady rate, half from host
-//!   memory and half from NVMe (each once, so that it is there and nowhere else). The same gets right before, with nothing
-//!   else going on, are the undisturbed ones. This is done for each round, on a namespace filled anew; a row holds medians.
+//!   memory and half from NVMe (each once, so that it is there and nowhere else). The same gets right before and
+//!   right after, with nothing else going on, are the undisturbed ones: a disk that others share has better and worse minutes.
+//!   This is done for each round, on a node started and filled anew; a row holds medians.
 //! - The key is destroyed when the half of its register slot that still held it is overwritten and synced; that is what the
 //!   node itself counts, from the request on.
 
@@ -119,7 +120,7 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Row>
     let mut stands = Vec::new();
     for blocks in options.blocks() {
         progress(&format!("filling a node with {blocks} blocks"));
-        let mut stand = Stand::start(&directory.path().join(blocks.to_string()), blocks)?;
+        let stand = Stand::start(&directory.path().join(blocks.to_string()), blocks)?;
         stand.fill()?;
         stands.push(stand);
     }
@@ -129,7 +130,7 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Row>
         crate::load()
     ));
     let mut rows = acknowledgements::measure(options, directory.path(), &stands)?;
-    for (stand, row) in stands.iter_mut().zip(&mut rows) {
+    for (stand, row) in stands.into_iter().zip(&mut rows) {
         physical::measure(options, stand, row, progress)?;
     }
     for bar in meets(&rows) {

@@ -27,6 +27,11 @@ impl Gets {
         percentile(self.host.clone(), share)
     }
 
+    pub(super) fn add(&mut self, other: Gets) {
+        self.host.extend(other.host);
+        self.nvme.extend(other.nvme);
+    }
+
     pub(super) fn count(&self) -> u64 {
         (self.host.len() + self.nvme.len()) as u64
     }
@@ -84,7 +89,13 @@ impl<'a> Foreground<'a> {
             .map_err(failed("get_into"))?;
         let time = begun.elapsed();
         let is_hit = outcomes.first().is_some_and(|outcome| outcome.is_hit());
-        if !is_hit || !pattern::matches(number, &block) {
+        if !is_hit {
+            return Err(BenchError::Client {
+                what: "get_into",
+                message: format!("block {number} of the other tenant is not cached any more"),
+            });
+        }
+        if !pattern::matches(number, &block) {
             return Err(BenchError::WrongBytes {
                 case: "purge",
                 block: number,

@@ -22,7 +22,7 @@ struct Round {
 /// Purges the tenant physically, again and again, and adds what that cost to the row.
 pub(super) fn measure(
     options: &Options,
-    stand: &mut Stand,
+    mut stand: Stand,
     row: &mut Row,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(), BenchError> {
@@ -30,15 +30,16 @@ pub(super) fn measure(
     let (mut gets, mut from_nvme) = (0, 0);
     for number in 1..=options.rounds() {
         if number > 1 {
-            stand.fill()?;
+            progress(&format!("filling a node with {} blocks once more", row.blocks));
+            stand = stand.anew()?;
         }
         row.load.push(load());
         let before = stand.node.status().counters.fetch_hits_nvme;
-        let round = round(stand, options.quick)?;
+        let round = round(&stand, options.quick)?;
         from_nvme += stand.node.status().counters.fetch_hits_nvme - before;
         gets += round.undisturbed.count() + round.disturbed.count();
         progress(&format!(
-            "{} blocks, purge {number}: key destroyed in {:.2} ms, all in {:.2} s, gets p99 {:.0} µs (host {:.0}), before {:.0} µs (host {:.0}); load {}",
+            "{} blocks, purge {number}: key destroyed in {:.2} ms, all in {:.2} s, gets p99 {:.0} µs (host {:.0}), before and after {:.0} µs (host {:.0}); load {}",
             row.blocks,
             round.key_destroyed_seconds * 1e3,
             round.elapsed.as_secs_f64(),
@@ -77,11 +78,14 @@ pub(super) fn measure(
 fn round(stand: &Stand, quick: bool) -> Result<Round, BenchError> {
     let (client, namespace) = stand.nearby()?;
     let mut foreground = Foreground::begin(&namespace, cold(stand.blocks))?;
-    let undisturbed = while_getting(&mut foreground, || {
-        std::thread::sleep(Duration::from_millis(if quick { 300 } else { 10_000 }));
-        Ok(())
-    })?
-    .1;
+    let undisturbed_for = |foreground: &mut Foreground<'_>| {
+        let stretch = while_getting(foreground, || {
+            std::thread::sleep(Duration::from_millis(if quick { 300 } else { 6_000 }));
+            Ok(())
+        });
+        stretch.map(|(_, gets)| gets)
+    };
+    let mut undisturbed = undisturbed_for(&mut foreground)?;
     let destroyed_before = stand.node.status().purges.purge_key_destroyed.sum_seconds;
     let ((acknowledged, elapsed, receipt), disturbed) = while_getting(&mut foreground, || {
         let begun = Instant::now();
@@ -90,6 +94,7 @@ fn round(stand: &Stand, quick: bool) -> Result<Round, BenchError> {
         let receipt = stand.await_receipt(&job)?;
         Ok((acknowledged, begun.elapsed(), receipt))
     })?;
+    undisturbed.add(undisturbed_for(&mut foreground)?);
     client.goodbye().map_err(super::stand::failed("goodbye"))?;
     Ok(Round {
         acknowledged,

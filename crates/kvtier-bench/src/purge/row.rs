@@ -17,7 +17,7 @@ pub struct Row {
     pub key_destroyed_ms: f64,
     /// From the request for a physical purge to its receipt: median over rounds.
     pub physical_seconds: f64,
-    /// 99th percentile of another tenant's gets during the physical purge by that right before: median over rounds.
+    /// 99th percentile of another tenant's gets during the physical purge by that right before and after: median over rounds.
     pub foreground_p99_ratio: f64,
     /// The overwrite and fdatasync: median.
     pub fdatasync_p50_ms: f64,
@@ -35,7 +35,7 @@ pub struct Row {
     pub physical_max_seconds: f64,
     /// Each round's ratio.
     pub foreground_p99_ratios: Vec<f64>,
-    /// Gets of the other tenant right before: median over rounds of medians.
+    /// Gets of the other tenant right before and after: median over rounds of medians.
     pub undisturbed_p50_us: f64,
     /// The same of 99th percentiles.
     pub undisturbed_p99_us: f64,
@@ -45,7 +45,7 @@ pub struct Row {
     pub foreground_p99_us: f64,
     /// The same of those that host memory served.
     pub foreground_host_p99_us: f64,
-    /// Host memory alone, right before.
+    /// Host memory alone, right before and after.
     pub undisturbed_host_p99_us: f64,
     /// Gets during the purges, all rounds.
     pub foreground_gets: u64,
@@ -91,7 +91,7 @@ pub fn meets(rows: &[Row]) -> Vec<Bar> {
             named("foreground gets"),
             row.foreground_p99_ratio,
             1.5,
-            "p99 during a physical purge by p99 before",
+            "p99 during a physical purge by p99 before and after",
         );
         at_most(
             named("physical purge, s"),

@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kvtier::client::blocking::{Client, Namespace};
@@ -46,7 +46,7 @@ fn host_bytes(blocks: u64) -> u64 {
 pub(super) struct Stand {
     pub(super) blocks: u64,
     pub(super) node: Node,
-    fillings: u64,
+    directory: PathBuf,
     requests: std::cell::Cell<u64>,
 }
 
@@ -79,9 +79,26 @@ impl Stand {
         Ok(Stand {
             blocks,
             node,
-            fillings: 0,
+            directory: directory.to_owned(),
             requests: std::cell::Cell::new(0),
         })
+    }
+
+    /// Another node in the place of this one, filled. In one that was purged the other tenant's blocks are the oldest, and
+    /// go when room is made for the tenant's.
+    pub(super) fn anew(self) -> Result<Stand, BenchError> {
+        let Stand {
+            blocks,
+            node,
+            directory,
+            requests,
+        } = self;
+        drop(node);
+        std::fs::remove_dir_all(&directory).map_err(BenchError::system(directory.display().to_string()))?;
+        let mut stand = Stand::start(&directory, blocks)?;
+        stand.requests = requests;
+        stand.fill()?;
+        Ok(stand)
     }
 
     fn connect(&self) -> Result<Client, BenchError> {
@@ -99,8 +116,7 @@ impl Stand {
     }
 
     /// Puts the other tenant's blocks, then the tenant's: of the former none is left in host memory, of the latter some are.
-    pub(super) fn fill(&mut self) -> Result<(), BenchError> {
-        self.fillings += 1;
+    pub(super) fn fill(&self) -> Result<(), BenchError> {
         self.put(NEARBY, HOT + cold(self.blocks))?;
         self.put(TENANT, self.blocks)?;
         // More than there is host memory for.

@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,10 +14,12 @@ use super::tier::{Inner, Ticket};
 
 /// What is overwritten in one write: whoever reads waits behind one of them at most.
 const PIECE_BYTES: u64 = 128 << 10;
-/// A write is followed by a pause of so many times what it took.
+/// A read or write is followed by a pause of so many times what it took.
 const PAUSES: u32 = 3;
 /// Between two pages that are read back, besides the first and the last of a range.
 const SAMPLE_BYTES: u64 = 1 << 20;
+/// Decoding an index is a millisecond's work: whoever reads goes first.
+const NICENESS: i32 = 10;
 /// Longest pause after a piece.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 
@@ -33,6 +34,8 @@ pub(super) struct Erasure {
 
 /// The erasing thread: one part after another, at about a quarter of the device's speed, so that whoever reads finds it free.
 pub(super) fn run(inner: &Arc<Inner>, erasures: &Receiver<Option<Erasure>>) {
+    // Where it may not be had, readers wait for a processor a little more often.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
     while let Ok(Some(erasure)) = erasures.recv() {
         let Erasure {
             ticket,
@@ -59,25 +62,22 @@ fn erase(
     keep: &[Range<u32>],
 ) -> io::Result<Option<(u32, u64)>> {
     inner.clear_traces();
-    let named = segment.named()?;
     let is_kept = |place: u32| keep.binary_search_by_key(&place, |kept| kept.start).is_ok();
-    let mut targets = BTreeSet::new();
     let mut survivors: Vec<Range<u32>> = keep.to_vec();
-    for (ordinal, entry) in &named.entries {
-        let place = entry.place();
-        let count = u64::from(entry.length).div_ceil(ALIGNMENT);
-        let end = place.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-        if entry.namespace == namespace.0 && !is_kept(place) {
-            if pages.contains(&place) {
-                targets.insert(*ordinal);
-            }
-        } else {
-            survivors.push(place..end);
-        }
-    }
     // First the index: what is overwritten is no record any more, should this be cut short.
-    let index_bytes = segment.forget_all(&targets)?;
-    inner.count_device_write(index_bytes);
+    let named = segment.forget_chosen(
+        |entry| {
+            let place = entry.place();
+            let is_target = entry.namespace == namespace.0 && !is_kept(place);
+            if !is_target {
+                let count = u64::from(entry.length).div_ceil(ALIGNMENT);
+                survivors.push(place..place.saturating_add(u32::try_from(count).unwrap_or(u32::MAX)));
+            }
+            is_target && pages.contains(&place)
+        },
+        &pause,
+    )?;
+    inner.count_device_write(named.bytes);
     let payloads = page(HEADER_BYTES)..page(named.index_starts_at);
     let within = pages.start.max(payloads.start)..pages.end.min(payloads.end);
     let gaps = gaps(within, survivors);
@@ -94,8 +94,7 @@ fn erase(
     for gap in &gaps {
         verify(segment, gap)?;
     }
-    let records = u32::try_from(targets.len()).map_err(io::Error::other)?;
-    Ok(Some((records, bytes)))
+    Ok(Some((named.forgotten, bytes)))
 }
 
 fn page(offset: u64) -> u32 {
@@ -118,6 +117,11 @@ fn gaps(within: Range<u32>, mut survivors: Vec<Range<u32>>) -> Vec<Range<u64>> {
     gaps
 }
 
+/// Leaves the device to others.
+fn pause(after: Duration) {
+    thread::sleep((after * PAUSES).min(PAUSE_MAX));
+}
+
 /// False where a reset came in between.
 fn overwrite(ticket: &Ticket, segment: &Segment, gap: &Range<u64>, zeroes: &MemorySlice) -> io::Result<bool> {
     let mut offset = gap.start;
@@ -129,7 +133,7 @@ fn overwrite(ticket: &Ticket, segment: &Segment, gap: &Range<u64>, zeroes: &Memo
         let length = PIECE_BYTES.min(gap.end - offset);
         segment.overwrite(offset, length, zeroes)?;
         offset += length;
-        thread::sleep((begun.elapsed() * PAUSES).min(PAUSE_MAX));
+        pause(begun.elapsed());
     }
     Ok(true)
 }

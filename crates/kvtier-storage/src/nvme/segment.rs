@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvtier_core::{Generation, NamespaceId, SegmentId};
 use kvtier_transfer::memory::{MemoryRegion, MemorySlice};
@@ -17,7 +17,7 @@ use super::tier::Ticket;
 use super::volume::{Room, Volume};
 
 const ENTRY: usize = ENTRY_BYTES as usize;
-/// Pages of an index that one write covers when records are forgotten.
+/// Pages of an index that one read or write covers when records are forgotten.
 const INDEX_PAGES_AT_ONCE: usize = 32;
 const ENTRIES_A_PAGE: usize = ALIGNMENT as usize / ENTRY;
 
@@ -37,13 +37,17 @@ pub(super) struct Segment {
     erasing: Mutex<()>,
 }
 
-/// What the index of a sealed segment names.
+/// What the index of a sealed segment named, some of which it names no more.
 pub(super) struct Named {
-    /// With their numbers.
-    pub(super) entries: Vec<(u32, Entry)>,
     /// Offset of its first page.
     pub(super) index_starts_at: u64,
+    pub(super) forgotten: u32,
+    /// What was written for that.
+    pub(super) bytes: u64,
 }
+
+/// Told how long the device was kept from others, between two pieces of a longer work.
+pub(super) type Pause<'a> = &'a dyn Fn(Duration);
 
 #[derive(Default)]
 struct Records {
@@ -272,26 +276,74 @@ impl Segment {
         Ok(ALIGNMENT)
     }
 
-    /// Reads the index of a sealed segment, deletions that the file lacks included.
-    pub(super) fn named(&self) -> io::Result<Named> {
-        self.write_index()?;
+    /// Forgets those records of a sealed segment that `is_chosen` says, in memory and in the file. Not synced.
+    pub(super) fn forget_chosen(
+        &self,
+        mut is_chosen: impl FnMut(&Entry) -> bool,
+        pause: Pause<'_>,
+    ) -> io::Result<Named> {
+        // Deletions that the file lacks.
+        let mut written = self.write_index()?;
         let _erasing = self.erasing.lock();
         if !self.records.lock().complete {
             return Err(io::Error::other("the segment still takes records"));
         }
-        let (index, count) = self.read_index()?;
+        let (mut index, count) = self.read_index(pause)?;
         let (entries, _) = format::decode_index(&index, &self.header, count);
         // Of one that nobody sealed it is not written down where the index ends: with the last record it has.
         let last = entries.iter().map(|&(ordinal, _)| ordinal).max();
         let index_starts_at = last.map_or(self.bytes, |last| format::index_page(self.bytes, last));
+        let mut changed = BTreeSet::new();
+        let mut gone = vec![false; index.len() / ENTRY];
+        let mut forgotten = 0;
+        for (ordinal, entry) in &entries {
+            if !is_chosen(entry) {
+                continue;
+            }
+            let from_end = (*ordinal as usize + 1) * ENTRY;
+            let start = index.len().checked_sub(from_end).ok_or(io::ErrorKind::InvalidData)?;
+            index[start..start + ENTRY].fill(0);
+            gone[*ordinal as usize] = true;
+            changed.insert(start / ALIGNMENT as usize);
+            forgotten += 1;
+        }
+        if forgotten > 0 {
+            // Readers ask for tags meanwhile: one pass, without a search for each.
+            let is_gone = |ordinal: u32| gone.get(ordinal as usize).is_some_and(|&gone| gone);
+            self.records.lock().places.retain(|place| !is_gone(place.ordinal));
+            written += self.write_pages(&index, changed, pause)?;
+            self.dirty.store(true, Ordering::Release);
+        }
         Ok(Named {
-            entries,
             index_starts_at,
+            forgotten,
+            bytes: written,
         })
     }
 
+    /// Writes these pages of an index; how many bytes.
+    fn write_pages(&self, index: &[u8], pages: BTreeSet<usize>, pause: Pause<'_>) -> io::Result<u64> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for page in pages {
+            match runs.last_mut() {
+                Some(run) if run.end == page && run.len() < INDEX_PAGES_AT_ONCE => run.end += 1,
+                _ => runs.push(page..page + 1),
+            }
+        }
+        let index_at = self.bytes - index.len() as u64;
+        let mut written = 0;
+        for run in runs {
+            let (start, end) = (run.start * ALIGNMENT as usize, run.end * ALIGNMENT as usize);
+            let begun = Instant::now();
+            self.write(index_at + start as u64, &index[start..end])?;
+            pause(begun.elapsed());
+            written += (end - start) as u64;
+        }
+        Ok(written)
+    }
+
     /// The end of the file where entries lie, and how many there may be.
-    fn read_index(&self) -> io::Result<(Vec<u8>, usize)> {
+    fn read_index(&self, pause: Pause<'_>) -> io::Result<(Vec<u8>, usize)> {
         let page = read(&self.file, self.base + ALIGNMENT, ALIGNMENT)?;
         let count = match Seal::decode(&page, &self.header) {
             Ok(Some(seal)) => seal.entries,
@@ -301,48 +353,16 @@ impl Segment {
             0 => self.bytes,
             count => format::index_page(self.bytes, count - 1),
         };
-        let index = match self.bytes - start {
-            0 => Vec::new(),
-            length => read(&self.file, self.base + start, length)?,
-        };
+        let mut index = Vec::with_capacity(usize::try_from(self.bytes - start).map_err(io::Error::other)?);
+        let mut offset = start;
+        while offset < self.bytes {
+            let length = (self.bytes - offset).min(INDEX_PAGES_AT_ONCE as u64 * ALIGNMENT);
+            let begun = Instant::now();
+            index.extend(read(&self.file, self.base + offset, length)?);
+            pause(begun.elapsed());
+            offset += length;
+        }
         Ok((index, count as usize))
-    }
-
-    /// Forgets records of a sealed segment, in memory and in the file; how many bytes that took. Not synced.
-    pub(super) fn forget_all(&self, ordinals: &BTreeSet<u32>) -> io::Result<u64> {
-        if ordinals.is_empty() {
-            return Ok(0);
-        }
-        let _erasing = self.erasing.lock();
-        let (mut index, _) = self.read_index()?;
-        let mut changed = BTreeSet::new();
-        let mut gone = vec![false; index.len() / ENTRY];
-        for &ordinal in ordinals {
-            let from_end = (ordinal as usize + 1) * ENTRY;
-            let start = index.len().checked_sub(from_end).ok_or(io::ErrorKind::InvalidData)?;
-            index[start..start + ENTRY].fill(0);
-            gone[ordinal as usize] = true;
-            changed.insert(start / ALIGNMENT as usize);
-        }
-        // Readers ask for tags meanwhile: one pass, without a search for each.
-        let is_gone = |ordinal: u32| gone.get(ordinal as usize).is_some_and(|&gone| gone);
-        self.records.lock().places.retain(|place| !is_gone(place.ordinal));
-        let index_at = self.bytes - index.len() as u64;
-        let mut bytes = 0;
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for page in changed {
-            match runs.last_mut() {
-                Some(run) if run.end == page && run.len() < INDEX_PAGES_AT_ONCE => run.end += 1,
-                _ => runs.push(page..page + 1),
-            }
-        }
-        for run in runs {
-            let (start, end) = (run.start * ALIGNMENT as usize, run.end * ALIGNMENT as usize);
-            self.write(index_at + start as u64, &index[start..end])?;
-            bytes += (end - start) as u64;
-        }
-        self.dirty.store(true, Ordering::Release);
-        Ok(bytes)
     }
 
     /// Writes from the start of `zeroes`. Lengths and offsets are multiples of 4 KiB.

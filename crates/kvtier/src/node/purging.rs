@@ -195,6 +195,7 @@ impl Purging {
             request.reach = Some(PurgeReach::Node);
         }
         let digest = digest_of_request(&request);
+        let mut fence = None;
         let (number, is_new) = {
             let mut book = self.book.lock();
             let same = book
@@ -209,18 +210,19 @@ impl Purging {
                         id: record.job.id.clone(),
                     });
                 }
-                None => (self.begin(&mut book, request, namespace, digest, begun)?, true),
+                None => {
+                    let (number, raising) = self.begin(&mut book, request, namespace, digest, begun)?;
+                    fence = raising;
+                    (number, true)
+                }
             }
         };
         if is_new {
             self.reached("journalled");
-            let is_quick = self
-                .record(number)
-                .is_some_and(|record| record.job.request.scope == PurgeScope::All);
-            let fenced = match is_quick {
-                true => self.fence(number, Some(Instant::now() + ACKNOWLEDGE_TIMEOUT)),
+            let fenced = match fence {
+                Some(raising) => self.await_raised(number, &raising, Some(Instant::now() + ACKNOWLEDGE_TIMEOUT)),
                 // It takes a pass over the NVMe tier, for as long as that takes.
-                false => Ok(()),
+                None => Ok(()),
             };
             // Also where it was not fenced: the journal has it, and it is tried until it is.
             let _ = self.work.send(Some(number));
@@ -287,6 +289,8 @@ impl Purging {
         }
     }
 
+    /// Journals a job. Of a whole namespace the generation is raised meanwhile: one sync does not wait for the other. Where only
+    /// the latter survives a crash, more was forgotten than anybody was told.
     fn begin(
         &self,
         book: &mut Book,
@@ -294,7 +298,7 @@ impl Purging {
         namespace: NamespaceId,
         request_digest: String,
         begun: Instant,
-    ) -> Result<u64, PurgeError> {
+    ) -> Result<(u64, Option<Receiver<Settled>>), PurgeError> {
         if book.jobs.values().filter(|record| !record.is_done()).count() >= JOBS_RUNNING_MAX {
             return Err(PurgeError::Busy(format!(
                 "{JOBS_RUNNING_MAX} purges are under way: ask again when one is done"
@@ -323,6 +327,7 @@ impl Purging {
                 receipt: None,
             },
         };
+        let raising = (record.job.request.scope == PurgeScope::All).then(|| self.raise(&record));
         book.journal
             .append(&record)
             .map_err(|error| PurgeError::Unavailable(error.to_string()))?;
@@ -331,7 +336,33 @@ impl Purging {
         forget_oldest(&mut book.jobs);
         self.driver.purges.lock().purges_running += 1;
         self.changed.notify_all();
-        Ok(number)
+        Ok((number, raising))
+    }
+
+    /// Raises the generation of a job's namespace; the answer comes once that is durable.
+    fn raise(&self, record: &Record) -> Receiver<Settled> {
+        let namespace = NamespaceId(record.slot);
+        let (domain, name) = split(&record.job.request.namespace);
+        self.command(|decider, now| {
+            let current = decider.manager.generation(namespace);
+            let target = self.driver.recorder.above_anchor(domain, name, current);
+            decider.manager.invalidate(namespace, target, now)
+        })
+    }
+
+    fn await_raised(
+        &self,
+        number: u64,
+        raising: &Receiver<Settled>,
+        deadline: Option<Instant>,
+    ) -> Result<(), PurgeError> {
+        match self.await_settled(raising, deadline) {
+            Some(Settled::Invalidated(raised)) => {
+                self.fenced(number, Some(raised.0));
+                Ok(())
+            }
+            _ => Err(late()),
+        }
     }
 
     /// Makes what the job covers unreadable, durably. Done again, it changes nothing that matters. Without a deadline it ends
@@ -344,21 +375,8 @@ impl Purging {
             return Ok(());
         }
         let namespace = NamespaceId(record.slot);
-        let late = || PurgeError::Unavailable("the purge goes on, but is not durable yet: ask again".into());
-        let mut generation = None;
         match &record.job.request.scope {
-            PurgeScope::All => {
-                let (domain, name) = split(&record.job.request.namespace);
-                let settled = self.settle(deadline, |decider, now| {
-                    let current = decider.manager.generation(namespace);
-                    let target = self.driver.recorder.above_anchor(domain, name, current);
-                    decider.manager.invalidate(namespace, target, now)
-                });
-                let Some(Settled::Invalidated(raised)) = settled else {
-                    return Err(late());
-                };
-                generation = Some(raised.0);
-            }
+            PurgeScope::All => return self.await_raised(number, &self.raise(&record), deadline),
             PurgeScope::Realization(_) | PurgeScope::Hashes(_) => {
                 let names_hashes = matches!(record.job.request.scope, PurgeScope::Hashes(_));
                 if record.job.resumed > 0 && names_hashes {
@@ -388,16 +406,23 @@ impl Purging {
             }
             PurgeScope::Label(_) => unreachable!("refused when it was asked for"),
         }
+        self.fenced(number, None);
+        Ok(())
+    }
+
+    /// What a job covers is unreadable, durably.
+    fn fenced(&self, number: u64, generation: Option<u64>) {
+        let mut begun = None;
         self.update_quietly(number, |record| {
             record.job.state = PurgeState::Invalidated;
             record.job.generation = generation;
             record.job.acknowledged_at = Some(rfc3339(SystemTime::now()));
+            begun = record.begun;
         });
-        if let Some(begun) = record.begun {
+        if let Some(begun) = begun {
             self.driver.purges.lock().purge_acknowledge.add(begun.elapsed());
         }
         self.reached("fenced");
-        Ok(())
     }
 
     fn forget(&self, namespace: NamespaceId, scope: &PurgeScope, deadline: Option<Instant>) -> Option<u64> {
@@ -622,11 +647,23 @@ impl Purging {
         deadline: Option<Instant>,
         command: impl FnOnce(&mut super::driver::Decider, kvtier_core::Time) -> kvtier_core::OperationId,
     ) -> Option<Settled> {
+        self.await_settled(&self.command(command), deadline)
+    }
+
+    fn command(
+        &self,
+        command: impl FnOnce(&mut super::driver::Decider, kvtier_core::Time) -> kvtier_core::OperationId,
+    ) -> Receiver<Settled> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         self.driver.with(|decider, now| {
             let operation = command(decider, now);
             decider.wait(operation, Waiter::Caller(sender));
         });
+        receiver
+    }
+
+    /// Without a deadline it ends when the node stops.
+    fn await_settled(&self, receiver: &Receiver<Settled>, deadline: Option<Instant>) -> Option<Settled> {
         loop {
             let pause = Instant::now() + Duration::from_millis(100);
             match receiver.recv_deadline(deadline.unwrap_or(pause)) {
@@ -815,6 +852,10 @@ impl Book {
             self.events.pop_front();
         }
     }
+}
+
+fn late() -> PurgeError {
+    PurgeError::Unavailable("the purge goes on, but is not durable yet: ask again".into())
 }
 
 /// Domain and name of `DOMAIN/NAME`.
