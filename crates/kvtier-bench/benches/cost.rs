@@ -24,7 +24,9 @@ fn model() -> (CostModel, [BackendId; 2], ModelProfile) {
     };
     let mut model = CostModel::new(compute.coefficients());
     let backends = [12e9, 5e9].map(|bytes_per_s| {
-        let backend = model.add_backend(BackendProfile::default(), GateSettings::default());
+        let backend = model
+            .add_backend(BackendProfile::default(), GateSettings::default())
+            .expect("defaults hold");
         model.observe_probed(Time(1), backend, 2e-3, 8_000_000, 8e6 / bytes_per_s);
         backend
     });

@@ -8,6 +8,7 @@
 
 mod backend;
 mod bandwidth;
+mod check;
 mod decision;
 mod failure;
 mod gate;

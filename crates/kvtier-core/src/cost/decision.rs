@@ -44,6 +44,8 @@ impl FetchTerms {
 pub enum Reason {
     /// Fetching is expected to be faster.
     FetchIsFaster,
+    /// Fetching is expected to be slower for this request, by less than it spares those who wait for a GPU.
+    FetchSparesOthers,
     /// Computing a part while the rest is fetched is expected to be fastest.
     SplitIsFastest,
     /// Recomputing is expected to be as fast, or the gain is not worth the risk.
@@ -58,6 +60,8 @@ impl fmt::Display for Reason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::FetchIsFaster => formatter.write_str("fetching is expected to be faster"),
+            Reason::FetchSparesOthers => formatter
+                .write_str("fetching is expected to be slower, by less than it spares those who wait for a GPU"),
             Reason::SplitIsFastest => {
                 formatter.write_str("computing a part while the rest is fetched is expected to be fastest")
             }
@@ -91,6 +95,8 @@ pub struct Decision {
     pub recompute_s: f64,
     /// The plan, with that wait, seconds.
     pub expected_s: f64,
+    /// What a fetch spares those who wait for a GPU, as far as it counted, seconds. Zero where nobody waits.
+    pub relief_s: f64,
     /// A fetch of all matched tokens (of a split: of its part), term by term.
     pub terms: FetchTerms,
     /// Quantiles of the same fetch.
@@ -115,6 +121,7 @@ impl Decision {
             queue_wait_s: wait_s,
             recompute_s: wait_s,
             expected_s: wait_s,
+            relief_s: 0.0,
             terms: FetchTerms::default(),
             forecast: Forecast::default(),
             failure_probability: 0.0,
@@ -122,10 +129,10 @@ impl Decision {
         }
     }
 
-    /// What the plan is expected to save, seconds.
+    /// What the plan is expected to save, for this request and for others, seconds.
     #[must_use]
     pub fn saved_s(&self) -> f64 {
-        self.recompute_s - self.expected_s
+        self.recompute_s - self.expected_s + self.relief_s
     }
 
     /// The plan is not carried out, for this reason.
@@ -135,6 +142,7 @@ impl Decision {
         self.fetch_tokens = 0;
         self.fetch_bytes = 0;
         self.expected_s = self.recompute_s;
+        self.relief_s = 0.0;
     }
 }
 
@@ -163,6 +171,7 @@ impl fmt::Display for Decision {
             ("decompression", self.terms.decompression_s),
             ("risk", self.terms.risk_s),
             ("expected", self.expected_s),
+            ("relief of others", self.relief_s),
         ] {
             writeln!(formatter, "{name:<36}{:>12.3} ms", seconds * 1e3)?;
         }

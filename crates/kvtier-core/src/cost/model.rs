@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::Time;
+use crate::{SettingsError, Time};
 
 use super::backend::{Backend, BackendProfile, BackendReport, Forecast};
+use super::check::{check_gate, check_profile};
 use super::gate::{Gate, GateMode, GateReport, GateSettings, Probe};
 use super::weigh::weigh;
 use super::{Candidate, Decision, Question, RecomputeCoefficients, RecomputeModel};
@@ -79,12 +80,17 @@ impl CostModel {
     }
 
     /// A further backend; its gate is closed until it was measured.
-    pub fn add_backend(&mut self, profile: BackendProfile, gate: GateSettings) -> BackendId {
+    ///
+    /// # Errors
+    /// A field with which nothing could be decided.
+    pub fn add_backend(&mut self, profile: BackendProfile, gate: GateSettings) -> Result<BackendId, SettingsError> {
+        check_profile(&profile)?;
+        check_gate(&gate)?;
         self.served.push(Served {
             backend: Backend::new(profile),
             gate: Gate::new(gate),
         });
-        BackendId((self.served.len() - 1) as u32)
+        Ok(BackendId((self.served.len() - 1) as u32))
     }
 
     /// Who decides whether `backend` is asked.

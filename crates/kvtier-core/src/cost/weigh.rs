@@ -13,6 +13,14 @@ const GAIN_MIN_S: f64 = 1e-3;
 /// Soft deadlines lie at most this many recomputations after the wait for a GPU.
 const DEADLINE_RECOMPUTES: f64 = 2.0;
 
+/// Of each request that waits for a GPU, half is taken to be behind the one in question: a second that is not asked of the GPU
+/// spares them that much. At most two recomputations of patience, for the sake of others.
+const RELIEF_SHARE: f64 = 0.5;
+const RELIEF_RECOMPUTES_MAX: f64 = 2.0;
+
+/// Where the link has a queue too, its seconds are taken from others: this share of the queue is set against the relief.
+const RELIEF_QUEUE_SHARE: f64 = 0.3;
+
 /// What `candidate` is worth to this request, whatever its gate says.
 pub(super) fn weigh(
     recompute: &RecomputeModel,
@@ -45,6 +53,10 @@ pub(super) fn weigh(
     let fails_s = deadline_s(&forecast) + computed_s;
     // Who fetched in vain is late beyond the seconds of it: it counts as one more recomputation of the usual size.
     let fetch_s = with_risk(arrives_s, fails_s) + probability * served.gate.recompute_s();
+    let usual_s = served.gate.recompute_s();
+    let behind = if usual_s > 0.0 { wait_s / usual_s } else { 0.0 };
+    let relief_s =
+        computed_s * (RELIEF_SHARE * behind).min(RELIEF_RECOMPUTES_MAX) - RELIEF_QUEUE_SHARE * forecast.queue_s;
     let mut decision = Decision {
         plan: FetchPlan::Recompute,
         reason: Reason::RecomputeIsFaster,
@@ -55,6 +67,7 @@ pub(super) fn weigh(
         queue_wait_s: wait_s,
         recompute_s,
         expected_s: recompute_s,
+        relief_s: 0.0,
         terms: terms(&forecast, fetch_s - arrives_s),
         forecast,
         failure_probability: probability,
@@ -63,10 +76,16 @@ pub(super) fn weigh(
     if matched == 0 {
         return decision;
     }
-    if fetch_s < decision.expected_s {
+    let relief_s = relief_s.max(0.0);
+    if fetch_s - relief_s < recompute_s {
         decision.plan = FetchPlan::Fetch;
-        decision.reason = Reason::FetchIsFaster;
+        decision.reason = if fetch_s < recompute_s {
+            Reason::FetchIsFaster
+        } else {
+            Reason::FetchSparesOthers
+        };
         decision.expected_s = fetch_s;
+        decision.relief_s = relief_s;
         decision.fetch_tokens = matched;
     }
     if question.can_split {
@@ -85,12 +104,13 @@ pub(super) fn weigh(
             let meets_s = part.expected_s().max(wait_s + recompute.seconds(front, local));
             // Where the rest does not come the engine has gone on computing: it loses nothing.
             let split_s = with_risk(meets_s, recompute_s);
-            if split_s < decision.expected_s {
+            if split_s < decision.expected_s - decision.relief_s {
                 decision.plan = FetchPlan::Split {
                     compute_front_tokens: front,
                 };
                 decision.reason = Reason::SplitIsFastest;
                 decision.expected_s = split_s;
+                decision.relief_s = 0.0;
                 decision.fetch_tokens = matched - front;
                 decision.terms = terms(&part, split_s - meets_s);
                 decision.forecast = part;

@@ -77,7 +77,9 @@ fn profile() -> ComputeProfile {
 /// Lets `arrivals` pass through a world as `plan` says.
 pub(super) fn live(world: &CostWorld, seed: u64, plan: CostPlan, arrivals: &[Arrival]) -> LifeReport {
     let mut model = CostModel::new(profile().coefficients());
-    let backend = model.add_backend(BackendProfile::default(), GateSettings::default());
+    let backend = model
+        .add_backend(BackendProfile::default(), GateSettings::default())
+        .expect("defaults hold");
     let mut life = Life {
         weather: Weather::new(world, seed),
         world,

@@ -176,7 +176,7 @@ pub fn judge(rows: &[CostRow]) -> Vec<String> {
             ("gated_binary", _) if !contended => hold("regret", row.regret, 0.05),
             ("gated_split", "healthy" | "random_walk" | "regimes" | "failures") => hold("regret", row.regret, -0.20),
             ("gated_split", "s3_like") => hold("regret", row.regret, -0.12),
-            ("gated_split", "contended_s3_like") => {
+            (_, "contended_s3_like") => {
                 let recompute_s = rows
                     .iter()
                     .find(|other| other.world == row.world && other.plan == "recompute");

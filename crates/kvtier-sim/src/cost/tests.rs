@@ -98,7 +98,7 @@ fn the_gate_comes_near_the_oracle_where_a_plan_without_one_collapses() {
         ("healthy", 0.01),
         ("random_walk", 0.03),
         ("regimes", 0.08),
-        ("failures", 0.09),
+        ("failures", 0.15),
         ("s3_like", 0.01),
     ] {
         let oracle = mean_s(&once(name, CostPlan::OracleBinary));
