@@ -23,7 +23,11 @@ pub struct Question {
 impl Question {
     /// The queue wait as it is counted with, seconds: what is no number is none.
     pub(super) fn wait_s(&self) -> f64 {
-        self.queue_wait_s.max(0.0).min(WAIT_MAX_S)
+        if self.queue_wait_s > 0.0 {
+            self.queue_wait_s.min(WAIT_MAX_S)
+        } else {
+            0.0
+        }
     }
 }
 

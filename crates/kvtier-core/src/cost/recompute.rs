@@ -34,6 +34,9 @@ const FORGETTING: f64 = 0.99;
 /// How far a profile may be off, as a share of each coefficient: the learned value starts with this spread.
 const PROFILE_SPREAD: f64 = 0.7;
 
+/// A coefficient that a profile gives as less than this is spread as if it were this, in units of [`SCALE`].
+const SPREAD_FLOOR: [f64; 3] = [5e-3, 1e-4, 1e-5];
+
 /// Noise of one measured prefill: this share of it, and a millisecond.
 const NOISE_SHARE: f64 = 0.05;
 const NOISE_S: f64 = 1e-3;
@@ -60,14 +63,10 @@ impl RecomputeModel {
             profile.s_per_token / SCALE[1],
             profile.s_per_pair / SCALE[2],
         ];
-        let floor = [5e-3, 1e-4, 1e-5];
-        let mut covariance = [[0.0; 3]; 3];
-        let mut spread_max = [0.0; 3];
-        for index in 0..3 {
-            let spread = PROFILE_SPREAD * learned[index].abs().max(floor[index]);
-            spread_max[index] = spread * spread;
-            covariance[index][index] = spread * spread;
-        }
+        let spread_max: [f64; 3] =
+            std::array::from_fn(|index| (PROFILE_SPREAD * learned[index].abs().max(SPREAD_FLOOR[index])).powi(2));
+        let covariance =
+            std::array::from_fn(|line| std::array::from_fn(|index| if line == index { spread_max[line] } else { 0.0 }));
         RecomputeModel {
             learned,
             covariance,
@@ -116,13 +115,13 @@ impl RecomputeModel {
         let spread: f64 = (0..3).map(|index| row[index] * carried[index]).sum();
         let weight = 1.0 / (noise_s * noise_s + spread);
         let residual_s = measured_s - expected_s;
-        for index in 0..3 {
+        for (learned, carried) in self.learned.iter_mut().zip(carried) {
             // A prefill never gets cheaper by more tokens: what noise makes negative is zero.
-            self.learned[index] = (self.learned[index] + carried[index] * weight * residual_s).max(0.0);
+            *learned = (*learned + carried * weight * residual_s).max(0.0);
         }
-        for row_index in 0..3 {
-            for index in 0..3 {
-                self.covariance[row_index][index] -= carried[row_index] * carried[index] * weight;
+        for (line, left) in self.covariance.iter_mut().zip(carried) {
+            for (entry, right) in line.iter_mut().zip(carried) {
+                *entry -= left * right * weight;
             }
         }
         if (0..3).all(|index| self.covariance[index][index] / FORGETTING <= self.spread_max[index]) {

@@ -174,6 +174,8 @@ fn a_world_from_a_file_runs_and_a_wrong_one_is_refused_in_words() {
         stall = { latency_ms = 100, when = { for_s = 5, every_s = 60 } }
     "#;
     let worlds = CostWorld::parse(text).expect("a world");
+    let single = CostWorld::parse(&text.replace("[8, 2]", "8")).expect("a world");
+    assert_eq!(single[0].gb_per_s, [8.0]);
     let rows = simulate(&worlds, &[1], &chats(), |_| {});
     assert_eq!(rows.len(), CostPlan::ALL.len());
     assert!(rows.iter().all(|row| row.world == "mine" && row.mean_s > 0.0));

@@ -1,4 +1,4 @@
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// When something holds, over and over: from `from_s` for `for_s`, every `every_s`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -51,6 +51,21 @@ pub struct Step {
     pub gb_per_s: f64,
 }
 
+/// A number, or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Bandwidths {
+    One(f64),
+    Several(Vec<f64>),
+}
+
+fn one_or_several<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<f64>, D::Error> {
+    Ok(match Bandwidths::deserialize(source)? {
+        Bandwidths::One(gb_per_s) => vec![gb_per_s],
+        Bandwidths::Several(gb_per_s) => gb_per_s,
+    })
+}
+
 fn regime_mean_s() -> f64 {
     120.0
 }
@@ -59,13 +74,28 @@ fn servers() -> usize {
     4
 }
 
-/// A link, and the GPUs beside it. In a file: one `[[world]]` each.
+/// A link, and the GPUs beside it. In a file: one `[[world]]` each. Only `name`, `gb_per_s` and `latency_ms` must be there:
+///
+/// ```toml
+/// [[world]]
+/// name = "nightly_backup"
+/// gb_per_s = 5
+/// spread = 0.2
+/// latency_ms = 4
+/// failure_probability = 0.001
+/// burst = { probability = 0.1, when = { from_s = 600, for_s = 120, every_s = 1200 } }
+/// outage = { from_s = 900, for_s = 30, every_s = 1800 }
+/// stall = { latency_ms = 200, when = { for_s = 5, every_s = 60 } }
+/// step = { at_s = 1800, gb_per_s = 0.5 }
+/// contended = true
+/// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CostWorld {
     /// How rows name it.
     pub name: String,
-    /// Bandwidth, GB/s; of several, one at a time.
+    /// Bandwidth, GB/s: a number, or a list of which one holds at a time.
+    #[serde(deserialize_with = "one_or_several")]
     pub gb_per_s: Vec<f64>,
     /// The bandwidth is multiplied by exp(spread·x), where x wanders.
     #[serde(default)]
