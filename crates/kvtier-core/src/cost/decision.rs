@@ -135,6 +135,15 @@ impl Decision {
         self.recompute_s - self.expected_s + self.relief_s
     }
 
+    /// Whether a failure would cost nothing: the engine computes meanwhile, or knows of it before a GPU is free.
+    #[must_use]
+    pub fn is_harmless(&self) -> bool {
+        match self.plan {
+            FetchPlan::Recompute | FetchPlan::Split { .. } => true,
+            FetchPlan::Fetch => self.soft_deadline_s <= self.queue_wait_s,
+        }
+    }
+
     /// The plan is not carried out, for this reason.
     pub(super) fn recompute_instead(&mut self, reason: Reason) {
         self.plan = FetchPlan::Recompute;

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::Time;
 
-use super::{Decision, FetchPlan, Reason};
+use super::{Decision, Reason};
 
 #[cfg(test)]
 mod tests;
@@ -229,8 +229,7 @@ impl Gate {
 
     /// A plan as it stands where the gate is closed to it.
     pub(super) fn judge(&self, now: Time, mut weighed: Decision) -> Decision {
-        // Who computes while it fetches loses nothing by a failure.
-        let harmless = matches!(weighed.plan, FetchPlan::Split { .. });
+        let harmless = weighed.is_harmless();
         let (open, reason) = self.state(now, harmless);
         if !open {
             weighed.recompute_instead(Reason::GateClosed(reason));

@@ -13,9 +13,10 @@ const GAIN_MIN_S: f64 = 1e-3;
 /// Soft deadlines lie at most this many recomputations after the wait for a GPU.
 const DEADLINE_RECOMPUTES: f64 = 2.0;
 
-/// Of each request that waits for a GPU, half is taken to be behind the one in question: a second that is not asked of the GPU
-/// spares them that much. At most two recomputations of patience, for the sake of others.
-const RELIEF_SHARE: f64 = 0.5;
+/// A wait of some recomputations says that about as many requests queue for the GPU, and that others will: a second that is not
+/// asked of it spares those behind this share of a second each. One of them counts as the request itself. At most two
+/// recomputations of patience, for the sake of others.
+const RELIEF_SHARE: f64 = 0.7;
 const RELIEF_RECOMPUTES_MAX: f64 = 2.0;
 
 /// Where the link has a queue too, its seconds are taken from others: this share of the queue is set against the relief.
@@ -51,10 +52,16 @@ pub(super) fn weigh(
 
     let arrives_s = forecast.expected_s().max(wait_s);
     let fails_s = deadline_s(&forecast) + computed_s;
-    // Who fetched in vain is late beyond the seconds of it: it counts as one more recomputation of the usual size.
-    let fetch_s = with_risk(arrives_s, fails_s) + probability * served.gate.recompute_s();
     let usual_s = served.gate.recompute_s();
-    let behind = if usual_s > 0.0 { wait_s / usual_s } else { 0.0 };
+    // Who fetched in vain is late beyond the seconds of it: it counts as one more recomputation of the usual size. A failure
+    // that is known before a GPU is free makes nobody late.
+    let regret_s = if deadline_s(&forecast) > wait_s { usual_s } else { 0.0 };
+    let fetch_s = with_risk(arrives_s, fails_s) + probability * regret_s;
+    let behind = if usual_s > 0.0 {
+        (wait_s / usual_s - 1.0).max(0.0)
+    } else {
+        0.0
+    };
     let relief_s =
         computed_s * (RELIEF_SHARE * behind).min(RELIEF_RECOMPUTES_MAX) - RELIEF_QUEUE_SHARE * forecast.queue_s;
     let mut decision = Decision {

@@ -114,16 +114,16 @@ fn a_backend_that_never_pays_on_an_idle_gpu_is_used_where_the_queue_is_long() {
 
 #[test]
 fn where_a_queue_is_long_a_request_waits_longer_for_the_sake_of_others_and_says_so() {
-    let (mut model, backend) = measured(2.5e9);
+    let (mut model, backend) = measured(1.5e9);
     model.set_gate_mode(backend, GateMode::On);
     let mut asked = question(8_192);
     decide(&mut model, at(0.2), &asked, backend, 8_192);
-    asked.queue_wait_s = 0.3;
+    asked.queue_wait_s = 0.6;
     assert_eq!(
         decide(&mut model, at(0.2), &asked, backend, 8_192).plan,
         FetchPlan::Recompute
     );
-    asked.queue_wait_s = 0.4;
+    asked.queue_wait_s = 1.05;
     let decision = decide(&mut model, at(0.2), &asked, backend, 8_192);
     assert_eq!(decision.reason, Reason::FetchSparesOthers, "{decision}");
     assert!(
