@@ -10,7 +10,11 @@
 //!   queue for the GPUs, first come first served, and it is the time to the first token.
 //! - The link is first come, first served: a transfer starts one latency after both its arrival and a free link. A fetch that fails
 //!   uses no link and is known to have failed after 2 s; then its tokens are computed.
+//! - A request is harmed when it takes longer than 1.05 times recomputing and 2 ms; in a contended world, than the same request where
+//!   nobody fetches.
 //! - A link that slows itself counts the fetches under way when one arrives, that one included.
+//!
+//! Runs of one build repeat to the last digit; the logarithms of another platform may differ in it.
 
 mod events;
 mod gpus;

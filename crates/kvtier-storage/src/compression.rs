@@ -28,6 +28,7 @@
 //! a damaged or hostile frame is an error, and never more memory than the block that was asked for.
 
 use thiserror::Error;
+use zstd::zstd_safe::CParameter;
 
 mod planes;
 
@@ -118,7 +119,9 @@ pub enum CompressionError {
 
 /// Compresses blocks, one after the other, in memory that it keeps: half a block, and zstd's tables.
 pub struct Compressor {
-    zstd: zstd::bulk::Compressor<'static>,
+    of_planes: zstd::bulk::Compressor<'static>,
+    /// Takes memory only once it is used.
+    of_bytes: zstd::bulk::Compressor<'static>,
     exponents: Vec<u8>,
 }
 
@@ -128,12 +131,18 @@ impl Compressor {
     /// # Errors
     /// [`CompressionError::Memory`].
     pub fn new() -> Result<Compressor, CompressionError> {
-        let mut zstd = zstd::bulk::Compressor::new(LEVEL).map_err(|_| CompressionError::Memory)?;
-        // Matches of few bytes are chance in a plane of exponents: they save nothing and slow the reader down.
-        zstd.set_parameter(zstd::zstd_safe::CParameter::MinMatch(7))
-            .map_err(|_| CompressionError::Memory)?;
+        let compressor = || zstd::bulk::Compressor::new(LEVEL).map_err(|_| CompressionError::Memory);
+        let (mut of_planes, of_bytes) = (compressor()?, compressor()?);
+        // Repetitions in a plane of exponents are chance: naming one takes as many bits as its bytes do, and slows the reader
+        // down. A table of 64 places finds those of zeros and few others.
+        for parameter in [CParameter::MinMatch(7), CParameter::HashLog(6)] {
+            of_planes
+                .set_parameter(parameter)
+                .map_err(|_| CompressionError::Memory)?;
+        }
         Ok(Compressor {
-            zstd,
+            of_planes,
+            of_bytes,
             exponents: Vec::new(),
         })
     }
@@ -152,19 +161,17 @@ impl Compressor {
         };
         let plane_bytes = block.len() / 2;
         target.resize(start + HEADER_BYTES, 0);
-        let source = match coding {
+        let (source, coder) = match coding {
             Coding::Planes(element) => {
                 self.exponents.resize(plane_bytes, 0);
                 planes::exponents(element, block, &mut self.exponents);
-                &self.exponents[..]
+                (&self.exponents[..], &mut self.of_planes)
             }
-            _ => block,
+            _ => (block, &mut self.of_bytes),
         };
         let room = zstd::zstd_safe::compress_bound(source.len());
         target.resize(start + HEADER_BYTES + room, 0);
-        let written = self
-            .zstd
-            .compress_to_buffer(source, &mut target[start + HEADER_BYTES..]);
+        let written = coder.compress_to_buffer(source, &mut target[start + HEADER_BYTES..]);
         // It cannot fail for want of room; where it fails otherwise, a plain block is as good.
         let zstd_bytes = written.unwrap_or(usize::MAX);
         let rest = if matches!(coding, Coding::Planes(_)) {
