@@ -3,14 +3,15 @@
 //! This room holds the vocabulary and the one state machine, [`TierManager`]. It is pure: no clock (`now` is an
 //! argument), no randomness, no thread, no I/O, no address. Absent on purpose: bytes, sockets, files, metrics clients.
 //!
-//! Read first: [`TierManager`] (commands in, [`Action`]s out, [`Event`]s back), [`BlockKey`] (what names a block) and
-//! [`Extent`] (where one copy lies).
+//! Read first: [`TierManager`] (commands in, [`Action`]s out, [`Event`]s back), [`BlockKey`] (what names a block),
+//! [`Extent`] (where one copy lies) and, for whether a remote copy is worth fetching, [`cost::CostModel`].
 #![forbid(unsafe_code)]
 
 mod action;
 mod answer;
 mod block;
 mod client_table;
+pub mod cost;
 mod holding;
 mod host_table;
 mod index;

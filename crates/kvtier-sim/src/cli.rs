@@ -6,6 +6,10 @@ use serde_json::json;
 
 use crate::runner::{RunOptions, RunReport, run_seeds};
 
+mod cost;
+
+pub use cost::{CostArgs, run_cost};
+
 /// What to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimArgs {

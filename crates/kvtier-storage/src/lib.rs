@@ -4,7 +4,8 @@
 //! a retry; block lookups; clients.
 //!
 //! Read first: [`host::HostTier`] (segments of shared memory), [`nvme::NvmeTier`] (actions in, events out) and
-//! [`nvme::NvmeEngine`] (who moves the bytes: an io_uring ring or a pool of threads).
+//! [`nvme::NvmeEngine`] (who moves the bytes: an io_uring ring or a pool of threads). Slow tiers keep fewer bytes by [`compression`].
 
+pub mod compression;
 pub mod host;
 pub mod nvme;

@@ -60,10 +60,10 @@ enum Command {
     Sim(Simulation),
     /// Mutate messages and feed them to a decoder.
     Fuzz(Fuzzing),
-    /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, `python`, the wheel's client, or
-    /// `lmcache`, the adapter beside LMCache's own; arguments are passed on.
+    /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, `cost`, the cost model alone,
+    /// `python`, the wheel's client, or `lmcache`, the adapter beside LMCache's own; arguments are passed on.
     Bench {
-        /// Arguments of `kvctl bench client`; or `core`, `python` or `lmcache` and arguments of its harness.
+        /// Arguments of `kvctl bench client`; or `core`, `cost`, `python` or `lmcache` and arguments of its harness.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -90,7 +90,10 @@ enum Command {
 
 /// Arguments of `cargo xtask sim`.
 #[derive(Args, Clone, Default)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Simulation {
+    #[command(subcommand)]
+    kind: Option<SimulationKind>,
     /// How many seeds to run.
     #[arg(long)]
     seeds: Option<u64>,
@@ -109,6 +112,29 @@ pub(crate) struct Simulation {
     /// Further arguments of the simulator.
     #[arg(last = true)]
     more: Vec<String>,
+}
+
+/// What else the simulator does.
+#[derive(Subcommand, Clone)]
+pub(crate) enum SimulationKind {
+    /// The cost model in its worlds: fetch or recompute, beside an oracle.
+    Cost {
+        /// Whose requests [default: a generated chat workload]
+        #[arg(long, value_name = "FILE")]
+        trace: Option<std::path::PathBuf>,
+        /// Worlds in place of the named ones, in TOML.
+        #[arg(long, value_name = "FILE")]
+        worlds: Option<std::path::PathBuf>,
+        /// Only this world; may be given several times.
+        #[arg(long, value_name = "NAME")]
+        world: Vec<String>,
+        /// Seeds in place of the named ones, with commas between.
+        #[arg(long, value_name = "SEEDS")]
+        seeds: Option<String>,
+        /// Print one JSON array of rows.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Arguments of `cargo xtask fuzz`.

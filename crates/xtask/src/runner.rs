@@ -7,7 +7,7 @@ use crate::outcome::Failure;
 use crate::process;
 use crate::python;
 use crate::workspace::Workspace;
-use crate::{Fuzzing, Simulation};
+use crate::{Fuzzing, Simulation, SimulationKind};
 
 pub(crate) fn simulate(workspace: &Workspace, simulation: &Simulation) -> Result<(), Failure> {
     process::hand_over(&mut simulator(workspace, simulation), "sim")
@@ -19,9 +19,10 @@ pub(crate) fn fuzz(workspace: &Workspace, fuzzing: &Fuzzing) -> Result<(), Failu
 
 pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), Failure> {
     let mut cargo = workspace.cargo();
-    if let Some(("core", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
-        cargo.args(["bench", "--package", "kvtier-bench", "--bench", "core", "--"]);
-        return process::hand_over(cargo.args(more), "bench core");
+    if let Some((bench @ ("core" | "cost"), more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more))
+    {
+        cargo.args(["bench", "--package", "kvtier-bench", "--bench", bench, "--"]);
+        return process::hand_over(cargo.args(more), "bench");
     }
     if let Some(("python", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
         return python::bench(workspace, more);
@@ -60,6 +61,34 @@ pub(crate) fn simulator(workspace: &Workspace, simulation: &Simulation) -> Comma
         "mutants",
     ]);
     cargo.args(["--bin", "kvtier-sim", "--"]);
+    if let Some(SimulationKind::Cost {
+        trace,
+        worlds,
+        world,
+        seeds,
+        json,
+    }) = &simulation.kind
+    {
+        cargo.arg("cost");
+        for (flag, path) in [("--trace", trace), ("--worlds", worlds)] {
+            if let Some(path) = path {
+                // The simulator runs at the root, wherever this was typed.
+                cargo
+                    .arg(flag)
+                    .arg(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+            }
+        }
+        for name in world {
+            cargo.args(["--world", name]);
+        }
+        if let Some(seeds) = seeds {
+            cargo.args(["--seeds", seeds]);
+        }
+        if *json {
+            cargo.arg("--json");
+        }
+        return cargo;
+    }
     let numbers = [("--seeds", simulation.seeds), ("--seed", simulation.seed)];
     for (flag, number) in numbers.into_iter().filter_map(|(flag, number)| Some((flag, number?))) {
         cargo.args([flag, &number.to_string()]);
