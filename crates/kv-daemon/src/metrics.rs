@@ -142,6 +142,10 @@ const METRICS: &[Metric] = &[
     counter("invalidations", "Namespaces invalidated"),
     counter("segments_reclaimed", "Segments emptied and given back"),
     counter(
+        "blocks_of_any_label",
+        "Blocks published or restored that every label's purge takes",
+    ),
+    counter(
         "foreign_ids",
         "Lease and reservation ids that a client sent and does not own",
     ),

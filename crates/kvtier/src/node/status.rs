@@ -122,6 +122,9 @@ mirror! {
         nvme_in_service,
         /// Segments emptied to be used anew.
         segments_reclaimed,
+        /// Blocks published or restored that every label's purge takes, because their labels are more than two, too many of one
+        /// namespace, or not known.
+        blocks_of_any_label,
         /// Lease and reservation ids that were stale, unknown or another client's.
         foreign_ids,
     }
