@@ -86,7 +86,7 @@ mod slot;
 mod state;
 
 #[cfg(test)]
-mod crash_disk;
+pub(crate) mod crash_disk;
 
 pub(crate) use anchor::Anchor;
 pub use error::{KeyError, RecordError};

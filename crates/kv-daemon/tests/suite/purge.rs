@@ -9,6 +9,7 @@ mod rollback;
 mod scan;
 mod scopes;
 mod tenants;
+mod trouble;
 
 use std::path::Path;
 use std::process::{Command, Output};
