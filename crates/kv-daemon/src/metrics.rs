@@ -163,6 +163,10 @@ const METRICS: &[Metric] = &[
         "namespaces_lost",
         "Namespaces of earlier runs whose names and keys were lost to damage",
     ),
+    gauge(
+        "anchor_missing",
+        "1 where the state directory was served with an anchor before and none is named now",
+    ),
     counter("register_syncs", "Syncs of the register of namespaces and generations"),
     counter_bytes(
         "device_admitted_bytes",

@@ -88,7 +88,7 @@ mod state;
 #[cfg(test)]
 pub(crate) mod crash_disk;
 
-pub(crate) use anchor::Anchor;
+pub(crate) use anchor::{Anchor, MARKER_FILE as ANCHORED_FILE};
 pub use error::{KeyError, RecordError};
 pub(crate) use master::read_secret;
 pub use master::{KeyId, MasterKey};

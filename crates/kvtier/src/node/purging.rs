@@ -486,6 +486,7 @@ impl Purging {
             unsealed: self.unsealed,
             has_nvme: self.driver.nvme().is_some(),
             is_anchored: self.driver.recorder.is_anchored(),
+            is_anchor_missing: self.driver.recorder.is_anchor_missing(),
             is_key_elsewhere: self.settings.master_key_file.is_some(),
             master_key: self.driver.recorder.register.master_key(),
             memory_may_be_swapped: !self.settings.lock_memory,

@@ -166,6 +166,8 @@ pub struct Durability {
     pub restored_damaged: u64,
     /// Namespaces of earlier runs whose names and keys are lost to damage. Gauge.
     pub namespaces_lost: u64,
+    /// 1 where the state directory was served with an anchor before and none is named now. Gauge.
+    pub anchor_missing: u64,
     /// Syncs of the register of namespaces and generations.
     pub register_syncs: u64,
     /// Writes and syncs of it that failed.
@@ -182,6 +184,7 @@ impl Durability {
             ("restored_left_out", self.restored_left_out),
             ("restored_damaged", self.restored_damaged),
             ("namespaces_lost", self.namespaces_lost),
+            ("anchor_missing", self.anchor_missing),
             ("register_syncs", self.register_syncs),
             ("register_failures", self.register_failures),
         ]

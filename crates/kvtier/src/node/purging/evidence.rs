@@ -40,6 +40,8 @@ pub(super) struct Found {
     pub(super) unsealed: bool,
     pub(super) has_nvme: bool,
     pub(super) is_anchored: bool,
+    /// The state directory had an anchor before.
+    pub(super) is_anchor_missing: bool,
     pub(super) is_key_elsewhere: bool,
     pub(super) master_key: KeyId,
     pub(super) memory_may_be_swapped: bool,
@@ -245,6 +247,9 @@ fn not_covered(scope: &PurgeScope, found: &Found, is_anchored: bool) -> Vec<Stri
     }
     if !is_anchored {
         words.push("copies of the state directory: nothing outside it would notice one that is restored".into());
+    }
+    if found.is_anchor_missing {
+        words.push("the anchor that this state directory was served with before: it was not named, and knows nothing of this purge".into());
     }
     if found.is_key_elsewhere {
         words.push("copies of the register: the master key, which is kept elsewhere, opens them".into());
