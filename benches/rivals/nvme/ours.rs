@@ -208,5 +208,6 @@ fn label(index: usize) -> RecordLabel {
         hash: BlockHash(hash),
         parent: Parent::Root,
         tokens: 0,
+        labels: kvtier_core::Labels::None,
     }
 }

@@ -75,6 +75,9 @@ enum Command {
         /// Tokens that the block stands for
         #[arg(long, default_value_t = 0)]
         tokens: u32,
+        /// What it is part of, to be purged by `kvctl purge NS --label`
+        #[arg(long)]
+        label: Option<String>,
     },
     /// Read the block of a key; a miss ends with 1
     Get {
@@ -247,7 +250,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let connection = arguments.connection;
     match arguments.command {
         Command::Status => commands::status(&connection),
-        Command::Put { key, file, tokens } => commands::put(&connection, &key, &file, tokens),
+        Command::Put {
+            key,
+            file,
+            tokens,
+            label,
+        } => commands::put(&connection, &key, &file, tokens, label.as_deref()),
         Command::Get { key, output } => commands::get(&connection, &key, output.as_deref()),
         Command::Exists { keys } => commands::exists(&connection, &keys),
         Command::Delete { keys } => commands::delete(&connection, &keys),

@@ -142,6 +142,10 @@ const METRICS: &[Metric] = &[
     counter("invalidations", "Namespaces invalidated"),
     counter("segments_reclaimed", "Segments emptied and given back"),
     counter(
+        "blocks_of_any_label",
+        "Blocks published or restored that every label's purge takes",
+    ),
+    counter(
         "foreign_ids",
         "Lease and reservation ids that a client sent and does not own",
     ),
@@ -158,6 +162,10 @@ const METRICS: &[Metric] = &[
     gauge(
         "namespaces_lost",
         "Namespaces of earlier runs whose names and keys were lost to damage",
+    ),
+    gauge(
+        "anchor_missing",
+        "1 where the state directory was served with an anchor before and none is named now",
     ),
     counter("register_syncs", "Syncs of the register of namespaces and generations"),
     counter_bytes(

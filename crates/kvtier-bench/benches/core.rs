@@ -6,8 +6,8 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput};
 use kvtier_core::{
     Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Event, FetchScope, Fetched, Generation, Hints,
-    LeafFirstLru, NamespaceId, Parent, Realization, RealizationId, Request, Reserved, SealItem, Sealed, TierManager,
-    Time, TrustDomain,
+    LeafFirstLru, NamespaceId, Parent, Realization, RealizationId, Request, Reserved, SealItem, SealRequest, Sealed,
+    TierManager, Time, TrustDomain,
 };
 
 const CLIENT: ClientId = ClientId(1);
@@ -168,7 +168,17 @@ impl World {
             .collect();
         let sealed = self
             .manager
-            .seal(CLIENT, self.namespace, self.realization, self.generation, &items, now)
+            .seal(
+                &SealRequest {
+                    client: CLIENT,
+                    namespace: self.namespace,
+                    realization: self.realization,
+                    generation: self.generation,
+                    label: None,
+                    items: &items,
+                },
+                now,
+            )
             .expect("a valid call");
         assert!(sealed.iter().all(|sealed| *sealed == Sealed::Published));
         self.sealed += count;

@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use crate::{
-    BlockHash, Extent, Fetched, Generation, NamespaceId, Parent, PurgeEvidence, RealizationId, Reserved, SegmentId,
-    Tier, TrustDomain,
+    BlockHash, Extent, Fetched, Generation, Labels, NamespaceId, Parent, PurgeEvidence, RealizationId, Reserved,
+    SegmentId, Tier, TrustDomain,
 };
 
 /// A connected client. Never reused within a run.
@@ -37,6 +37,8 @@ pub struct RecordLabel {
     pub parent: Parent,
     /// Tokens in the block, at most 65,535. Not compared either.
     pub tokens: u32,
+    /// What it was put under, so that a purge by label finds it after a restart. Not compared either.
+    pub labels: Labels,
 }
 
 /// What the driver must do. Those with an `operation` and marked *answered* come back as an [`Event`].
@@ -204,6 +206,8 @@ pub enum Action {
         operation: OperationId,
         /// How many.
         blocks: u64,
+        /// Those among them of [`Labels::Any`], where the scope was a label: it is not known whether they were put under it.
+        of_any_label: u64,
     },
     /// A flush is done. Not answered.
     Flushed {

@@ -31,6 +31,8 @@ pub(crate) mod flag {
     pub(crate) const AGAIN: u16 = 1 << 9;
     /// A restart found it without the parent that it names.
     pub(crate) const ORPHANED: u16 = 1 << 10;
+    /// Its record names fewer labels than it counts as put under.
+    pub(crate) const UNDERSTATED: u16 = 1 << 11;
 }
 
 /// One block: its key, its parent, where its copies lie. One cache line.
@@ -59,6 +61,8 @@ pub(crate) struct Entry {
     /// Saturating.
     pub(crate) tokens: u16,
     pub(crate) flags: u16,
+    /// Place of its labels in the table of its namespace; 0: none.
+    pub(crate) labels: u16,
 }
 
 impl Entry {
@@ -77,6 +81,7 @@ impl Entry {
         realization: 0,
         tokens: 0,
         flags: 0,
+        labels: 0,
     };
 
     pub(crate) fn is(&self, flags: u16) -> bool {

@@ -16,6 +16,8 @@ mod holding;
 mod host_table;
 mod index;
 mod key_map;
+mod label;
+mod label_table;
 mod manager;
 #[cfg(feature = "mutants")]
 mod mutant;
@@ -34,13 +36,14 @@ mod time;
 pub use action::{Action, ClientId, Completion, Event, Failure, LeaseId, OperationId, RecordLabel, ReservationId};
 pub use answer::{Answer, Fetched, Refusal, Reserved, Sealed};
 pub use block::{BlockHash, BlockKey, Parent, Realization, RealizationId};
+pub use label::{Label, Labels};
 pub use manager::TierManager;
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use namespace::{Generation, NamespaceId, TrustDomain};
 pub use policy::{BlockId, EvictionPolicy, LeafFirstLru, ListId, Plane, Verdict};
 pub use purge::{ForgetScope, PurgeEvidence};
-pub use request::{Departure, FetchScope, Hints, Request, SealItem};
+pub use request::{Departure, FetchScope, Hints, Request, SealItem, SealRequest};
 pub use restored::{Restored, RestoredRecord, RestoredSegment};
 pub use settings::{CheckedCoreSettings, CoreSettings, SettingsError};
 pub use statistics::{DomainStatistics, Statistics};

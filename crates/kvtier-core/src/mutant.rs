@@ -64,6 +64,10 @@ pub enum Mutant {
     DestroyedBeforeErased,
     /// Forgetting a scope does not refuse those who began to write before.
     ForgetWithoutFence,
+    /// A block that is cached does not get the labels of later puts.
+    PresentKeepsLabels,
+    /// A restart does not bring the labels of blocks back.
+    LabelsLostOnRestore,
 }
 
 impl Mutant {
@@ -103,5 +107,7 @@ impl Mutant {
         ("destroy_erases_kept", Mutant::DestroyErasesKept),
         ("destroyed_before_erased", Mutant::DestroyedBeforeErased),
         ("forget_without_fence", Mutant::ForgetWithoutFence),
+        ("present_keeps_labels", Mutant::PresentKeepsLabels),
+        ("labels_lost_on_restore", Mutant::LabelsLostOnRestore),
     ];
 }

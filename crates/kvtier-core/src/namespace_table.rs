@@ -1,4 +1,5 @@
 use crate::key_map::KeyMap;
+use crate::label_table::LabelTable;
 use crate::{Generation, NamespaceId, OperationId, Realization, RealizationId, Time, TrustDomain};
 
 /// A namespace: its generation, what of it is durable, and what it uses.
@@ -25,6 +26,8 @@ pub(crate) struct Namespace {
     pub(crate) hidden_blocks: u64,
     pub(crate) host_blocks: u64,
     pub(crate) nvme_blocks: u64,
+    /// What its blocks carry.
+    pub(crate) labels: LabelTable,
 }
 
 impl Namespace {
@@ -51,7 +54,13 @@ impl NamespaceTable {
     }
 
     /// The caller made sure that the name is new.
-    pub(crate) fn insert(&mut self, domain: TrustDomain, name: &str, quota_bytes: Option<u64>) -> NamespaceId {
+    pub(crate) fn insert(
+        &mut self,
+        domain: TrustDomain,
+        name: &str,
+        quota_bytes: Option<u64>,
+        seed: u64,
+    ) -> NamespaceId {
         let place = u32::try_from(self.entries.len()).expect("namespaces_max is at most 2^30");
         self.entries.push(Namespace {
             domain,
@@ -69,6 +78,7 @@ impl NamespaceTable {
             hidden_blocks: 0,
             host_blocks: 0,
             nvme_blocks: 0,
+            labels: LabelTable::new(seed),
         });
         let NamespaceTable { entries, by_name } = self;
         by_name.insert(name_hash(domain, name), place, |&other| {
@@ -100,7 +110,8 @@ impl NamespaceTable {
 
     pub(crate) fn memory_bytes(&self) -> u64 {
         let names: usize = self.entries.iter().map(|entry| entry.name.len()).sum();
-        (names + self.entries.capacity() * size_of::<Namespace>()) as u64 + self.by_name.memory_bytes()
+        let labels: u64 = self.entries.iter().map(|entry| entry.labels.memory_bytes()).sum();
+        (names + self.entries.capacity() * size_of::<Namespace>()) as u64 + labels + self.by_name.memory_bytes()
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::{BlockHash, RealizationId};
+use crate::{BlockHash, Label, RealizationId};
 
 /// What a destruction did, unsigned. Counts are of this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,10 @@ pub enum ForgetScope<'a> {
     Realization(RealizationId),
     /// These blocks, whatever their realization, and every block known to extend them.
     Hashes(&'a [BlockHash]),
+    /// Blocks that were put under this label, or may have been ([`crate::Labels::Any`]), and every block known to extend them.
+    Label(Label),
     /// Blocks that a restart found without the parent that they name. They may extend what a run before deleted that ended
-    /// before all of it was durable: whoever goes on with [`ForgetScope::Hashes`] after a restart begins with these.
+    /// before all of it was durable: whoever goes on with [`ForgetScope::Hashes`] or
+    /// [`ForgetScope::Label`] after a restart begins with these.
     Orphans,
 }

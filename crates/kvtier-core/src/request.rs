@@ -1,4 +1,4 @@
-use crate::{BlockHash, ClientId, NamespaceId, Parent, RealizationId, ReservationId, Time};
+use crate::{BlockHash, ClientId, Generation, Label, NamespaceId, Parent, RealizationId, ReservationId, Time};
 
 /// What a client asks about: keys of one namespace and realization, in prefix order.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +28,8 @@ pub struct Hints {
     pub queue_wait_us: Option<u64>,
     /// The engine can recompute a part while the rest is fetched.
     pub can_split: bool,
-    /// An opaque label of the caller's.
-    pub label: Option<u64>,
+    /// What a put is part of, to be purged by: a block carries the labels of all its puts. Beside puts it means nothing.
+    pub label: Option<Label>,
     /// Requests of one conversation share this.
     pub session: Option<u64>,
 }
@@ -41,6 +41,23 @@ pub enum FetchScope {
     Prefix,
     /// Each that is present.
     Each,
+}
+
+/// What a client publishes: slots that it wrote for one namespace, realization and generation.
+#[derive(Clone, Copy, Debug)]
+pub struct SealRequest<'a> {
+    /// Who publishes.
+    pub client: ClientId,
+    /// Whose blocks.
+    pub namespace: NamespaceId,
+    /// In which form.
+    pub realization: RealizationId,
+    /// The generation that they were written for.
+    pub generation: Generation,
+    /// What they are part of.
+    pub label: Option<Label>,
+    /// In prefix order, so that a block finds its parent.
+    pub items: &'a [SealItem],
 }
 
 /// A written slot to publish.

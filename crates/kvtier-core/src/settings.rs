@@ -43,6 +43,9 @@ pub struct CoreSettings {
     pub namespaces_max: usize,
     /// Realizations.
     pub realizations_max: usize,
+    /// Sets of labels that blocks of one namespace carry at once, at most 65,534 (each up to 64 bytes). Past it a block counts
+    /// as put under every label: a purge by label takes too much, never too little.
+    pub label_sets_per_namespace_max: usize,
     /// Blocks in the index (each costs up to 128 bytes).
     pub blocks_max: usize,
     /// Leases held by one client.
@@ -91,6 +94,7 @@ impl Default for CoreSettings {
             clients_max: 1024,
             namespaces_max: 65_536,
             realizations_max: 4096,
+            label_sets_per_namespace_max: 16_384,
             blocks_max: 64 << 20,
             leases_per_client_max: 65_536,
             reserved_bytes_per_client_max: 1 << 30,
@@ -224,6 +228,11 @@ impl CoreSettings {
             ("clients_max", self.clients_max, 1 << 20),
             ("namespaces_max", self.namespaces_max, 1 << 30),
             ("realizations_max", self.realizations_max, 1 << 16),
+            (
+                "label_sets_per_namespace_max",
+                self.label_sets_per_namespace_max,
+                65_534,
+            ),
             ("blocks_max", self.blocks_max, 1 << 31),
             ("leases_per_client_max", self.leases_per_client_max, 1 << 24),
             ("waiting_max", self.waiting_max, 1 << 24),

@@ -91,6 +91,9 @@ pub struct Statistics {
     pub nvme_in_service: u64,
     /// Segments emptied to be used anew.
     pub segments_reclaimed: u64,
+    /// Blocks published or restored that every label's purge takes, because their labels are more than two, too many of one
+    /// namespace, or not known.
+    pub blocks_of_any_label: u64,
     /// Lease and reservation ids that were stale, unknown or another client's.
     pub foreign_ids: u64,
 }

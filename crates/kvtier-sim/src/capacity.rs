@@ -4,7 +4,7 @@
 use kvtier_core::{
     Action, Answer, BlockHash, CheckedCoreSettings, ClientId, Completion, Event, Extent, FetchScope, Fetched,
     LeafFirstLru, NamespaceId, Realization, RealizationId, RecordLabel, Request, Reserved, RestoredRecord,
-    RestoredSegment, SealItem, SegmentId, Tier, TierManager, Time, TrustDomain,
+    RestoredSegment, SealItem, SealRequest, SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -323,11 +323,14 @@ impl Replay {
         let sealed = self
             .manager
             .seal(
-                self.client,
-                self.namespace,
-                self.realization,
-                generation,
-                &items,
+                &SealRequest {
+                    client: self.client,
+                    namespace: self.namespace,
+                    realization: self.realization,
+                    generation,
+                    label: None,
+                    items: &items,
+                },
                 self.now,
             )
             .expect("a seal is in bounds");

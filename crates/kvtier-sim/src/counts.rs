@@ -144,7 +144,7 @@ fn event_name(event: &Event) -> &'static str {
     EVENTS[index]
 }
 
-const ANSWERS: [&str; 27] = [
+const ANSWERS: [&str; 30] = [
     "fetched_miss",
     "fetched_busy",
     "fetched_from_host",
@@ -172,6 +172,9 @@ const ANSWERS: [&str; 27] = [
     "advanced_above_anchor",
     "purge_resumed",
     "purge_acknowledged",
+    "purged_by_label",
+    "present_under_label",
+    "sealed_over_another",
 ];
 
 /// How often each thing occurred. What never occurs is not tested: [`Counts::missing`] names it.

@@ -33,6 +33,8 @@ pub(crate) struct Written {
     pub(crate) generation: Generation,
     pub(crate) length: u32,
     pub(crate) published: bool,
+    /// The labels that it was put under, one bit each.
+    pub(crate) labels: u8,
     /// No request that starts after this step may see it.
     pub(crate) dead_from: u64,
 }
@@ -68,19 +70,22 @@ pub(crate) struct Scope {
 pub(crate) enum Part {
     Node(u32),
     Realization(u32),
+    Label(u8),
 }
 
 impl Scope {
-    pub(crate) fn names(&self, key: Key) -> bool {
+    /// Whether it names a block that was put under these labels.
+    pub(crate) fn names(&self, key: Key, labels: u8) -> bool {
         key.space == self.space
             && match self.part {
                 Part::Node(node) => key.node == node,
                 Part::Realization(realization) => key.realization == realization,
+                Part::Label(label) => labels & (1 << label) != 0,
             }
     }
 
     pub(crate) fn covers(&self, tag: Tag, written: &Written) -> bool {
-        (tag <= self.until && self.names(written.key)) || self.descendants.contains(&tag)
+        (tag <= self.until && self.names(written.key, written.labels)) || self.descendants.contains(&tag)
     }
 }
 
@@ -92,6 +97,7 @@ impl Ledger {
             generation,
             length,
             published: false,
+            labels: 0,
             dead_from: u64::MAX,
         });
         self.writes.len() as Tag
@@ -117,6 +123,19 @@ impl Ledger {
         }
         // A block published anew was not cached: its children lost it, and whatever linked it before is over.
         self.unlink(key);
+    }
+
+    /// The live write of a key was put under these labels too, and its writer was told so.
+    pub(crate) fn label(&mut self, key: Key, labels: u8) {
+        if let Some(tag) = self.live(key) {
+            self.writes[tag as usize - 1].labels |= labels;
+        }
+    }
+
+    /// Labels of what the key may show now.
+    pub(crate) fn labels(&self, key: Key) -> u8 {
+        let written = self.live(key).and_then(|tag| self.written(tag));
+        written.map_or(0, |written| written.labels)
     }
 
     /// A client forgot the key: no later request may see what it showed.

@@ -66,6 +66,8 @@ pub(crate) struct Plan {
     pub(crate) operator_permille: u64,
     /// Most leases a client likes to hold.
     pub(crate) hold_max: usize,
+    /// Puts may be under one of so many labels; 0: none is.
+    pub(crate) labels: u8,
     /// Something outside the devices remembers acknowledged generations, so that older images may be put back.
     pub(crate) anchored: bool,
 }
@@ -112,6 +114,7 @@ impl Plan {
             delete_permille: random.pick(&[0, 10, 30, 80]),
             operator_permille: random.pick(&[0, 10, 30, 60]),
             hold_max: random.between(1, 24) as usize,
+            labels: 0,
             anchored: false,
             settings,
         };
@@ -119,6 +122,15 @@ impl Plan {
             plan.churn(random);
         }
         plan
+    }
+
+    /// The same for labels.
+    pub(crate) fn label(&mut self, mut random: Random) {
+        self.labels = random.pick(&[0, 2, 4]);
+        if self.labels > 0 {
+            self.settings.label_sets_per_namespace_max = random.pick(&[2, 6, 100]);
+            self.operator_permille = self.operator_permille.max(random.pick(&[10, 60]));
+        }
     }
 
     /// A seed's draws of its own, so that what they decide changes no other.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use kvtier_core::{
-    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, LeafFirstLru, NamespaceId, OperationId,
+    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, Label, LeafFirstLru, NamespaceId, OperationId,
     Realization, RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
 };
 
@@ -65,6 +65,8 @@ struct OpenSpace {
 pub(crate) struct World {
     plan: Plan,
     random: Random,
+    /// Draws labels, so that worlds without any are as they would be.
+    label_random: Random,
     now: Time,
     /// Counts commands: orders what the oracle compares.
     step: u64,
@@ -119,10 +121,12 @@ impl World {
         let mut random = Random::new(seed);
         let mut plan = Plan::new(&mut random);
         plan.anchor(Random::new(mix(seed)));
+        plan.label(Random::new(mix(mix(seed))));
         adjust(&mut plan);
         let manager = new_manager(&plan)?;
         let mut world = World {
             random,
+            label_random: Random::new(mix(!seed)),
             now: Time::ZERO,
             step: 0,
             happened: 0,
@@ -251,6 +255,16 @@ impl World {
             hints: Hints::default(),
             deadline,
         }
+    }
+
+    /// What a put is part of: the number of a label.
+    fn draw_label(&mut self) -> Option<u8> {
+        let labels = u64::from(self.plan.labels);
+        (labels > 0 && self.label_random.chance(700)).then(|| self.label_random.below(labels) as u8)
+    }
+
+    fn label(number: u8) -> Label {
+        Label(u64::from(number) + 1)
     }
 
     /// The block that a record's label names, if it is one of this world.

@@ -86,9 +86,9 @@ mod slot;
 mod state;
 
 #[cfg(test)]
-mod crash_disk;
+pub(crate) mod crash_disk;
 
-pub(crate) use anchor::Anchor;
+pub(crate) use anchor::{Anchor, MARKER_FILE as ANCHORED_FILE};
 pub use error::{KeyError, RecordError};
 pub(crate) use master::read_secret;
 pub use master::{KeyId, MasterKey};

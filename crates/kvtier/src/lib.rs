@@ -17,7 +17,7 @@ pub mod settings;
 pub mod wire;
 
 pub use error::ErrorKind;
-pub use kvtier_core::{BlockHash, Generation, Hints, Parent, Realization, Tier};
+pub use kvtier_core::{BlockHash, Generation, Hints, Label, Parent, Realization, Tier};
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -35,7 +35,7 @@ use self::recorder::Recorder;
 pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durability, Durations, Purges, Status};
 pub use self::watchers::Processor;
 use crate::error::ErrorKind;
-use crate::keys::{Anchor, KeyError, StateFiles};
+use crate::keys::{self, Anchor, KeyError, StateFiles};
 use crate::purge::{KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeRequest};
 use crate::settings::{CheckedSettings, Clock, Encryption, HugePages, NvmeEngine};
 
@@ -228,10 +228,31 @@ impl Node {
         }
         let mut notes = Vec::new();
         let anchor = match &settings.anchor_file {
-            Some(path) => Some(Anchor::open(path, &settings.state_dir, &mut notes)?),
+            Some(path) => {
+                let anchor = Anchor::open(path, &settings.state_dir, &mut notes)?;
+                let registered = files.register.namespaces();
+                let registered = registered.iter().flatten();
+                let raised = anchor.catch_up(registered.map(|(label, generation)| (label, *generation)))?;
+                if raised > 0 {
+                    notes.push(format!(
+                        "the anchor did not know the latest generation of {raised} namespaces: it does now"
+                    ));
+                }
+                Some(anchor)
+            }
             None => None,
         };
-        let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations, anchor);
+        let is_anchor_missing = anchor.is_none() && Anchor::was_used(&settings.state_dir);
+        if is_anchor_missing {
+            let words = format!(
+                "this state directory was served with an anchor, and none is named now: nothing would notice an older copy of it. Name it \
+                 (--anchor FILE), or remove {} if that is meant",
+                settings.state_dir.join(keys::ANCHORED_FILE).display()
+            );
+            tracing::warn!("{words}");
+            notes.push(words);
+        }
+        let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations, anchor, is_anchor_missing);
         let (driver, segment_work) = Driver::new(&settings, clock, host, nvme, recorder);
         let driver = Arc::new(driver);
         // The cell is set once, here, before anything can complete.
@@ -496,6 +517,7 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
     let (register_syncs, register_failures) = register.counts();
     let durability = Durability {
         namespaces_lost: register.lost().len() as u64,
+        anchor_missing: u64::from(driver.recorder.is_anchor_missing()),
         register_syncs,
         register_failures,
         ..restored

@@ -26,6 +26,9 @@ pub use verify::{CheckedLine, VerifyReport, verify};
 /// Within the state directory.
 pub(crate) const RECEIPTS_DIRECTORY: &str = "receipts";
 
+/// Longest label, bytes.
+pub const LABEL_BYTES_MAX: usize = 1024;
+
 /// What a purge covers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -37,7 +40,8 @@ pub enum PurgeScope {
     Realization(String),
     /// Blocks, 32 hexadecimal digits each, and every block known to extend them. Costs a visit of each of these.
     Hashes(Vec<String>),
-    /// Blocks that were put under this label, and every block known to extend them. Costs a walk over the index.
+    /// Blocks that were put under this label ([`crate::Label::of`] it), and every block known to extend them; those of which it is
+    /// not known go too. Costs a walk over the index.
     Label(String),
 }
 

@@ -148,6 +148,9 @@ pub struct Settings {
     pub namespaces_max: u32,
     /// Blocks in the index. Default 64 Mi, up to 128 bytes each.
     pub blocks_max: u64,
+    /// Sets of labels that blocks of one namespace carry at once, 1 to 65,534 (each up to 64 bytes of memory). Default 16,384.
+    /// Past it a block counts as put under every label: a purge by label takes too much then, never too little.
+    pub label_sets_per_namespace_max: u32,
     /// Leases of one client. Default 65,536, 48 bytes each.
     pub leases_per_client_max: u32,
     /// Bytes of slots that one client may hold unsealed. Default: a quarter of `host_bytes`.
@@ -211,6 +214,7 @@ impl Default for Settings {
             clients_max: 256,
             namespaces_max: 65_536,
             blocks_max: 64 << 20,
+            label_sets_per_namespace_max: 16_384,
             leases_per_client_max: 65_536,
             reserved_bytes_per_client_max: 0,
             quarantine_bytes_per_client_max: 0,
@@ -369,6 +373,10 @@ impl Settings {
             ("clients_max", u64::from(self.clients_max)),
             ("namespaces_max", u64::from(self.namespaces_max)),
             ("blocks_max", self.blocks_max),
+            (
+                "label_sets_per_namespace_max",
+                u64::from(self.label_sets_per_namespace_max),
+            ),
             ("leases_per_client_max", u64::from(self.leases_per_client_max)),
             ("waiting_max", u64::from(self.waiting_max)),
             ("waiting_per_client_max", u64::from(self.waiting_per_client_max)),
@@ -521,6 +529,7 @@ impl Settings {
             clients_max: self.clients_max as usize,
             namespaces_max: self.namespaces_max as usize,
             blocks_max: usize::try_from(self.blocks_max).unwrap_or(usize::MAX),
+            label_sets_per_namespace_max: self.label_sets_per_namespace_max as usize,
             leases_per_client_max: self.leases_per_client_max as usize,
             reserved_bytes_per_client_max: self.reserved_bytes_per_client_max,
             quarantine_bytes_per_client_max: self.quarantine_bytes_per_client_max,

@@ -55,7 +55,7 @@
 //!  item  = reservation u64, hash [16], parent [16], parent_kind u32 (0 unknown, 1 root, 2 block), length u32, tokens u32, zero u32
 //!          (56 bytes)
 //!  extensions of requests (hints): 1 prompt_tokens u32, 2 local_prefix_tokens u32, 3 queue_wait_us u64, 4 can_split (empty),
-//!          5 label u64, 6 session u64
+//!          5 label u64 (of a put: `Label::of` its name), 6 session u64
 //!
 //!  kind   reply           body
 //!  0x8001 Welcome         version u16, client_clock u16 (0, 1), batch_keys_max u32, block_bytes_max u32, zero u32, client u64,

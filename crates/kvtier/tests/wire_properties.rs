@@ -3,7 +3,7 @@
 use kvtier::wire::{
     Array, DecodeError, Envelope, Extensions, Frame, FrameStream, Header, Keys, Lineage, Reply, Request,
 };
-use kvtier::{BlockHash, Hints, Parent, Tier};
+use kvtier::{BlockHash, Hints, Label, Parent, Tier};
 use kvtier_core::{Extent, Fetched, LeaseId, ReservationId, SealItem, SegmentId};
 use proptest::collection::vec;
 use proptest::option;
@@ -35,7 +35,7 @@ fn hints() -> impl Strategy<Value = Hints> {
             local_prefix_tokens: prompt_tokens,
             queue_wait_us,
             can_split,
-            label,
+            label: label.map(Label),
             session,
         })
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvtier::client::{FetchScope, Lineage};
-use kvtier::{BlockHash, Parent, Realization};
+use kvtier::{BlockHash, Hints, Label, Parent, Realization};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
@@ -45,6 +45,14 @@ pub(crate) fn lineage_of(parent: &Bound<'_, PyAny>) -> PyResult<Lineage> {
     match parent.cast::<PyString>() {
         Ok(word) if word.to_str()? == "independent" => Ok(Lineage::Independent),
         _ => parent_of(parent).map(Lineage::Chain),
+    }
+}
+
+/// The hints of a put that is part of something.
+pub(crate) fn hints_of(label: Option<&str>) -> Hints {
+    Hints {
+        label: label.map(Label::of),
+        ..Hints::default()
     }
 }
 

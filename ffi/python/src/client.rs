@@ -10,7 +10,7 @@ use kvtier::{BlockHash, Generation, Realization};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::argument::{hash_of, hashes_of, lineage_of, parent_of, realization_of, scope_of, seconds};
+use crate::argument::{hash_of, hashes_of, hints_of, lineage_of, parent_of, realization_of, scope_of, seconds};
 use crate::block::Block;
 use crate::buffer::Buffer;
 use crate::error::{Closed, Internal, raised};
@@ -102,8 +102,9 @@ impl Client {
     ///
     /// Returns "published", "present" (it was cached already), "stale" (the namespace was invalidated meanwhile), "busy" (no
     /// room: skip it) or "invalid" (empty, or over the node's limit). `parent` is the key of the block before in its prefix,
-    /// "root" or "unknown" (the default); `tokens` is how many the block holds.
-    #[pyo3(signature = (key, data, *, parent = None, tokens = 0))]
+    /// "root" or "unknown" (the default); `tokens` is how many the block holds. `label` is what it is part of: `kvctl purge --label`
+    /// takes what was put under it. A block that is cached under other labels is put again, under both.
+    #[pyo3(signature = (key, data, *, parent = None, tokens = 0, label = None))]
     fn put(
         &self,
         py: Python<'_>,
@@ -111,17 +112,22 @@ impl Client {
         data: &Bound<'_, PyAny>,
         parent: Option<&Bound<'_, PyAny>>,
         tokens: u32,
+        label: Option<&str>,
     ) -> PyResult<&'static str> {
         let parent = parent.map(parent_of).transpose()?.unwrap_or_default();
         let (hash, source) = (hash_of(key)?, Buffer::readable(data)?);
         let blocks = [(hash, source.as_ref().clone())];
-        let outcomes = self.call(py, |open| open.namespace.put_from_foreign(parent, &blocks, tokens))?;
+        let hints = hints_of(label);
+        let outcomes = self.call(py, |open| {
+            let namespace = open.namespace.with_hints(hints);
+            namespace.put_from_foreign(parent, &blocks, tokens)
+        })?;
         one(outcomes).map(put_name)
     }
 
     /// As `put` for many blocks, in prefix order: each is the parent of the next. `parent` is of the first block;
-    /// "independent" says that they do not follow one another.
-    #[pyo3(signature = (keys, data, *, parent = None, tokens = 0))]
+    /// "independent" says that they do not follow one another. `label` is of all of them.
+    #[pyo3(signature = (keys, data, *, parent = None, tokens = 0, label = None))]
     fn put_batch(
         &self,
         py: Python<'_>,
@@ -129,12 +135,17 @@ impl Client {
         data: &Bound<'_, PyAny>,
         parent: Option<&Bound<'_, PyAny>>,
         tokens: u32,
+        label: Option<&str>,
     ) -> PyResult<Vec<&'static str>> {
         let lineage = parent.map(lineage_of).transpose()?.unwrap_or_default();
         let (hashes, sources) = (hashes_of(keys)?, buffers(data, Buffer::readable)?);
         same_length(hashes.len(), sources.len(), "buffers")?;
         let blocks: Vec<(BlockHash, ForeignSlice)> = hashes.into_iter().zip(slices(&sources)).collect();
-        let outcomes = self.call(py, |open| open.namespace.put_from_foreign(lineage, &blocks, tokens))?;
+        let hints = hints_of(label);
+        let outcomes = self.call(py, |open| {
+            let namespace = open.namespace.with_hints(hints);
+            namespace.put_from_foreign(lineage, &blocks, tokens)
+        })?;
         Ok(outcomes.into_iter().map(put_name).collect())
     }
 

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 use kvtier::client::{FetchScope, Lineage, PutOutcome};
-use kvtier::{BlockHash, Parent, Tier};
+use kvtier::{BlockHash, Hints, Label, Parent, Tier};
 use kvtier_sim::trace::write_trace;
 use kvtier_sim::workload::ChatWorkload;
 use serde_json::{Value, json};
@@ -95,10 +95,20 @@ fn describe(status: &Value) -> String {
     lines.join("\n") + "\n"
 }
 
-pub(super) fn put(connection: &Connection, key: &str, file: &Path, tokens: u32) -> Result<(), Failure> {
+pub(super) fn put(
+    connection: &Connection,
+    key: &str,
+    file: &Path,
+    tokens: u32,
+    label: Option<&str>,
+) -> Result<(), Failure> {
     let bytes = read_block(file)?;
     let hash = block_hash(key);
-    let namespace = connection.open(NAMESPACE)?;
+    let hints = Hints {
+        label: label.map(Label::of),
+        ..Hints::default()
+    };
+    let namespace = connection.open(NAMESPACE)?.with_hints(hints);
     let outcomes = namespace
         .put_from(Lineage::Chain(Parent::Unknown), &[(hash, &bytes[..])], tokens)
         .map_err(failure)?;

@@ -2,12 +2,14 @@
 
 mod canary;
 mod killed;
+mod labels;
 mod leases;
 mod refused;
 mod rollback;
 mod scan;
 mod scopes;
 mod tenants;
+mod trouble;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use kvtier::client::blocking::{Client, Namespace};
 use kvtier::client::{ClientOptions, FetchScope, Lineage, PutOutcome};
-use kvtier::{BlockHash, Parent, Realization};
+use kvtier::{BlockHash, Hints, Label, Parent, Realization};
 use serde_json::Value;
 
 use crate::daemon::{Daemon, PATIENCE, command, words};
@@ -91,6 +93,21 @@ fn put_as(daemon: &Daemon, name: &str, realization: Realization, blocks: &[Block
     );
     drop(namespace);
     client.goodbye().unwrap();
+}
+
+/// Puts a chain of blocks under a label behind a parent: what became of each.
+fn put_under(daemon: &Daemon, name: &str, label: &str, parent: Parent, blocks: &[Block]) -> Vec<PutOutcome> {
+    let client = connect(daemon);
+    let namespace = client.namespace(name, realization("a model")).unwrap();
+    let namespace = namespace.with_hints(Hints {
+        label: Some(Label::of(label)),
+        ..Hints::default()
+    });
+    let pairs: Vec<_> = blocks.iter().map(|block| (block.hash, &block.bytes[..])).collect();
+    let outcomes = namespace.put_from(Lineage::Chain(parent), &pairs, 64).unwrap();
+    drop(namespace);
+    client.goodbye().unwrap();
+    outcomes
 }
 
 fn read(namespace: &Namespace, block: &Block) -> Option<Vec<u8>> {

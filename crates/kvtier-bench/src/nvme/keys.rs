@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use kvtier_core::{Generation, NamespaceId, Parent, RealizationId, RecordLabel};
+use kvtier_core::{Generation, Labels, NamespaceId, Parent, RealizationId, RecordLabel};
 use kvtier_storage::nvme::{DataKey, RecordKeys};
 
 use crate::pattern;
@@ -32,5 +32,6 @@ pub(super) fn label(number: u64) -> RecordLabel {
         hash: pattern::hash(0, number),
         parent: Parent::Root,
         tokens: 0,
+        labels: Labels::None,
     }
 }

@@ -1,8 +1,10 @@
 use super::{TierManager, mutant_is};
 use crate::host_table::{HostTable, SlotState, pages};
 use crate::index::{BlockIndex, Entry, NONE, flag};
+use crate::label_table::LabelTable;
 use crate::{
-    Action, BlockId, Extent, Generation, ListId, NamespaceId, Parent, Plane, RealizationId, RecordLabel, Verdict,
+    Action, BlockId, Extent, Generation, Labels, ListId, NamespaceId, Parent, Plane, RealizationId, RecordLabel,
+    Verdict,
 };
 
 /// Blocks before those used in one call that are used with them at most.
@@ -82,7 +84,22 @@ impl TierManager {
                 parent => Parent::Block(self.index.entry(parent).hash),
             },
             tokens: u32::from(entry.tokens),
+            labels: self.labels_of(entry),
         }
+    }
+
+    pub(super) fn labels_of(&self, entry: &Entry) -> Labels {
+        self.namespaces.at(entry.namespace).labels.at(entry.labels)
+    }
+
+    /// A block that gets its first copy carries these from now on, until the last one is gone.
+    pub(super) fn attach_labels(&mut self, block: u32, labels: Labels) {
+        let sets_max = self.settings.label_sets_per_namespace_max;
+        let entry = self.index.entry_mut(block);
+        assert_eq!(entry.labels, 0, "block {block} has labels already");
+        let table = &mut self.namespaces.at_mut(entry.namespace).labels;
+        entry.labels = table.take(labels, sets_max);
+        self.counters.blocks_of_any_label += u64::from(LabelTable::is_any(entry.labels));
     }
 
     fn generation_of(&self, entry: &Entry) -> Generation {
@@ -423,6 +440,7 @@ impl TierManager {
         }
         entry.flags = flag::LIVE;
         let namespace = self.namespaces.at_mut(entry.namespace);
+        namespace.labels.give_back(std::mem::take(&mut entry.labels));
         if entry.epoch != namespace.epoch {
             namespace.hidden_blocks -= 1;
             self.counters.hidden_blocks -= 1;

@@ -1,6 +1,6 @@
 use super::{TierManager, mutant_is};
 use crate::index::{NONE, flag};
-use crate::{Action, BlockHash, ForgetScope, NamespaceId, OperationId, Time, TrustDomain};
+use crate::{Action, BlockHash, ForgetScope, Labels, NamespaceId, OperationId, Time, TrustDomain};
 use std::collections::BTreeSet;
 
 /// Deletions to acknowledge.
@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 pub(super) struct Forget {
     operation: OperationId,
     blocks: u64,
+    of_any_label: u64,
     /// The sync in flight was asked for after them.
     pub(super) is_covered: bool,
 }
@@ -29,11 +30,13 @@ impl TierManager {
             .domain;
         self.fence_writers(namespace, domain, operation);
         let blocks = self.in_scope(namespace, scope);
-        let mut forgotten = 0;
+        let (mut forgotten, mut of_any_label) = (0, 0);
+        let is_label = matches!(scope, ForgetScope::Label(_));
         // Children first, so that no ghost stays behind.
         for block in blocks.into_iter().rev() {
             let entry = self.index.entry(block);
             if entry.is(flag::LIVE) && !entry.is_ghost() {
+                of_any_label += u64::from(is_label && self.labels_of(entry) == Labels::Any);
                 self.forget_for_good(block);
                 forgotten += 1;
             }
@@ -41,6 +44,7 @@ impl TierManager {
         self.forgets.push(Forget {
             operation,
             blocks: forgotten,
+            of_any_label,
             is_covered: false,
         });
         match &mut self.nvme {
@@ -69,7 +73,7 @@ impl TierManager {
     fn in_scope(&self, namespace: NamespaceId, scope: &ForgetScope<'_>) -> Vec<u32> {
         let hashes: BTreeSet<BlockHash> = match scope {
             ForgetScope::Hashes(hashes) => hashes.iter().copied().collect(),
-            ForgetScope::Realization(_) | ForgetScope::Orphans => BTreeSet::new(),
+            ForgetScope::Realization(_) | ForgetScope::Label(_) | ForgetScope::Orphans => BTreeSet::new(),
         };
         let mut chosen = Vec::new();
         let mut children = Vec::new();
@@ -84,6 +88,7 @@ impl TierManager {
             let matches = match scope {
                 ForgetScope::Realization(realization) => u32::from(entry.realization) == realization.0,
                 ForgetScope::Hashes(_) => hashes.contains(&entry.hash),
+                ForgetScope::Label(label) => self.labels_of(entry).may_include(*label),
                 ForgetScope::Orphans => entry.is(flag::ORPHANED),
             };
             if matches {
@@ -124,6 +129,7 @@ impl TierManager {
             self.actions.push_back(Action::Forgotten {
                 operation: forget.operation,
                 blocks: forget.blocks,
+                of_any_label: forget.of_any_label,
             });
         }
     }

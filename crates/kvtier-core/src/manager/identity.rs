@@ -17,9 +17,12 @@ impl TierManager {
         if self.namespaces.len() >= self.settings.namespaces_max {
             return Err(Refusal::Busy);
         }
-        let namespace = self
-            .namespaces
-            .insert(domain, name, self.settings.namespace_quota_bytes);
+        let namespace = self.namespaces.insert(
+            domain,
+            name,
+            self.settings.namespace_quota_bytes,
+            self.settings.index_seed,
+        );
         Ok((namespace, Generation(1)))
     }
 

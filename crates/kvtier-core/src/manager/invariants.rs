@@ -4,7 +4,7 @@ use super::promote::Stage;
 use super::waiting::WaitingKind;
 use crate::host_table::{HostSegmentState, SlotState, pages};
 use crate::index::{NONE, flag};
-use crate::{BlockId, ListId, Plane};
+use crate::{BlockId, Labels, ListId, Plane};
 use std::collections::BTreeMap;
 
 type Place = (u32, u32);
@@ -35,6 +35,7 @@ impl TierManager {
         let mut children = BTreeMap::<u32, u32>::new();
         let (mut blocks, mut in_host, mut on_nvme, mut enrolled, mut hidden) = (0, 0, 0, 0, 0);
         let mut used = vec![0_u64; self.namespaces.len()];
+        let mut labelled = vec![0_u64; self.namespaces.len()];
         for (block, entry) in self.live_entries() {
             if entry.parent != NONE {
                 assert!(
@@ -46,12 +47,15 @@ impl TierManager {
             if entry.is_ghost() {
                 assert!(entry.children > 0, "ghost {block} has no children");
                 assert_eq!(entry.flags, flag::LIVE, "ghost {block} is on the move");
+                assert_eq!(entry.labels, 0, "ghost {block} has labels");
                 continue;
             }
             blocks += 1;
             in_host += u64::from(entry.in_host());
             on_nvme += u64::from(entry.on_nvme());
             used[entry.namespace as usize] += u64::from(entry.length);
+            labelled[entry.namespace as usize] +=
+                u64::from(matches!(self.labels_of(entry), Labels::One(_) | Labels::Two(..)));
             let namespace = self.namespaces.at(entry.namespace);
             hidden += u64::from(entry.epoch != namespace.epoch);
             assert_eq!(
@@ -130,6 +134,11 @@ impl TierManager {
         }
         for (place, namespace) in self.namespaces.iter().enumerate() {
             assert_eq!(namespace.used_bytes, used[place], "bytes used by namespace {place}");
+            assert_eq!(
+                namespace.labels.blocks(),
+                labelled[place],
+                "labelled blocks of namespace {place}"
+            );
         }
         let sum = |of: fn(&crate::namespace_table::Namespace) -> u64| self.namespaces.iter().map(of).sum::<u64>();
         let counted = (sum(|n| n.blocks), sum(|n| n.host_blocks), sum(|n| n.nvme_blocks));

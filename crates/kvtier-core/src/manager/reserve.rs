@@ -6,7 +6,7 @@ use crate::index::NONE;
 use crate::{Answer, ClientId, Extent, OperationId, Refusal, Request, ReservationId, Reserved, Time};
 
 impl TierManager {
-    /// One slot for each key that is not cached, of the length given. Where there is no room the answer is `Pending`, and
+    /// One slot for each key that is not cached, or not under the hint's label, of the length given. Where there is no room the answer is `Pending`, and
     /// at the latest when the deadline passes `ReserveDone` says what was had.
     ///
     /// # Errors
@@ -39,7 +39,10 @@ impl TierManager {
         let known = self.find_all(request);
         for (position, (&hash, &length)) in (0..).zip(request.hashes.iter().zip(lengths)) {
             // Room made for one key may have cost another of them.
-            if known[position as usize] != NONE && self.find(request.namespace, request.realization, hash).is_some() {
+            if known[position as usize] != NONE
+                && let Some(block) = self.find(request.namespace, request.realization, hash)
+                && self.carries(block, request.hints.label)
+            {
                 self.counters.puts_present += 1;
                 results[position as usize] = Reserved::Present;
                 continue;
@@ -89,6 +92,7 @@ impl TierManager {
         let kind = WaitingKind::Reserve {
             namespace,
             realization: request.realization,
+            label: request.hints.label,
             results,
             items,
         };
@@ -146,20 +150,20 @@ impl TierManager {
             let WaitingKind::Reserve {
                 namespace,
                 realization,
+                label,
                 items,
                 ..
             } = &waiting.kind
             else {
                 return true;
             };
-            let (client, namespace, realization) = (waiting.client, *namespace, *realization);
+            let (client, namespace, realization, label) = (waiting.client, *namespace, *realization, *label);
             let next = items.iter().position(|item| item.group == group && !item.decided);
             let Some(position) = next else { return true };
             let item = items[position];
             // Someone may have put the block meanwhile.
-            if self
-                .find(crate::NamespaceId(namespace), realization, item.hash)
-                .is_some()
+            if let Some(block) = self.find(crate::NamespaceId(namespace), realization, item.hash)
+                && self.carries(block, label)
             {
                 self.counters.puts_present += 1;
                 self.decide_reserve(operation, position, Reserved::Present);
@@ -240,7 +244,7 @@ impl TierManager {
                 realization: request.realization,
                 hash,
             };
-            self.publish(key, NONE, place, extent.length, 0);
+            self.publish(key, NONE, place, extent.length, 0, crate::Labels::None);
         }
         #[cfg(not(feature = "mutants"))]
         let _ = (request, hash, granted);

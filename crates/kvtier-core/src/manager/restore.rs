@@ -4,7 +4,8 @@ use crate::host_table::{PAGE, pages};
 use crate::index::{NONE, flag};
 use crate::nvme_table::{NvmeSegmentState, NvmeTable};
 use crate::{
-    BlockKey, Generation, NamespaceId, Parent, Refusal, Restored, RestoredRecord, RestoredSegment, Time, TrustDomain,
+    BlockKey, Generation, Labels, NamespaceId, Parent, Refusal, Restored, RestoredRecord, RestoredSegment, Time,
+    TrustDomain,
 };
 
 /// A segment while it is decided what of it is cached again.
@@ -260,6 +261,12 @@ impl TierManager {
             entry.set(flag::CHECKSUM);
             cost += self.nvme_ref().cost(record.length);
             let page = u32::try_from(record.offset / PAGE).expect("a possible record");
+            let lost = mutant_is!(self, LabelsLostOnRestore);
+            let labels = if lost { Labels::None } else { record.label.labels };
+            self.attach_labels(block, labels);
+            if self.labels_of(self.index.entry(block)) != labels {
+                self.index.entry_mut(block).set(flag::UNDERSTATED);
+            }
             self.count_first_copy(block);
             self.attach_nvme(block, place, page, false);
             restored.blocks += 1;

@@ -1,25 +1,23 @@
 use super::{TierManager, mutant_is};
 use crate::index::{NONE, flag};
-use crate::{
-    BlockKey, ClientId, Generation, NamespaceId, Parent, RealizationId, Refusal, ReservationId, SealItem, Sealed, Time,
-};
+use crate::{BlockKey, Label, Labels, Parent, Refusal, ReservationId, SealItem, SealRequest, Sealed, Time};
 
 impl TierManager {
     /// Publishes written slots under the generation that the caller wrote them for. Whatever the answer but `Invalid`, the
-    /// reservation is over. Items in prefix order, so that a block finds its parent.
+    /// reservation is over. A block that is cached and was not put under this label yet is published anew, under all its labels.
     ///
     /// # Errors
     /// `Denied`, `UnknownClient` or `Invalid`; nothing changed then.
-    pub fn seal(
-        &mut self,
-        client: ClientId,
-        namespace: NamespaceId,
-        realization: RealizationId,
-        generation: Generation,
-        items: &[SealItem],
-        now: Time,
-    ) -> Result<Vec<Sealed>, Refusal> {
+    pub fn seal(&mut self, request: &SealRequest<'_>, now: Time) -> Result<Vec<Sealed>, Refusal> {
         self.advance(now);
+        let SealRequest {
+            client,
+            namespace,
+            realization,
+            generation,
+            label,
+            items,
+        } = *request;
         let place = self.admit(client, namespace)?;
         if items.len() > self.settings.batch_keys_max {
             return Err(Refusal::Invalid("more items than a batch may have"));
@@ -36,7 +34,7 @@ impl TierManager {
                 realization,
                 hash: item.hash,
             };
-            let answer = self.seal_one(place, key, current, item);
+            let answer = self.seal_one(place, key, current, label, item);
             match answer {
                 Sealed::Published => self.counters.puts_published += 1,
                 Sealed::Present => self.counters.puts_present += 1,
@@ -50,7 +48,7 @@ impl TierManager {
         Ok(answers)
     }
 
-    fn seal_one(&mut self, client: u32, key: BlockKey, current: bool, item: &SealItem) -> Sealed {
+    fn seal_one(&mut self, client: u32, key: BlockKey, current: bool, label: Option<Label>, item: &SealItem) -> Sealed {
         let ReservationId(reservation) = item.reservation;
         let Some(holding) = self.reservations.find(reservation) else {
             self.counters.foreign_ids += 1;
@@ -72,15 +70,18 @@ impl TierManager {
         if holding.is_published() {
             return Sealed::Published;
         }
-        let answer = if stale {
-            Sealed::Stale
+        let allowed = if stale {
+            Err(Sealed::Stale)
         } else {
-            self.may_publish(key, item)
+            self.may_publish(key, label, item)
         };
-        if answer != Sealed::Published {
-            self.give_back_slot(&holding);
-            return answer;
-        }
+        let labels = match allowed {
+            Ok(labels) => labels,
+            Err(answer) => {
+                self.give_back_slot(&holding);
+                return answer;
+            }
+        };
         let parent = match item.parent {
             Parent::Unknown | Parent::Root => NONE,
             Parent::Block(hash) => {
@@ -88,34 +89,58 @@ impl TierManager {
                 self.index.find(BlockKey { hash, ..key }, epoch).unwrap_or(NONE)
             }
         };
-        self.publish(key, parent, (segment, slot), item.length, item.tokens);
+        self.publish(key, parent, (segment, slot), item.length, item.tokens, labels);
         Sealed::Published
     }
 
-    fn may_publish(&mut self, key: BlockKey, item: &SealItem) -> Sealed {
-        if self.find(key.namespace, key.realization, key.hash).is_some() {
-            return Sealed::Present;
+    /// Whether a put under this label has nothing to add to a block that is cached.
+    pub(super) fn carries(&self, block: u32, label: Option<Label>) -> bool {
+        let entry = self.index.entry(block);
+        // A label that only memory knows would not survive a restart.
+        let carries = |label| self.labels_of(entry).may_include(label) && !entry.is(flag::UNDERSTATED);
+        label.is_none_or(carries) || mutant_is!(self, PresentKeepsLabels)
+    }
+
+    /// The labels to publish it under, or the answer where it may not be.
+    fn may_publish(&mut self, key: BlockKey, label: Option<Label>, item: &SealItem) -> Result<Labels, Sealed> {
+        let mut labels = Labels::given(label);
+        if let Some(block) = self.find(key.namespace, key.realization, key.hash) {
+            if self.carries(block, label) {
+                return Err(Sealed::Present);
+            }
+            // What its record says cannot be changed: it goes, and the new bytes are the block, under all its labels.
+            labels = labels.and(self.labels_of(self.index.entry(block)));
+            self.forget_for_good(block);
         }
         // A copy on a tier out of service cannot be read: the new bytes take its place.
         let epoch = self.namespaces.at(key.namespace.0).epoch;
         if let Some(block) = self.index.find(key, epoch)
             && !self.index.entry(block).is_ghost()
         {
+            labels = labels.and(self.labels_of(self.index.entry(block)));
             self.forget(block);
         }
         if !self.make_quota_room(key.namespace.0, u64::from(item.length)) {
-            return Sealed::Busy;
+            return Err(Sealed::Busy);
         }
         while self.index.len() >= self.settings.blocks_max {
             if !self.forget_nvme_leaf() && !self.forget_any_leaf() {
-                return Sealed::Busy;
+                return Err(Sealed::Busy);
             }
         }
-        Sealed::Published
+        Ok(labels)
     }
 
     /// Makes a written slot the host copy of a block that is not cached.
-    pub(super) fn publish(&mut self, key: BlockKey, parent: u32, place: (u32, u32), length: u32, tokens: u32) {
+    pub(super) fn publish(
+        &mut self,
+        key: BlockKey,
+        parent: u32,
+        place: (u32, u32),
+        length: u32,
+        tokens: u32,
+        labels: Labels,
+    ) {
         let epoch = self.namespaces.at(key.namespace.0).epoch;
         let block = match self.index.find(key, epoch) {
             Some(ghost) => ghost,
@@ -130,6 +155,7 @@ impl TierManager {
             self.index.entry_mut(block).parent = parent;
             self.index.entry_mut(parent).children += 1;
         }
+        self.attach_labels(block, labels);
         self.touch_ancestors(block);
         self.attach_host(block, place.0, place.1);
         self.host.attend(self.host.segment(place.0).group);

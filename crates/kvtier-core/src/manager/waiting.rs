@@ -1,6 +1,6 @@
 use super::TierManager;
 use crate::host_table::Want;
-use crate::{Action, BlockHash, ClientId, FetchScope, Fetched, OperationId, RealizationId, Reserved, Time};
+use crate::{Action, BlockHash, ClientId, FetchScope, Fetched, Label, OperationId, RealizationId, Reserved, Time};
 
 /// A command that waits, for bytes or for room.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub(super) enum WaitingKind {
     Reserve {
         namespace: u32,
         realization: RealizationId,
+        label: Option<Label>,
         results: Vec<Reserved>,
         items: Vec<ReserveItem>,
     },

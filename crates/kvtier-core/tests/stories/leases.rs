@@ -189,17 +189,8 @@ fn a_seal_with_a_wrong_length_or_of_another_client_changes_nothing() {
     assert_eq!(world.seal(&[item]), [Sealed::Invalid]);
     let mut seal = |length| {
         let items = [SealItem { length, ..item }];
-        world
-            .core
-            .seal(
-                OTHER,
-                world.namespace,
-                world.realization,
-                world.generation,
-                &items,
-                world.now,
-            )
-            .unwrap()
+        let request = world.seal_request(OTHER, &items);
+        world.core.seal(&request, world.now).unwrap()
     };
     assert_eq!(seal(8 * KIB + 1), [Sealed::Invalid]);
     assert_eq!(seal(0), [Sealed::Invalid]);

@@ -3,9 +3,9 @@
 use crate::world::{answered, hash};
 use kvtier_core::{
     Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope,
-    Fetched, ForgetScope, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent, PurgeEvidence,
-    Realization, RealizationId, Request, ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier, TierManager, Time,
-    TrustDomain,
+    Fetched, ForgetScope, Generation, Hints, Label, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent,
+    PurgeEvidence, Realization, RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed,
+    SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +42,8 @@ struct Storm {
     /// Destructions under way, each of what is older than a generation.
     destroying: BTreeMap<OperationId, (NamespaceId, Generation)>,
     forgetting: BTreeSet<OperationId>,
+    /// What puts are part of just now.
+    label: Option<Label>,
     /// Faults happen.
     rough: bool,
 }
@@ -59,6 +61,7 @@ fn settings(nvme: bool) -> CoreSettings {
         tier_retry_backoff: Duration::from_millis(50),
         clients_max: 6,
         blocks_max: 60,
+        label_sets_per_namespace_max: 4,
         leases_per_client_max: 12,
         reserved_bytes_per_client_max: 96 << 10,
         quarantine_bytes_per_client_max: 64 << 10,
@@ -96,12 +99,14 @@ impl Storm {
             recorded: BTreeMap::new(),
             destroying: BTreeMap::new(),
             forgetting: BTreeSet::new(),
+            label: None,
             rough: true,
         }
     }
 
     fn step(&mut self, command: (u8, u16, u16)) {
         let (kind, a, b) = command;
+        self.label = (a % 3 > 0).then(|| Label(u64::from(b % 7)));
         match kind {
             0..=3 | 32..=35 => self.fetch(a, b),
             4..=8 => self.put(a, b),
@@ -195,8 +200,28 @@ impl Storm {
             namespace,
             realization: self.realization,
             hashes,
-            hints: Hints::default(),
+            hints: Hints {
+                label: self.label,
+                ..Hints::default()
+            },
             deadline,
+        }
+    }
+
+    fn seal_request<'a>(
+        &self,
+        client: ClientId,
+        namespace: NamespaceId,
+        generation: Generation,
+        items: &'a [SealItem],
+    ) -> SealRequest<'a> {
+        SealRequest {
+            client,
+            namespace,
+            realization: self.realization,
+            generation,
+            label: self.label,
+            items,
         }
     }
 
@@ -284,10 +309,8 @@ impl Storm {
             }
             parent = Parent::Block(hash);
         }
-        let sealed = self
-            .core
-            .seal(client, namespace, self.realization, generation, &items, self.now)
-            .unwrap();
+        let request = self.seal_request(client, namespace, generation, &items);
+        let sealed = self.core.seal(&request, self.now).unwrap();
         assert!(!sealed.contains(&Sealed::Invalid));
     }
 
@@ -358,10 +381,9 @@ impl Storm {
             length: 4096,
             tokens: 70_000,
         };
-        let sealed = self
-            .core
-            .seal(id, namespace, self.realization, generation, &[item], self.now)
-            .unwrap();
+        let items = [item];
+        let request = self.seal_request(id, namespace, generation, &items);
+        let sealed = self.core.seal(&request, self.now).unwrap();
         assert_ne!(sealed, [Sealed::Invalid]);
     }
 
@@ -410,8 +432,9 @@ impl Storm {
     fn forget_scope(&mut self, a: u16, b: u16) {
         let (namespace, hashes, _) = Storm::keys(a, b);
         let namespace = NamespaceId(namespace.0 + 2 * u32::from(a % 2));
-        let scope = match b % 3 {
+        let scope = match b % 5 {
             0 => ForgetScope::Realization(self.realization),
+            1 | 2 => ForgetScope::Label(Label(u64::from(a % 7))),
             _ => ForgetScope::Hashes(&hashes[hashes.len() - 1..]),
         };
         let operation = self.core.forget_scope(namespace, &scope, self.now);

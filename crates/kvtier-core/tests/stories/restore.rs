@@ -2,7 +2,7 @@
 
 use crate::world::{DOMAIN, KIB, ME, SECOND, World, checksum, hash, hashes, name, settings};
 use kvtier_core::{
-    Action, BlockHash, CoreSettings, Generation, LeafFirstLru, NamespaceId, Parent, Realization, RealizationId,
+    Action, BlockHash, CoreSettings, Generation, Labels, LeafFirstLru, NamespaceId, Parent, Realization, RealizationId,
     RecordLabel, Refusal, Restored, RestoredRecord, RestoredSegment, Sealed, SegmentId, Tier, TierManager, Time,
     TrustDomain,
 };
@@ -19,6 +19,7 @@ fn record(number: u64, parent: Parent, place: u64) -> RestoredRecord {
             hash: hash(number),
             parent,
             tokens: 512,
+            labels: Labels::None,
         },
         offset: 4096 + place * u64::from(BLOCK),
         length: BLOCK,

@@ -2,9 +2,9 @@
 
 use kvtier_core::{
     Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope,
-    Fetched, ForgetScope, Generation, Hints, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent, PurgeEvidence,
-    Realization, RealizationId, RecordLabel, Request, ReservationId, Reserved, Restored, RestoredRecord,
-    RestoredSegment, SealItem, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
+    Fetched, ForgetScope, Generation, Hints, Label, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent,
+    PurgeEvidence, Realization, RealizationId, RecordLabel, Request, ReservationId, Reserved, Restored, RestoredRecord,
+    RestoredSegment, SealItem, SealRequest, Sealed, SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) namespace: NamespaceId,
     pub(crate) generation: Generation,
     pub(crate) realization: RealizationId,
+    /// What puts are part of.
+    pub(crate) label: Option<Label>,
     pub(crate) host: Memory,
     pub(crate) nvme: Memory,
     /// What a restart would find: segments with the records that were written and not forgotten.
@@ -44,6 +46,7 @@ pub(crate) struct World {
     pub(crate) flushed: BTreeMap<OperationId, (u64, u64)>,
     pub(crate) destroyed: BTreeMap<OperationId, PurgeEvidence>,
     pub(crate) forgotten: BTreeMap<OperationId, u64>,
+    pub(crate) of_any_label: u64,
     pub(crate) seen: BTreeMap<&'static str, u64>,
 }
 
@@ -86,6 +89,7 @@ impl World {
             namespace,
             generation,
             realization,
+            label: None,
             host: Memory::new(),
             nvme: Memory::new(),
             log: BTreeMap::new(),
@@ -98,6 +102,7 @@ impl World {
             flushed: BTreeMap::new(),
             destroyed: BTreeMap::new(),
             forgotten: BTreeMap::new(),
+            of_any_label: 0,
             seen: BTreeMap::new(),
         }
     }
@@ -137,7 +142,10 @@ impl World {
             namespace: self.namespace,
             realization: self.realization,
             hashes,
-            hints: Hints::default(),
+            hints: Hints {
+                label: self.label,
+                ..Hints::default()
+            },
             deadline: Time(self.now.0 + SECOND),
         }
     }
@@ -265,8 +273,13 @@ impl World {
             } => {
                 self.destroyed.insert(*operation, *evidence);
             }
-            Action::Forgotten { operation, blocks } => {
+            Action::Forgotten {
+                operation,
+                blocks,
+                of_any_label,
+            } => {
                 self.forgotten.insert(*operation, *blocks);
+                self.of_any_label += of_any_label;
             }
             Action::ZeroHost { segment, ranges, .. } => {
                 self.host.retain(|(other, offset), _| {
@@ -485,11 +498,19 @@ impl World {
         self.put_after(Parent::Root, hashes, length)
     }
 
+    pub(crate) fn seal_request<'a>(&self, client: ClientId, items: &'a [SealItem]) -> SealRequest<'a> {
+        SealRequest {
+            client,
+            namespace: self.namespace,
+            realization: self.realization,
+            generation: self.generation,
+            label: self.label,
+            items,
+        }
+    }
+
     pub(crate) fn seal(&mut self, items: &[SealItem]) -> Vec<Sealed> {
-        let sealed = self
-            .core
-            .seal(ME, self.namespace, self.realization, self.generation, items, self.now)
-            .unwrap();
+        let sealed = self.core.seal(&self.seal_request(ME, items), self.now).unwrap();
         self.run();
         sealed
     }

@@ -34,6 +34,8 @@ pub(super) struct Slot {
     pub(super) since: u64,
     /// The namespace's generation when the client asked.
     pub(super) generation: Generation,
+    /// What the put is part of.
+    pub(super) label: Option<u8>,
     /// Content and length, once writing began.
     pub(super) content: Option<(Tag, u32)>,
     pub(super) pages_written: usize,
@@ -65,8 +67,14 @@ pub(super) struct Client {
 /// What a pending answer is about.
 #[derive(Debug)]
 pub(super) enum Asked {
-    Fetch { scope: FetchScope },
-    Reserve { lengths: Vec<u32>, generation: Generation },
+    Fetch {
+        scope: FetchScope,
+    },
+    Reserve {
+        lengths: Vec<u32>,
+        generation: Generation,
+        label: Option<u8>,
+    },
 }
 
 /// A client's request that was not answered at once.

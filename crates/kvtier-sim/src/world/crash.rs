@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvtier_core::{
-    Action, Extent, OperationId, Parent, Realization, RecordLabel, Restored, RestoredRecord, RestoredSegment, Tier,
+    Action, Extent, Labels, OperationId, Parent, Realization, RecordLabel, Restored, RestoredRecord, RestoredSegment,
+    Tier,
 };
 
 use super::{World, new_manager};
@@ -280,6 +281,21 @@ impl World {
         }
         if quotas_first {
             self.set_quotas();
+        }
+        // An image has them with their labels.
+        if self.plan.labels > 0 && !self.plan.anchored && self.label_random.chance(200) {
+            // Written by a version that kept none.
+            let index = self.label_random.index(self.nvme.segments.len());
+            for record in self
+                .nvme
+                .segments
+                .values_mut()
+                .skip(index)
+                .take(1)
+                .flat_map(|segment| segment.records.values_mut())
+            {
+                record.label.labels = Labels::Any;
+            }
         }
         let mut segments: Vec<RestoredSegment> = self
             .nvme

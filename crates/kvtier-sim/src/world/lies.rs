@@ -1,7 +1,7 @@
 //! What clients claim that is not so. Nothing may come of it but a refusal.
 
 use kvtier_core::{
-    ClientId, Departure, FetchScope, Generation, LeaseId, Parent, Refusal, ReservationId, SealItem, Sealed,
+    ClientId, Departure, FetchScope, Generation, LeaseId, Parent, Refusal, ReservationId, SealItem, SealRequest, Sealed,
 };
 
 use super::World;
@@ -139,9 +139,15 @@ impl World {
             self.realizations[key.realization as usize],
         );
         self.step += 1;
-        let answer = self
-            .manager
-            .seal(client, namespace, realization, generation, items, self.now);
+        let request = SealRequest {
+            client,
+            namespace,
+            realization,
+            generation,
+            label: None,
+            items,
+        };
+        let answer = self.manager.seal(&request, self.now);
         self.note(|| format!("{client:?} lies: seal {items:?}: {answer:?}"));
         match answer {
             Ok(outcomes)
@@ -188,11 +194,14 @@ impl World {
             self.manager.delete(&request, self.now).err(),
             self.manager
                 .seal(
-                    client,
-                    request.namespace,
-                    request.realization,
-                    Generation(1),
-                    &[],
+                    &SealRequest {
+                        client,
+                        namespace: request.namespace,
+                        realization: request.realization,
+                        generation: Generation(1),
+                        label: None,
+                        items: &[],
+                    },
                     self.now,
                 )
                 .err(),

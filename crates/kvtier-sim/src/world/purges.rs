@@ -137,7 +137,11 @@ impl World {
             return Ok(());
         }
         let chosen = live[self.random.index(live.len())];
-        let part = if self.random.chance(200) {
+        let labels = self.ledger.labels(chosen);
+        let part = if labels > 0 && self.label_random.chance(600) {
+            self.tally.answer("purged_by_label");
+            Part::Label(labels.trailing_zeros() as u8)
+        } else if self.random.chance(200) {
             Part::Realization(chosen.realization)
         } else {
             Part::Node(chosen.node)
@@ -168,15 +172,16 @@ impl World {
     fn forget(&mut self, number: u64, mut scope: Scope) -> Check {
         let space = scope.space;
         let live: Vec<(Key, Tag)> = self.ledger.live_keys().filter(|(key, _)| key.space == space).collect();
-        let descendants = self.ledger.descendants(|key| scope.names(key));
+        let descendants = self.ledger.descendants(|key| scope.names(key, self.ledger.labels(key)));
         let mut gone = Vec::new();
         for (key, tag) in live {
             let extends = descendants.contains(&key);
-            if !extends && !scope.names(key) {
+            let is_named = scope.names(key, self.ledger.labels(key));
+            if !extends && !is_named {
                 continue;
             }
             let was_cached = self.tier_of(key)?.is_some();
-            if extends && !scope.names(key) {
+            if extends && !is_named {
                 if !was_cached {
                     continue;
                 }
@@ -195,6 +200,7 @@ impl World {
                 ForgetScope::Hashes(&hashes)
             }
             Part::Realization(realization) => ForgetScope::Realization(self.realizations[realization as usize]),
+            Part::Label(label) => ForgetScope::Label(Self::label(label)),
         };
         let operation = self.manager.forget_scope(id, &part, self.now);
         self.note(|| format!("forget {scope:?}: {operation:?}"));

@@ -1,7 +1,8 @@
 //! What clients write: reservations, slots granted ahead, seals, deletions.
 
 use kvtier_core::{
-    Answer, ClientId, Extent, Generation, OperationId, Parent, ReservationId, Reserved, SealItem, Sealed, Time,
+    Answer, ClientId, Extent, Generation, OperationId, Parent, ReservationId, Reserved, SealItem, SealRequest, Sealed,
+    Time,
 };
 
 use super::World;
@@ -27,19 +28,30 @@ impl World {
     ) -> Check {
         let nodes: Vec<u32> = keys.iter().map(|key| key.node).collect();
         let hashes = Self::hashes(&nodes);
-        let request = self.request(client, keys[0].space, keys[0].realization, &hashes, deadline);
+        let mut request = self.request(client, keys[0].space, keys[0].realization, &hashes, deadline);
+        let label = self.draw_label();
+        request.hints.label = label.map(Self::label);
         let generation = self.generation(keys[0].space)?;
         self.step += 1;
         let start = self.step;
         let answer = self.manager.reserve(&request, &lengths, self.now);
         self.note(|| {
             format!(
-                "{client:?} reserve {}/{} {nodes:?} {lengths:?} by {deadline:?}: {answer:?}",
+                "{client:?} reserve {}/{} {nodes:?} {lengths:?} under {label:?} by {deadline:?}: {answer:?}",
                 keys[0].space, keys[0].realization
             )
         });
         match answer {
-            Ok(Answer::Ready(results)) => self.reserved(client, start, &keys, &lengths, generation, &results)?,
+            Ok(Answer::Ready(results)) => {
+                for (key, _) in keys
+                    .iter()
+                    .zip(&results)
+                    .filter(|(_, result)| **result == Reserved::Present)
+                {
+                    self.put_under(*key, label);
+                }
+                self.reserved(client, start, &keys, &lengths, (generation, label), &results)?;
+            }
             Ok(Answer::Pending(operation)) => {
                 self.tally.answer("reserve_waited");
                 self.wait(
@@ -49,7 +61,11 @@ impl World {
                         deadline,
                         start,
                         keys,
-                        asked: Asked::Reserve { lengths, generation },
+                        asked: Asked::Reserve {
+                            lengths,
+                            generation,
+                            label,
+                        },
                     },
                 )?;
             }
@@ -81,9 +97,14 @@ impl World {
                 client: asker,
                 start,
                 keys,
-                asked: Asked::Reserve { lengths, generation },
+                asked:
+                    Asked::Reserve {
+                        lengths,
+                        generation,
+                        label,
+                    },
                 ..
-            }) if asker == client => self.reserved(client, start, &keys, &lengths, generation, results),
+            }) if asker == client => self.reserved(client, start, &keys, &lengths, (generation, label), results),
             _ => found(format!(
                 "{client:?} is told of the reserve {operation:?}, for which nobody waits"
             )),
@@ -96,7 +117,7 @@ impl World {
         start: u64,
         keys: &[Key],
         lengths: &[u32],
-        generation: Generation,
+        (generation, label): (Generation, Option<u8>),
         results: &[Reserved],
     ) -> Check {
         if results.len() != keys.len() {
@@ -118,7 +139,7 @@ impl World {
                     if extent.length != *length {
                         return found(format!("{length} bytes were asked for, {extent:?} is given"));
                     }
-                    self.take_slot(client, reservation, extent, Some(*key), (generation, start))?;
+                    self.take_slot(client, reservation, extent, Some((*key, label)), (generation, start))?;
                 }
             }
         }
@@ -141,7 +162,7 @@ impl World {
         client: ClientId,
         reservation: ReservationId,
         extent: Extent,
-        key: Option<Key>,
+        place: Option<(Key, Option<u8>)>,
         (generation, since): (Generation, u64),
     ) -> Check {
         let domain = self.clients[&client].domain;
@@ -164,9 +185,10 @@ impl World {
             reservation,
             extent,
             holder,
-            key,
+            key: place.map(|(key, _)| key),
             since,
             generation,
+            label: place.and_then(|(_, label)| label),
             content: None,
             pages_written: 0,
         });
@@ -215,8 +237,9 @@ impl World {
             let Some((key, generation)) = self.draw_put(client, index)? else {
                 return Ok(());
             };
+            let label = self.draw_label();
             let slot = &mut self.client(client).slots[index];
-            (slot.key, slot.generation) = (Some(key), generation);
+            (slot.key, slot.generation, slot.label) = (Some(key), generation, label);
         }
         let slot = &self.clients[&client].slots[index];
         let (extent, holder, pages, from) = (slot.extent, slot.holder, slot.pages(), slot.pages_written);
@@ -273,10 +296,14 @@ impl World {
         let Some(first) = self.clients[&client].slots.iter().find(|slot| slot.is_written()) else {
             return Ok(());
         };
-        let (Some(place), generation) = (first.key, first.generation) else {
+        let (Some(place), generation, label) = (first.key, first.generation, first.label) else {
             return Ok(());
         };
-        let most = self.random.between(1, 32) as usize;
+        let mut most = self.random.between(1, 32) as usize;
+        if label.is_some() && self.label_random.chance(500) {
+            // Alone, it is known what it finds.
+            most = 1;
+        }
         let state = self.client(client);
         let mut chosen = Vec::new();
         let mut rest = Vec::new();
@@ -284,7 +311,7 @@ impl World {
             let same = slot
                 .key
                 .is_some_and(|key| key.space == place.space && key.realization == place.realization)
-                && slot.generation == generation;
+                && (slot.generation, slot.label) == (generation, label);
             if same && slot.is_written() && chosen.len() < most {
                 chosen.push(slot)
             } else {
@@ -295,10 +322,24 @@ impl World {
         if self.random.chance(100) {
             chosen.reverse();
         }
-        self.seal(client, place, generation, chosen)
+        self.seal(client, place, (generation, label), chosen)
     }
 
-    pub(super) fn seal(&mut self, client: ClientId, place: Key, generation: Generation, slots: Vec<Slot>) -> Check {
+    /// The block of a key was put under a label and is called present: so it is one of that label.
+    fn put_under(&mut self, key: Key, label: Option<u8>) {
+        if let Some(label) = label {
+            self.tally.answer("present_under_label");
+            self.ledger.label(key, 1 << label);
+        }
+    }
+
+    pub(super) fn seal(
+        &mut self,
+        client: ClientId,
+        place: Key,
+        (generation, label): (Generation, Option<u8>),
+        slots: Vec<Slot>,
+    ) -> Check {
         let mut items = Vec::new();
         for slot in &slots {
             let (Some(key), Some((_, length))) = (slot.key, slot.content) else {
@@ -321,13 +362,25 @@ impl World {
             self.spaces[place.space as usize].id,
             self.realizations[place.realization as usize],
         );
+        let (mut labels, mut was_cached) = (label.map_or(0, |label| 1 << label), false);
+        if let ([Slot { key: Some(key), .. }], true) = (&slots[..], labels > 0) {
+            // Of a longer batch one may make room that another's block was in.
+            was_cached = self.tier_of(*key)?.is_some();
+            labels |= if was_cached { self.ledger.labels(*key) } else { 0 };
+        }
         self.step += 1;
-        let answer = self
-            .manager
-            .seal(client, namespace, realization, generation, &items, self.now);
+        let request = SealRequest {
+            client,
+            namespace,
+            realization,
+            generation,
+            label: label.map(Self::label),
+            items: &items,
+        };
+        let answer = self.manager.seal(&request, self.now);
         self.note(|| {
             format!(
-                "{client:?} seal {}/{} {generation:?} {items:?}: {answer:?}",
+                "{client:?} seal {}/{} {generation:?} {items:?} under {label:?}: {answer:?}",
                 place.space, place.realization
             )
         });
@@ -359,7 +412,11 @@ impl World {
                             slot.since
                         ));
                     }
+                    if was_cached {
+                        self.tally.answer("sealed_over_another");
+                    }
                     self.ledger.publish(tag, self.step);
+                    self.ledger.label(key, labels);
                     published.push((key, item.parent));
                 }
                 Sealed::Present => {
@@ -369,6 +426,7 @@ impl World {
                             "{key:?} is called present, but nothing that may be seen was published for it"
                         ));
                     }
+                    self.put_under(key, label);
                 }
                 Sealed::Stale => self.tally.answer("sealed_stale"),
                 Sealed::Busy => self.tally.answer("sealed_busy"),

@@ -16,7 +16,7 @@
 //! Header (page 0):
 //! ```text
 //!    0  8  magic "kvtier\x01H"
-//!    8  4  version (2)
+//!    8  4  version (3; 2 is read)
 //!   12  4  segment id
 //!   16 32  incarnation: random, drawn when the segment is opened; binds seal and entries to this life of the file, and
 //!          salts the keys of its records
@@ -29,7 +29,7 @@
 //! Seal (page 1):
 //! ```text
 //!    0  8  magic "kvtier\x01S"
-//!    8  4  version (2)
+//!    8  4  version, as in the header
 //!   12  4  segment id
 //!   16 32  incarnation
 //!   48  4  entries
@@ -38,7 +38,7 @@
 //!   64 4028  reserved
 //! 4092  4  CRC32C of bytes 0..4092
 //! ```
-//! Entry (128 bytes). The name is always sealed, also where payloads are not: what lies here tells nobody whose prompt it
+//! Entry (128 bytes) of version 3. The name is always sealed, also where payloads are not: what lies here tells nobody whose prompt it
 //! was.
 //! ```text
 //!   0 16  authentication tag of an encrypted payload, else zero
@@ -47,12 +47,12 @@
 //!  28  4  offset of the payload in the file, in units of 4 KiB: its place, and the nonce of all that is sealed of it
 //!  32  4  length of the payload, bytes
 //!  36  4  reserved
-//!  40 48  name, AES-256-GCM; bytes 0..40 and the segment id are its associated data
-//!  88 16  authentication tag of the name
-//! 104 20  reserved
+//!  40 64  name, AES-256-GCM; bytes 0..40 and the segment id are its associated data
+//! 104 16  authentication tag of the name
+//! 120  4  reserved
 //! 124  4  CRC32C of the incarnation followed by bytes 0..124
 //! ```
-//! Name (48 bytes, plaintext):
+//! Name (64 bytes, plaintext):
 //! ```text
 //!  0 16  prefix hash
 //! 16 16  prefix hash of the parent, else zero
@@ -60,10 +60,15 @@
 //! 36  4  tokens
 //! 40  4  CRC32C of the payload's plaintext
 //! 44  1  parent: 0 unknown, 1 none (the block starts a prefix), 2 the hash above
-//! 45  3  reserved
+//! 45  1  labels that the block was put under: 0 none, 1 the first, 2 both, 3 any, for they are more or not known
+//! 46  2  reserved
+//! 48  8  first label, else zero
+//! 56  8  second label, larger, else zero
 //! ```
+//! Version 2 knew no labels: its names end at byte 48, with byte 45 reserved, and its entries have the tag at 88 and 20 reserved
+//! bytes behind it. Whatever its records were put under, they are taken for put under any label.
 
-use kvtier_core::{BlockHash, Parent};
+use kvtier_core::{BlockHash, Label, Labels, Parent};
 use kvtier_transfer::crc32c;
 
 /// Payloads start and end at multiples of this.
@@ -73,9 +78,11 @@ pub const HEADER_BYTES: u64 = 8192;
 /// Bytes at the end of a segment file for each record.
 pub const ENTRY_BYTES: u64 = 128;
 /// Bytes of a name.
-pub const NAME_BYTES: usize = 48;
-/// The version written and understood.
-pub const VERSION: u32 = 2;
+pub const NAME_BYTES: usize = 64;
+/// The version written.
+pub const VERSION: u32 = 3;
+/// The oldest version understood.
+pub const VERSION_MIN: u32 = 2;
 
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
@@ -95,7 +102,7 @@ pub enum FormatError {
     #[error("not a {0} of a kvtier segment")]
     Magic(&'static str),
     /// Written by another version.
-    #[error("version {0} is not understood, this program knows version {VERSION}")]
+    #[error("version {0} is not understood, this program knows {VERSION_MIN} to {VERSION}")]
     Version(u32),
     /// A checksum or a reserved byte is wrong.
     #[error("damaged {0}")]
@@ -133,6 +140,8 @@ impl Encryption {
 /// Page 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// Of the whole file, [`VERSION_MIN`] to [`VERSION`].
+    pub version: u32,
     /// Segment id, as in the file name.
     pub segment: u32,
     /// This life of the file.
@@ -151,7 +160,7 @@ impl Header {
     pub fn encode(&self) -> [u8; PAGE] {
         let mut page = [0; PAGE];
         page[..8].copy_from_slice(&HEADER_MAGIC);
-        page[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        page[8..12].copy_from_slice(&self.version.to_le_bytes());
         page[12..16].copy_from_slice(&self.segment.to_le_bytes());
         page[16..48].copy_from_slice(&self.incarnation);
         page[48..56].copy_from_slice(&self.bytes.to_le_bytes());
@@ -164,7 +173,7 @@ impl Header {
     /// Reads a page back.
     ///
     /// # Errors
-    /// When it is not a header of this version, undamaged.
+    /// When it is not a header of a version understood, undamaged.
     pub fn decode(page: &[u8]) -> Result<Header, FormatError> {
         let page = open_page(page, HEADER_MAGIC, "header")?;
         let encryption = match word(page, 64) {
@@ -176,6 +185,7 @@ impl Header {
             return Err(FormatError::Damaged("header"));
         }
         Ok(Header {
+            version: word(page, 8),
             segment: word(page, 12),
             incarnation: array(page, 16),
             bytes: double(page, 48),
@@ -188,6 +198,8 @@ impl Header {
 /// Page 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
+    /// As in the header.
+    pub version: u32,
     /// Segment id.
     pub segment: u32,
     /// The life of the file that was sealed.
@@ -204,7 +216,7 @@ impl Seal {
     pub fn encode(&self) -> [u8; PAGE] {
         let mut page = [0; PAGE];
         page[..8].copy_from_slice(&SEAL_MAGIC);
-        page[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        page[8..12].copy_from_slice(&self.version.to_le_bytes());
         page[12..16].copy_from_slice(&self.segment.to_le_bytes());
         page[16..48].copy_from_slice(&self.incarnation);
         page[48..52].copy_from_slice(&self.entries.to_le_bytes());
@@ -226,12 +238,14 @@ impl Seal {
             return Err(FormatError::Damaged("seal"));
         }
         let seal = Seal {
+            version: word(page, 8),
             segment: word(page, 12),
             incarnation: array(page, 16),
             entries: word(page, 48),
             sealed_ms: double(page, 56),
         };
-        if seal.segment != header.segment || seal.incarnation != header.incarnation {
+        let named = (seal.version, seal.segment, seal.incarnation);
+        if named != (header.version, header.segment, header.incarnation) {
             return Err(FormatError::Foreign("seal"));
         }
         if seal.entries > entries_max(header.bytes) {
@@ -244,6 +258,8 @@ impl Seal {
 /// What the index says about one record. The name is sealed: see [`Name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Of its segment.
+    pub version: u32,
     /// Authentication tag of an encrypted payload, else zero.
     pub tag: [u8; 16],
     /// Of the namespace, when the block was sealed.
@@ -254,7 +270,7 @@ pub struct Entry {
     pub offset: u64,
     /// Bytes of payload.
     pub length: u32,
-    /// Ciphertext of the name.
+    /// Ciphertext of the name; what version 2 lacks of it is zero.
     pub name: [u8; NAME_BYTES],
     /// Its authentication tag.
     pub name_tag: [u8; 16],
@@ -294,8 +310,9 @@ impl Entry {
     pub fn encode(&self, incarnation: &Incarnation) -> [u8; ENTRY] {
         let mut bytes = [0; ENTRY];
         bytes[..40].copy_from_slice(&self.associated(0)[..40]);
-        bytes[40..88].copy_from_slice(&self.name);
-        bytes[88..104].copy_from_slice(&self.name_tag);
+        let tag_at = 40 + name_bytes(self.version);
+        bytes[40..tag_at].copy_from_slice(&self.name[..tag_at - 40]);
+        bytes[tag_at..tag_at + 16].copy_from_slice(&self.name_tag);
         let sum = entry_checksum(&bytes, incarnation);
         bytes[124..].copy_from_slice(&sum.to_le_bytes());
         bytes
@@ -311,20 +328,24 @@ impl Entry {
         if is_zero(bytes) {
             return Ok(None);
         }
-        let is_reserved_zero = word(bytes, 36) == 0 && is_zero(&bytes[104..124]);
+        let tag_at = 40 + name_bytes(header.version);
+        let is_reserved_zero = word(bytes, 36) == 0 && is_zero(&bytes[tag_at + 16..124]);
         #[cfg(feature = "mutants")]
         let is_reserved_zero = is_reserved_zero || fuzz::planted::is_on();
         if word(bytes, 124) != entry_checksum(bytes, &header.incarnation) || !is_reserved_zero {
             return Err(FormatError::Damaged("entry"));
         }
+        let mut name = [0; NAME_BYTES];
+        name[..tag_at - 40].copy_from_slice(&bytes[40..tag_at]);
         let entry = Entry {
+            version: header.version,
             tag: array(bytes, 0),
             generation: double(bytes, 16),
             namespace: word(bytes, 24),
             offset: u64::from(word(bytes, 28)) * ALIGNMENT,
             length: word(bytes, 32),
-            name: array(bytes, 40),
-            name_tag: array(bytes, 88),
+            name,
+            name_tag: array(bytes, tag_at),
         };
         if !is_payload_range(header.bytes, entry.offset, entry.length) {
             return Err(FormatError::Misplaced);
@@ -346,6 +367,8 @@ pub struct Name {
     pub tokens: u32,
     /// CRC32C of the payload's plaintext.
     pub checksum: u32,
+    /// What it was put under.
+    pub labels: Labels,
 }
 
 impl Name {
@@ -364,6 +387,16 @@ impl Name {
         bytes[36..40].copy_from_slice(&self.tokens.to_le_bytes());
         bytes[40..44].copy_from_slice(&self.checksum.to_le_bytes());
         bytes[44] = code;
+        let none = Label::default();
+        let (code, first, second) = match self.labels {
+            Labels::None => (0, none, none),
+            Labels::One(label) => (1, label, none),
+            Labels::Two(first, second) => (2, first, second),
+            Labels::Any => (3, none, none),
+        };
+        bytes[45] = code;
+        bytes[48..56].copy_from_slice(&first.0.to_le_bytes());
+        bytes[56..64].copy_from_slice(&second.0.to_le_bytes());
         bytes
     }
 
@@ -379,7 +412,16 @@ impl Name {
             2 => Parent::Block(hash),
             _ => return Err(FormatError::Damaged("name")),
         };
-        if !is_zero(&bytes[45..]) {
+        let (first, second) = (Label(double(bytes, 48)), Label(double(bytes, 56)));
+        let none = Label::default();
+        let labels = match bytes[45] {
+            0 if (first, second) == (none, none) => Labels::None,
+            1 if second == none => Labels::One(first),
+            2 if first < second => Labels::Two(first, second),
+            3 if (first, second) == (none, none) => Labels::Any,
+            _ => return Err(FormatError::Damaged("name")),
+        };
+        if !is_zero(&bytes[46..48]) {
             return Err(FormatError::Damaged("name"));
         }
         Ok(Name {
@@ -388,8 +430,15 @@ impl Name {
             realization: word(bytes, 32),
             tokens: word(bytes, 36),
             checksum: word(bytes, 40),
+            labels,
         })
     }
+}
+
+/// Bytes of a name in a version.
+#[must_use]
+pub fn name_bytes(version: u32) -> usize {
+    if version < 3 { 48 } else { NAME_BYTES }
 }
 
 fn entry_checksum(bytes: &[u8; ENTRY], incarnation: &Incarnation) -> u32 {
@@ -497,7 +546,7 @@ fn open_page<'page>(page: &'page [u8], magic: [u8; 8], what: &'static str) -> Re
         return Err(FormatError::Damaged(what));
     }
     match word(page, 8) {
-        VERSION => Ok(page),
+        VERSION_MIN..=VERSION => Ok(page),
         other => Err(FormatError::Version(other)),
     }
 }

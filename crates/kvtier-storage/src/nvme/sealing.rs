@@ -17,11 +17,11 @@ use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
-use kvtier_core::{Extent, RecordLabel};
+use kvtier_core::{Extent, Labels, RecordLabel};
 use kvtier_transfer::memory::{Cipher, MemorySlice, Opening};
 use zeroize::Zeroizing;
 
-use super::format::{Entry, FormatError, Incarnation, NAME_BYTES, Name, place_of};
+use super::format::{Entry, FormatError, Incarnation, NAME_BYTES, Name, name_bytes, place_of};
 use super::keys::DataKey;
 
 /// Seals and opens the records of one namespace and generation in one incarnation of a segment.
@@ -79,13 +79,25 @@ impl RecordCipher {
             .opening(&nonce_bytes(place_of(place.offset)), &binding(place, label))
     }
 
-    /// Puts the name into its entry, sealed to the entry's other fields.
+    /// Puts the name into its entry, sealed to the entry's other fields. An entry of version 2 has no room for labels.
     pub(super) fn seal_name(&self, entry: Entry, segment: u32, name: &Name) -> Entry {
-        let mut sealed = name.encode();
+        let length = name_bytes(entry.version);
+        let mut sealed = match length {
+            NAME_BYTES => *name,
+            _ => Name {
+                labels: Labels::None,
+                ..*name
+            },
+        }
+        .encode();
         let tag = self
             .name
-            .seal_in_place_separate_tag(nonce(entry.place()), Aad::from(entry.associated(segment)), &mut sealed)
-            .expect("48 bytes can be sealed");
+            .seal_in_place_separate_tag(
+                nonce(entry.place()),
+                Aad::from(entry.associated(segment)),
+                &mut sealed[..length],
+            )
+            .expect("a name can be sealed");
         Entry {
             name: sealed,
             name_tag: tag.as_ref().try_into().expect("a tag of 16 bytes"),
@@ -96,13 +108,31 @@ impl RecordCipher {
     /// The name of an entry of this key.
     pub(super) fn open_name(&self, entry: &Entry, segment: u32) -> Result<Name, FormatError> {
         let mut bytes = [0; NAME_BYTES + 16];
-        bytes[..NAME_BYTES].copy_from_slice(&entry.name);
-        bytes[NAME_BYTES..].copy_from_slice(&entry.name_tag);
+        let length = name_bytes(entry.version);
+        bytes[..length].copy_from_slice(&entry.name[..length]);
+        bytes[length..length + 16].copy_from_slice(&entry.name_tag);
         let opened = self
             .name
-            .open_in_place(nonce(entry.place()), Aad::from(entry.associated(segment)), &mut bytes)
+            .open_in_place(
+                nonce(entry.place()),
+                Aad::from(entry.associated(segment)),
+                &mut bytes[..length + 16],
+            )
             .map_err(|_| FormatError::Damaged("name"))?;
-        Name::decode(opened.first_chunk().expect("48 bytes were sealed"))
+        let mut name = [0; NAME_BYTES];
+        name[..length].copy_from_slice(opened);
+        let name = Name::decode(&name)?;
+        if length == NAME_BYTES {
+            return Ok(name);
+        }
+        match name.labels {
+            // Its writer kept none, whatever it was told.
+            Labels::None => Ok(Name {
+                labels: Labels::Any,
+                ..name
+            }),
+            _ => Err(FormatError::Damaged("name")),
+        }
     }
 }
 

@@ -102,6 +102,7 @@ impl Segment {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut header = Header {
+            version: format::VERSION,
             segment: id.0,
             incarnation: [0; 32],
             bytes,
@@ -403,6 +404,7 @@ impl Segment {
         };
         let mut bytes = self.write_index()?;
         let seal = Seal {
+            version: self.header.version,
             segment: self.id.0,
             incarnation: self.header.incarnation,
             entries: count,

@@ -9,7 +9,7 @@ use super::AdapterSettings;
 use super::key::{Place, namespace_of, realization};
 use crate::ErrorKind;
 use crate::client::{Client, ClientError, ClientOptions, Namespace};
-use crate::{BlockHash, Hints};
+use crate::{BlockHash, Hints, Label};
 
 /// How long an unanswered connection lives. Callers give up far earlier, each at its own deadline; the connection stays so
 /// that the answers, when they come, give back what they lease.
@@ -187,6 +187,7 @@ impl Link {
             .map_err(PlaceError::Client)?
             .with_hints(Hints {
                 prompt_tokens: settings.prompt_tokens,
+                label: settings.label.as_deref().map(Label::of),
                 ..Hints::default()
             });
         current.places.lock().insert(place.clone(), opened.clone());

@@ -29,6 +29,8 @@ pub struct AdapterSettings {
     pub namespaces: BTreeMap<String, String>,
     /// Put a digest of the salt into the name instead of the salt. Default false. Salts too long for a name always are.
     pub hide_salts: bool,
+    /// What all stores are put under, so that `kvctl purge NS --label` takes them by itself: 1 to 1,024 bytes. Default: nothing.
+    pub label: Option<String>,
     /// Tokens of one LMCache chunk (`--chunk-size`), which LMCache does not tell. Default 256.
     pub tokens_per_chunk: u32,
     /// Tokens of a typical prompt, which LMCache does not tell. Default: not known.
@@ -72,6 +74,7 @@ impl Default for AdapterSettings {
             namespace_prefix: "lmcache:".into(),
             namespaces: BTreeMap::new(),
             hide_salts: false,
+            label: None,
             tokens_per_chunk: 256,
             prompt_tokens: None,
             copy_threads: 0,
@@ -149,6 +152,10 @@ impl AdapterSettings {
                 "namespace_prefix",
                 "an empty prefix leaves no name for the empty salt: map it in `namespaces`".into(),
             );
+        }
+        let label_bytes = self.label.as_ref().map_or(1, String::len);
+        if !(1..=crate::purge::LABEL_BYTES_MAX).contains(&label_bytes) {
+            return refuse("label", format!("give 1 to {} bytes", crate::purge::LABEL_BYTES_MAX));
         }
         if self.copy_threads == 0 {
             let cores = std::thread::available_parallelism().map_or(2, usize::from);

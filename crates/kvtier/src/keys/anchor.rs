@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use kvtier_core::Generation;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,9 @@ use super::{KeyError, disk};
 
 const VERSION: u32 = 1;
 /// In the state directory: it was served with an anchor.
-const MARKER_FILE: &str = "anchored";
+pub(crate) const MARKER_FILE: &str = "anchored";
+/// What every namespace begins with: nothing was invalidated yet.
+const FIRST: Generation = Generation(1);
 
 /// A file outside the state directory that remembers the highest generation of every namespace that was invalidated. A state
 /// directory restored from an older copy is behind it, and is not served.
@@ -61,6 +64,34 @@ impl Anchor {
             path: path.to_owned(),
             generations: Mutex::new(generations),
         })
+    }
+
+    /// Whether a state directory was served with an anchor.
+    pub(crate) fn was_used(state_directory: &Path) -> bool {
+        state_directory.join(MARKER_FILE).exists()
+    }
+
+    /// Before anybody is served: notes generations of the register that it does not know. A crash came between the two, or a run
+    /// without an anchor raised them. Not noted, they would be in force, and an older copy would not be told from them.
+    pub(crate) fn catch_up<'a>(
+        &self,
+        registered: impl IntoIterator<Item = (&'a Label, Generation)>,
+    ) -> Result<usize, KeyError> {
+        let mut generations = self.generations.lock();
+        let mut raised = generations.clone();
+        let mut count = 0;
+        for (label, generation) in registered.into_iter().filter(|(_, generation)| *generation > FIRST) {
+            let known = raised.entry(named(label)).or_default();
+            if *known < generation.0 {
+                *known = generation.0;
+                count += 1;
+            }
+        }
+        if count > 0 {
+            write(&self.path, &raised)?;
+            *generations = raised;
+        }
+        Ok(count)
     }
 
     /// The highest generation that was ever acknowledged; 0: none was.
@@ -123,6 +154,50 @@ fn write(path: &Path, generations: &BTreeMap<String, u64>) -> Result<(), KeyErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_anchor_catches_up_with_the_register_and_never_falls_behind_itself() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, state) = (directory.path().join("anchor"), directory.path().join("state"));
+        std::fs::create_dir(&state).expect("made");
+        assert!(!Anchor::was_used(&state));
+        let label = |name: &str| Label {
+            domain: "uid-1".into(),
+            name: name.into(),
+        };
+        let anchor = Anchor::open(&path, &state, &mut Vec::new()).expect("made");
+        anchor.raise(&label("older"), 5).expect("raised");
+        let names = ["older", "newer", "new", "never raised"].map(label);
+        let registered = names.iter().zip([3, 4, 2, 1].map(Generation));
+        assert_eq!(anchor.catch_up(registered.clone()).expect("caught up"), 2);
+        assert_eq!(anchor.catch_up(registered).expect("nothing to do"), 0);
+        drop(anchor);
+        let anchor = Anchor::open(&path, &state, &mut Vec::new()).expect("read");
+        assert_eq!(names.each_ref().map(|label| anchor.generation(label)), [5, 4, 2, 0]);
+        assert!(Anchor::was_used(&state));
+    }
+
+    #[test]
+    fn an_anchor_that_cannot_be_written_says_so_and_stays_as_it_was() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, state) = (directory.path().join("anchor"), directory.path().join("state"));
+        std::fs::create_dir(&state).expect("made");
+        let label = Label {
+            domain: "uid-1".into(),
+            name: "a".into(),
+        };
+        let anchor = Anchor::open(&path, &state, &mut Vec::new()).expect("made");
+        anchor.raise(&label, 5).expect("raised");
+        // Whoever runs the tests: nobody writes a file where a directory is.
+        let in_the_way = directory.path().join("anchor.next");
+        std::fs::create_dir(&in_the_way).expect("made");
+        assert!(anchor.raise(&label, 6).is_err());
+        assert!(anchor.catch_up([(&label, Generation(7))]).is_err());
+        assert_eq!(anchor.generation(&label), 5);
+        std::fs::remove_dir(&in_the_way).expect("removed");
+        anchor.raise(&label, 6).expect("raised");
+        assert_eq!(anchor.generation(&label), 6);
+    }
 
     #[test]
     fn an_anchor_only_rises_and_is_read_again() {

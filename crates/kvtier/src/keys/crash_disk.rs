@@ -9,27 +9,33 @@ use super::disk::Disk;
 
 /// Two images of one file: what the running system sees, and what a power cut leaves.
 #[derive(Clone, Default)]
-pub(super) struct CrashDisk(Arc<Mutex<Images>>);
+pub(crate) struct CrashDisk(Arc<Mutex<Images>>);
 
 #[derive(Default)]
 struct Images {
     live: Vec<u8>,
     durable: Vec<u8>,
     /// Since the last sync.
-    pending: Vec<Write>,
+    pending: Vec<Change>,
     /// The one that was stopped.
-    cut: Option<Write>,
+    stopped: Option<Change>,
     /// Writes and syncs until it stops.
     budget: Option<usize>,
     syncs: usize,
     operations: usize,
 }
 
-type Write = (usize, Vec<u8>);
+#[derive(Clone)]
+enum Change {
+    /// At an offset.
+    Write(usize, Vec<u8>),
+    /// Down to a length.
+    Cut(usize),
+}
 
 /// How much of a write that was never synced is there after a power cut.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Tear {
+pub(crate) enum Tear {
     Nothing,
     Everything,
     First(usize),
@@ -37,7 +43,7 @@ pub(super) enum Tear {
 }
 
 impl CrashDisk {
-    pub(super) fn of(image: Vec<u8>) -> CrashDisk {
+    pub(crate) fn of(image: Vec<u8>) -> CrashDisk {
         let disk = CrashDisk::default();
         {
             let mut images = disk.0.lock();
@@ -48,60 +54,79 @@ impl CrashDisk {
     }
 
     /// Stops after so many writes and syncs; `None`: goes on.
-    pub(super) fn stop_after(&self, operations: Option<usize>) {
+    pub(crate) fn stop_after(&self, operations: Option<usize>) {
         self.0.lock().budget = operations;
     }
 
-    pub(super) fn syncs(&self) -> usize {
+    pub(crate) fn syncs(&self) -> usize {
         self.0.lock().syncs
     }
 
-    pub(super) fn operations(&self) -> usize {
+    pub(crate) fn operations(&self) -> usize {
         self.0.lock().operations
     }
 
     /// The file as it is.
-    pub(super) fn image(&self) -> Vec<u8> {
+    pub(crate) fn image(&self) -> Vec<u8> {
         self.0.lock().live.clone()
     }
 
-    pub(super) fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {
+    fn change_by(&self, change: Change) -> io::Result<()> {
+        let mut images = self.0.lock();
+        if !images.may_go_on() {
+            images.stopped.get_or_insert(change);
+            return Err(io::Error::other("stopped"));
+        }
+        put(&mut images.live, &change, Tear::Everything);
+        images.pending.push(change);
+        Ok(())
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {
         let mut images = self.0.lock();
         change(&mut images.live);
         images.durable = images.live.clone();
     }
 
     /// What a killed process leaves: everything written, and a part of the write that was stopped.
-    pub(super) fn killed(&self, tear: Tear) -> Vec<u8> {
+    pub(crate) fn killed(&self, tear: Tear) -> Vec<u8> {
         let images = self.0.lock();
         let mut image = images.live.clone();
-        if let Some(write) = &images.cut {
-            put(&mut image, write, tear);
+        if let Some(change) = &images.stopped {
+            put(&mut image, change, tear);
         }
         image
     }
 
     /// What a power cut leaves: everything synced, and of the rest whatever `tear` says of each write.
-    pub(super) fn unpowered(&self, mut tear: impl FnMut() -> Tear) -> Vec<u8> {
+    pub(crate) fn unpowered(&self, mut tear: impl FnMut() -> Tear) -> Vec<u8> {
         let images = self.0.lock();
         let mut image = images.durable.clone();
-        for write in images.pending.iter().chain(&images.cut) {
-            put(&mut image, write, tear());
+        for change in images.pending.iter().chain(&images.stopped) {
+            put(&mut image, change, tear());
         }
         image
     }
 
     /// How many writes a power cut decides over.
-    pub(super) fn undecided(&self) -> usize {
+    pub(crate) fn undecided(&self) -> usize {
         let images = self.0.lock();
-        images.pending.len() + usize::from(images.cut.is_some())
+        images.pending.len() + usize::from(images.stopped.is_some())
     }
 }
 
-fn put(image: &mut Vec<u8>, (offset, bytes): &Write, tear: Tear) {
+fn put(image: &mut Vec<u8>, change: &Change, tear: Tear) {
+    let (offset, bytes) = match (change, tear) {
+        (_, Tear::Nothing) => return,
+        // The length of a file is changed whole or not at all.
+        (Change::Cut(length), _) => {
+            image.truncate(*length);
+            return;
+        }
+        (Change::Write(offset, bytes), _) => (offset, bytes),
+    };
     let range = match tear {
-        Tear::Nothing => return,
-        Tear::Everything => 0..bytes.len(),
+        Tear::Nothing | Tear::Everything => 0..bytes.len(),
         Tear::First(count) => 0..count.min(bytes.len()),
         Tear::Last(count) => bytes.len() - count.min(bytes.len())..bytes.len(),
     };
@@ -141,15 +166,11 @@ impl Disk for CrashDisk {
     }
 
     fn write_at(&self, source: &[u8], offset: u64) -> io::Result<()> {
-        let mut images = self.0.lock();
-        let write = (usize::try_from(offset).unwrap(), source.to_vec());
-        if !images.may_go_on() {
-            images.cut.get_or_insert(write);
-            return Err(io::Error::other("stopped"));
-        }
-        put(&mut images.live, &write, Tear::Everything);
-        images.pending.push(write);
-        Ok(())
+        self.change_by(Change::Write(usize::try_from(offset).unwrap(), source.to_vec()))
+    }
+
+    fn cut(&self, bytes: u64) -> io::Result<()> {
+        self.change_by(Change::Cut(usize::try_from(bytes).unwrap()))
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -17,6 +17,8 @@ pub(crate) trait Disk: Send + Sync {
     fn read_at(&self, target: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `source` at `offset`; the file grows where it must.
     fn write_at(&self, source: &[u8], offset: u64) -> io::Result<()>;
+    /// Cuts off what lies behind `bytes`.
+    fn cut(&self, bytes: u64) -> io::Result<()>;
     /// Returns once every write before it survives a power cut.
     fn sync(&self) -> io::Result<()>;
 }
@@ -42,6 +44,10 @@ impl Disk for File {
 
     fn write_at(&self, source: &[u8], offset: u64) -> io::Result<()> {
         self.write_all_at(source, offset)
+    }
+
+    fn cut(&self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -35,7 +35,7 @@ pub(crate) enum Settled {
     Invalidated(Generation),
     Flushed { written: u64, left_out: u64 },
     Destroyed(PurgeEvidence),
-    Forgotten { blocks: u64 },
+    Forgotten { blocks: u64, of_any_label: u64 },
 }
 
 /// The tier manager and who waits for what: one lock, so that no answer can overtake its registration.
@@ -512,7 +512,11 @@ fn settle(waiting: &mut HashMap<OperationId, Waiter>, action: Action) -> Result<
         Action::Destroyed {
             operation, evidence, ..
         } => (operation, Told::Settled(Settled::Destroyed(evidence))),
-        Action::Forgotten { operation, blocks } => (operation, Told::Settled(Settled::Forgotten { blocks })),
+        Action::Forgotten {
+            operation,
+            blocks,
+            of_any_label,
+        } => (operation, Told::Settled(Settled::Forgotten { blocks, of_any_label })),
         action => return Err(action),
     };
     Ok(waiting.remove(&operation).map(|waiter| (waiter, told)))

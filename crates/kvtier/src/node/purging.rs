@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
-use kvtier_core::{BlockHash, ForgetScope, NamespaceId, Realization, TrustDomain};
+use kvtier_core::{BlockHash, ForgetScope, Label, NamespaceId, Realization, TrustDomain};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
@@ -25,8 +25,8 @@ use super::driver::{Driver, Settled, Waiter};
 use crate::keys::{self, KeyError, KeyId};
 use crate::purge::journal::Journal;
 use crate::purge::{
-    KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeMode, PurgeReach, PurgeRequest, PurgeScope,
-    PurgeState, RECEIPTS_DIRECTORY, ReceiptLog, rfc3339,
+    KeySet, LABEL_BYTES_MAX, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeMode, PurgeReach,
+    PurgeRequest, PurgeScope, PurgeState, RECEIPTS_DIRECTORY, ReceiptLog, rfc3339,
 };
 use crate::settings::{CheckedSettings, Encryption};
 
@@ -253,9 +253,10 @@ impl Purging {
             }
             PurgeScope::Hashes(hashes) if hashes.iter().all(|hash| record::hash(hash).is_some()) => {}
             PurgeScope::Hashes(_) => return invalid("scope.hashes: give 32 hexadecimal digits each"),
-            PurgeScope::Label(_) => {
-                return invalid("scope.label: blocks are not kept by label; purge by hashes, realization or namespace");
+            PurgeScope::Label(label) if label.is_empty() || label.len() > LABEL_BYTES_MAX => {
+                return invalid("scope.label: give 1 to 1,024 bytes");
             }
+            PurgeScope::Label(_) => {}
         }
         let (name, namespace, _) = self.resolve(&request.namespace)?;
         let request = PurgeRequest {
@@ -310,6 +311,7 @@ impl Purging {
         let record = Record {
             number,
             slot: namespace.0,
+            of_any_label: 0,
             from: Some(self.driver.look(|manager| manager.generation(namespace)).0),
             request_digest,
             begun: Some(begun),
@@ -377,19 +379,22 @@ impl Purging {
         let namespace = NamespaceId(record.slot);
         match &record.job.request.scope {
             PurgeScope::All => return self.await_raised(number, &self.raise(&record), deadline),
-            PurgeScope::Realization(_) | PurgeScope::Hashes(_) => {
-                let names_hashes = matches!(record.job.request.scope, PurgeScope::Hashes(_));
-                if record.job.resumed > 0 && names_hashes {
+            PurgeScope::Realization(_) | PurgeScope::Hashes(_) | PurgeScope::Label(_) => {
+                let takes_descendants = !matches!(record.job.request.scope, PurgeScope::Realization(_));
+                if record.job.resumed > 0 && takes_descendants {
                     // What extends a block whose deletion is durable by now is not known to extend it any more.
                     let settled = self.settle(deadline, |decider, now| {
                         decider.manager.forget_scope(namespace, &ForgetScope::Orphans, now)
                     });
                     settled.ok_or_else(late)?;
                 }
-                let forgotten = self
+                let (forgotten, of_any_label) = self
                     .forget(namespace, &record.job.request.scope, deadline)
                     .ok_or_else(late)?;
-                self.update(number, |record| record.job.blocks += forgotten);
+                self.update(number, |record| {
+                    record.job.blocks += forgotten;
+                    record.of_any_label += of_any_label;
+                });
                 // Records that no block is cached of any more could come back with a restart: they go before the
                 // acknowledgement.
                 let settled = self.settle(deadline, |decider, now| {
@@ -404,7 +409,6 @@ impl Purging {
                     _ => return Err(late()),
                 }
             }
-            PurgeScope::Label(_) => unreachable!("refused when it was asked for"),
         }
         self.fenced(number, None);
         Ok(())
@@ -425,7 +429,8 @@ impl Purging {
         self.reached("fenced");
     }
 
-    fn forget(&self, namespace: NamespaceId, scope: &PurgeScope, deadline: Option<Instant>) -> Option<u64> {
+    /// How many blocks, and how many of them because it is not known what they were put under.
+    fn forget(&self, namespace: NamespaceId, scope: &PurgeScope, deadline: Option<Instant>) -> Option<(u64, u64)> {
         let hashes: Vec<BlockHash>;
         let scope = match scope {
             PurgeScope::Hashes(texts) => {
@@ -436,16 +441,17 @@ impl Purging {
                 let realization = Realization(record::realization(digest)?);
                 // One that nobody ever opened has no blocks.
                 let found = self.driver.recorder.realizations.find(realization);
-                let Some(realization) = found else { return Some(0) };
+                let Some(realization) = found else { return Some((0, 0)) };
                 ForgetScope::Realization(realization)
             }
-            PurgeScope::All | PurgeScope::Label(_) => return Some(0),
+            PurgeScope::Label(label) => ForgetScope::Label(Label::of(label)),
+            PurgeScope::All => return Some((0, 0)),
         };
         let settled = self.settle(deadline, |decider, now| {
             decider.manager.forget_scope(namespace, &scope, now)
         });
         match settled {
-            Some(Settled::Forgotten { blocks }) => Some(blocks),
+            Some(Settled::Forgotten { blocks, of_any_label }) => Some((blocks, of_any_label)),
             _ => None,
         }
     }
@@ -505,6 +511,7 @@ impl Purging {
             unsealed: self.unsealed,
             has_nvme: self.driver.nvme().is_some(),
             is_anchored: self.driver.recorder.is_anchored(),
+            is_anchor_missing: self.driver.recorder.is_anchor_missing(),
             is_key_elsewhere: self.settings.master_key_file.is_some(),
             master_key: self.driver.recorder.register.master_key(),
             memory_may_be_swapped: !self.settings.lock_memory,

@@ -32,6 +32,8 @@ pub(crate) struct Recorder {
     pub(crate) register: Arc<Register>,
     pub(crate) realizations: Realizations,
     anchor: Option<Anchor>,
+    /// The state directory had one, and none is named now.
+    is_anchor_missing: bool,
     /// Unbounded, yet each connection waits for one at a time, and each namespace has one generation on its way.
     jobs: Sender<Job>,
     failing: AtomicBool,
@@ -43,12 +45,14 @@ impl Recorder {
         register: Arc<Register>,
         realizations: Realizations,
         anchor: Option<Anchor>,
+        is_anchor_missing: bool,
     ) -> (Recorder, Receiver<Job>) {
         let (jobs, work) = crossbeam_channel::unbounded();
         let recorder = Recorder {
             register,
             realizations,
             anchor,
+            is_anchor_missing,
             jobs,
             failing: AtomicBool::new(false),
         };
@@ -93,6 +97,11 @@ impl Recorder {
     /// Whether something outside the state directory remembers generations.
     pub(crate) fn is_anchored(&self) -> bool {
         self.anchor.is_some()
+    }
+
+    /// Whether the state directory was served with an anchor before, and is not now.
+    pub(crate) fn is_anchor_missing(&self) -> bool {
+        self.is_anchor_missing
     }
 
     /// What the anchor remembers of a namespace; 0 without one.

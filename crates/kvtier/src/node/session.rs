@@ -15,7 +15,7 @@ use kvtier_core::{
     Answer, BlockHash, ClientId, Departure, Extent, FetchScope, Fetched, Generation, NamespaceId, Realization,
     RealizationId, Refusal, Reserved, SealItem, SegmentId, Time,
 };
-use kvtier_core::{Hints, LeaseId};
+use kvtier_core::{Hints, Label, LeaseId, SealRequest};
 use kvtier_transfer::socket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -299,7 +299,7 @@ impl Session {
                 items,
             } => {
                 items.copy_to(&mut self.items);
-                self.seal(request, handle, generation, ahead)?
+                self.seal(request, handle, generation, ahead, extensions.hints.label)?
             }
             Request::Grant(ahead) => {
                 self.grant(ahead)?;
@@ -631,6 +631,7 @@ impl Session {
         handle: u32,
         generation: Generation,
         ahead: Ahead,
+        label: Option<Label>,
     ) -> io::Result<Result<(), Refused>> {
         let (_, namespace, realization) = match self.handle(handle) {
             Ok(handle) => handle,
@@ -639,9 +640,15 @@ impl Session {
         let driver = Arc::clone(&self.shared.driver);
         let (client, items) = (self.client, &self.items);
         let (sealed, current) = driver.with(|decider, now| {
-            let sealed = decider
-                .manager
-                .seal(client, namespace, realization, generation, items, now);
+            let asked = SealRequest {
+                client,
+                namespace,
+                realization,
+                generation,
+                label,
+                items,
+            };
+            let sealed = decider.manager.seal(&asked, now);
             (sealed, decider.manager.generation(namespace))
         });
         let outcomes = match sealed {

@@ -122,6 +122,9 @@ mirror! {
         nvme_in_service,
         /// Segments emptied to be used anew.
         segments_reclaimed,
+        /// Blocks published or restored that every label's purge takes, because their labels are more than two, too many of one
+        /// namespace, or not known.
+        blocks_of_any_label,
         /// Lease and reservation ids that were stale, unknown or another client's.
         foreign_ids,
     }
@@ -163,6 +166,8 @@ pub struct Durability {
     pub restored_damaged: u64,
     /// Namespaces of earlier runs whose names and keys are lost to damage. Gauge.
     pub namespaces_lost: u64,
+    /// 1 where the state directory was served with an anchor before and none is named now. Gauge.
+    pub anchor_missing: u64,
     /// Syncs of the register of namespaces and generations.
     pub register_syncs: u64,
     /// Writes and syncs of it that failed.
@@ -179,6 +184,7 @@ impl Durability {
             ("restored_left_out", self.restored_left_out),
             ("restored_damaged", self.restored_damaged),
             ("namespaces_lost", self.namespaces_lost),
+            ("anchor_missing", self.anchor_missing),
             ("register_syncs", self.register_syncs),
             ("register_failures", self.register_failures),
         ]

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,7 +12,8 @@ use super::moment::rfc3339;
 use super::receipt::{ReceiptBody, SignedLine, VERSION, canonical, digest_of, hex, named_digest, signed_bytes};
 use super::signing::{KeySet, SigningKey};
 use super::verify::{Link, Verifier};
-use crate::keys::{KeyError, disk};
+use crate::keys::KeyError;
+use crate::keys::disk::{self, Disk};
 
 const CHAIN_FILE: &str = "chain.jsonl";
 const KEY_FILE: &str = "signing.key";
@@ -26,7 +27,7 @@ pub struct ReceiptLog {
 }
 
 struct State {
-    file: File,
+    file: Box<dyn Disk>,
     bytes: u64,
     key: SigningKey,
     keys: KeySet,
@@ -55,12 +56,17 @@ impl ReceiptLog {
             disk::sync_directory_of(directory)?;
         }
         let path = directory.join(CHAIN_FILE);
-        let file = disk::open_private(&path)?;
+        let file: Box<dyn Disk> = Box::new(disk::open_private(&path)?);
+        ReceiptLog::load(file, directory, notes)
+    }
+
+    fn load(file: Box<dyn Disk>, directory: &Path, notes: &mut Vec<String>) -> Result<ReceiptLog, KeyError> {
+        let path = directory.join(CHAIN_FILE);
         let (keys_path, key_path) = (directory.join(PUBLIC_FILE), directory.join(KEY_FILE));
         finish_rotation(directory)?;
         let key = match SigningKey::read(&key_path)? {
             Some(key) => key,
-            None if file.metadata().map_err(KeyError::io("look at", &path))?.len() == 0 => {
+            None if file.bytes().map_err(KeyError::io("look at", &path))? == 0 => {
                 notes.push(format!("made a key that signs receipts: {}", key_path.display()));
                 SigningKey::make(&key_path)?
             }
@@ -72,13 +78,13 @@ impl ReceiptLog {
             keys.keys.push(key.jwk.clone());
             write_keys(&keys_path, &keys)?;
         }
-        let scan = Scan::of(&file, &path, &keys)?;
+        let scan = Scan::of(&*file, &path, &keys)?;
         if let Some(torn) = &scan.torn {
             let aside = directory.join(format!("torn-at-{}", scan.bytes));
             disk::remove(&aside)?;
             disk::write_whole(&aside, torn)?;
-            file.set_len(scan.bytes)
-                .and_then(|()| file.sync_data())
+            file.cut(scan.bytes)
+                .and_then(|()| file.sync())
                 .map_err(KeyError::io("cut", &path))?;
             notes.push(format!(
                 "{}: the last line was cut short by a crash; what there was of it lies in {}",
@@ -144,7 +150,7 @@ impl ReceiptLog {
         entry["digest"] = json!(digest);
         entry["signature"] = json!(state.key.sign(&signed_bytes(&bare)));
         let text = canonical(&entry).map_err(broken)?;
-        write_line(&state.file, &text, state.bytes).map_err(KeyError::io("write", &path))?;
+        write_line(&*state.file, &text, state.bytes).map_err(KeyError::io("write", &path))?;
         let place = Place {
             offset: state.bytes,
             bytes: text.len(),
@@ -165,7 +171,7 @@ impl ReceiptLog {
         let mut bytes = vec![0; place.bytes];
         state
             .file
-            .read_exact_at(&mut bytes, place.offset)
+            .read_at(&mut bytes, place.offset)
             .map_err(KeyError::io("read", &path))?;
         let altered = || KeyError::ChainAltered {
             path: path.clone(),
@@ -238,16 +244,16 @@ pub fn rotate_signing_key(state_directory: &Path, now: SystemTime) -> Result<(St
 
 /// Appends a line, durable before this returns. Its end is written when the rest is durable: a line with an end is whole
 /// whatever a power cut tears, and one without was given to nobody.
-fn write_line(file: &File, text: &str, offset: u64) -> std::io::Result<()> {
+fn write_line(file: &dyn Disk, text: &str, offset: u64) -> std::io::Result<()> {
     // What a write that failed has left would stand behind a shorter line.
-    if file.metadata()?.len() > offset {
-        file.set_len(offset)?;
-        file.sync_data()?;
+    if file.bytes()? > offset {
+        file.cut(offset)?;
+        file.sync()?;
     }
-    file.write_all_at(text.as_bytes(), offset)?;
-    file.sync_data()?;
-    file.write_all_at(b"\n", offset + text.len() as u64)?;
-    file.sync_data()
+    file.write_at(text.as_bytes(), offset)?;
+    file.sync()?;
+    file.write_at(b"\n", offset + text.len() as u64)?;
+    file.sync()
 }
 
 /// A key that waits has taken over if the chain says so; else nobody will ever have seen its signature.
@@ -309,8 +315,9 @@ struct Scan {
 }
 
 impl Scan {
-    fn of(file: &File, path: &Path, keys: &KeySet) -> Result<Scan, KeyError> {
-        let mut reader = BufReader::new(file.try_clone().map_err(KeyError::io("open", path))?);
+    fn of(file: &dyn Disk, path: &Path, keys: &KeySet) -> Result<Scan, KeyError> {
+        let end = file.bytes().map_err(KeyError::io("look at", path))?;
+        let mut reader = BufReader::new(FromFront { file, offset: 0, end });
         let mut verifier = Verifier::new(keys.clone());
         let (mut bytes, mut torn, mut of_job) = (0, None, HashMap::new());
         loop {
@@ -323,10 +330,8 @@ impl Scan {
             }
             if line.pop() != Some(b'\n') {
                 // Only a crash leaves a line without an end, and only at the end.
-                let end = file.metadata().map_err(KeyError::io("look at", path))?.len();
                 let mut rest = vec![0; usize::try_from(end - bytes).unwrap_or(0)];
-                file.read_exact_at(&mut rest, bytes)
-                    .map_err(KeyError::io("read", path))?;
+                file.read_at(&mut rest, bytes).map_err(KeyError::io("read", path))?;
                 torn = Some(rest);
                 break;
             }
@@ -349,6 +354,23 @@ impl Scan {
             head: verifier.into_head(),
             of_job,
         })
+    }
+}
+
+/// Reads a file once.
+struct FromFront<'a> {
+    file: &'a dyn Disk,
+    offset: u64,
+    end: u64,
+}
+
+impl Read for FromFront<'_> {
+    fn read(&mut self, target: &mut [u8]) -> std::io::Result<usize> {
+        let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
+        let count = left.min(target.len());
+        self.file.read_at(&mut target[..count], self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
     }
 }
 

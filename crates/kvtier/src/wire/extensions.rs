@@ -1,4 +1,4 @@
-use kvtier_core::Hints;
+use kvtier_core::{Hints, Label};
 
 use super::DecodeError;
 use super::field::{Cursor, put_u32, put_u64};
@@ -66,7 +66,7 @@ impl<'a> Extensions<'a> {
                 QUEUE_WAIT_US => hints.queue_wait_us = Some(u64::from_le_bytes(value.try_into().map_err(|_| wrong)?)),
                 CAN_SPLIT if value.is_empty() => hints.can_split = true,
                 CAN_SPLIT => return Err(wrong),
-                LABEL => hints.label = Some(u64::from_le_bytes(value.try_into().map_err(|_| wrong)?)),
+                LABEL => hints.label = Some(Label(u64::from_le_bytes(value.try_into().map_err(|_| wrong)?))),
                 SESSION => hints.session = Some(u64::from_le_bytes(value.try_into().map_err(|_| wrong)?)),
                 _ => {}
             }
@@ -96,7 +96,8 @@ impl<'a> Extensions<'a> {
         if hints.can_split {
             head(CAN_SPLIT, 0, target);
         }
-        for (tag, value) in [(LABEL, hints.label), (SESSION, hints.session)] {
+        let label = hints.label.map(|Label(label)| label);
+        for (tag, value) in [(LABEL, label), (SESSION, hints.session)] {
             if let Some(value) = value {
                 head(tag, 8, target);
                 put_u64(value, target);

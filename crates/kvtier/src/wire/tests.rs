@@ -1,5 +1,5 @@
 use super::*;
-use kvtier_core::{BlockHash, Hints, Parent, Realization};
+use kvtier_core::{BlockHash, Hints, Label, Parent, Realization};
 
 fn encode(request: &Request<'_>, hints: Hints) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -53,7 +53,7 @@ fn a_frame_lies_as_it_is_drawn() {
 #[test]
 fn an_extension_of_a_later_version_is_kept_and_skipped() {
     let hints = Hints {
-        label: Some(5),
+        label: Some(Label(5)),
         ..Hints::default()
     };
     let bytes = grown(encode(&Request::Flush, hints), &[99, 0, 2, 0, 1, 2, 100, 0, 0, 0]);
@@ -79,7 +79,7 @@ fn extensions_out_of_order_twice_or_of_a_wrong_length_are_refused() {
     let flush = encode(
         &Request::Flush,
         Hints {
-            label: Some(5),
+            label: Some(Label(5)),
             ..Hints::default()
         },
     );

@@ -71,7 +71,15 @@ class Client:
     def namespace(self) -> str: ...
     @property
     def closed(self) -> bool: ...
-    def put(self, key: bytes, data: Buffer, *, parent: Parent | None = None, tokens: int = 0) -> Put: ...
+    def put(
+        self,
+        key: bytes,
+        data: Buffer,
+        *,
+        parent: Parent | None = None,
+        tokens: int = 0,
+        label: str | None = None,
+    ) -> Put: ...
     def put_batch(
         self,
         keys: Iterable[bytes],
@@ -79,6 +87,7 @@ class Client:
         *,
         parent: Parent | Literal["independent"] | None = None,
         tokens: int = 0,
+        label: str | None = None,
     ) -> list[Put]: ...
     def get_into(self, key: bytes, target: Buffer) -> Got: ...
     def get_into_batch(self, keys: Iterable[bytes], targets: Iterable[Buffer], *, prefix: bool = False) -> list[Got]: ...

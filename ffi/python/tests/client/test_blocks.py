@@ -29,6 +29,17 @@ def test_what_was_put_comes_back(client, length):
         assert bytes(block) == data and len(block) == length and block.tier == "host"
 
 
+def test_a_put_under_another_label_is_a_put_again(client):
+    data = content(3, 5000)
+    assert client.put(key(3), data, label="doc-1") == "published"
+    assert client.put(key(3), data, label="doc-1") == "present"
+    assert client.put(key(3), data) == "present"
+    assert client.put(key(3), data, label="doc-2") == "published"
+    assert client.put_batch([key(3), key(4)], [data, data], label="doc-1") == ["present", "published"]
+    target = bytearray(5000)
+    assert client.get_into(key(3), target) and target == data
+
+
 def test_a_batch_says_of_each_key_what_became_of_it(client):
     data = [content(number, 5000 + number) for number in range(40)]
     keys = [key(number) for number in range(40)]

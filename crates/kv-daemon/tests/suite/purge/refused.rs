@@ -140,7 +140,13 @@ fn what_is_refused_changes_nothing() {
             with("scope", json!({"realization": "ab"})),
             400,
         ),
-        ("a label", admin, with("scope", json!({"label": "weights"})), 400),
+        ("an empty label", admin, with("scope", json!({"label": ""})), 400),
+        (
+            "a long label",
+            admin,
+            with("scope", json!({"label": "l".repeat(1025)})),
+            400,
+        ),
         ("a cluster that is none", admin, with("reach", json!("cluster")), 400),
         ("no request id", admin, with("request_id", json!("")), 400),
         (

@@ -258,3 +258,77 @@ fn an_anchor_that_is_missing_or_damaged_keeps_the_daemon_from_starting() {
     assert_eq!(cached(&daemon, "purged", &blocks("purged")), [false; 3]);
     assert_eq!(cached(&daemon, "other", &blocks("other")), [true; 3]);
 }
+
+#[test]
+fn a_generation_that_a_crash_kept_from_the_anchor_is_in_it_after_the_next_start() {
+    let anchored = Anchored::new();
+    let daemon = anchored.start_in(directory());
+    populate(&daemon);
+    let kept = daemon.stop_and_keep();
+    let backup = backup_of(&kept);
+    let daemon = anchored.start_in(kept);
+    // The register gets it, the anchor cannot: where its next version would lie is a directory.
+    let in_the_way = anchored.anchor.with_extension("next");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let mut asking = daemon.kvctl().args(["invalidate", "purged"]).spawn().unwrap();
+    let begun = std::time::Instant::now();
+    while cached(&daemon, "purged", &blocks("purged")) != [false; 3] {
+        assert!(begun.elapsed() < crate::daemon::PATIENCE, "it is hidden");
+    }
+    // Written, and tried again for the anchor's sake.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(asking.try_wait().unwrap().is_none(), "it is not acknowledged");
+    let kept = daemon.kill();
+    asking.wait().unwrap();
+    let (log, kept) = anchored.refused_in(kept);
+    assert!(log.contains("anchor.next"), "no start without it: {log}");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let daemon = anchored.start_in(kept);
+    assert_eq!(namespace(&daemon, "purged")["generation"], 2);
+    put_again(&daemon);
+    let kept = daemon.kill();
+    restore(&kept, &backup);
+    let daemon = anchored.start_in(kept);
+    let refused = connect(&daemon).namespace("purged", realization("a model"));
+    assert!(refused.is_err(), "generation 2 was in force");
+    assert_eq!(cached(&daemon, "other", &blocks("other")), [true; 3]);
+}
+
+#[test]
+fn a_start_without_the_anchor_that_there_was_says_so_and_so_does_every_receipt() {
+    let anchored = Anchored::new();
+    let daemon = anchored.start_in(directory());
+    populate(&daemon);
+    assert_eq!(daemon.count("anchor_missing"), 0);
+    let daemon = Daemon::start_in(daemon.stop_and_keep(), &NVME);
+    assert_eq!(daemon.count("anchor_missing"), 1);
+    let (code, metrics) = daemon.http("GET", "/metrics");
+    assert!(code == 200 && metrics.contains("kvtier_anchor_missing 1"), "{metrics}");
+    let receipt = purge(&daemon, &["purged", "--mode", "physical"]);
+    assert_eq!(receipt["rollback_protection"], "none", "{receipt:#}");
+    let not_covered = receipt["not_covered"].to_string();
+    assert!(
+        not_covered.contains("the anchor that this state directory was served with"),
+        "{not_covered}"
+    );
+    let (status, log) = daemon.stop();
+    assert!(status.success() && log.contains("--anchor FILE"), "{log}");
+}
+
+#[test]
+fn an_anchor_that_is_named_again_knows_what_was_purged_without_it() {
+    let anchored = Anchored::new();
+    let daemon = anchored.start_in(directory());
+    populate(&daemon);
+    let kept = daemon.stop_and_keep();
+    let backup = backup_of(&kept);
+    let daemon = Daemon::start_in(kept, &NVME);
+    purge(&daemon, &["purged", "--mode", "physical"]);
+    let daemon = anchored.start_in(daemon.kill());
+    assert_eq!(daemon.count("anchor_missing"), 0);
+    let kept = daemon.kill();
+    restore(&kept, &backup);
+    let daemon = anchored.start_in(kept);
+    assert!(connect(&daemon).namespace("purged", realization("a model")).is_err());
+    assert_eq!(cached(&daemon, "other", &blocks("other")), [true; 3]);
+}

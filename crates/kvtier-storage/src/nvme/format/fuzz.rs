@@ -16,7 +16,7 @@ use super::{
     ALIGNMENT, ENTRY, Encryption, Entry, HEADER_BYTES, Header, NAME_BYTES, Name, PAGE, Seal, decode_index, entries_max,
     entry_checksum, is_payload_range, padded,
 };
-use kvtier_core::{BlockHash, Parent};
+use kvtier_core::{BlockHash, Label, Labels, Parent};
 
 #[cfg(feature = "mutants")]
 pub(super) mod planted {
@@ -105,7 +105,9 @@ struct Input {
 
 impl Input {
     fn generate(random: &mut Random, cipher: &Arc<RecordCipher>) -> Input {
+        let version = super::VERSION_MIN + u32::from(random.below(4) > 0);
         let header = Header {
+            version,
             segment: random.word(),
             incarnation: [9; 32],
             bytes: HEADER_BYTES + (1 + random.next() % 4096) * ALIGNMENT,
@@ -127,6 +129,7 @@ impl Input {
         let bytes = match kind {
             Kind::Header => header.encode().to_vec(),
             Kind::Seal => Seal {
+                version,
                 segment: header.segment,
                 incarnation: header.incarnation,
                 entries: random.word() % (entries_max(header.bytes) + 1),
@@ -284,6 +287,15 @@ fn name(random: &mut Random) -> Name {
         realization: random.word(),
         tokens: random.word(),
         checksum: random.word(),
+        labels: match random.below(4) {
+            0 => Labels::None,
+            1 => Labels::One(Label(random.next())),
+            2 => {
+                let (one, other) = (random.next(), random.next());
+                Labels::Two(Label(one.min(other)), Label(one.max(other).max(1)))
+            }
+            _ => Labels::Any,
+        },
     }
 }
 
@@ -294,6 +306,7 @@ fn entry(random: &mut Random, header: &Header, cipher: &Arc<RecordCipher>) -> En
     let most = (pages - first).saturating_sub(1).clamp(1, 64) * ALIGNMENT;
     let length = u32::try_from(1 + random.next() % most).unwrap_or(1);
     let entry = Entry {
+        version: header.version,
         tag: [random.word().to_le_bytes()[0]; 16],
         generation: random.next(),
         namespace: random.word(),

@@ -4,6 +4,7 @@ const FILE_BYTES: u64 = 1 << 20;
 
 fn header() -> Header {
     Header {
+        version: VERSION,
         segment: 7,
         incarnation: [9; 32],
         bytes: FILE_BYTES,
@@ -14,6 +15,7 @@ fn header() -> Header {
 
 fn entry(ordinal: u32) -> Entry {
     Entry {
+        version: VERSION,
         tag: [3; 16],
         generation: 3,
         namespace: 2,
@@ -34,6 +36,7 @@ fn index(count: u32) -> Vec<u8> {
 
 fn seal(entries: u32) -> Seal {
     Seal {
+        version: VERSION,
         segment: 7,
         incarnation: header().incarnation,
         entries,
@@ -50,16 +53,72 @@ fn pages_entries_and_names_come_back_as_they_were_written() {
     assert_eq!(Seal::decode(&seal(65).encode(), &header()), Ok(Some(seal(65))));
     let expected: Vec<(u32, Entry)> = (0..65).map(|ordinal| (ordinal, entry(ordinal))).collect();
     assert_eq!(decode_index(&index(65), &header(), 65), (expected, 0));
-    for parent in [Parent::Unknown, Parent::Root, Parent::Block(BlockHash([8; 16]))] {
+    let (one, two) = (Label(9), Label(u64::MAX));
+    let parents = [Parent::Unknown, Parent::Root, Parent::Block(BlockHash([8; 16]))];
+    let labels = [Labels::None, Labels::One(two), Labels::Two(one, two), Labels::Any];
+    for (parent, labels) in parents
+        .into_iter()
+        .flat_map(|parent| labels.map(|labels| (parent, labels)))
+    {
         let name = Name {
             hash: BlockHash([1; 16]),
             parent,
             realization: 3,
             tokens: 512,
             checksum: 0xdead_beef,
+            labels,
         };
         assert_eq!(Name::decode(&name.encode()), Ok(name));
     }
+}
+
+#[test]
+fn names_have_one_spelling() {
+    let name = Name {
+        hash: BlockHash([1; 16]),
+        parent: Parent::Root,
+        realization: 3,
+        tokens: 512,
+        checksum: 5,
+        labels: Labels::Two(Label(1), Label(2)),
+    };
+    let refused = |change: &dyn Fn(&mut [u8; NAME_BYTES])| {
+        let mut bytes = name.encode();
+        change(&mut bytes);
+        Name::decode(&bytes)
+    };
+    for code in [0, 1, 3, 4, 255] {
+        assert_eq!(
+            refused(&|bytes| bytes[45] = code),
+            Err(FormatError::Damaged("name")),
+            "{code}"
+        );
+    }
+    assert_eq!(
+        refused(&|bytes| bytes[48] = 2),
+        Err(FormatError::Damaged("name")),
+        "twice the same"
+    );
+    assert_eq!(refused(&|bytes| bytes[46] = 1), Err(FormatError::Damaged("name")));
+}
+
+#[test]
+fn a_file_of_version_2_is_read_as_it_was_written() {
+    let old = Header { version: 2, ..header() };
+    assert_eq!(Header::decode(&old.encode()), Ok(old));
+    let sealed = Seal { version: 2, ..seal(3) };
+    assert_eq!(Seal::decode(&sealed.encode(), &old), Ok(Some(sealed)));
+    assert_eq!(Seal::decode(&seal(3).encode(), &old), Err(FormatError::Foreign("seal")));
+    let mut name = [0; NAME_BYTES];
+    name[..48].fill(7);
+    let entry = Entry {
+        version: 2,
+        name,
+        ..entry(0)
+    };
+    let bytes = entry.encode(&old.incarnation);
+    assert_eq!((&bytes[88..104], &bytes[104..124]), (&[5; 16][..], &[0; 20][..]));
+    assert_eq!(Entry::decode(&bytes, &old), Ok(Some(entry)));
 }
 
 #[test]

@@ -10,12 +10,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use kvtier_core::{
-    BlockHash, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, Parent, RealizationId,
-    RecordLabel, SegmentId,
+    BlockHash, Completion, Event, Extent, Failure, Generation, Label, Labels, NamespaceId, OperationId, Parent,
+    RealizationId, RecordLabel, SegmentId,
 };
 use kvtier_transfer::memory::MemorySlice;
 
-use super::super::format::{self, Header};
+use super::super::format::{self, Entry, Header, Seal};
+use super::super::keys::RecordKeys;
+use super::super::sealing::RecordCipher;
 use super::super::{Encryption, EngineChoice, Found, NvmeError, NvmeSettings, NvmeTier, StorageAction};
 use super::{TestKeys, memory, pattern};
 
@@ -147,6 +149,12 @@ pub(super) fn label(number: u32) -> RecordLabel {
             later => Parent::Block(hash(later - 1)),
         },
         tokens: 256,
+        labels: match number % 4 {
+            0 => Labels::None,
+            1 => Labels::One(Label(u64::from(number))),
+            2 => Labels::Two(Label(u64::from(number)), Label(u64::MAX)),
+            _ => Labels::Any,
+        },
     }
 }
 
@@ -215,6 +223,87 @@ fn sealed_and_open_segments_are_found_with_all_that_their_records_say() {
             label: label(50),
         });
         assert_eq!(refused, Err(Failure::Io));
+    }
+}
+
+/// The file as version 2 of the format would have it.
+fn as_version_2(path: &Path) {
+    let mut bytes = fs::read(path).expect("read");
+    let header = Header::decode(&bytes).expect("a header");
+    let old = Header { version: 2, ..header };
+    let page = format::ALIGNMENT as usize;
+    if let Some(seal) = Seal::decode(&bytes[page..], &header).expect("a seal page") {
+        let seal = Seal { version: 2, ..seal };
+        bytes[page..2 * page].copy_from_slice(&seal.encode());
+    }
+    let most = format::entries_max(header.bytes) as usize;
+    for (ordinal, entry) in format::decode_index(&bytes, &header, most).0 {
+        let (namespace, generation) = (NamespaceId(entry.namespace), Generation(entry.generation));
+        let key = TestKeys::all().data_key(namespace, generation).expect("its key");
+        let cipher = RecordCipher::derive(&key, &header.incarnation);
+        let name = cipher.open_name(&entry, header.segment).expect("its name");
+        let blank = Entry {
+            version: 2,
+            name: [0; format::NAME_BYTES],
+            ..entry
+        };
+        let entry = cipher
+            .seal_name(blank, header.segment, &name)
+            .encode(&header.incarnation);
+        let end = bytes.len() - ordinal as usize * entry.len();
+        bytes[end - entry.len()..end].copy_from_slice(&entry);
+    }
+    bytes[..page].copy_from_slice(&old.encode());
+    fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn segments_of_version_2_are_read_and_their_labels_are_not_known() {
+    for encryption in BOTH {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let run = Run::start(settings(directory.path(), encryption));
+        run.open(1);
+        run.open(2);
+        let mut checksums: Vec<u32> = (0..40).map(|number| run.write(1, number)).collect();
+        run.seal(1);
+        checksums.extend((40..45).map(|number| run.write(2, number)));
+        run.sync();
+        drop(run);
+        for segment in [1, 2] {
+            as_version_2(&file(directory.path(), segment));
+        }
+        let again = Run::start(settings(directory.path(), encryption));
+        assert_eq!(again.numbers(), (0..45).collect::<Vec<u32>>());
+        assert_eq!((again.found.damaged, again.found.sealed_off), (0, 0));
+        for segment in &again.found.segments {
+            for record in &segment.records {
+                let number = u32::from_le_bytes(*record.label.hash.0.first_chunk().expect("16 bytes"));
+                let labels = Labels::Any;
+                assert_eq!(
+                    record.label,
+                    RecordLabel {
+                        labels,
+                        ..label(number)
+                    }
+                );
+                let (outcome, target) = again.read(segment.segment.0, number, checksums[number as usize]);
+                assert_eq!(outcome, Ok(Completion::Done));
+                assert!(target.to_vec() == payload(number));
+            }
+        }
+        // What is overwritten in such a file is found by what its entries say.
+        assert_eq!(again.found.segments.len(), 2);
+        let erased = again.ask(StorageAction::Erase {
+            operation: OperationId(6),
+            segment: SegmentId(1),
+            pages: 0..u32::MAX,
+            namespace: NamespaceId(3),
+            keep: Vec::new(),
+        });
+        assert!(
+            matches!(erased, Ok(Completion::Erased { records: 40, .. })),
+            "{erased:?}"
+        );
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use kvtier_core::{
-    BlockHash, Completion, Event, Extent, Failure, Generation, NamespaceId, OperationId, Parent, RealizationId,
+    BlockHash, Completion, Event, Extent, Failure, Generation, Labels, NamespaceId, OperationId, Parent, RealizationId,
     RecordLabel, SegmentId,
 };
 use kvtier_transfer::crc32c;
@@ -146,6 +146,7 @@ fn label() -> RecordLabel {
         hash: BlockHash([0xAB; 16]),
         parent: Parent::Root,
         tokens: 512,
+        labels: Labels::None,
     }
 }
 

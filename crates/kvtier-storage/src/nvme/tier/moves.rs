@@ -38,6 +38,7 @@ struct Payload {
 impl Record {
     fn commit(&self, checksum: u32, tag: [u8; 16]) {
         let entry = Entry {
+            version: format::VERSION,
             tag,
             generation: self.label.generation.0,
             namespace: self.label.namespace.0,
@@ -52,6 +53,7 @@ impl Record {
             realization: self.label.realization.0,
             tokens: self.label.tokens,
             checksum,
+            labels: self.label.labels,
         };
         let segment = self.writing.segment();
         self.writing.commit(&self.cipher.seal_name(entry, segment.id.0, &name));

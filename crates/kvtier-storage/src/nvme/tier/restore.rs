@@ -85,6 +85,7 @@ impl Restored {
                     hash: name.hash,
                     parent: name.parent,
                     tokens: name.tokens,
+                    labels: name.labels,
                 },
                 offset: entry.offset,
                 length: entry.length,

@@ -246,6 +246,11 @@ impl Disk for Fused {
         Disk::write_at(&self.file, source, offset)
     }
 
+    fn cut(&self, bytes: u64) -> std::io::Result<()> {
+        burn(&self.left)?;
+        Disk::cut(&self.file, bytes)
+    }
+
     fn sync(&self) -> std::io::Result<()> {
         burn(&self.left)?;
         Disk::sync(&self.file)

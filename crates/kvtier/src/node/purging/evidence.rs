@@ -40,6 +40,8 @@ pub(super) struct Found {
     pub(super) unsealed: bool,
     pub(super) has_nvme: bool,
     pub(super) is_anchored: bool,
+    /// The state directory had an anchor before.
+    pub(super) is_anchor_missing: bool,
     pub(super) is_key_elsewhere: bool,
     pub(super) master_key: KeyId,
     pub(super) memory_may_be_swapped: bool,
@@ -73,7 +75,7 @@ pub(super) fn receipt(record: &Record, node: &str, completed_at: &str, done: &Do
         completed_at: completed_at.to_owned(),
         guarantee: weakest(&processors),
         processors,
-        not_covered: not_covered(&found, is_anchored),
+        not_covered: not_covered(&job.request.scope, &found, is_anchored),
         master_key: MasterKeyNote {
             id: found.master_key.to_string(),
             location: if found.is_key_elsewhere {
@@ -100,7 +102,11 @@ fn own_report(record: &Record, done: &Done, found: &Found) -> ProcessorReport {
     evidence.push(Evidence {
         tier: "namespace".into(),
         action: if narrow {
-            "blocks forgotten, with their records; writers that began before are refused".into()
+            let unknown = match record.of_any_label {
+                0 => String::new(),
+                blocks => format!("; of {blocks} it is not known what they were put under: they went too"),
+            };
+            format!("blocks forgotten, with their records; writers that began before are refused{unknown}")
         } else {
             "generation raised".into()
         },
@@ -227,14 +233,23 @@ fn cache_report(name: &str, confirmed: bool) -> ProcessorReport {
     }
 }
 
-fn not_covered(found: &Found, is_anchored: bool) -> Vec<String> {
+fn not_covered(scope: &PurgeScope, found: &Found, is_anchored: bool) -> Vec<String> {
     let mut words = vec![
         "copies that clients made of what they read".to_owned(),
         "files of segments that were removed before the purge: their space was given back to the file system"
             .to_owned(),
     ];
+    if matches!(scope, PurgeScope::Label(_)) {
+        words.push(
+            "puts that a crash took before a flush covered them: a block that was there before is back without their label"
+                .into(),
+        );
+    }
     if !is_anchored {
         words.push("copies of the state directory: nothing outside it would notice one that is restored".into());
+    }
+    if found.is_anchor_missing {
+        words.push("the anchor that this state directory was served with before: it was not named, and knows nothing of this purge".into());
     }
     if found.is_key_elsewhere {
         words.push("copies of the register: the master key, which is kept elsewhere, opens them".into());

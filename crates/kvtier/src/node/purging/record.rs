@@ -14,6 +14,9 @@ pub(super) struct Record {
     pub(super) number: u64,
     /// The namespace's id.
     pub(super) slot: u32,
+    /// Blocks that a purge by label took because it is not known what they were put under.
+    #[serde(default)]
+    pub(super) of_any_label: u64,
     /// The generation in force when it was asked for.
     pub(super) from: Option<u64>,
     /// Of the request: the same id with another body is refused.

@@ -7,6 +7,7 @@ use super::super::receipt::{MasterKeyNote, Raised, ReceiptScope};
 use super::super::verify::verify;
 use super::super::{PurgeMode, PurgeReach};
 use super::*;
+use crate::keys::crash_disk::{CrashDisk, Tear};
 
 fn body(job: &str) -> ReceiptBody {
     ReceiptBody {
@@ -417,4 +418,105 @@ fn a_torn_line_is_put_aside_and_an_altered_one_is_refused() {
         "no other key takes over in silence"
     );
     assert!(verify(&lines(&both), &keys).verified);
+}
+
+/// The jobs of a script, and which of their receipts were given out, on a disk that stops after so many operations.
+fn issued(disk: &CrashDisk, directory: &Path, stop_after: Option<usize>) -> Vec<(String, SignedLine)> {
+    let log = ReceiptLog::load(Box::new(disk.clone()), directory, &mut Vec::new()).expect("the log opens");
+    disk.stop_after(stop_after);
+    let jobs = ["prg_1", "prg_2", "prg_3"].into_iter();
+    let outcomes = jobs.map(|job| log.issue(&body(job)).map(|line| (job.to_owned(), line)));
+    let given = outcomes.map_while(Result::ok).collect();
+    disk.stop_after(None);
+    given
+}
+
+/// Whoever opens what a crash left finds what was given out, and can go on.
+fn check_image(image: Vec<u8>, directory: &Path, given: &[(String, SignedLine)], what: &str) {
+    let disk = CrashDisk::of(image);
+    let log = ReceiptLog::load(Box::new(disk.clone()), directory, &mut Vec::new())
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    for (job, line) in given {
+        assert_eq!(log.of_job(job).expect("read").as_ref(), Some(line), "{what}: {job}");
+    }
+    for job in ["prg_1", "prg_2", "prg_3", "prg_4"] {
+        let line = log.issue(&body(job)).expect("issued");
+        assert_eq!(log.of_job(job).expect("read"), Some(line), "{what}: {job}");
+    }
+    let report = verify(&lines(&disk.image()), &log.keys());
+    assert!(report.verified && report.unchecked.is_empty(), "{what}: {report:?}");
+    assert_eq!(report.lines.len(), 4, "{what}: one for each job");
+}
+
+#[test]
+fn a_receipt_that_was_given_out_survives_a_crash_at_any_write_or_sync() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = CrashDisk::default();
+    assert_eq!(issued(&disk, directory.path(), None).len(), 3);
+    let operations = disk.operations();
+    assert!(operations >= 12, "two writes and two syncs for each");
+    for stop_after in 0..operations {
+        let disk = CrashDisk::default();
+        let given = issued(&disk, directory.path(), Some(stop_after));
+        assert!(given.len() < 3);
+        let what = |tear: Tear| format!("stopped after {stop_after}, {tear:?}");
+        for tear in [
+            Tear::Nothing,
+            Tear::Everything,
+            Tear::First(1),
+            Tear::First(700),
+            Tear::Last(1),
+            Tear::Last(700),
+        ] {
+            check_image(disk.killed(tear), directory.path(), &given, &what(tear));
+            check_image(disk.unpowered(|| tear), directory.path(), &given, &what(tear));
+        }
+        // Each of the writes that no sync covered may be there without the others.
+        for choice in 0..1_u32 << disk.undecided() {
+            let mut choices = choice;
+            let image = disk.unpowered(|| {
+                let tear = if choices & 1 == 1 {
+                    Tear::Everything
+                } else {
+                    Tear::Nothing
+                };
+                choices >>= 1;
+                tear
+            });
+            check_image(
+                image,
+                directory.path(),
+                &given,
+                &format!("stopped after {stop_after}, {choice:b}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_receipt_that_could_not_be_written_is_issued_when_it_is_asked_for_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let operations = {
+        let disk = CrashDisk::default();
+        issued(&disk, directory.path(), None);
+        disk.operations()
+    };
+    for stop_after in 0..operations {
+        let disk = CrashDisk::default();
+        let log = ReceiptLog::load(Box::new(disk.clone()), directory.path(), &mut Vec::new()).expect("opens");
+        disk.stop_after(Some(stop_after));
+        let mut refused = 0;
+        for job in ["prg_1", "prg_2", "prg_3"] {
+            // A disk that is full, and not any more.
+            if log.issue(&body(job)).is_err() {
+                refused += 1;
+                assert_eq!(log.of_job(job).expect("read"), None, "it was given to nobody");
+                disk.stop_after(None);
+                log.issue(&body(job)).expect("issued");
+            }
+        }
+        assert_eq!(refused, 1);
+        let report = verify(&lines(&disk.image()), &log.keys());
+        assert!(report.verified && report.lines.len() == 3, "{stop_after}: {report:?}");
+    }
 }

@@ -1,6 +1,6 @@
 use kvtier_core::{
-    BlockHash, ClientId, Extent, FetchScope, Fetched, Generation, Hints, LeaseId, Parent, Realization, ReservationId,
-    Reserved, SealItem, Sealed, SegmentId, Tier,
+    BlockHash, ClientId, Extent, FetchScope, Fetched, Generation, Hints, Label, LeaseId, Parent, Realization,
+    ReservationId, Reserved, SealItem, Sealed, SegmentId, Tier,
 };
 
 use crate::ErrorKind;
@@ -159,7 +159,7 @@ impl Random {
             local_prefix_tokens: self.maybe(Random::u32),
             queue_wait_us: self.maybe(Random::next),
             can_split: self.below(2) == 0,
-            label: self.maybe(Random::next),
+            label: self.maybe(|random| Label(random.next())),
             session: self.maybe(Random::next),
         }
     }
