@@ -1,0 +1,179 @@
+//! Copies by the processor, for transports that map both sides: by the caller that waits, else by a thread of ours.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::memory::MemorySlice;
+use crate::transfer::{Batch, Cause, Direction, Drive, Piece};
+
+/// Between two of these the deadline is looked at: about a millisecond.
+const STRIDE_BYTES: usize = 4 << 20;
+
+/// Finds a peer's bytes in this process.
+pub(crate) trait Resolve: Send + Sync {
+    /// Calls `copy` with the range, which stays reachable until it returns.
+    fn with(
+        &self,
+        piece: &Piece,
+        deadline: Instant,
+        copy: &mut dyn FnMut(&MemorySlice) -> Result<(), Cause>,
+    ) -> Result<(), Cause>;
+}
+
+/// A queue of batches and the thread that copies what nobody waits for.
+pub(crate) struct Copier {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Arc<Job>>,
+    closed: bool,
+}
+
+struct Job {
+    batch: Mutex<Option<Arc<Batch>>>,
+    pieces: Vec<Piece>,
+    resolve: Arc<dyn Resolve>,
+    claimed: AtomicBool,
+    on_done: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Copier {
+    pub(crate) fn start(name: &str) -> std::io::Result<Copier> {
+        let shared = Arc::new(Shared::default());
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.run()
+        })?;
+        Ok(Copier {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Queues a batch; `on_done` is called once its copies have ended.
+    pub(crate) fn submit(
+        &self,
+        pieces: Vec<Piece>,
+        deadline: Instant,
+        resolve: Arc<dyn Resolve>,
+        on_done: Box<dyn Fn() + Send + Sync>,
+    ) -> Arc<Batch> {
+        let batch = Batch::new(pieces.clone(), 1, deadline);
+        let job = Arc::new(Job {
+            batch: Mutex::new(Some(Arc::clone(&batch))),
+            pieces,
+            resolve,
+            claimed: AtomicBool::new(false),
+            on_done,
+        });
+        batch.driven_by(Arc::clone(&job) as Arc<dyn Drive>);
+        self.shared.queue.lock().jobs.push_back(job);
+        self.shared.filled.notify_one();
+        batch
+    }
+}
+
+impl Drop for Copier {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.filled.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // It panics only on a broken rule of ours, which has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            let job = {
+                let mut queue = self.queue.lock();
+                loop {
+                    if let Some(job) = queue.jobs.pop_front() {
+                        break job;
+                    }
+                    if queue.closed {
+                        return;
+                    }
+                    self.filled.wait(&mut queue);
+                }
+            };
+            job.run();
+        }
+    }
+}
+
+impl Job {
+    /// Copies everything, unless somebody has begun to.
+    fn run(&self) {
+        if self.claimed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(batch) = self.batch.lock().take() else { return };
+        let result = self.copy(&batch);
+        (self.on_done)();
+        match result {
+            Ok(()) => batch.finish(0, Ok(())),
+            Err((piece, cause)) => batch.finish(piece, Err(cause)),
+        }
+    }
+
+    fn copy(&self, batch: &Batch) -> Result<(), (usize, Cause)> {
+        for (at, piece) in self.pieces.iter().enumerate() {
+            let mut stride_by_stride = |remote: &MemorySlice| copy_piece(piece, remote, batch.deadline);
+            self.resolve
+                .with(piece, batch.deadline, &mut stride_by_stride)
+                .map_err(|cause| (at, cause))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drive for Job {
+    fn drive(&self, _: &Arc<Batch>) {
+        self.run();
+    }
+
+    /// The queue has it already.
+    fn hand_over(&self) {}
+}
+
+fn copy_piece(piece: &Piece, remote: &MemorySlice, deadline: Instant) -> Result<(), Cause> {
+    let mut done = 0;
+    while done < piece.local.len() {
+        if Instant::now() >= deadline {
+            return Err(Cause::Deadline);
+        }
+        let length = STRIDE_BYTES.min(piece.local.len() - done);
+        let part = |slice: &MemorySlice| {
+            slice
+                .subslice(done, length)
+                .map_err(|error| Cause::Local(error.to_string()))
+        };
+        let (local, remote) = (part(&piece.local)?, part(remote)?);
+        let copied = match piece.direction {
+            Direction::Read => remote.copy_to(&local),
+            Direction::Write => local.copy_to(&remote),
+        };
+        copied.map_err(|error| Cause::Local(error.to_string()))?;
+        done += length;
+    }
+    Ok(())
+}
