@@ -218,7 +218,7 @@ pub(crate) fn a_dropped_transfer_keeps_its_memory_until_it_is_at_rest(kind: Kind
         // With NICs the region must stay registered; the caller lets go of everything else.
         if kind == Kind::Verbs {
             let mut local = local;
-            std::mem::ManuallyDrop::new(local.registration.take());
+            let _kept = std::mem::ManuallyDrop::new(local.registration.take());
         }
     }
     if kind == Kind::Verbs {
