@@ -9,6 +9,7 @@ mod exchange;
 mod gid;
 mod nic;
 mod peer;
+mod raw;
 mod session;
 mod verbs;
 mod wire;
@@ -30,6 +31,7 @@ use exchange::ExchangeServer;
 pub use exchange::{Exchange, TcpExchange};
 pub use gid::Network;
 use nic::{LocalRegions, Nic};
+pub use raw::RawReads;
 pub use session::Session;
 use verbs::Registered;
 
@@ -155,6 +157,15 @@ impl Verbs {
     #[must_use]
     pub fn session(&self) -> Session {
         Session::new(&self.shared.nics, &self.shared.settings)
+    }
+
+    /// A connection that only reads, as plainly as the device can: the limit to measure against.
+    ///
+    /// # Errors
+    /// What the system or the peer says.
+    pub fn raw_reads(&self, address: SocketAddr) -> io::Result<RawReads> {
+        let exchange = TcpExchange::new(address, self.shared.settings.secret.clone());
+        RawReads::connect(&self.shared, Box::new(exchange))
     }
 
     /// Connects through a channel of the caller's own.
@@ -289,7 +300,7 @@ struct RegisteredEverywhere {
 
 impl Revoke for RegisteredEverywhere {
     fn revoke(&mut self) -> Result<(), RevokeError> {
-        self.shared.regions.remove(&self.region);
+        self.shared.regions.remove(&self.region, &self.registered);
         let mut failed = Vec::new();
         for (nic, registered) in self.shared.nics.iter().zip(&self.registered) {
             if let Err(error) = registered.deregister() {

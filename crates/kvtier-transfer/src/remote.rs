@@ -240,4 +240,24 @@ mod tests {
     fn a_log_does_not_tell_the_number_that_opens_a_region() {
         assert!(!format!("{:?}", RegionId(0x1234_5678)).contains("305419896"));
     }
+
+    #[test]
+    fn no_bytes_make_the_decoder_panic_or_come_back_different() {
+        let right = region().encode();
+        for _ in 0..100_000 {
+            let mut bytes = right.clone();
+            for _ in 0..1 + draw_u64() % 4 {
+                let at = usize::try_from(draw_u64() % right.len() as u64).expect("small");
+                bytes[at] = u8::try_from(draw_u64() % 256).expect("a byte");
+            }
+            bytes.truncate(
+                usize::try_from(draw_u64() % (right.len() as u64 + 1))
+                    .expect("small")
+                    .max(right.len() - 3),
+            );
+            if let Ok(decoded) = RemoteRegion::decode(&bytes) {
+                assert_eq!(decoded.encode(), bytes);
+            }
+        }
+    }
 }

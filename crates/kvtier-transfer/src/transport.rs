@@ -78,7 +78,7 @@ pub trait Transport: Send + Sync {
     fn connect(&self, address: &PeerAddress, patience: Duration) -> Result<Box<dyn Peer>, ConnectError>;
 }
 
-/// The other end of a connected transport. Dropping it abandons what is in flight: those batches fail.
+/// The other end of a connected transport. Dropping it ends what is in flight: such a batch fails, unless it was done first.
 pub trait Peer: Send + Sync {
     /// Starts a batch: everything is moved, or the outcome names the first failed piece. The outcome arrives at `deadline`
     /// from now at the latest, plus the short time that stopping takes.

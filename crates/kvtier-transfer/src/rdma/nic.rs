@@ -113,6 +113,16 @@ impl Nic {
         QueuePair::new(&self.device, &self.completions, depth, PORT)
     }
 
+    /// A completion queue beside the one that the polling thread takes from.
+    pub(super) fn completion_queue(&self, depth: u32) -> io::Result<Arc<CompletionQueue>> {
+        CompletionQueue::new(&self.device, depth)
+    }
+
+    /// A queue pair that reports there.
+    pub(super) fn queue_pair_on(&self, completions: &Arc<CompletionQueue>, depth: u32) -> io::Result<QueuePair> {
+        QueuePair::new(&self.device, completions, depth, PORT)
+    }
+
     /// The right to `depth` completions, while the answer lives.
     pub(super) fn claim(self: &Arc<Self>, depth: u32) -> Option<Claim> {
         let depth = depth.min(self.device.limits.work_requests);
@@ -298,8 +308,16 @@ impl LocalRegions {
         self.0.lock().insert(Self::key(region), registered.to_vec());
     }
 
-    pub(super) fn remove(&self, region: &Arc<MemoryRegion>) {
-        self.0.lock().remove(&Self::key(region));
+    /// Unless the region was registered once more since.
+    pub(super) fn remove(&self, region: &Arc<MemoryRegion>, registered: &[Arc<Registered>]) {
+        let mut regions = self.0.lock();
+        let is_same = |known: &Vec<Arc<Registered>>| match (known.first(), registered.first()) {
+            (Some(known), Some(this)) => Arc::ptr_eq(known, this),
+            _ => false,
+        };
+        if regions.get(&Self::key(region)).is_some_and(is_same) {
+            regions.remove(&Self::key(region));
+        }
     }
 
     /// Its registrations, one for each NIC.

@@ -224,4 +224,34 @@ mod tests {
         assert_eq!(mtu_code(4096), Some(5));
         assert_eq!(mtu_code(1500), None);
     }
+
+    #[test]
+    fn no_bytes_make_a_decoder_panic_or_come_back_different() {
+        use crate::remote::draw_u64;
+        let connect = Question::Connect {
+            nic: 1,
+            lane: 2,
+            end: end(),
+        };
+        let rights = [
+            connect.encode(),
+            Answer::Described(vec![end(); 2]).encode(),
+            Answer::Connected(end()).encode(),
+        ];
+        for right in rights {
+            for _ in 0..30_000 {
+                let mut bytes = right.clone();
+                let at = usize::try_from(draw_u64() % right.len() as u64).expect("small");
+                bytes[at] = u8::try_from(draw_u64() % 256).expect("a byte");
+                if let Some(decoded) = Question::decode(&bytes) {
+                    assert_eq!(decoded.encode(), bytes);
+                }
+                match Answer::decode(&bytes) {
+                    // Text that is no UTF-8 is shown with marks in place of it.
+                    None | Some(Answer::Refused(_)) => {}
+                    Some(decoded) => assert_eq!(decoded.encode(), bytes),
+                }
+            }
+        }
+    }
 }

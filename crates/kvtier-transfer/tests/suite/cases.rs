@@ -215,14 +215,8 @@ pub(crate) fn a_dropped_transfer_keeps_its_memory_until_it_is_at_rest(kind: Kind
         let read = piece(&local, 0, &remote, 0, 8 * MIB, Direction::Read);
         drop(stand.submit(vec![read]));
         watched.push(Arc::downgrade(&local.region));
-        // With NICs the region must stay registered; the caller lets go of everything else.
-        if kind == Kind::Verbs {
-            let mut local = local;
-            let _kept = std::mem::ManuallyDrop::new(local.registration.take());
-        }
-    }
-    if kind == Kind::Verbs {
-        return;
+        // With NICs this also takes the region from the device, in the middle of it.
+        drop(local);
     }
     let until = Instant::now() + PATIENCE;
     while watched.iter().any(|region| region.upgrade().is_some()) {
