@@ -270,7 +270,7 @@ impl Transport for Verbs {
             access,
             remote_keys: registered.iter().map(|registered| registered.remote_key).collect(),
         };
-        self.shared.regions.insert(region, &registered);
+        self.shared.regions.insert(region, &self.shared.nics, &registered);
         let owner = RegisteredEverywhere {
             shared: Arc::clone(&self.shared),
             region: Arc::clone(region),

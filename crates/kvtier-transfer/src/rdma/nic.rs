@@ -39,6 +39,8 @@ pub(super) struct Nic {
     takers: Mutex<HashMap<u32, Weak<dyn Completed>>>,
     closed: AtomicBool,
     spin: Duration,
+    /// The NUMA node that it is attached to, where the system tells.
+    numa_node: Option<u32>,
 }
 
 /// 24 bits of chance for the first packet number of a queue pair.
@@ -74,6 +76,7 @@ impl Nic {
             takers: Mutex::default(),
             closed: AtomicBool::new(false),
             spin: settings.spin,
+            numa_node: numa_node(name),
         });
         let weak = Arc::downgrade(&nic);
         let polling = std::thread::Builder::new()
@@ -85,6 +88,14 @@ impl Nic {
 
     pub(super) fn name(&self) -> &str {
         &self.device.name
+    }
+
+    /// Whether memory on `node` is as near to it as any; unknown places count as near.
+    pub(super) fn is_near(&self, node: Option<u32>) -> bool {
+        match (self.numa_node, node) {
+            (Some(mine), Some(memory)) => mine == memory,
+            _ => true,
+        }
     }
 
     pub(super) fn check_active(&self) -> Result<(), String> {
@@ -255,6 +266,12 @@ fn poll_until_gone(nic: &Weak<Nic>) {
     }
 }
 
+fn numa_node(name: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/sys/class/infiniband/{name}/device/numa_node")).ok()?;
+    // -1 where the firmware does not say.
+    text.trim().parse().ok()
+}
+
 fn is_iwarp(name: &str) -> bool {
     let path = format!("/sys/class/infiniband/{name}/node_type");
     // `4: RNIC`, see the kernel's ABI documentation.
@@ -297,21 +314,34 @@ fn registration_remedy(error: &io::Error) -> &'static str {
 
 /// Regions of this node that its NICs know, by the region.
 #[derive(Default)]
-pub(super) struct LocalRegions(Mutex<HashMap<usize, Vec<Arc<Registered>>>>);
+pub(super) struct LocalRegions(Mutex<HashMap<usize, LocalRegion>>);
+
+/// A region with each NIC, and whether that one is near it.
+#[derive(Clone)]
+pub(super) struct LocalRegion {
+    pub(super) with: Arc<[Arc<Registered>]>,
+    pub(super) near: Arc<[bool]>,
+}
 
 impl LocalRegions {
     fn key(region: &Arc<MemoryRegion>) -> usize {
         Arc::as_ptr(region) as usize
     }
 
-    pub(super) fn insert(&self, region: &Arc<MemoryRegion>, registered: &[Arc<Registered>]) {
-        self.0.lock().insert(Self::key(region), registered.to_vec());
+    /// `registered` is in the order of `nics`.
+    pub(super) fn insert(&self, region: &Arc<MemoryRegion>, nics: &[Arc<Nic>], registered: &[Arc<Registered>]) {
+        let node = region.numa_node();
+        let local = LocalRegion {
+            with: registered.into(),
+            near: nics.iter().map(|nic| nic.is_near(node)).collect(),
+        };
+        self.0.lock().insert(Self::key(region), local);
     }
 
     /// Unless the region was registered once more since.
     pub(super) fn remove(&self, region: &Arc<MemoryRegion>, registered: &[Arc<Registered>]) {
         let mut regions = self.0.lock();
-        let is_same = |known: &Vec<Arc<Registered>>| match (known.first(), registered.first()) {
+        let is_same = |known: &LocalRegion| match (known.with.first(), registered.first()) {
             (Some(known), Some(this)) => Arc::ptr_eq(known, this),
             _ => false,
         };
@@ -320,8 +350,7 @@ impl LocalRegions {
         }
     }
 
-    /// Its registrations, one for each NIC.
-    pub(super) fn get(&self, region: &Arc<MemoryRegion>) -> Option<Vec<Arc<Registered>>> {
+    pub(super) fn get(&self, region: &Arc<MemoryRegion>) -> Option<LocalRegion> {
         self.0.lock().get(&Self::key(region)).cloned()
     }
 }

@@ -18,7 +18,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Shared as Transport;
 use super::exchange::Exchange;
-use super::verbs::{Completion, Registered, Status, Work};
+use super::nic::LocalRegion;
+use super::verbs::{Completion, Status, Work};
 use super::wire::{Answer, End, Question};
 use crate::memory::MemorySlice;
 use crate::rails::{Backoff, Use};
@@ -34,6 +35,8 @@ const ATTEMPTS_MAX: u32 = 4;
 const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Into so many slices at most, as long as they stay below that.
 const SLICES_A_PIECE: usize = 16;
+/// A NIC of another NUMA node than the memory counts as so many times slower: it helps when the near ones are busy.
+const FAR_NIC: f64 = 2.0;
 /// Rails between two nodes: pairs of NICs.
 const RAILS_MAX: usize = 64;
 
@@ -43,7 +46,7 @@ struct Slice {
     piece: usize,
     local: MemorySlice,
     /// The local region with each local NIC.
-    registered: Arc<[Arc<Registered>]>,
+    region: LocalRegion,
     remote: Arc<RemoteRegion>,
     remote_address: u64,
     direction: Direction,
@@ -201,18 +204,17 @@ impl Shared {
             if piece.remote.region().remote_keys.iter().all(|key| *key == 0) {
                 return Err(invalid("its remote region has no key for a NIC"));
             }
-            let registered: Arc<[Arc<Registered>]> = registered.into();
             for (offset, length) in slices_of(piece.local.len(), self.transport.settings.slice_bytes) {
-                cut.push((at, offset, length, Arc::clone(&registered)));
+                cut.push((at, offset, length, registered.clone()));
             }
         }
         self.admit(cut.len())?;
         let batch = Batch::new(pieces.to_vec(), cut.len(), Instant::now() + deadline);
-        let slices = cut.into_iter().map(|(at, offset, length, registered)| Slice {
+        let slices = cut.into_iter().map(|(at, offset, length, region)| Slice {
             batch: Arc::clone(&batch),
             piece: at,
             local: pieces[at].local.subslice(offset, length).expect("within the piece"),
-            registered,
+            region,
             remote: Arc::clone(pieces[at].remote.region()),
             remote_address: pieces[at].remote.address() + offset as u64,
             direction: pieces[at].direction,
@@ -278,7 +280,7 @@ impl Shared {
             works.push(Work {
                 id: flight.draw(lane.number),
                 local: slice.local.clone(),
-                registered: Arc::clone(&slice.registered[rail.local]),
+                registered: Arc::clone(&slice.region.with[rail.local]),
                 remote_address: slice.remote_address,
                 remote_key: slice.key_for(rail.remote).expect("chosen because it has one"),
                 direction: slice.direction,
@@ -420,7 +422,8 @@ fn choose(rails: &[Rail], slice: &Slice, now: Instant) -> Option<(usize, usize)>
         let Some(lane) = rail.free_lane().filter(|_| admitted) else {
             continue;
         };
-        let seconds = rail.health.seconds_for(rail.in_flight_bytes, slice.bytes());
+        let distance = if slice.region.near[rail.local] { 1.0 } else { FAR_NIC };
+        let seconds = distance * rail.health.seconds_for(rail.in_flight_bytes, slice.bytes());
         if best.is_none_or(|(least, ..)| seconds < least) {
             best = Some((seconds, at, lane));
         }

@@ -72,7 +72,7 @@ impl RawReads {
                 let work = Work {
                     id: posted as u64,
                     local: local.clone(),
-                    registered: Arc::clone(&registered[0]),
+                    registered: Arc::clone(&registered.with[0]),
                     remote_address: remote.address(),
                     remote_key: remote.region().remote_keys[0],
                     direction: Direction::Read,
