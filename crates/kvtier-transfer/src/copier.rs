@@ -1,8 +1,8 @@
 //! Copies by the processor, for transports that map both sides: by the caller that waits, else by a thread of ours.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -13,6 +13,9 @@ use crate::transfer::{Batch, Cause, Direction, Drive, Piece};
 
 /// Between two of these the deadline is looked at: about a millisecond.
 const STRIDE_BYTES: usize = 4 << 20;
+/// A batch of so many bytes is copied in the background from the start. Waking a thread takes as long as copying a good part
+/// of a smaller one, which therefore begins when somebody waits for it, looks for its outcome, or lets go of it.
+const BACKGROUND_BYTES: usize = 1 << 20;
 
 /// Finds a peer's bytes in this process.
 pub(crate) trait Resolve: Send + Sync {
@@ -48,6 +51,9 @@ struct Job {
     pieces: Vec<Piece>,
     resolve: Arc<dyn Resolve>,
     claimed: AtomicBool,
+    queued: AtomicBool,
+    shared: Arc<Shared>,
+    this: Weak<Job>,
     on_done: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -73,16 +79,21 @@ impl Copier {
         on_done: Box<dyn Fn() + Send + Sync>,
     ) -> Arc<Batch> {
         let batch = Batch::new(pieces.clone(), 1, deadline);
-        let job = Arc::new(Job {
+        let bytes: usize = pieces.iter().map(|piece| piece.local.len()).sum();
+        let job = Arc::new_cyclic(|this| Job {
             batch: Mutex::new(Some(Arc::clone(&batch))),
             pieces,
             resolve,
             claimed: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
+            shared: Arc::clone(&self.shared),
+            this: Weak::clone(this),
             on_done,
         });
         batch.driven_by(Arc::clone(&job) as Arc<dyn Drive>);
-        self.shared.queue.lock().jobs.push_back(job);
-        self.shared.filled.notify_one();
+        if bytes >= BACKGROUND_BYTES {
+            job.hand_over();
+        }
         batch
     }
 }
@@ -151,8 +162,21 @@ impl Drive for Job {
         self.run();
     }
 
-    /// The queue has it already.
-    fn hand_over(&self) {}
+    fn hand_over(&self) {
+        if self.claimed.load(Ordering::Acquire) || self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(job) = self.this.upgrade() {
+            let mut queue = self.shared.queue.lock();
+            if queue.closed {
+                drop(queue);
+                // The thread may have ended.
+                return job.run();
+            }
+            queue.jobs.push_back(job);
+            self.shared.filled.notify_one();
+        }
+    }
 }
 
 fn copy_piece(piece: &Piece, remote: &MemorySlice, deadline: Instant) -> Result<(), Cause> {

@@ -147,10 +147,14 @@ impl Transfer {
         self.batch.wait()
     }
 
-    /// The outcome, if it is there.
+    /// The outcome, if it is there. If not, a thread of the transport sees to it from now on.
     #[must_use]
     pub fn outcome(&self) -> Option<Result<(), TransferError>> {
-        self.batch.outcome()
+        let outcome = self.batch.outcome();
+        if outcome.is_none() {
+            self.batch.hand_over();
+        }
+        outcome
     }
 }
 
@@ -182,7 +186,7 @@ impl fmt::Debug for Transfer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Transfer")
-            .field("outcome", &self.outcome())
+            .field("outcome", &self.batch.outcome())
             .finish_non_exhaustive()
     }
 }
