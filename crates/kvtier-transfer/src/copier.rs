@@ -78,7 +78,8 @@ impl Copier {
         resolve: Arc<dyn Resolve>,
         on_done: Box<dyn Fn() + Send + Sync>,
     ) -> Arc<Batch> {
-        let batch = Batch::new(pieces.clone(), 1, deadline);
+        // The job owns the pieces, and the batch the job, until the copies have ended.
+        let batch = Batch::new(Vec::new(), 1, deadline);
         let bytes: usize = pieces.iter().map(|piece| piece.local.len()).sum();
         let job = Arc::new_cyclic(|this| Job {
             batch: Mutex::new(Some(Arc::clone(&batch))),
@@ -147,10 +148,15 @@ impl Job {
     }
 
     fn copy(&self, batch: &Batch) -> Result<(), (usize, Cause)> {
+        let mut pace = Pace {
+            deadline: batch.deadline,
+            left: 0,
+        };
         for (at, piece) in self.pieces.iter().enumerate() {
-            let mut stride_by_stride = |remote: &MemorySlice| copy_piece(piece, remote, batch.deadline);
             self.resolve
-                .with(piece, batch.deadline, &mut stride_by_stride)
+                .with(piece, batch.deadline, &mut |remote| {
+                    copy_piece(piece, remote, &mut pace)
+                })
                 .map_err(|cause| (at, cause))?;
         }
         Ok(())
@@ -179,25 +185,50 @@ impl Drive for Job {
     }
 }
 
-fn copy_piece(piece: &Piece, remote: &MemorySlice, deadline: Instant) -> Result<(), Cause> {
-    let mut done = 0;
-    while done < piece.local.len() {
-        if Instant::now() >= deadline {
-            return Err(Cause::Deadline);
+/// Looks at the clock once a stride, over all pieces of a batch.
+struct Pace {
+    deadline: Instant,
+    left: usize,
+}
+
+impl Pace {
+    fn go_on(&mut self, bytes: usize) -> Result<(), Cause> {
+        if self.left == 0 {
+            if Instant::now() >= self.deadline {
+                return Err(Cause::Deadline);
+            }
+            self.left = STRIDE_BYTES;
         }
-        let length = STRIDE_BYTES.min(piece.local.len() - done);
+        self.left = self.left.saturating_sub(bytes);
+        Ok(())
+    }
+}
+
+fn copy_piece(piece: &Piece, remote: &MemorySlice, pace: &mut Pace) -> Result<(), Cause> {
+    let local = &piece.local;
+    if local.len() <= STRIDE_BYTES {
+        pace.go_on(local.len())?;
+        return copy(piece.direction, local, remote);
+    }
+    let mut done = 0;
+    while done < local.len() {
+        let length = STRIDE_BYTES.min(local.len() - done);
+        pace.go_on(length)?;
         let part = |slice: &MemorySlice| {
             slice
                 .subslice(done, length)
                 .map_err(|error| Cause::Local(error.to_string()))
         };
-        let (local, remote) = (part(&piece.local)?, part(remote)?);
-        let copied = match piece.direction {
-            Direction::Read => remote.copy_to(&local),
-            Direction::Write => local.copy_to(&remote),
-        };
-        copied.map_err(|error| Cause::Local(error.to_string()))?;
+        copy(piece.direction, &part(local)?, &part(remote)?)?;
         done += length;
     }
     Ok(())
+}
+
+fn copy(direction: Direction, local: &MemorySlice, remote: &MemorySlice) -> Result<(), Cause> {
+    let copied = match direction {
+        Direction::Read => remote.copy_to(local),
+        Direction::Write => local.copy_to(remote),
+    };
+    copied.map_err(|error| Cause::Local(error.to_string()))
 }
