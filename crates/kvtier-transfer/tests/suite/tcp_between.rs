@@ -138,7 +138,7 @@ fn an_answer_that_breaks_the_protocol_ends_its_connection_and_not_the_transfer()
     let owned = Memory::new(MIB).fill(7).register(&owner, RemoteAccess::Read);
     let local = Memory::new(MIB).poison();
     // Each byte of an answer's head: a changed one must never be taken for another answer.
-    for at in 0..16 {
+    for at in 0..64 {
         between.change_at.store(at, Ordering::SeqCst);
         let read = piece(&local, 0, &owned.remote(), 4096, 65_536, Direction::Read);
         match peer.submit(vec![read], PATIENCE).expect("taken").wait() {
