@@ -86,6 +86,9 @@ struct Shared {
 struct State {
     rails: Vec<Rail>,
     pending: VecDeque<Slice>,
+    /// Lanes that are done with, to be destroyed by the watching thread: that can take a quarter of a second, which the
+    /// thread that takes completions for everybody does not have.
+    retired: Vec<Arc<Lane>>,
     backoff: Backoff,
     last_error: String,
 }
@@ -107,6 +110,7 @@ pub(super) fn connect(
         state: Mutex::new(State {
             rails,
             pending: VecDeque::new(),
+            retired: Vec::new(),
             backoff: Backoff::default(),
             last_error: String::new(),
         }),
@@ -346,10 +350,10 @@ impl Shared {
         if broke {
             rail.stop(lane.slot, now);
         }
-        let gone = rail.release_if_empty(lane);
+        let retired = rail.release_if_empty(lane);
+        state.retired.extend(retired);
         finished.extend(self.pump(&mut state, now));
         drop(state);
-        drop(gone);
         self.tell(finished);
         if broke {
             self.call();

@@ -531,7 +531,9 @@ pub(crate) fn sixty_four_peers_survive_a_storm_of_reconnects(kind: Kind) {
     let Some(caller) = caller(kind) else { return };
     let mut child = Start::here(kind, MIB).run();
     let connect = |_| caller.transport.connect(&child.address, PATIENCE).expect("connected");
+    let begun = Instant::now();
     let peers: Vec<Box<dyn Peer>> = (0..PEERS).map(connect).collect();
+    println!("connected after {:?}", begun.elapsed());
     let local = Memory::new(PEERS * LENGTH)
         .register(&caller, RemoteAccess::Read)
         .poison();
@@ -549,15 +551,21 @@ pub(crate) fn sixty_four_peers_survive_a_storm_of_reconnects(kind: Kind) {
                 "peer {at} after storm {storm}"
             );
         }
-        let _ = local.all().copy_from_slice(&vec![POISON; PEERS * LENGTH]);
+        println!("storm {storm} is over after {:?}", begun.elapsed());
+        local
+            .all()
+            .copy_from_slice(&vec![POISON; PEERS * LENGTH])
+            .expect("equal");
         if storm < STORMS {
             let port = child.port();
             child.kill();
+            println!("killed after {:?}", begun.elapsed());
             child = Start {
                 listen: &format!("127.0.0.1:{port}"),
                 ..Start::here(kind, MIB)
             }
             .run();
+            println!("started again after {:?}", begun.elapsed());
         }
     }
     let reconnects: u64 = peers

@@ -85,8 +85,19 @@ impl Child {
         rustix::process::kill_process(pid, signal).expect("signalled");
     }
 
+    /// Returns once none of its threads runs any more.
     pub(crate) fn stop(&self) {
         self.signal(rustix::process::Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.process.id());
+        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+            stat.map_or(true, |stat| {
+                stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+            })
+        };
+        while !std::fs::read_dir(&tasks).expect("it lives").all(is_stopped) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(crate) fn go_on(&self) {

@@ -121,7 +121,7 @@ impl Rail {
         }
     }
 
-    /// A stopped lane whose flight has come back leaves its slot. To be dropped without a lock held.
+    /// A stopped lane whose flight has come back leaves its slot.
     pub(super) fn release_if_empty(&mut self, lane: &Arc<Lane>) -> Option<Arc<Lane>> {
         match &self.slots[lane.slot] {
             Slot::Stopping(stopping, _) if Arc::ptr_eq(stopping, lane) && lane.flight.lock().queue.is_empty() => {

@@ -158,10 +158,12 @@ impl Shared {
     }
 
     /// Stops what is late, destroys what does not flush, ends what waits past its deadline.
-    fn look(&self, now: Instant) {
+    fn look(self: &Arc<Self>, now: Instant) {
         let (mut late, mut overdue) = (Vec::new(), Vec::new());
+        let retired;
         {
             let mut state = self.state.lock();
+            retired = std::mem::take(&mut state.retired);
             for rail in &mut state.rails {
                 for slot in 0..rail.slots.len() {
                     let is_late = match &rail.slots[slot] {
@@ -205,6 +207,11 @@ impl Shared {
         finished.extend(self.pump(&mut state, now));
         drop(state);
         self.tell(finished);
+        if !retired.is_empty() {
+            // What is due to be connected is started first.
+            self.connect_what_is_due(now);
+            retired.iter().for_each(|lane| drop(lane.destroy()));
+        }
     }
 
     /// Starts to connect rails whose pause is over: the preferred ones, and a stand-in where the preferred one of a NIC is
@@ -243,7 +250,7 @@ impl Shared {
     fn close(&self) {
         let (mut slices, lanes) = {
             let mut state = self.state.lock();
-            let mut lanes = Vec::new();
+            let mut lanes = std::mem::take(&mut state.retired);
             for rail in &mut state.rails {
                 for slot in &mut rail.slots {
                     match std::mem::replace(slot, Slot::Down) {
