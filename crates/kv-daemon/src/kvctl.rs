@@ -175,6 +175,24 @@ enum Bench {
     Nvme(NvmeBenchOptions),
     /// Purges against fdatasync, and another tenant's gets while one destroys a full namespace
     Purge(PurgeBenchOptions),
+    /// The transports between nodes beside the rawest way to move the same bytes
+    Transfer(TransferBenchOptions),
+}
+
+#[derive(Clone, Debug, Args)]
+struct TransferBenchOptions {
+    /// Transports: loopback, shm, tcp, verbs [default: all that this machine has]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    transports: Vec<String>,
+    /// Sizes of a piece, such as 1MiB [default: 16KiB,64KiB,1MiB,4MiB]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = crate::size::parse)]
+    bytes: Vec<u64>,
+    /// Short rounds and few: shows that everything runs; the figures mean little
+    #[arg(long)]
+    quick: bool,
+    /// Rounds behind each median
+    #[arg(long)]
+    rounds: Option<u32>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -277,6 +295,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Bench {
             what: Bench::Purge(options),
         } => bench::purge(&connection, options),
+        Command::Bench {
+            what: Bench::Transfer(options),
+        } => bench::transfer(&connection, options),
         Command::Workload { output, seed, sessions } => {
             let workload = ChatWorkload {
                 seed,

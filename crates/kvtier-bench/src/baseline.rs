@@ -9,13 +9,15 @@
 )]
 
 mod ring;
+mod socket;
 
 pub use ring::{RawRequest, RawRing};
+pub use socket::RawSockets;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_transfer::memory::{MemoryRegion, PageRequest};
+use kvtier_transfer::memory::{MemoryRegion, MemorySlice, PageRequest};
 
 use crate::BenchError;
 
@@ -91,6 +93,17 @@ impl SharedBlocks {
             .expect("a block inside the mapping")
             .as_mut_ptr()
     }
+}
+
+/// `memcpy` from one mapping into another of the same length.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn copy(source: &MemorySlice, target: &MemorySlice) {
+    assert_eq!(source.len(), target.len(), "a copy between unequal lengths");
+    // SAFETY: both ranges have the same length and lie in mappings that the slices keep; the harness makes source and target
+    // two regions, so they do not overlap.
+    unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), target.as_mut_ptr(), source.len()) };
 }
 
 /// CPU time that a process used so far, all its threads, ended ones too. `None` when there is no such process.

@@ -16,6 +16,7 @@ mod placement;
 pub mod purge;
 mod ranks;
 mod row;
+pub mod transfer;
 
 pub use echo::echo_server_main;
 pub use row::{Bar, Row, meets};

@@ -363,6 +363,26 @@ impl MemoryRegion {
         }
     }
 
+    /// The NUMA node that its first page lies on; `None` where the system does not tell.
+    #[must_use]
+    pub fn numa_node(&self) -> Option<u32> {
+        const MPOL_F_NODE: libc::c_ulong = 1;
+        const MPOL_F_ADDR: libc::c_ulong = 2;
+        let mut node: libc::c_int = -1;
+        // SAFETY: the kernel writes one number, and only looks at the address, which lies in this mapping.
+        let answer = unsafe {
+            libc::syscall(
+                libc::SYS_get_mempolicy,
+                &raw mut node,
+                std::ptr::null_mut::<libc::c_ulong>(),
+                0 as libc::c_ulong,
+                self.base.as_ptr(),
+                MPOL_F_NODE | MPOL_F_ADDR,
+            )
+        };
+        (answer == 0).then(|| u32::try_from(node).ok()).flatten()
+    }
+
     /// Zeroes all of it.
     ///
     /// # Panics

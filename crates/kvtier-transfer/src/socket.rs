@@ -1,8 +1,12 @@
 //! Unix sockets that carry file descriptors, and who is at the other end.
 #![expect(
     unsafe_code,
-    reason = "rustix has no SO_PEERPIDFD, and its peer credentials cannot express a peer of another pid namespace"
+    reason = "rustix has no SO_PEERPIDFD, its peer credentials cannot express a peer of another pid namespace, and regions are sent and received by pointer"
 )]
+
+mod stream;
+
+pub use stream::{PARTS_MAX, Part, WhenFull, receive_exactly, send_parts};
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

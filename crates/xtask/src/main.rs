@@ -20,6 +20,8 @@ mod runner;
 mod seccomp;
 mod suite;
 mod torture;
+mod transfer;
+mod verbs_world;
 mod workspace;
 
 use std::process::ExitCode;
@@ -47,8 +49,11 @@ enum Command {
     },
     /// Run the tests; name suites to insist on them (exit 69 when a part of a named suite is skipped).
     Test {
-        /// Suites to run: the crates by name, `python`, `lmcache`, `deploy`, or `remote`, `rdma`, `gpu`.
+        /// Suites to run: the crates by name, `python`, `lmcache`, `deploy`, `transfer`, `rdma`, or `remote`, `gpu`.
         suites: Vec<String>,
+        /// Print the cases of the suite `transfer` by transport, and what a transport cannot have.
+        #[arg(long)]
+        list: bool,
         /// Run everything as an ordinary user, with io_uring denied and 64 KiB of lockable memory.
         #[arg(long)]
         confined: bool,
@@ -213,6 +218,8 @@ fn run(command: Command) -> Result<(), Failure> {
     let workspace = Workspace::find()?;
     match command {
         Command::Lint { rules } => lint::run(&workspace, rules).map(drop),
+        Command::Test { suites, list: true, .. } if suites == ["transfer"] => transfer::list(&workspace),
+        Command::Test { list: true, .. } => Err(Failure::usage("--list belongs to the suite `transfer`")),
         Command::Test {
             suites, confined: true, ..
         } if suites.is_empty() => confined::run(&workspace).map(drop),

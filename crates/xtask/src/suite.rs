@@ -9,18 +9,18 @@ use crate::lmcache;
 use crate::outcome::{Failure, Tally};
 use crate::process::{self, Stream};
 use crate::python;
+use crate::transfer;
 use crate::workspace::Workspace;
 
 /// A cold build of everything on two slow cores, and the tests after it.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Suites that a later version brings. They are listed and never pretended: naming one exits 69.
-const LATER: [(&str, &str); 3] = [
+const LATER: [(&str, &str); 2] = [
     (
         "remote",
         "needs the remote tiers (Redis, S3), which this version does not have yet",
     ),
-    ("rdma", "needs the RDMA transport, which this version does not have yet"),
     ("gpu", "needs the GPU tier, which this version does not have yet"),
 ];
 
@@ -28,7 +28,7 @@ const LATER: [(&str, &str); 3] = [
 type Beside = fn(&Workspace) -> Result<Tally, Failure>;
 
 /// Suites that need more than cargo. They run when they are named, and a run that names none lists them.
-const BESIDE: [(&str, Beside, &str); 3] = [
+const BESIDE: [(&str, Beside, &str); 5] = [
     (
         "python",
         python::test,
@@ -43,6 +43,16 @@ const BESIDE: [(&str, Beside, &str); 3] = [
         "deploy",
         deploy::run,
         "needs root, a Python and, at its first run, its package index",
+    ),
+    (
+        "transfer",
+        transfer::test,
+        "is among the tests of kvtier-transfer; by this name it insists on loopback, shm and tcp",
+    ),
+    (
+        "rdma",
+        transfer::rdma,
+        "boots a kernel of its own, which its first run builds from Debian's source",
     ),
 ];
 

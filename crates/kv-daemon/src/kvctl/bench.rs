@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use kvtier_bench::{BenchError, nvme, purge};
+use kvtier_bench::{BenchError, nvme, purge, transfer};
 
-use super::{BenchOptions, Connection, NvmeBenchOptions, PurgeBenchOptions};
+use super::{BenchOptions, Connection, NvmeBenchOptions, PurgeBenchOptions, TransferBenchOptions};
 use crate::exit::{ExitCode, Failure};
 use crate::output;
 
@@ -146,6 +146,48 @@ pub(super) fn purge(connection: &Connection, options: PurgeBenchOptions) -> Resu
             row.foreground_p99_ratio,
             row.verified
         ));
+    }
+    output::print(&text)
+}
+
+pub(super) fn transfer(connection: &Connection, options: TransferBenchOptions) -> Result<(), Failure> {
+    let bytes = options
+        .bytes
+        .iter()
+        .map(|bytes| usize::try_from(*bytes).unwrap_or(usize::MAX));
+    let options = transfer::Options {
+        quick: options.quick,
+        rounds: options.rounds,
+        transports: options.transports,
+        bytes: bytes.collect(),
+    };
+    let rows = transfer::run(&options, &mut |words| eprintln!("{words}")).map_err(ended)?;
+    if connection.json {
+        return print_json(&rows);
+    }
+    let mut text = format!(
+        "{:<9}{:>9}{:>6}{:>6}{:>7}{:>7}{:>7}{:>10}{:>10}{:>10}{:>9}{:>9}\n",
+        "transport", "bytes", "batch", "conn", "GB/s", "raw", "ratio", "p50 µs", "raw", "p99 µs", "CPU s/GB", "raw"
+    );
+    for row in &rows {
+        text.push_str(&format!(
+            "{:<9}{:>9}{:>6}{:>6}{:>7.2}{:>7.2}{:>7.2}{:>10.1}{:>10.1}{:>10.1}{:>9.3}{:>9.3}\n",
+            row.transport,
+            row.bytes,
+            row.batch,
+            row.connections,
+            row.gbps,
+            row.raw_gbps,
+            row.ratio_to_raw,
+            row.p50_us,
+            row.raw_p50_us,
+            row.p99_us,
+            row.cpu_s_per_gb,
+            row.raw_cpu_s_per_gb
+        ));
+    }
+    for bar in transfer::meets(&rows) {
+        text.push_str(&format!("{bar}\n"));
     }
     output::print(&text)
 }

@@ -355,3 +355,14 @@ fn a_read_only_region_is_no_foreign_target() {
     let slice = attached.slice(0, PAGE_BYTES).expect("in range");
     assert_eq!(ForeignSlice::of(&slice).expect_err("read-only"), CopyError::ReadOnly);
 }
+
+#[test]
+fn a_region_lies_on_a_node_that_the_system_has() {
+    let region = region(1 << 20);
+    region.zero();
+    let node = |number: u32| std::path::PathBuf::from(format!("/sys/devices/system/node/node{number}"));
+    match region.numa_node() {
+        Some(number) => assert!(number == 0 || node(number).exists(), "node {number}"),
+        None => assert!(!node(1).exists(), "a system with several nodes tells where memory lies"),
+    }
+}

@@ -1,0 +1,234 @@
+//! Copies by the processor, for transports that map both sides: by the caller that waits, else by a thread of ours.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::memory::MemorySlice;
+use crate::transfer::{Batch, Cause, Direction, Drive, Piece};
+
+/// Between two of these the deadline is looked at: about a millisecond.
+const STRIDE_BYTES: usize = 4 << 20;
+/// A batch of so many bytes is copied in the background from the start. Waking a thread takes as long as copying a good part
+/// of a smaller one, which therefore begins when somebody waits for it, looks for its outcome, or lets go of it.
+const BACKGROUND_BYTES: usize = 1 << 20;
+
+/// Finds a peer's bytes in this process.
+pub(crate) trait Resolve: Send + Sync {
+    /// Calls `copy` with the range, which stays reachable until it returns.
+    fn with(
+        &self,
+        piece: &Piece,
+        deadline: Instant,
+        copy: &mut dyn FnMut(&MemorySlice) -> Result<(), Cause>,
+    ) -> Result<(), Cause>;
+}
+
+/// A queue of batches and the thread that copies what nobody waits for.
+pub(crate) struct Copier {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Arc<Job>>,
+    closed: bool,
+}
+
+struct Job {
+    batch: Mutex<Option<Arc<Batch>>>,
+    pieces: Vec<Piece>,
+    resolve: Arc<dyn Resolve>,
+    claimed: AtomicBool,
+    queued: AtomicBool,
+    shared: Arc<Shared>,
+    this: Weak<Job>,
+    on_done: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Copier {
+    pub(crate) fn start(name: &str) -> std::io::Result<Copier> {
+        let shared = Arc::new(Shared::default());
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.run()
+        })?;
+        Ok(Copier {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Queues a batch; `on_done` is called once its copies have ended.
+    pub(crate) fn submit(
+        &self,
+        pieces: Vec<Piece>,
+        deadline: Instant,
+        resolve: Arc<dyn Resolve>,
+        on_done: Box<dyn Fn() + Send + Sync>,
+    ) -> Arc<Batch> {
+        // The job owns the pieces, and the batch the job, until the copies have ended.
+        let batch = Batch::new(Vec::new(), 1, deadline);
+        let bytes: usize = pieces.iter().map(|piece| piece.local.len()).sum();
+        let job = Arc::new_cyclic(|this| Job {
+            batch: Mutex::new(Some(Arc::clone(&batch))),
+            pieces,
+            resolve,
+            claimed: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
+            shared: Arc::clone(&self.shared),
+            this: Weak::clone(this),
+            on_done,
+        });
+        batch.driven_by(Arc::clone(&job) as Arc<dyn Drive>);
+        if bytes >= BACKGROUND_BYTES {
+            job.hand_over();
+        }
+        batch
+    }
+}
+
+impl Drop for Copier {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.filled.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // It panics only on a broken rule of ours, which has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            let job = {
+                let mut queue = self.queue.lock();
+                loop {
+                    if let Some(job) = queue.jobs.pop_front() {
+                        break job;
+                    }
+                    if queue.closed {
+                        return;
+                    }
+                    self.filled.wait(&mut queue);
+                }
+            };
+            job.run();
+        }
+    }
+}
+
+impl Job {
+    /// Copies everything, unless somebody has begun to.
+    fn run(&self) {
+        if self.claimed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(batch) = self.batch.lock().take() else { return };
+        let result = self.copy(&batch);
+        (self.on_done)();
+        match result {
+            Ok(()) => batch.finish(0, Ok(())),
+            Err((piece, cause)) => batch.finish(piece, Err(cause)),
+        }
+    }
+
+    fn copy(&self, batch: &Batch) -> Result<(), (usize, Cause)> {
+        let mut pace = Pace {
+            deadline: batch.deadline,
+            left: 0,
+        };
+        for (at, piece) in self.pieces.iter().enumerate() {
+            self.resolve
+                .with(piece, batch.deadline, &mut |remote| {
+                    copy_piece(piece, remote, &mut pace)
+                })
+                .map_err(|cause| (at, cause))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drive for Job {
+    fn drive(&self, _: &Arc<Batch>) {
+        self.run();
+    }
+
+    fn hand_over(&self) {
+        if self.claimed.load(Ordering::Acquire) || self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(job) = self.this.upgrade() {
+            let mut queue = self.shared.queue.lock();
+            if queue.closed {
+                drop(queue);
+                // The thread may have ended.
+                return job.run();
+            }
+            queue.jobs.push_back(job);
+            self.shared.filled.notify_one();
+        }
+    }
+}
+
+/// Looks at the clock once a stride, over all pieces of a batch.
+struct Pace {
+    deadline: Instant,
+    left: usize,
+}
+
+impl Pace {
+    fn go_on(&mut self, bytes: usize) -> Result<(), Cause> {
+        if self.left == 0 {
+            if Instant::now() >= self.deadline {
+                return Err(Cause::Deadline);
+            }
+            self.left = STRIDE_BYTES;
+        }
+        self.left = self.left.saturating_sub(bytes);
+        Ok(())
+    }
+}
+
+fn copy_piece(piece: &Piece, remote: &MemorySlice, pace: &mut Pace) -> Result<(), Cause> {
+    let local = &piece.local;
+    if local.len() <= STRIDE_BYTES {
+        pace.go_on(local.len())?;
+        return copy(piece.direction, local, remote);
+    }
+    let mut done = 0;
+    while done < local.len() {
+        let length = STRIDE_BYTES.min(local.len() - done);
+        pace.go_on(length)?;
+        let part = |slice: &MemorySlice| {
+            slice
+                .subslice(done, length)
+                .map_err(|error| Cause::Local(error.to_string()))
+        };
+        copy(piece.direction, &part(local)?, &part(remote)?)?;
+        done += length;
+    }
+    Ok(())
+}
+
+fn copy(direction: Direction, local: &MemorySlice, remote: &MemorySlice) -> Result<(), Cause> {
+    let copied = match direction {
+        Direction::Read => remote.copy_to(local),
+        Direction::Write => local.copy_to(remote),
+    };
+    copied.map_err(|error| Cause::Local(error.to_string()))
+}

@@ -1,0 +1,67 @@
+//! The side of a handshake that was asked: it makes the queue pairs through which one peer reaches this node's memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::VerbsSettings;
+use super::nic::{Nic, draw_psn};
+use super::verbs::QueuePair;
+use super::wire::{Answer, End, Question};
+
+/// Queue pairs that one peer may have here.
+const LANES_MAX: usize = 1024;
+
+/// Answers one peer's questions, and owns the queue pairs it made for it: dropping it cuts that peer off.
+pub struct Session {
+    nics: Vec<Arc<Nic>>,
+    settings: VerbsSettings,
+    lanes: Mutex<HashMap<u32, QueuePair>>,
+}
+
+impl Session {
+    pub(super) fn new(nics: &[Arc<Nic>], settings: &VerbsSettings) -> Session {
+        Session {
+            nics: nics.to_vec(),
+            settings: settings.clone(),
+            lanes: Mutex::default(),
+        }
+    }
+
+    /// Answers a question that came over the owner's channel.
+    #[must_use]
+    pub fn answer(&self, question: &[u8]) -> Vec<u8> {
+        let answer = match Question::decode(question) {
+            None => Answer::Refused("a question of another version, or none".to_owned()),
+            Some(Question::Describe) => Answer::Described(self.nics.iter().map(|nic| nic.end(0, 0)).collect()),
+            Some(Question::Connect { nic, lane, end }) => match self.connect(nic, lane, &end) {
+                Ok(end) => Answer::Connected(end),
+                Err(why) => Answer::Refused(why),
+            },
+        };
+        answer.encode()
+    }
+
+    fn connect(&self, nic: u16, lane: u32, peer: &End) -> Result<End, String> {
+        let nic = self.nics.get(usize::from(nic)).ok_or("no such NIC")?;
+        nic.check_active()?;
+        {
+            let mut lanes = self.lanes.lock();
+            // The old one first: what it was still asked for must not arrive after its successor was.
+            lanes.remove(&lane);
+            if lanes.len() >= LANES_MAX {
+                return Err(format!("this peer has {LANES_MAX} queue pairs here already"));
+            }
+        }
+        let refused = |error: std::io::Error| format!("{}: {error}", nic.name());
+        // It posts nothing: the peer reads and writes by itself.
+        let pair = nic.queue_pair(2).map_err(refused)?;
+        let psn = draw_psn();
+        let path = nic.path(peer, &self.settings)?;
+        pair.connect(&path, psn, &peer.destination).map_err(refused)?;
+        let end = nic.end(pair.number(), psn);
+        self.lanes.lock().insert(lane, pair);
+        Ok(end)
+    }
+}

@@ -1,0 +1,262 @@
+//! Devices, their ports, and memory registered with them.
+
+use std::ffi::{CStr, c_int};
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::ffi::{self, Context, DeviceAttributes, Library, Mr, Pd, PortAttributes};
+use crate::memory::{Access, MemoryRegion};
+use crate::remote::RemoteAccess;
+
+const ACCESS_LOCAL_WRITE: c_int = 1;
+const ACCESS_REMOTE_WRITE: c_int = 2;
+const ACCESS_REMOTE_READ: c_int = 4;
+const ACCESS_ON_DEMAND: c_int = 64;
+const PORT_ACTIVE: u32 = 4;
+const LINK_INFINIBAND: u8 = 1;
+
+/// Names of the devices here, in the library's order.
+///
+/// # Errors
+/// Why there is no RDMA here, in words.
+pub(crate) fn device_names() -> Result<Vec<String>, String> {
+    let library = ffi::library()?;
+    let mut names = Vec::new();
+    for_each_device(library, |device, name| {
+        let _ = device;
+        names.push(name.to_owned());
+        false
+    })?;
+    Ok(names)
+}
+
+/// Calls `look` with each device until it returns true.
+fn for_each_device(library: &Library, mut look: impl FnMut(ffi::Opaque, &str) -> bool) -> Result<(), String> {
+    let mut count = 0;
+    // SAFETY: the library writes one number and returns a list that ends in null.
+    let list = unsafe { (library.get_device_list)(&raw mut count) };
+    if list.is_null() {
+        return Err(format!("no list of devices: {}", io::Error::last_os_error()));
+    }
+    for at in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: the list has `count` entries, and `at` is less.
+        let device = unsafe { list.wrapping_add(at).read() };
+        // SAFETY: a device of the list, which is not freed yet.
+        let name = unsafe { (library.get_device_name)(device) };
+        // SAFETY: the name lies in the device, which the list keeps.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        if look(device, &name) {
+            break;
+        }
+    }
+    // SAFETY: the list came from the library and is freed once; devices that were opened stay.
+    unsafe { (library.free_device_list)(list) };
+    Ok(())
+}
+
+/// What a port can do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub(crate) is_active: bool,
+    pub(crate) is_infiniband: bool,
+    pub(crate) mtu: u32,
+    pub(crate) lid: u16,
+    pub(crate) gid_count: u32,
+}
+
+/// What a device allows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) work_requests: u32,
+    pub(crate) completions: u32,
+    pub(crate) reads_out: u32,
+    pub(crate) reads_in: u32,
+}
+
+/// An open device with one protection domain.
+pub(crate) struct Device {
+    pub(super) library: &'static Library,
+    pub(super) context: NonNull<Context>,
+    pub(super) pd: NonNull<Pd>,
+    pub(crate) name: String,
+    pub(crate) limits: Limits,
+}
+
+// SAFETY: the library's objects may be used from any thread, it locks for itself.
+unsafe impl Send for Device {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// # Errors
+    /// In words: no library, no such device, or what the system says.
+    pub(crate) fn open(name: &str) -> Result<Arc<Device>, String> {
+        let library = ffi::library()?;
+        let mut opened = None;
+        for_each_device(library, |device, found| {
+            if found != name {
+                return false;
+            }
+            // SAFETY: a device of the list, which is not freed yet.
+            let context = unsafe { (library.open_device)(device) };
+            opened = Some(NonNull::new(context).ok_or_else(io::Error::last_os_error));
+            true
+        })?;
+        let context = opened
+            .ok_or_else(|| format!("no device {name}"))?
+            .map_err(|error| format!("cannot open {name}: {error}"))?;
+        // SAFETY: an open context.
+        let pd = unsafe { (library.alloc_pd)(context.as_ptr()) };
+        let Some(pd) = NonNull::new(pd) else {
+            let error = io::Error::last_os_error();
+            // SAFETY: opened above, nothing was made of it.
+            unsafe { (library.close_device)(context.as_ptr()) };
+            return Err(format!("{name} has no protection domain for us: {error}"));
+        };
+        let mut attributes = DeviceAttributes([0; 512]);
+        // SAFETY: an open context, and room for more than the library writes.
+        let answer = unsafe { (library.query_device)(context.as_ptr(), &raw mut attributes) };
+        let device = Device {
+            library,
+            context,
+            pd,
+            name: name.to_owned(),
+            limits: Limits {
+                work_requests: attributes.max_qp_wr(),
+                completions: attributes.max_cqe(),
+                reads_out: attributes.max_qp_init_rd_atom(),
+                reads_in: attributes.max_qp_rd_atom(),
+            },
+        };
+        if answer != 0 {
+            return Err(format!(
+                "{name} does not tell its limits: {}",
+                io::Error::from_raw_os_error(answer)
+            ));
+        }
+        Ok(Arc::new(device))
+    }
+
+    /// # Errors
+    /// What the device says.
+    pub(crate) fn port(&self, number: u8) -> io::Result<Port> {
+        let mut attributes = PortAttributes([0; 128]);
+        // SAFETY: an open context, and room for more than the library writes.
+        let answer = unsafe { (self.library.query_port)(self.context.as_ptr(), number, &raw mut attributes) };
+        if answer != 0 {
+            return Err(io::Error::from_raw_os_error(answer));
+        }
+        Ok(Port {
+            is_active: attributes.state() == PORT_ACTIVE,
+            is_infiniband: attributes.link_layer() == LINK_INFINIBAND,
+            mtu: attributes.active_mtu(),
+            lid: attributes.lid(),
+            gid_count: attributes.gid_count(),
+        })
+    }
+
+    /// The address at `index` of a port's table, as 16 bytes in network order.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn gid(&self, port: u8, index: u8) -> io::Result<[u8; 16]> {
+        let mut gid = [0u64; 2];
+        // SAFETY: an open context, and room for the 16 bytes that the library writes.
+        let answer = unsafe { (self.library.query_gid)(self.context.as_ptr(), port, c_int::from(index), &raw mut gid) };
+        if answer != 0 {
+            return Err(io::Error::other("no such address"));
+        }
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&gid[0].to_ne_bytes());
+        bytes[8..].copy_from_slice(&gid[1].to_ne_bytes());
+        Ok(bytes)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: everything made of the domain holds this device, so nothing is left of it.
+        unsafe { (self.library.dealloc_pd)(self.pd.as_ptr()) };
+        // SAFETY: the last object of the context is gone.
+        unsafe { (self.library.close_device)(self.context.as_ptr()) };
+    }
+}
+
+/// A region that a device may read and write. It keeps the region's memory until the device has let go of it.
+pub(crate) struct Registered {
+    device: Arc<Device>,
+    /// None once the device has let go.
+    held: Mutex<Option<(NonNull<Mr>, Arc<MemoryRegion>)>>,
+    pub(crate) local_key: u32,
+    pub(crate) remote_key: u32,
+}
+
+// SAFETY: as for `Device`; the region is shared memory that nobody holds references into.
+unsafe impl Send for Registered {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Registered {}
+
+impl Registered {
+    /// Pins the region's pages for the device; where they may not be pinned, and the device can, they are paged in on
+    /// demand.
+    ///
+    /// # Errors
+    /// What the system says to the first way.
+    pub(crate) fn new(
+        device: &Arc<Device>,
+        region: &Arc<MemoryRegion>,
+        remote: RemoteAccess,
+    ) -> io::Result<Registered> {
+        let mut access = ACCESS_REMOTE_READ;
+        if region.access() == Access::ReadWrite {
+            access |= ACCESS_LOCAL_WRITE;
+        }
+        if remote == RemoteAccess::ReadWrite {
+            access |= ACCESS_REMOTE_WRITE;
+        }
+        let register = |access| {
+            let start = region.slice(0, region.bytes()).map_err(io::Error::other)?.as_ptr();
+            // SAFETY: the region's mapping, which `Registered` keeps until the device has let go of it; the device only
+            // does what `access` says.
+            let mr =
+                unsafe { (device.library.reg_mr)(device.pd.as_ptr(), start.cast_mut().cast(), region.bytes(), access) };
+            NonNull::new(mr).ok_or_else(io::Error::last_os_error)
+        };
+        let mr = register(access).or_else(|error| register(access | ACCESS_ON_DEMAND).map_err(|_| error))?;
+        // SAFETY: the library just returned it.
+        let keys = unsafe { mr.as_ref() };
+        Ok(Registered {
+            device: Arc::clone(device),
+            local_key: keys.local_key,
+            remote_key: keys.remote_key,
+            held: Mutex::new(Some((mr, Arc::clone(region)))),
+        })
+    }
+
+    /// Takes the region from the device: afterwards no key reaches it. Work of ours on it that is in flight fails.
+    ///
+    /// # Errors
+    /// When the device refuses; the memory is then kept for good.
+    pub(crate) fn deregister(&self) -> io::Result<()> {
+        let mut held = self.held.lock();
+        let Some((mr, region)) = held.take() else { return Ok(()) };
+        // SAFETY: registered by us and taken back once.
+        let answer = unsafe { (self.device.library.dereg_mr)(mr.as_ptr()) };
+        if answer == 0 {
+            return Ok(());
+        }
+        // The device may still write: never unmap it.
+        let _kept = std::mem::ManuallyDrop::new(region);
+        Err(io::Error::from_raw_os_error(answer))
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // Who needs to know has called it.
+        let _ = self.deregister();
+    }
+}

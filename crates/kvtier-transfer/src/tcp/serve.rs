@@ -1,0 +1,264 @@
+//! The side that owns regions: a thread a connection, which answers requests from the registry.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::greet_as_listener;
+use super::wire::{ANSWER_BYTES, Answer, REQUEST_BYTES, Request, Secret};
+use crate::registry::{Registry, Use};
+use crate::socket::{PARTS_MAX, Part, WhenFull, receive_exactly, send_parts};
+use crate::transfer::Direction;
+
+/// How long a stranger may take to introduce itself.
+const GREETING_PATIENCE: Duration = Duration::from_secs(2);
+/// Requests taken in one go. Small: the bytes of a write that come along are copied once more.
+const BUFFER_BYTES: usize = 64 * REQUEST_BYTES;
+/// Answers sent in one go: a head and a body each.
+const ANSWERS_MAX: usize = PARTS_MAX / 2;
+
+/// The accepting thread and its connections.
+pub(super) struct Server {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    registry: Arc<Registry>,
+    secret: Option<Secret>,
+    connections_max: usize,
+    closed: AtomicBool,
+    connections: Mutex<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    living: HashMap<u64, Arc<TcpStream>>,
+    next: u64,
+}
+
+impl Server {
+    pub(super) fn start(
+        listener: TcpListener,
+        registry: Arc<Registry>,
+        secret: Option<Secret>,
+        connections_max: usize,
+    ) -> io::Result<Server> {
+        let shared = Arc::new(Shared {
+            registry,
+            secret,
+            connections_max,
+            closed: AtomicBool::new(false),
+            connections: Mutex::default(),
+        });
+        std::thread::Builder::new()
+            .name("kvtier-tcp-accept".to_owned())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || shared.accept(&listener)
+            })?;
+        Ok(Server { shared })
+    }
+
+    /// Ends every connection and stops accepting.
+    pub(super) fn close(&self, address: SocketAddr) {
+        self.shared.closed.store(true, Ordering::Release);
+        // Wakes the accepting thread, which also listens to an unspecified address on this node.
+        let mut local = address;
+        if address.ip().is_unspecified() {
+            local.set_ip(match address {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        let _ = TcpStream::connect_timeout(&local, Duration::from_secs(1));
+        for stream in self.shared.connections.lock().living.values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        for stream in listener.incoming() {
+            if self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            match stream {
+                Ok(stream) => self.admit(Arc::new(stream)),
+                // Out of descriptors: the queue stays as it is, so do not spin on it.
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: Arc<TcpStream>) {
+        let number = {
+            let mut connections = self.connections.lock();
+            if connections.living.len() >= self.connections_max {
+                return;
+            }
+            connections.next += 1;
+            let number = connections.next;
+            connections.living.insert(number, Arc::clone(&stream));
+            number
+        };
+        let shared = Arc::clone(self);
+        let serving = std::thread::Builder::new()
+            .name("kvtier-tcp-serve".to_owned())
+            .spawn(move || {
+                let greeted = super::prepare(&stream)
+                    .is_ok_and(|()| greet_as_listener(&stream, shared.secret.as_ref(), GREETING_PATIENCE).is_ok());
+                if greeted {
+                    // However it ends, the peer sees a closed connection.
+                    let _ = shared.serve(&stream);
+                }
+                let _ = stream.shutdown(Shutdown::Both);
+                shared.connections.lock().living.remove(&number);
+            });
+        if serving.is_err() {
+            self.connections.lock().living.remove(&number);
+        }
+    }
+
+    fn serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
+        let mut buffer = Buffer::default();
+        let mut reads: Vec<([u8; ANSWER_BYTES], Option<Use>)> = Vec::with_capacity(ANSWERS_MAX);
+        loop {
+            let request = match buffer.next() {
+                Some(request) => request,
+                None => {
+                    answer_reads(stream, &mut reads)?;
+                    buffer.fill(stream)?;
+                    continue;
+                }
+            };
+            let request = Request::decode(&request).ok_or(io::ErrorKind::InvalidData)?;
+            match request.direction {
+                Direction::Read => {
+                    let used = self.begin(&request, stream);
+                    let answer = Answer {
+                        result: used.as_ref().map(|_| ()).map_err(|denied| *denied),
+                        tag: request.tag,
+                        length: if used.is_ok() { request.length } else { 0 },
+                    };
+                    reads.push((answer.encode(), used.ok()));
+                    if reads.len() == ANSWERS_MAX {
+                        answer_reads(stream, &mut reads)?;
+                    }
+                }
+                Direction::Write => {
+                    answer_reads(stream, &mut reads)?;
+                    self.take_write(&request, stream, &mut buffer)?;
+                }
+            }
+        }
+    }
+
+    fn begin(&self, request: &Request, stream: &Arc<TcpStream>) -> Result<Use, crate::registry::Denied> {
+        let Request {
+            region, offset, length, ..
+        } = *request;
+        self.registry
+            .begin(region, offset, length, request.direction, Some(stream))
+    }
+
+    fn take_write(&self, request: &Request, stream: &Arc<TcpStream>, buffer: &mut Buffer) -> io::Result<()> {
+        let result = match self.begin(request, stream) {
+            Ok(target) => {
+                let slice = &target.slice;
+                let early = buffer.take(slice.len());
+                let (head, rest) = (
+                    slice.subslice(0, early.len()).map_err(io::Error::other)?,
+                    slice
+                        .subslice(early.len(), slice.len() - early.len())
+                        .map_err(io::Error::other)?,
+                );
+                head.copy_from_slice(early).map_err(io::Error::other)?;
+                receive_exactly(&**stream, &rest)?;
+                Ok(())
+            }
+            Err(denied) => {
+                // The bytes come anyway: they must be out of the way before the next request.
+                let early = buffer.take(usize::try_from(request.length).unwrap_or(usize::MAX)).len() as u64;
+                let mut rest = (&**stream).take(request.length - early);
+                if io::copy(&mut rest, &mut io::sink())? < request.length - early {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Err(denied)
+            }
+        };
+        let answer = Answer {
+            result,
+            tag: request.tag,
+            length: 0,
+        };
+        send_parts(&**stream, &[Part::Bytes(&answer.encode())], 0, WhenFull::Wait).map(drop)
+    }
+}
+
+/// Sends what has been collected, each body straight from its region.
+fn answer_reads(stream: &TcpStream, reads: &mut Vec<([u8; ANSWER_BYTES], Option<Use>)>) -> io::Result<()> {
+    if reads.is_empty() {
+        return Ok(());
+    }
+    let mut parts = Vec::with_capacity(2 * reads.len());
+    for (head, body) in reads.iter() {
+        parts.push(Part::Bytes(head));
+        parts.extend(body.as_ref().map(|body| Part::Memory(&body.slice)));
+    }
+    send_parts(stream, &parts, 0, WhenFull::Wait)?;
+    drop(parts);
+    reads.clear();
+    Ok(())
+}
+
+/// Requests as they come.
+struct Buffer {
+    bytes: [u8; BUFFER_BYTES],
+    start: usize,
+    end: usize,
+}
+
+impl Default for Buffer {
+    fn default() -> Buffer {
+        Buffer {
+            bytes: [0; BUFFER_BYTES],
+            start: 0,
+            end: 0,
+        }
+    }
+}
+
+impl Buffer {
+    fn next(&mut self) -> Option<[u8; REQUEST_BYTES]> {
+        let request = *self.bytes[self.start..self.end].first_chunk()?;
+        self.start += REQUEST_BYTES;
+        Some(request)
+    }
+
+    /// Up to `length` bytes that are here already.
+    fn take(&mut self, length: usize) -> &[u8] {
+        let length = length.min(self.end - self.start);
+        let from = self.start;
+        self.start += length;
+        &self.bytes[from..from + length]
+    }
+
+    fn fill(&mut self, mut stream: &TcpStream) -> io::Result<()> {
+        self.bytes.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        match stream.read(&mut self.bytes[self.end..])? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                self.end += count;
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! One suite for every transport: each case a test with a name, under the name of its transport.
+//!
+//! `kvtier_transfer::rdma` runs where a device is: in the verbs world that `cargo xtask test rdma` boots, or on a machine
+//! with a NIC. Cases that need two hosts make them of network namespaces and run in that world only.
+
+mod cases;
+mod child;
+mod stand;
+mod tcp_between;
+mod world;
+
+use stand::Kind;
+
+/// Cases that a transport cannot have, and why.
+const CANNOT: &[(Kind, &str, &str)] = &[
+    (
+        Kind::Loopback,
+        "a_peer_killed_in_the_middle_of_a_thousand_transfers",
+        "both ends are one process",
+    ),
+    (
+        Kind::Loopback,
+        "a_stopped_peer_costs_at_most_the_deadline",
+        "both ends are one process",
+    ),
+    (
+        Kind::Loopback,
+        "a_peer_that_was_restarted_is_used_again",
+        "both ends are one process",
+    ),
+    (
+        Kind::Loopback,
+        "sixty_four_peers_survive_a_storm_of_reconnects",
+        "there is nothing to connect anew",
+    ),
+    (
+        Kind::Shm,
+        "a_stopped_peer_costs_at_most_the_deadline",
+        "a stopped peer's memory is still mapped: it serves",
+    ),
+    (
+        Kind::Shm,
+        "a_peer_that_was_restarted_is_used_again",
+        "the memory went with the process: connect again",
+    ),
+    (
+        Kind::Shm,
+        "sixty_four_peers_survive_a_storm_of_reconnects",
+        "the memory went with the process: connect again",
+    ),
+    (
+        Kind::Verbs,
+        "a_stopped_peer_costs_at_most_the_deadline",
+        "the NIC of a stopped process still serves",
+    ),
+    (
+        Kind::Loopback,
+        "a_batch_past_the_limit_is_refused_as_busy_with_its_pieces",
+        "its limit is fixed and it copies at once",
+    ),
+    (
+        Kind::Shm,
+        "a_batch_past_the_limit_is_refused_as_busy_with_its_pieces",
+        "its limit is fixed and it copies at once",
+    ),
+    (
+        Kind::Loopback,
+        "packet loss, links that go down, several rails",
+        "there is no wire",
+    ),
+    (
+        Kind::Shm,
+        "packet loss, links that go down, several rails",
+        "there is no wire",
+    ),
+    (
+        Kind::Verbs,
+        "registered memory of a GPU (DMA-BUF)",
+        "Soft-RoCE answers EOPNOTSUPP",
+    ),
+    (
+        Kind::Verbs,
+        "iWARP (siw)",
+        "connecting needs librdmacm, which the transport does not use yet",
+    ),
+];
+
+macro_rules! suite {
+    ($($transport:ident = $kind:expr => [$($case:ident),* $(,)?];)*) => {
+        $(mod $transport {
+            $(#[test]
+            fn $case() {
+                super::cases::$case($kind);
+            })*
+        })*
+    };
+}
+
+suite! {
+    loopback = crate::Kind::Loopback => [
+        bytes_read_are_the_owner_s,
+        bytes_written_arrive_and_nothing_beside_them_changes,
+        a_batch_of_many_pieces_moves_both_ways,
+        a_large_piece_arrives_whole,
+        a_region_that_was_never_registered_is_refused_and_the_peer_goes_on,
+        a_revoked_region_is_refused_and_another_still_serves,
+        a_range_past_the_end_is_refused,
+        a_write_to_what_was_registered_for_reads_is_refused,
+        a_dropped_transfer_keeps_its_memory_until_it_is_at_rest,
+        a_future_is_woken,
+        many_threads_read_at_once,
+        a_dropped_peer_ends_its_transfers,
+        an_owner_that_is_gone_is_told_as_a_failure,
+        a_gibibyte_is_registered,
+    ];
+    shm = crate::Kind::Shm => [
+        bytes_read_are_the_owner_s,
+        bytes_written_arrive_and_nothing_beside_them_changes,
+        a_batch_of_many_pieces_moves_both_ways,
+        a_large_piece_arrives_whole,
+        a_region_that_was_never_registered_is_refused_and_the_peer_goes_on,
+        a_revoked_region_is_refused_and_another_still_serves,
+        a_range_past_the_end_is_refused,
+        a_write_to_what_was_registered_for_reads_is_refused,
+        a_dropped_transfer_keeps_its_memory_until_it_is_at_rest,
+        a_future_is_woken,
+        many_threads_read_at_once,
+        a_dropped_peer_ends_its_transfers,
+        an_owner_that_is_gone_is_told_as_a_failure,
+        a_gibibyte_is_registered,
+        a_peer_killed_in_the_middle_of_a_thousand_transfers,
+        a_stopped_peer_still_serves_what_is_mapped,
+    ];
+    tcp = crate::Kind::Tcp => [
+        bytes_read_are_the_owner_s,
+        bytes_written_arrive_and_nothing_beside_them_changes,
+        a_batch_of_many_pieces_moves_both_ways,
+        a_large_piece_arrives_whole,
+        a_region_that_was_never_registered_is_refused_and_the_peer_goes_on,
+        a_revoked_region_is_refused_and_another_still_serves,
+        a_range_past_the_end_is_refused,
+        a_write_to_what_was_registered_for_reads_is_refused,
+        a_dropped_transfer_keeps_its_memory_until_it_is_at_rest,
+        a_future_is_woken,
+        many_threads_read_at_once,
+        a_dropped_peer_ends_its_transfers,
+        an_owner_that_is_gone_is_told_as_a_failure,
+        a_gibibyte_is_registered,
+        a_batch_past_the_limit_is_refused_as_busy_with_its_pieces,
+        a_peer_killed_in_the_middle_of_a_thousand_transfers,
+        a_stopped_peer_costs_at_most_the_deadline,
+        a_peer_that_was_restarted_is_used_again,
+        sixty_four_peers_survive_a_storm_of_reconnects,
+        who_does_not_know_the_secret_is_refused,
+    ];
+    verbs = crate::Kind::Verbs => [
+        bytes_read_are_the_owner_s,
+        bytes_written_arrive_and_nothing_beside_them_changes,
+        a_batch_of_many_pieces_moves_both_ways,
+        a_large_piece_arrives_whole,
+        a_region_that_was_never_registered_is_refused_and_the_peer_goes_on,
+        a_revoked_region_is_refused_and_another_still_serves,
+        a_range_past_the_end_is_refused,
+        a_write_to_what_was_registered_for_reads_is_refused,
+        a_dropped_transfer_keeps_its_memory_until_it_is_at_rest,
+        a_future_is_woken,
+        many_threads_read_at_once,
+        a_dropped_peer_ends_its_transfers,
+        an_owner_that_is_gone_is_told_as_a_failure,
+        a_gibibyte_is_registered,
+        a_batch_past_the_limit_is_refused_as_busy_with_its_pieces,
+        a_peer_killed_in_the_middle_of_a_thousand_transfers,
+        a_stopped_peer_still_serves_what_is_mapped,
+        a_peer_that_was_restarted_is_used_again,
+        sixty_four_peers_survive_a_storm_of_reconnects,
+        who_does_not_know_the_secret_is_refused,
+    ];
+}
+
+/// For the list that `cargo xtask test transfer --list` prints.
+#[test]
+fn what_a_transport_cannot_have_is_listed_with_a_reason() {
+    for (kind, case, reason) in CANNOT {
+        println!("cannot: {kind:?}: {case}: {reason}");
+        assert!(!reason.is_empty());
+    }
+}
+
+/// No test: the other end of one, started by [`child::Child`] in a process of its own.
+#[test]
+fn child_process() {
+    child::main();
+}

@@ -1,0 +1,147 @@
+//! `cargo xtask test transfer` and `cargo xtask test rdma`: one suite over every transport, on this machine and in the
+//! verbs world.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::outcome::{Failure, Tally};
+use crate::process;
+use crate::suite::Report;
+use crate::verbs_world::VerbsWorld;
+use crate::workspace::Workspace;
+
+const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
+const SUITE_LIMIT: Duration = Duration::from_secs(10 * 60);
+const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
+const RUN: &str = include_str!("verbs_world/run.sh");
+/// Transports, as the suite's modules are called, and where each runs.
+const TRANSPORTS: [(&str, &str); 6] = [
+    ("loopback", "cargo xtask test transfer"),
+    ("shm", "cargo xtask test transfer"),
+    ("tcp", "cargo xtask test transfer"),
+    (
+        "tcp_between",
+        "cargo xtask test transfer: something between the two ends",
+    ),
+    ("verbs", "cargo xtask test rdma"),
+    (
+        "world",
+        "cargo xtask test rdma: two hosts, several rails, a wire with faults",
+    ),
+];
+
+/// The programs of kvtier-transfer's tests.
+struct Programs {
+    unit: PathBuf,
+    suite: PathBuf,
+}
+
+impl Programs {
+    fn build(workspace: &Workspace) -> Result<Programs, Failure> {
+        let mut cargo = workspace.cargo();
+        cargo.args([
+            "test",
+            "--package",
+            "kvtier-transfer",
+            "--no-run",
+            "--message-format",
+            "json",
+        ]);
+        let (mut unit, mut suite) = (None, None);
+        let status = process::stream(&mut cargo, "building the tests", BUILD_LIMIT, |_, line| {
+            let Ok(message) = serde_json::from_str::<Value>(line) else {
+                println!("{line}");
+                return;
+            };
+            let Some(program) = message["executable"].as_str() else {
+                return;
+            };
+            match message["target"]["name"].as_str() {
+                Some("kvtier_transfer") => unit = Some(PathBuf::from(program)),
+                Some("suite") => suite = Some(PathBuf::from(program)),
+                _ => {}
+            }
+        })?;
+        match (status.success(), unit, suite) {
+            (true, Some(unit), Some(suite)) => Ok(Programs { unit, suite }),
+            _ => Err(Failure::new("the tests of kvtier-transfer do not build")),
+        }
+    }
+}
+
+/// Runs the transports that need no device.
+pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
+    let programs = Programs::build(workspace)?;
+    let mut report = Report::default();
+    let mut run = |program: &PathBuf, arguments: &[&str]| -> Result<bool, Failure> {
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).arg("--show-output");
+        let status = process::stream(&mut command, "transfer", SUITE_LIMIT, |stream, line| {
+            if report.read(stream, line) {
+                println!("{line}");
+            }
+        })?;
+        Ok(status.success())
+    };
+    // The device's own tests belong to the suite `rdma`.
+    let unit = run(&programs.unit, &["--skip", "rdma::verbs::"])?;
+    let suite = run(&programs.suite, &["--skip", "verbs::", "--skip", "world::"])?;
+    report.close(unit && suite);
+    report.print_skipped();
+    Ok(report.tally())
+}
+
+/// Boots the verbs world and runs everything that needs a device in it.
+pub(crate) fn rdma(workspace: &Workspace) -> Result<Tally, Failure> {
+    let world = VerbsWorld::prepare()?;
+    let programs = Programs::build(workspace)?;
+    let directory = tempfile::Builder::new().prefix("kvtier-world-").tempdir()?;
+    std::fs::copy(&programs.unit, directory.path().join("unit"))?;
+    std::fs::copy(&programs.suite, directory.path().join("suite"))?;
+    std::fs::write(directory.path().join("run.sh"), RUN)?;
+    let mut report = Report::default();
+    let status = world.run(directory.path(), GUEST_LIMIT, |stream, line| {
+        if report.read(stream, line) && !line.contains("setup_one_line") && !line.contains("Using a channel") {
+            println!("{line}");
+        }
+    })?;
+    report.close(status == 0);
+    report.print_skipped();
+    Ok(report.tally())
+}
+
+/// Prints every case by transport, and what a transport cannot have.
+pub(crate) fn list(workspace: &Workspace) -> Result<(), Failure> {
+    let programs = Programs::build(workspace)?;
+    let ask = |arguments: &[&str]| -> Result<String, Failure> {
+        let output = std::process::Command::new(&programs.suite).args(arguments).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let listed = ask(&["--list"])?;
+    let reasons = ask(&[
+        "--exact",
+        "what_a_transport_cannot_have_is_listed_with_a_reason",
+        "--nocapture",
+    ])?;
+    for (transport, command) in TRANSPORTS {
+        println!("{transport} ({command})");
+        let prefix = format!("{transport}::");
+        let cases = listed
+            .lines()
+            .filter_map(|line| line.strip_prefix(&prefix)?.strip_suffix(": test"));
+        cases.for_each(|case| println!("  {case}"));
+        for line in reasons
+            .lines()
+            .filter_map(|line| line.split_once("cannot: ").map(|(_, rest)| rest))
+        {
+            if let Some((kind, rest)) = line.split_once(": ")
+                && kind.eq_ignore_ascii_case(transport)
+            {
+                println!("  cannot have: {rest}");
+            }
+        }
+    }
+    Ok(())
+}
