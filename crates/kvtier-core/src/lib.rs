@@ -37,7 +37,9 @@ pub use manager::TierManager;
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use namespace::{Generation, NamespaceId, TrustDomain};
-pub use policy::{BlockId, EvictionPolicy, LeafFirstLru, ListId, Plane, Verdict};
+pub use policy::{
+    Advice, BlockId, EvictionPolicy, ImageError, LeafFirstLru, LearnedTables, ListId, Plane, ReuseHazard, Use, Verdict,
+};
 pub use purge::{ForgetScope, PurgeEvidence};
 pub use request::{Departure, FetchScope, Hints, Request, SealItem};
 pub use restored::{Restored, RestoredRecord, RestoredSegment};

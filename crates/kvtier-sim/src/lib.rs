@@ -16,6 +16,7 @@ mod oracle;
 mod plan;
 mod random;
 mod runner;
+pub mod simulate;
 pub mod trace;
 pub mod workload;
 mod world;
