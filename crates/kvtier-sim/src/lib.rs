@@ -10,6 +10,7 @@
 pub mod capacity;
 pub mod cli;
 mod counts;
+pub mod family;
 pub mod lru;
 mod memory;
 mod oracle;

@@ -329,6 +329,15 @@ impl ReuseHazard {
                 && class.is_conversation() == kind.is_conversation()
                 && class.is_shared() == kind.is_shared()
         });
+        if kind == Class::PARTIAL
+            && let Some(near) = near.filter(|near| self.visits.at(*near).class.is_conversation())
+        {
+            // It is no part of that visit, but says how long the prompt is.
+            self.unweigh(near);
+            let class = self.visits.at(near).class;
+            self.describe(near, class, usage, past.filter(|past| past.class == Class::PARTIAL));
+            self.weigh(near);
+        }
         let visit = if let Some(visit) = same {
             self.unweigh(visit);
             visit

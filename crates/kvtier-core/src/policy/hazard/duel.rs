@@ -3,15 +3,13 @@
 //! Such a cache holds the newest visits that have as many blocks as are cached, so nothing more than a mark on a visit
 //! is needed to know what it would have hit.
 
-/// Tokens that must have been judged before the duel decides anything.
-const TOKENS_MIN: f64 = 65_536.0;
 /// Who loses by more than this share of the other's hits, yields.
 const MARGIN: f64 = 0.02;
 /// A share of all tokens that makes no difference.
-const SLACK: f64 = 0.002;
-/// How often the cache turns over until older evidence counts half.
-const HALF_LIFE_TURNOVERS: u64 = 4;
-/// Longest time that recency rules before the hazards are tried again, in half-lives.
+const SLACK: f64 = 0.003;
+/// How often the cache's blocks are used in a term, after which is decided for the next one.
+const TERM_TURNOVERS: u64 = 4;
+/// Longest time that recency rules before the hazards are tried again, in terms.
 const TERMS_MAX: u32 = 64;
 
 /// Who decides.
@@ -29,13 +27,13 @@ pub(super) struct Duel {
     hits: f64,
     recency_hits: f64,
     tokens: f64,
-    /// Blocks since evidence was last halved.
+    /// Blocks judged in this term.
     blocks: u64,
-    /// Half-lives for which recency rules next time.
+    /// Terms for which recency rules next time.
     term: u32,
-    /// Half-lives for which it still rules.
+    /// Terms for which it still rules.
     left: u32,
-    /// Half-lives that the hazards have ruled since.
+    /// Terms that the hazards have ruled since.
     ruled: u32,
 }
 
@@ -68,24 +66,22 @@ impl Duel {
 
     /// Whether the rule changed. `cached`: blocks that are cached.
     pub(super) fn decide(&mut self, cached: u64) -> bool {
-        let half_life_over = self.blocks > HALF_LIFE_TURNOVERS * cached.max(256);
-        if half_life_over {
-            self.blocks = 0;
-            self.tokens /= 2.0;
-            self.hits /= 2.0;
-            self.recency_hits /= 2.0;
+        if self.blocks <= TERM_TURNOVERS * cached.max(256) {
+            return false;
         }
+        self.blocks = 0;
         match self.rule {
             Rule::Hazard => {
-                if half_life_over {
+                let behind = self.recency_hits - self.hits;
+                if behind <= MARGIN * self.recency_hits || behind <= SLACK * self.tokens {
                     self.ruled += 1;
                     if self.ruled > self.term {
                         self.term = 1;
                     }
-                }
-                let behind = self.recency_hits - self.hits;
-                let lost = behind > MARGIN * self.recency_hits && behind > SLACK * self.tokens;
-                if self.tokens < TOKENS_MIN || !lost {
+                    // Older evidence counts half.
+                    self.tokens /= 2.0;
+                    self.hits /= 2.0;
+                    self.recency_hits /= 2.0;
                     return false;
                 }
                 self.rule = Rule::Recency;
@@ -93,9 +89,7 @@ impl Duel {
                 self.term = (self.term * 2).min(TERMS_MAX);
             }
             Rule::Recency => {
-                if half_life_over {
-                    self.left = self.left.saturating_sub(1);
-                }
+                self.left -= 1;
                 if self.left > 0 {
                     return false;
                 }
