@@ -34,7 +34,7 @@ const FAN_OUT_OWN: u8 = 3;
 /// What was learned is fitted anew after this time at the earliest, ticks.
 const FIT_EVERY: u64 = (15.0 * SECOND) as u64;
 /// Visits between one fit and the next at least, as a share of those alive: one in so many.
-const FIT_SHARE: u64 = 4;
+const FIT_SHARE: u64 = 32;
 /// Pins at one time at most; what comes later is not pinned.
 const PINS_MAX: usize = 4096;
 const LEVEL_NEXT: u8 = 0;
