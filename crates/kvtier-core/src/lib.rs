@@ -43,7 +43,7 @@ pub use policy::{
 pub use purge::{ForgetScope, PurgeEvidence};
 pub use request::{Departure, FetchScope, Hints, Request, SealItem};
 pub use restored::{Restored, RestoredRecord, RestoredSegment};
-pub use settings::{CheckedCoreSettings, CoreSettings, SettingsError};
+pub use settings::{CheckedCoreSettings, CoreSettings, Eviction, SettingsError};
 pub use statistics::{DomainStatistics, Statistics};
 pub use tier::{Extent, SegmentId, Tier};
 pub use time::Time;

@@ -93,6 +93,16 @@ pub trait EvictionPolicy: Send {
         None
     }
 
+    /// What was learned so far, to be kept across restarts; `None` where a policy learns nothing.
+    fn learned(&self) -> Option<LearnedTables> {
+        None
+    }
+
+    /// Adds what was learned earlier or elsewhere.
+    fn learn(&mut self, learned: &LearnedTables) {
+        let _ = learned;
+    }
+
     /// A copy appeared: `block` joins `list` as the one used last; with `beside`, which is on the list and was used
     /// together with it, as the one that goes just before that.
     fn insert(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time);

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use kvtier_core::{LeafFirstLru, LearnedTables, ReuseHazard};
+use kvtier_core::{EvictionPolicy, LeafFirstLru, LearnedTables, ReuseHazard};
 
 use crate::trace::TraceRequest;
 
@@ -232,7 +232,7 @@ pub fn simulate_learned(
     policy.learn(learned);
     let mut cache = tree::TreeCache::new(policy, prompts.blocks, capacity_blocks);
     let simulated = run(&mut cache, &prompts.prompts, &mut || ());
-    (simulated, cache.policy().learned())
+    (simulated, cache.policy().learned().unwrap_or_default())
 }
 
 fn run(cache: &mut dyn Cache, prompts: &[Prompt], progress: &mut dyn FnMut()) -> Simulated {

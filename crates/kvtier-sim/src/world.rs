@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use kvtier_core::{
-    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, LeafFirstLru, NamespaceId, OperationId,
+    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, NamespaceId, OperationId,
     Realization, RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
 };
 
@@ -119,6 +119,7 @@ impl World {
         let mut random = Random::new(seed);
         let mut plan = Plan::new(&mut random);
         plan.anchor(Random::new(mix(seed)));
+        plan.eviction(Random::new(mix(!seed)));
         adjust(&mut plan);
         let manager = new_manager(&plan)?;
         let mut world = World {
@@ -451,7 +452,10 @@ impl World {
 
 fn new_manager(plan: &Plan) -> Result<TierManager, Finding> {
     match plan.settings.clone().check() {
-        Ok(settings) => Ok(TierManager::new(settings, Box::new(LeafFirstLru::new()))),
+        Ok(settings) => {
+            let policy = settings.policy();
+            Ok(TierManager::new(settings, policy))
+        }
         Err(error) => found(format!("the plan's settings are refused: {error}")),
     }
 }

@@ -130,19 +130,6 @@ impl ReuseHazard {
         }
     }
 
-    /// What was learned so far, to be kept across restarts or given to other nodes.
-    #[must_use]
-    pub fn learned(&self) -> LearnedTables {
-        LearnedTables::of(&self.tables)
-    }
-
-    /// Adds what was learned earlier or elsewhere.
-    pub fn learn(&mut self, learned: &LearnedTables) {
-        learned.add_to(&mut self.tables);
-        self.tables.fit(self.now);
-        self.level_all();
-    }
-
     /// Whether recency decides now instead of what was learned.
     #[must_use]
     pub fn is_overruled(&self) -> bool {
@@ -501,6 +488,16 @@ impl EvictionPolicy for ReuseHazard {
         let (class, bin) = (entry.class, usize::from(entry.bin));
         let ticks = u32::try_from(within.as_nanos() >> 20).unwrap_or(u32::MAX);
         Some(self.tables.return_share(class, bin, ticks))
+    }
+
+    fn learned(&self) -> Option<LearnedTables> {
+        Some(LearnedTables::of(&self.tables))
+    }
+
+    fn learn(&mut self, learned: &LearnedTables) {
+        learned.add_to(&mut self.tables);
+        self.tables.fit(self.now);
+        self.level_all();
     }
 
     fn insert(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time) {
