@@ -70,15 +70,6 @@ impl Class {
         }
         values
     }
-
-    /// Which turn a conversation's visit is, saturating; 0 for others.
-    pub(super) fn turn(self) -> u8 {
-        if self.is_conversation() {
-            (usize::from(self.0) / (VALUES[1] * VALUES[2] * VALUES[3])) as u8
-        } else {
-            0
-        }
-    }
 }
 
 const fn class(number: usize) -> Class {
@@ -109,7 +100,6 @@ mod tests {
         };
         let class = Class::conversation(known);
         assert_eq!(class.values(), [3, 4, 2, 4]);
-        assert_eq!(class.turn(), 3);
         assert!(class.is_conversation() && !class.is_shared());
         let first = Conversation { pause: None, ..known };
         assert_eq!(Class::conversation(first).values()[1], 0);
