@@ -3,8 +3,8 @@
 
 use kvtier_core::{
     Action, Answer, BlockHash, CheckedCoreSettings, ClientId, Completion, Event, Extent, FetchScope, Fetched,
-    NamespaceId, Realization, RealizationId, RecordLabel, Request, Reserved, RestoredRecord,
-    RestoredSegment, SealItem, SegmentId, Tier, TierManager, Time, TrustDomain,
+    NamespaceId, Realization, RealizationId, RecordLabel, Request, Reserved, RestoredRecord, RestoredSegment, SealItem,
+    SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -172,7 +172,9 @@ fn agents(random: &mut Random) -> Vec<TraceRequest> {
     let mut fresh = 1 << 32;
     let mut requests = Vec::new();
     while requests.len() < REQUESTS {
-        let turn = (0..AGENTS).min_by_key(|agent| agents[*agent].due_ms).expect("there are agents");
+        let turn = (0..AGENTS)
+            .min_by_key(|agent| agents[*agent].due_ms)
+            .expect("there are agents");
         let agent = &mut agents[turn];
         let at_ms = agent.due_ms;
         requests.push(request(at_ms, agent.context.clone()));
@@ -211,7 +213,11 @@ mod tests {
         for family in Family::ALL {
             let requests = family.generate(3);
             assert!(requests.len() >= 1_000, "{family:?}");
-            assert!(requests.windows(2).all(|pair| pair[0].timestamp_ms <= pair[1].timestamp_ms));
+            assert!(
+                requests
+                    .windows(2)
+                    .all(|pair| pair[0].timestamp_ms <= pair[1].timestamp_ms)
+            );
             let mut parents = std::collections::BTreeMap::new();
             for request in &requests {
                 for (index, id) in request.hash_ids.iter().enumerate() {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use kvtier_core::{
-    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, NamespaceId, OperationId,
-    Realization, RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
+    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, NamespaceId, OperationId, Realization,
+    RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
 };
 
 use crate::counts::{Fault, Tally, action_name};

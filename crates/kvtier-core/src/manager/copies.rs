@@ -2,8 +2,8 @@ use super::{TierManager, mutant_is};
 use crate::host_table::{HostTable, SlotState, pages};
 use crate::index::{BlockIndex, Entry, NONE, flag};
 use crate::{
-    Action, Advice, BlockId, Extent, Generation, ListId, NamespaceId, Parent, Plane, RealizationId, RecordLabel, Refusal,
-    Request, Time, Use, Verdict,
+    Action, Advice, BlockId, Extent, Generation, ListId, NamespaceId, Parent, Plane, RealizationId, RecordLabel,
+    Refusal, Request, Time, Use, Verdict,
 };
 
 /// Blocks before those used in one call that are used with them at most.

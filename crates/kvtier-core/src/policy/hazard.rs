@@ -567,7 +567,8 @@ impl EvictionPolicy for ReuseHazard {
     }
 
     fn memory_bytes(&self) -> u64 {
-        let chunks = self.blocks.len() * CHUNK * size_of::<Block>() + self.blocks.capacity() * size_of::<Box<[Block]>>();
+        let chunks =
+            self.blocks.len() * CHUNK * size_of::<Block>() + self.blocks.capacity() * size_of::<Box<[Block]>>();
         chunks as u64
             + self.orders.memory_bytes()
             + self.visits.memory_bytes()
@@ -615,10 +616,18 @@ impl ReuseHazard {
                 "block {place} is listed but not cached"
             );
         }
-        let watched: u64 = self.visits.iter().map(|visit| u64::from(self.visits.at(visit).left)).sum();
+        let watched: u64 = self
+            .visits
+            .iter()
+            .map(|visit| u64::from(self.visits.at(visit).left))
+            .sum();
         let live = |ghost: &&Ghost| self.visits.is_live(ghost.visit, ghost.tag);
         let ghosts = self.ghosts.iter().filter(live).count() as u64;
-        assert_eq!(watched, self.cached + ghosts, "what a visit counts is cached or remembered");
+        assert_eq!(
+            watched,
+            self.cached + ghosts,
+            "what a visit counts is cached or remembered"
+        );
     }
 }
 

@@ -49,9 +49,8 @@ fn exhaustive(prompts: &Prompts, capacity_blocks: usize) -> u64 {
     }
     assert!(prompts.blocks <= 24, "small traces only");
     let closed = |set: u32| {
-        (0..prompts.blocks as u32).all(|block| {
-            set >> block & 1 == 0 || parents[&block].is_none_or(|parent: u32| set >> parent & 1 == 1)
-        })
+        (0..prompts.blocks as u32)
+            .all(|block| set >> block & 1 == 0 || parents[&block].is_none_or(|parent: u32| set >> parent & 1 == 1))
     };
     // Hits so far, by what is cached.
     let mut states = BTreeMap::from([(0_u32, 0_u64)]);
@@ -59,7 +58,11 @@ fn exhaustive(prompts: &Prompts, capacity_blocks: usize) -> u64 {
         let asked = prompt.blocks.iter().fold(0, |set, (block, _)| set | 1 << block);
         let mut next: BTreeMap<u32, u64> = BTreeMap::new();
         for (cached, hits) in states {
-            let hit = prompt.blocks.iter().take_while(|(block, _)| cached >> block & 1 == 1).count() as u64;
+            let hit = prompt
+                .blocks
+                .iter()
+                .take_while(|(block, _)| cached >> block & 1 == 1)
+                .count() as u64;
             let available = cached | asked;
             let mut kept = available;
             loop {
@@ -91,7 +94,10 @@ fn opt_hits_what_an_exhaustive_search_hits() {
         for capacity_blocks in 0..6 {
             let opt = simulate(&prompts, Policy::Opt, capacity_blocks, &mut || ());
             let best = exhaustive(&prompts, capacity_blocks);
-            assert_eq!(opt.hit_blocks, best, "seed {seed}, {capacity_blocks} blocks: {prompts:?}");
+            assert_eq!(
+                opt.hit_blocks, best,
+                "seed {seed}, {capacity_blocks} blocks: {prompts:?}"
+            );
             hits += best;
         }
     }
@@ -196,11 +202,26 @@ fn classic_caches_hold_no_more_than_fits_and_what_was_just_used() {
     }
     for capacity_blocks in [10, 64] {
         check(classic::Lfu::new(200, capacity_blocks), "lfu", capacity_blocks, true);
-        check(classic::S3Fifo::new(200, capacity_blocks), "s3-fifo", capacity_blocks, true);
-        check(classic::Sieve::new(200, capacity_blocks), "sieve", capacity_blocks, true);
+        check(
+            classic::S3Fifo::new(200, capacity_blocks),
+            "s3-fifo",
+            capacity_blocks,
+            true,
+        );
+        check(
+            classic::Sieve::new(200, capacity_blocks),
+            "sieve",
+            capacity_blocks,
+            true,
+        );
         check(classic::Arc::new(200, capacity_blocks), "arc", capacity_blocks, true);
         check(classic::Lirs::new(200, capacity_blocks), "lirs", capacity_blocks, true);
-        check(classic::WTinyLfu::new(200, capacity_blocks), "w-tinylfu", capacity_blocks, true);
+        check(
+            classic::WTinyLfu::new(200, capacity_blocks),
+            "w-tinylfu",
+            capacity_blocks,
+            true,
+        );
     }
 }
 
@@ -209,5 +230,10 @@ fn policies_are_named_as_they_are_printed() {
     for policy in Policy::ALL {
         assert_eq!(policy.name().parse(), Ok(policy));
     }
-    assert!("fifo".parse::<Policy>().expect_err("not one of them").contains("s3-fifo"));
+    assert!(
+        "fifo"
+            .parse::<Policy>()
+            .expect_err("not one of them")
+            .contains("s3-fifo")
+    );
 }

@@ -91,7 +91,10 @@ pub fn read_trace(source: impl BufRead, bad_lines_max: usize) -> Result<Trace, T
     }
     trace.schema = schema.ok_or_else(|| {
         let reason = "the trace holds no request".to_string();
-        trace.skipped.pop().unwrap_or(TraceError::Parse { line: reader.line, reason })
+        trace.skipped.pop().unwrap_or(TraceError::Parse {
+            line: reader.line,
+            reason,
+        })
     })?;
     Ok(trace)
 }
@@ -337,7 +340,12 @@ mod tests {
         let long = r#"{"timestamp": 1, "input_length": 5000, "output_length": 4, "hash_ids": [0]}"#;
         assert!(read(long, 9).is_err());
         let before = r#"{"chat_id": 1, "timestamp": -1.0, "input_length": 5, "hash_ids": [0]}"#;
-        assert!(read(before, 9).expect_err("no request").to_string().contains("timestamp"));
+        assert!(
+            read(before, 9)
+                .expect_err("no request")
+                .to_string()
+                .contains("timestamp")
+        );
         assert!(read("", 9).expect_err("no request").to_string().contains("no request"));
     }
 }

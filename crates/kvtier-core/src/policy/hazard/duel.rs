@@ -129,7 +129,10 @@ mod tests {
             }
         }
         let terms: Vec<i32> = begun.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(terms.len() >= 4 && terms.windows(2).all(|pair| pair[1] > pair[0]), "{terms:?}");
+        assert!(
+            terms.len() >= 4 && terms.windows(2).all(|pair| pair[1] > pair[0]),
+            "{terms:?}"
+        );
     }
 
     #[test]

@@ -76,7 +76,10 @@ impl Ghosts {
             0 => u64::MAX,
             _ => age(ghost).map_or(u64::MAX - 1, u64::from),
         };
-        let place = places.iter_mut().max_by_key(|ghost| order(ghost)).expect("a set has ways");
+        let place = places
+            .iter_mut()
+            .max_by_key(|ghost| order(ghost))
+            .expect("a set has ways");
         let gone = std::mem::replace(place, ghost);
         if gone.uses == 0 {
             self.used += 1;

@@ -124,7 +124,11 @@ impl LearnedTables {
                 .map(|count| f32::from_le_bytes([count[0], count[1], count[2], count[3]]));
             let mut column = || std::array::from_fn::<f32, BINS, _>(|_| counts.next().expect("a row of counts"));
             let (returns, at_risk) = (column(), column());
-            if returns.iter().chain(&at_risk).any(|count| !count.is_finite() || *count < 0.0) {
+            if returns
+                .iter()
+                .chain(&at_risk)
+                .any(|count| !count.is_finite() || *count < 0.0)
+            {
                 return Err(ImageError::Malformed);
             }
             rows.push((Class(class), Counts { returns, at_risk }));

@@ -93,7 +93,11 @@ fn a_prefix_goes_from_its_end() {
 fn knowing_nothing_it_keeps_what_was_used_last() {
     let mut world = World::new(100, 1024);
     for chain in 0..4 {
-        world.prompt(&(chain * 10..chain * 10 + 5).collect::<Vec<_>>(), 512, u64::from(chain) * 100);
+        world.prompt(
+            &(chain * 10..chain * 10 + 5).collect::<Vec<_>>(),
+            512,
+            u64::from(chain) * 100,
+        );
     }
     world.prompt(&[0, 1, 2, 3, 4], 512, 1_000);
     let order: Vec<u32> = std::iter::from_fn(|| world.evict()).map(|block| block / 10).collect();
@@ -206,7 +210,9 @@ fn a_closed_session_goes_first_and_a_pinned_one_last_until_its_deadline() {
     }
     let now = Time(3 * SECOND_NS);
     world.policy.advise(BlockId(21), Advice::Closed, now);
-    world.policy.advise(BlockId(1), Advice::PinnedUntil(Time(60 * SECOND_NS)), now);
+    world
+        .policy
+        .advise(BlockId(1), Advice::PinnedUntil(Time(60 * SECOND_NS)), now);
     assert_eq!(world.evict(), Some(21));
     assert_eq!(world.evict(), Some(20));
     assert_eq!(world.evict(), Some(11));
@@ -222,10 +228,19 @@ fn a_session_that_was_closed_and_is_used_again_is_open() {
     let mut world = World::new(100, 1024);
     world.prompt(&[0, 1], 512, 0);
     world.policy.advise(BlockId(1), Advice::Closed, Time(SECOND_NS));
-    assert_eq!(world.policy.return_share(BlockId(1), Duration::from_secs(60)), Some(0.0));
+    assert_eq!(
+        world.policy.return_share(BlockId(1), Duration::from_secs(60)),
+        Some(0.0)
+    );
     world.prompt(&[0, 1], 512, 10);
     world.prompt(&[10, 11], 512, 11);
-    assert!(world.policy.return_share(BlockId(1), Duration::from_secs(60)).expect("known") > 0.0);
+    assert!(
+        world
+            .policy
+            .return_share(BlockId(1), Duration::from_secs(60))
+            .expect("known")
+            > 0.0
+    );
 }
 
 #[test]
@@ -259,7 +274,9 @@ fn what_was_learned_survives_a_restart() {
             fingerprint: 1,
         };
         policy.appeared(BlockId(9_999), usage, Time(5_000 * SECOND_NS));
-        policy.return_share(BlockId(9_999), Duration::from_secs(100)).expect("known")
+        policy
+            .return_share(BlockId(9_999), Duration::from_secs(100))
+            .expect("known")
     };
     let mut primed = ReuseHazard::new(0);
     primed.learn(&image);
@@ -269,7 +286,10 @@ fn what_was_learned_survives_a_restart() {
         share(&mut ReuseHazard::new(0)),
     );
     assert!((before - after).abs() < 0.1, "{before} {after}");
-    assert!((before - after).abs() < (before - without).abs() / 2.0, "{before} {after} {without}");
+    assert!(
+        (before - after).abs() < (before - without).abs() / 2.0,
+        "{before} {after} {without}"
+    );
 }
 
 #[test]
@@ -281,7 +301,11 @@ fn a_resident_block_costs_28_bytes_and_12_for_another_list() {
     world.cached = vec![false; 200_000];
     let before = world.policy.memory_bytes();
     for chain in 0..10_000 {
-        world.prompt(&(chain * 16..chain * 16 + 16).collect::<Vec<_>>(), 512, u64::from(chain));
+        world.prompt(
+            &(chain * 16..chain * 16 + 16).collect::<Vec<_>>(),
+            512,
+            u64::from(chain),
+        );
     }
     let each = (world.policy.memory_bytes() - before) as f64 / 160_000.0;
     assert!(each <= 48.0, "{each} bytes a block");
@@ -289,7 +313,13 @@ fn a_resident_block_costs_28_bytes_and_12_for_another_list() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Prompt { chain: u32, length: u32, fork: u32, partial: bool, pause: u64 },
+    Prompt {
+        chain: u32,
+        length: u32,
+        fork: u32,
+        partial: bool,
+        pause: u64,
+    },
     Evict(u8),
     Close(u32),
     Pin(u32, u64),

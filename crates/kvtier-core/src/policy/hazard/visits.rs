@@ -266,7 +266,8 @@ impl Visits {
             assert!(entry.bin <= bin, "who is newer is in no later bin");
             if entry.bin != bin {
                 assert_eq!(
-                    self.oldest_of[usize::from(entry.bin)], visit,
+                    self.oldest_of[usize::from(entry.bin)],
+                    visit,
                     "the oldest of bin {}",
                     entry.bin
                 );
@@ -276,7 +277,11 @@ impl Visits {
                 marked = true;
                 assert_eq!(self.oldest_recent, visit, "the oldest recent one");
             }
-            recent += if entry.is(mark::RECENT) { u64::from(entry.left) } else { 0 };
+            recent += if entry.is(mark::RECENT) {
+                u64::from(entry.left)
+            } else {
+                0
+            };
             live += 1;
             older = visit;
             bin = entry.bin;
