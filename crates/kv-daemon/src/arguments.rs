@@ -85,6 +85,9 @@ pub(crate) struct Flags {
     /// How NVMe is reached: auto, io-uring or threads [default: auto]
     #[arg(long, value_name = "ENGINE")]
     nvme_engine: Option<String>,
+    /// Which blocks go when room is needed: lru or hazard [default: lru]
+    #[arg(long, value_name = "POLICY")]
+    eviction_policy: Option<String>,
     /// How payloads on NVMe are protected: aes-256-gcm or none [default: aes-256-gcm]
     #[arg(long, value_name = "CIPHER")]
     encryption: Option<String>,
@@ -152,6 +155,7 @@ impl Flags {
             ("nvme_device", "--nvme-device", self.nvme_device),
             ("nvme_discard", "--nvme-discard", self.nvme_discard),
             ("nvme_engine", "--nvme-engine", self.nvme_engine),
+            ("eviction_policy", "--eviction-policy", self.eviction_policy),
             ("encryption", "--encryption", self.encryption),
             ("master_key_file", "--master-key-file", self.master_key_file),
             ("anchor_file", "--anchor", self.anchor),

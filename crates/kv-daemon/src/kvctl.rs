@@ -11,6 +11,7 @@ mod http;
 mod namespace;
 mod purge;
 mod receipt;
+mod simulate;
 mod token;
 
 use std::path::PathBuf;
@@ -136,6 +137,8 @@ enum Command {
     },
     /// Send a trace with every byte checked
     Replay(replay::Options),
+    /// Say what eviction policies would hit on a trace, without a daemon
+    Simulate(simulate::SimulateOptions),
     /// Measure
     Bench {
         /// What to measure
@@ -286,6 +289,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Audit { what } => audit::run(&connection, &what),
         Command::Receipt { what } => receipt::run(&connection, &what),
         Command::Replay(options) => replay::run_command(&connection, &options),
+        Command::Simulate(options) => simulate::run(&connection, &options),
         Command::Bench {
             what: Bench::Client(options),
         } => bench::client(&connection, options),

@@ -219,6 +219,12 @@ impl BlockIndex {
         self.live -= 1;
     }
 
+    /// Names the entry's key and epoch as long as this index lives: whoever does not know the seed cannot choose one.
+    pub(crate) fn fingerprint(&self, block: u32) -> u64 {
+        let entry = self.entry(block);
+        fold(mix(self.seed, key_of(entry)) ^ u64::from(entry.epoch), self.seed | 1)
+    }
+
     /// Entries in use, ghosts included.
     pub(crate) fn len(&self) -> usize {
         self.live

@@ -41,11 +41,13 @@ pub use manager::TierManager;
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use namespace::{Generation, NamespaceId, TrustDomain};
-pub use policy::{BlockId, EvictionPolicy, LeafFirstLru, ListId, Plane, Verdict};
+pub use policy::{
+    Advice, BlockId, EvictionPolicy, ImageError, LeafFirstLru, LearnedTables, ListId, Plane, ReuseHazard, Use, Verdict,
+};
 pub use purge::{ForgetScope, PurgeEvidence};
 pub use request::{Departure, FetchScope, Hints, Request, SealItem, SealRequest};
 pub use restored::{Restored, RestoredRecord, RestoredSegment};
-pub use settings::{CheckedCoreSettings, CoreSettings, SettingsError};
+pub use settings::{CheckedCoreSettings, CoreSettings, Eviction, SettingsError};
 pub use statistics::{DomainStatistics, Statistics};
 pub use tier::{Extent, SegmentId, Tier};
 pub use time::Time;

@@ -30,7 +30,7 @@ use crate::index::BlockIndex;
 use crate::key_map::KeyMap;
 use crate::namespace_table::{NamespaceTable, RealizationTable};
 use crate::nvme_table::NvmeTable;
-use crate::{Action, CheckedCoreSettings, EvictionPolicy, OperationId, Statistics, Time};
+use crate::{Action, CheckedCoreSettings, EvictionPolicy, LearnedTables, OperationId, Statistics, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The state machine: which block lies where, who holds it, what moves next.
@@ -118,6 +118,17 @@ impl TierManager {
     pub fn drain(&mut self, now: Time) {
         self.advance(now);
         self.refuses_new = true;
+    }
+
+    /// What the policy learned so far, to be kept across restarts or given to other nodes; `None` where it learns nothing.
+    #[must_use]
+    pub fn learned(&self) -> Option<LearnedTables> {
+        self.policy.learned()
+    }
+
+    /// Adds what was learned earlier or elsewhere.
+    pub fn learn(&mut self, learned: &LearnedTables) {
+        self.policy.learn(learned);
     }
 
     /// The next thing to do, in order. Call until `None` after every command, event and timeout.

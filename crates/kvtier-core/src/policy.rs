@@ -1,6 +1,10 @@
+mod hazard;
 mod leaf_first_lru;
 
+pub use hazard::{ImageError, LearnedTables, ReuseHazard};
 pub use leaf_first_lru::LeafFirstLru;
+
+use std::time::Duration;
 
 use crate::{Tier, Time};
 
@@ -39,10 +43,66 @@ pub enum Verdict {
     Shelve,
 }
 
+/// What the manager knows of a block that appears or is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Use {
+    /// The block before it in its prefix, where that is in the index.
+    pub parent: Option<BlockId>,
+    /// Tokens in the block.
+    pub tokens: u16,
+    /// Names the block's key, for as long as the manager lives: the same key, the same number.
+    pub fingerprint: u64,
+}
+
+/// What a client says about the future of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Advice {
+    /// There will be no further turn: its blocks go first.
+    Closed,
+    /// There will be one before this time: its blocks go last until then.
+    PinnedUntil(Time),
+}
+
 /// The order in which copies go. Sees places in the index, lists and times: no key, no byte, no address.
 ///
 /// The manager judges whether a candidate may go (see [`Verdict`]); the policy only proposes, best victim first.
 pub trait EvictionPolicy: Send {
+    /// `block` is cached from now on, on whichever tier. Before it joins any list.
+    fn appeared(&mut self, block: BlockId, usage: Use, now: Time) {
+        let _ = (block, usage, now);
+    }
+
+    /// A request uses the cached `block`. Its parent, where it uses that too, was named before it.
+    fn used(&mut self, block: BlockId, usage: Use, now: Time) {
+        let _ = (block, usage, now);
+    }
+
+    /// The last copy of `block` is gone, after it left its lists: its place may name another block from now on.
+    fn forgotten(&mut self, block: BlockId, fingerprint: u64) {
+        let _ = (block, fingerprint);
+    }
+
+    /// A client says what will become of the session whose last block this is. Ignored where a policy has no use for it.
+    fn advise(&mut self, block: BlockId, advice: Advice, now: Time) {
+        let _ = (block, advice, now);
+    }
+
+    /// The share of blocks like this one that are used again within this time from now; `None` where the policy does not know.
+    fn return_share(&mut self, block: BlockId, within: Duration) -> Option<f64> {
+        let _ = (block, within);
+        None
+    }
+
+    /// What was learned so far, to be kept across restarts; `None` where a policy learns nothing.
+    fn learned(&self) -> Option<LearnedTables> {
+        None
+    }
+
+    /// Adds what was learned earlier or elsewhere.
+    fn learn(&mut self, learned: &LearnedTables) {
+        let _ = learned;
+    }
+
     /// A copy appeared: `block` joins `list` as the one used last; with `beside`, which is on the list and was used
     /// together with it, as the one that goes just before that.
     fn insert(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time);

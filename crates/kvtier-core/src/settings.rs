@@ -1,5 +1,17 @@
 use std::time::Duration;
 
+use crate::{EvictionPolicy, LeafFirstLru, ReuseHazard};
+
+/// Which blocks go when room is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Eviction {
+    /// Those used longest ago, leaves first: [`LeafFirstLru`].
+    #[default]
+    Lru,
+    /// Those that are least likely to be used soon, as far as that was learned, leaves first: [`ReuseHazard`].
+    Hazard,
+}
+
 /// Sizes and bounds of a [`crate::TierManager`]. Plain data; [`CoreSettings::check`] once.
 #[derive(Clone, Debug)]
 pub struct CoreSettings {
@@ -64,6 +76,11 @@ pub struct CoreSettings {
     pub promotions_in_flight_max: usize,
     /// Keys in one request.
     pub batch_keys_max: usize,
+    /// Which blocks go when room is needed.
+    pub eviction: Eviction,
+    /// Evicted blocks that [`Eviction::Hazard`] remembers, 16 bytes each and up to 44 for the visits that they belong to. Their
+    /// table grows as they come. It should hold what is put within the time after which blocks are still used again.
+    pub ghosts_max: usize,
     /// Seeds the lookup table, so that who does not know it cannot aim keys at one bucket. Any number; a secret one where
     /// clients are not trusted.
     pub index_seed: u64,
@@ -104,6 +121,8 @@ impl Default for CoreSettings {
             demotions_in_flight_max: 64,
             promotions_in_flight_max: 256,
             batch_keys_max: 4096,
+            eviction: Eviction::Lru,
+            ghosts_max: 1 << 20,
             index_seed: 0x6b76_7469_6572,
             #[cfg(feature = "mutants")]
             mutant: None,
@@ -249,6 +268,9 @@ impl CoreSettings {
                 });
             }
         }
+        if self.ghosts_max > 1 << 31 {
+            return wrong("ghosts_max", self.ghosts_max as u64, "give at most 2^31");
+        }
         Ok(CheckedCoreSettings(self))
     }
 }
@@ -256,6 +278,17 @@ impl CoreSettings {
 /// Settings that were checked.
 #[derive(Clone, Debug)]
 pub struct CheckedCoreSettings(CoreSettings);
+
+impl CheckedCoreSettings {
+    /// A policy of the kind that [`CoreSettings::eviction`] names, that knows no block yet.
+    #[must_use]
+    pub fn policy(&self) -> Box<dyn EvictionPolicy> {
+        match self.eviction {
+            Eviction::Lru => Box::new(LeafFirstLru::new()),
+            Eviction::Hazard => Box::new(ReuseHazard::new(self.ghosts_max)),
+        }
+    }
+}
 
 impl std::ops::Deref for CheckedCoreSettings {
     type Target = CoreSettings;

@@ -3,8 +3,8 @@
 
 use kvtier_core::{
     Action, Answer, BlockHash, CheckedCoreSettings, ClientId, Completion, Event, Extent, FetchScope, Fetched,
-    LeafFirstLru, NamespaceId, Realization, RealizationId, RecordLabel, Request, Reserved, RestoredRecord,
-    RestoredSegment, SealItem, SealRequest, SegmentId, Tier, TierManager, Time, TrustDomain,
+    NamespaceId, Realization, RealizationId, RecordLabel, Request, Reserved, RestoredRecord, RestoredSegment, SealItem,
+    SealRequest, SegmentId, Tier, TierManager, Time, TrustDomain,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -154,7 +154,8 @@ struct Replay {
 impl Replay {
     fn new(settings: CheckedCoreSettings, block_bytes: u32, pace: Pace) -> Replay {
         let chunk_blocks = (settings.host_bytes / 8 / u64::from(block_bytes)) as usize;
-        let manager = TierManager::new(settings, Box::new(LeafFirstLru::new()));
+        let policy = settings.policy();
+        let manager = TierManager::new(settings, policy);
         Replay::with(manager, chunk_blocks, block_bytes, pace)
     }
 
@@ -194,7 +195,8 @@ impl Replay {
         self.manager.flush(None, self.now);
         self.flushed = false;
         self.wait(|replay| replay.flushed.then_some(()));
-        let mut manager = TierManager::new(settings, Box::new(LeafFirstLru::new()));
+        let policy = settings.policy();
+        let mut manager = TierManager::new(settings, policy);
         let generation = self.manager.generation(self.namespace);
         manager
             .restore_namespace(TrustDomain(1), "trace", generation)

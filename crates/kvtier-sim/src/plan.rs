@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use kvtier_core::{BlockHash, CoreSettings};
+use kvtier_core::{BlockHash, CoreSettings, Eviction};
 
 use crate::memory::PAGE_BYTES;
 use crate::random::Random;
@@ -140,6 +140,14 @@ impl Plan {
             self.rates.restored = random.pick(&[200, 600]);
             self.rates.crash = self.rates.crash.max(random.pick(&[0, 4, 12]));
             self.operator_permille = self.operator_permille.max(random.pick(&[10, 60]));
+        }
+    }
+
+    /// Which policy decides, from draws of its own too.
+    pub(crate) fn eviction(&mut self, mut random: Random) {
+        if random.chance(500) {
+            self.settings.eviction = Eviction::Hazard;
+            self.settings.ghosts_max = random.pick(&[0, 600, 100_000]);
         }
     }
 

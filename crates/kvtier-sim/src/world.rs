@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use kvtier_core::{
-    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, Label, LeafFirstLru, NamespaceId, OperationId,
-    Realization, RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
+    Action, BlockHash, ClientId, Event, Failure, Generation, Hints, Label, NamespaceId, OperationId, Realization,
+    RealizationId, RecordLabel, Request, TierManager, Time, TrustDomain,
 };
 
 use crate::counts::{Fault, Tally, action_name};
@@ -122,6 +122,7 @@ impl World {
         let mut plan = Plan::new(&mut random);
         plan.anchor(Random::new(mix(seed)));
         plan.label(Random::new(mix(mix(seed))));
+        plan.eviction(Random::new(mix(!seed)));
         adjust(&mut plan);
         let manager = new_manager(&plan)?;
         let mut world = World {
@@ -465,7 +466,10 @@ impl World {
 
 fn new_manager(plan: &Plan) -> Result<TierManager, Finding> {
     match plan.settings.clone().check() {
-        Ok(settings) => Ok(TierManager::new(settings, Box::new(LeafFirstLru::new()))),
+        Ok(settings) => {
+            let policy = settings.policy();
+            Ok(TierManager::new(settings, policy))
+        }
         Err(error) => found(format!("the plan's settings are refused: {error}")),
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvtier_core::{CheckedCoreSettings, CoreSettings};
+use kvtier_core::{CheckedCoreSettings, CoreSettings, Eviction};
 use serde::{Deserialize, Serialize};
 
 const KIB: u64 = 1 << 10;
@@ -35,6 +35,17 @@ pub enum Encryption {
     /// Readable by whoever reads the device; checked by CRC32C. What names a block is sealed all the same.
     #[serde(rename = "none")]
     None,
+}
+
+/// Which blocks go when room is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvictionPolicy {
+    /// Those used longest ago, leaves first.
+    #[default]
+    Lru,
+    /// Those that are least likely to be used soon, as far as that was learned from the requests so far, leaves first.
+    Hazard,
 }
 
 /// Whether host memory is asked for in huge pages.
@@ -165,6 +176,12 @@ pub struct Settings {
     pub demotions_in_flight_max: u32,
     /// Promotions in flight. Default 256.
     pub promotions_in_flight_max: u32,
+    /// Which blocks go when room is needed. Default `lru`. `hazard` costs up to 48 bytes a block more, and what
+    /// `eviction_ghosts_max` says.
+    pub eviction_policy: EvictionPolicy,
+    /// Evicted blocks that `hazard` remembers, to learn whether they are asked for again. Default 1,048,576; 16 bytes each, and up
+    /// to 44 for the visit that it belongs to, as they come.
+    pub eviction_ghosts_max: u64,
     /// Byte quota of each namespace. Default none.
     pub namespace_quota_bytes: Option<u64>,
     /// How long a physical purge waits for clients to give back memory that they still hold, milliseconds. Default 5,000.
@@ -222,6 +239,8 @@ impl Default for Settings {
             waiting_per_client_max: 256,
             demotions_in_flight_max: 64,
             promotions_in_flight_max: 256,
+            eviction_policy: EvictionPolicy::Lru,
+            eviction_ghosts_max: 1 << 20,
             namespace_quota_bytes: None,
             purge_lease_grace_ms: 5000,
             purge_confirm_wait_ms: 2000,
@@ -308,6 +327,13 @@ impl Settings {
                 "socket_mode",
                 format!("0o{:o}", self.socket_mode),
                 "permission bits between 0o600 and 0o777 that let the owner read and write",
+            ));
+        }
+        if self.eviction_ghosts_max > 1 << 31 {
+            return Err(refuse(
+                "eviction_ghosts_max",
+                self.eviction_ghosts_max,
+                "choose at most 2147483648",
             ));
         }
         if self.host_bytes < 8 * MIB || self.host_bytes > 64 << 40 {
@@ -522,6 +548,11 @@ impl Settings {
             // Keys come from clients: without a seed of our own they could choose some that all collide.
             index_seed: getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())),
             block_bytes_max: self.block_bytes_max,
+            eviction: match self.eviction_policy {
+                EvictionPolicy::Lru => Eviction::Lru,
+                EvictionPolicy::Hazard => Eviction::Hazard,
+            },
+            ghosts_max: usize::try_from(self.eviction_ghosts_max).unwrap_or(usize::MAX),
             namespace_quota_bytes: self.namespace_quota_bytes,
             lease_ttl: patience(self.lease_ttl_ms),
             reservation_ttl: patience(self.reservation_ttl_ms),

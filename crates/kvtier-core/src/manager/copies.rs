@@ -3,8 +3,8 @@ use crate::host_table::{HostTable, SlotState, pages};
 use crate::index::{BlockIndex, Entry, NONE, flag};
 use crate::label_table::LabelTable;
 use crate::{
-    Action, BlockId, Extent, Generation, Labels, ListId, NamespaceId, Parent, Plane, RealizationId, RecordLabel,
-    Verdict,
+    Action, Advice, BlockId, Extent, Generation, Labels, ListId, NamespaceId, Parent, Plane, RealizationId,
+    RecordLabel, Refusal, Request, Time, Use, Verdict,
 };
 
 /// Blocks before those used in one call that are used with them at most.
@@ -162,12 +162,45 @@ impl TierManager {
         namespace.blocks += 1;
         namespace.used_bytes += u64::from(entry.length);
         self.counters.blocks += 1;
-        if namespace.quota_bytes.is_some() {
+        let has_quota = namespace.quota_bytes.is_some();
+        self.policy.appeared(BlockId(block), self.usage(block), self.now);
+        if has_quota {
+            let entry = self.index.entry_mut(block);
             entry.set(flag::ENROLLED);
             let list = TierManager::namespace_list(entry);
             let beside = self.beside(block, list);
             self.policy.insert(list, BlockId(block), beside, self.now);
         }
+    }
+
+    fn usage(&self, block: u32) -> Use {
+        let entry = self.index.entry(block);
+        Use {
+            parent: (entry.parent != NONE).then_some(BlockId(entry.parent)),
+            tokens: entry.tokens,
+            fingerprint: self.index.fingerprint(block),
+        }
+    }
+
+    /// A request uses the block, after those before it in its prefix.
+    pub(super) fn use_block(&mut self, block: u32) {
+        self.policy.used(BlockId(block), self.usage(block), self.now);
+        self.touch(block);
+    }
+
+    /// A client says what will become of the session that these blocks, in prefix order, are the prompt of.
+    ///
+    /// # Errors
+    /// `Denied`, `UnknownClient` or `Invalid`.
+    pub fn advise(&mut self, request: &Request<'_>, advice: Advice, now: Time) -> Result<(), Refusal> {
+        self.advance(now);
+        self.admit_request(request)?;
+        for block in self.find_all(request) {
+            if block != NONE && !self.index.entry(block).is_ghost() {
+                self.policy.advise(BlockId(block), advice, self.now);
+            }
+        }
+        Ok(())
     }
 
     /// The parent of a block, where it is on the same list and was used together with it: whoever uses a block uses all
@@ -200,11 +233,11 @@ impl TierManager {
             ancestor = entry.parent;
         }
         for ancestor in ancestors.into_iter().rev() {
-            self.touch(ancestor);
+            self.use_block(ancestor);
         }
     }
 
-    /// The block was used: it goes last, on every list.
+    /// The block goes last, on every list.
     pub(super) fn touch(&mut self, block: u32) {
         let now = self.now;
         let id = BlockId(block);
@@ -439,6 +472,9 @@ impl TierManager {
             self.policy.remove(TierManager::namespace_list(entry), BlockId(block));
         }
         entry.flags = flag::LIVE;
+        let fingerprint = self.index.fingerprint(block);
+        self.policy.forgotten(BlockId(block), fingerprint);
+        let entry = self.index.entry_mut(block);
         let namespace = self.namespaces.at_mut(entry.namespace);
         namespace.labels.give_back(std::mem::take(&mut entry.labels));
         if entry.epoch != namespace.epoch {

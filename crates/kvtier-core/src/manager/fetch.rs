@@ -57,7 +57,7 @@ impl TierManager {
             self.touch_ancestors(first);
         }
         for &block in found.iter().filter(|&&block| block != NONE) {
-            self.touch(block);
+            self.use_block(block);
         }
         let mut results = vec![Fetched::Miss; request.hashes.len()];
         let mut absent = 0;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
-    Action, ClientId, Completion, Event, Failure, Generation, LeafFirstLru, OperationId, PurgeEvidence, SegmentId,
-    Tier, TierManager, Time, TrustDomain,
+    Action, ClientId, Completion, Event, Failure, Generation, OperationId, PurgeEvidence, SegmentId, Tier, TierManager,
+    Time, TrustDomain,
 };
 use kvtier_storage::host::{HostError, HostTier};
 use kvtier_storage::nvme::{NvmeTier, StorageAction};
@@ -94,7 +94,7 @@ impl Driver {
         let (segment_work, work) = crossbeam_channel::unbounded();
         let driver = Driver {
             decider: Mutex::new(Decider {
-                manager: TierManager::new(settings.core().clone(), Box::new(LeafFirstLru::new())),
+                manager: TierManager::new(settings.core().clone(), settings.core().policy()),
                 waiting: HashMap::new(),
             }),
             host,

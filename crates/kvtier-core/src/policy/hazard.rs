@@ -1,0 +1,635 @@
+//! Eviction by reuse hazard: see [`ReuseHazard`].
+
+mod ages;
+mod class;
+mod duel;
+mod ghosts;
+mod image;
+mod order;
+mod tables;
+mod visits;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use self::ages::{BINS, EDGES, SECOND, ticks, width};
+use self::class::{Class, Conversation};
+use self::duel::{Duel, Rule};
+use self::ghosts::{Ghost, Ghosts};
+use self::order::{End, LEVELS, Orders};
+use self::tables::Tables;
+use self::visits::{NONE, Visits, mark};
+use super::{Advice, BlockId, EvictionPolicy, ListId, Use, Verdict};
+use crate::{Tier, Time};
+
+pub use self::image::{ImageError, LearnedTables};
+
+const CHUNK: usize = 4096;
+/// What is used within this many ticks counts as used once.
+const TOGETHER: u32 = 64;
+/// A block joins the visit of its parent where that is not older, ticks: a prompt is put when it has been computed.
+const SPAN: u32 = 32_768;
+/// With more blocks that follow it than this, a block is part of what many conversations share.
+const FAN_OUT_OWN: u8 = 3;
+/// What was learned is fitted anew after this time at the earliest, ticks.
+const FIT_EVERY: u64 = (15.0 * SECOND) as u64;
+/// Visits between one fit and the next at least, as a share of those alive: one in so many.
+const FIT_SHARE: u64 = 32;
+/// Pins at one time at most; what comes later is not pinned.
+const PINS_MAX: usize = 4096;
+const LEVEL_NEXT: u8 = 0;
+const LEVEL_PINNED: u8 = LEVELS as u8 - 1;
+
+/// What the policy keeps of a cached block.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    /// Its last one; [`NONE`] where the block is not cached.
+    visit: u32,
+    /// Neighbours among the cached blocks of that visit.
+    newer: u32,
+    older: u32,
+    tokens: u16,
+    /// Blocks known to follow it, saturating.
+    fan_out: u8,
+    /// How often it was used, saturating.
+    uses: u8,
+}
+
+const ABSENT: Block = Block {
+    visit: NONE,
+    newer: NONE,
+    older: NONE,
+    tokens: 0,
+    fan_out: 0,
+    uses: 0,
+};
+
+/// Evicts what is least likely to be used soon for the time that it would have to wait, as far as that can be learned.
+///
+/// Each use of a prefix is a *visit*. A visit has a class (which turn of a conversation it is, the pause before it, how
+/// much of the prompt was new, how long it is; or: a prefix that many share; or: an unfinished last block), and from what
+/// visits of a class did at each age the policy learns its hazard: returns in a moment among those that could still
+/// return. Visits that have not returned count for as long as they were watched, and evicted blocks are watched on as
+/// *ghosts*, so what is evicted early is not taken for dead. A block is worth the most that its visit yields over all times
+/// to wait, P(return within h) / E[time until then]; the least goes first, leaves before their parents.
+///
+/// Surprising: it may rule against itself. What a cache would have hit that keeps what was used last is counted beside it,
+/// exactly and without a second set of tables; where that is clearly more, recency decides for a while.
+///
+/// See Aalto, Ayesta, Righter, "On the Gittins index in the M/G/1 queue" (2009) for the index, and Wang et al., "KVCache Cache in
+/// the Wild" (USENIX ATC '25) for how differently kinds of requests return.
+///
+/// Costs 28 bytes a cached block and 12 for each further list, 16 a ghost and 44 a visit, and a constant number of steps a use.
+#[derive(Debug)]
+pub struct ReuseHazard {
+    blocks: Vec<Box<[Block]>>,
+    cached: u64,
+    orders: Orders,
+    visits: Visits,
+    ghosts: Ghosts,
+    tables: Tables,
+    duel: Duel,
+    /// Deadline, visit and tag.
+    pins: BTreeSet<(u64, u32, u16)>,
+    now: u64,
+    /// When the next visit outgrows its bin.
+    next_outgrown: u64,
+    next_fit: u64,
+    visits_since_fit: u64,
+    /// Tokens of the largest block seen.
+    tokens_max: u16,
+}
+
+/// What is known of a block's visit before this one.
+#[derive(Clone, Copy)]
+struct Past {
+    class: Class,
+    turn: u8,
+    age: u32,
+    visit: u32,
+}
+
+impl ReuseHazard {
+    /// Knows nothing yet. At most `ghosts_max` evicted blocks are remembered, 16 bytes each; tables for fewer than 512 are not made.
+    #[must_use]
+    pub fn new(ghosts_max: usize) -> ReuseHazard {
+        ReuseHazard {
+            blocks: Vec::new(),
+            cached: 0,
+            orders: Orders::default(),
+            visits: Visits::new(),
+            ghosts: Ghosts::new(ghosts_max),
+            tables: Tables::new(),
+            duel: Duel::new(),
+            pins: BTreeSet::new(),
+            now: 0,
+            next_outgrown: 0,
+            next_fit: FIT_EVERY,
+            visits_since_fit: 0,
+            tokens_max: 0,
+        }
+    }
+
+    /// Whether recency decides now instead of what was learned.
+    #[must_use]
+    pub fn is_overruled(&self) -> bool {
+        self.duel.rule() == Rule::Recency
+    }
+
+    fn block(&self, block: u32) -> Block {
+        let chunk = self.blocks.get(block as usize / CHUNK);
+        chunk.map_or(ABSENT, |chunk| chunk[block as usize % CHUNK])
+    }
+
+    fn block_mut(&mut self, block: u32) -> &mut Block {
+        while self.blocks.len() <= block as usize / CHUNK {
+            self.blocks.push(vec![ABSENT; CHUNK].into_boxed_slice());
+        }
+        &mut self.blocks[block as usize / CHUNK][block as usize % CHUNK]
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "wrapping: only ages are compared")]
+    fn clock(&self) -> u32 {
+        self.now as u32
+    }
+
+    fn age(&self, visit: u32) -> u32 {
+        self.clock().wrapping_sub(self.visits.at(visit).time)
+    }
+
+    /// When a visit entered the bin that it is in.
+    fn entered(&self, visit: u32) -> u64 {
+        let entry = self.visits.at(visit);
+        let age = self.clock().wrapping_sub(entry.time);
+        (self.now + u64::from(EDGES[usize::from(entry.bin)])).saturating_sub(u64::from(age))
+    }
+
+    /// Takes the visit's weight out of the tables, to be put back changed.
+    fn unweigh(&mut self, visit: u32) {
+        let entered = self.entered(visit);
+        let entry = self.visits.at(visit);
+        if entry.size > 0 {
+            let (class, bin, share) = (entry.class, usize::from(entry.bin), entry.share());
+            self.tables.withdraw(class, bin, share, entered);
+        }
+    }
+
+    fn weigh(&mut self, visit: u32) {
+        let entered = self.entered(visit);
+        let entry = self.visits.at(visit);
+        let (class, bin, share) = (entry.class, usize::from(entry.bin), entry.share());
+        self.tables.enter(class, bin, share, entered);
+    }
+
+    fn advance(&mut self, now: Time) {
+        // Time never goes back.
+        self.now = self.now.max(ticks(now));
+        if self.now >= self.next_outgrown {
+            for bin in 0..BINS - 1 {
+                while let Some(visit) = self.visits.outgrown(bin, self.clock()) {
+                    self.outgrow(visit, bin);
+                }
+            }
+            self.next_outgrown = self.now + u64::from(self.visits.next_outgrown(self.clock())).max(1);
+        }
+        while let Some(&(deadline, visit, tag)) = self.pins.first().filter(|pin| pin.0 <= self.now) {
+            self.pins.remove(&(deadline, visit, tag));
+            if self.visits.is_live(visit, tag) {
+                self.visits.at_mut(visit).marks &= !mark::PINNED;
+                self.level(visit);
+            }
+        }
+        if self.now >= self.next_fit && self.visits_since_fit > self.visits.live as u64 / FIT_SHARE {
+            self.next_fit = self.now + FIT_EVERY;
+            self.visits_since_fit = 0;
+            self.tables.fit(self.now);
+            self.level_all();
+        }
+    }
+
+    fn outgrow(&mut self, visit: u32, bin: usize) {
+        self.unweigh(visit);
+        let entry = self.visits.at(visit);
+        self.tables.observe(entry.class, bin, entry.share(), width(bin), false);
+        self.visits.grow_older(visit);
+        self.weigh(visit);
+        self.level(visit);
+    }
+
+    /// Puts the blocks of a visit on the level where they belong now.
+    fn level(&mut self, visit: u32) {
+        let level = self.level_of(visit);
+        let entry = self.visits.at_mut(visit);
+        if std::mem::replace(&mut entry.level, level) == level {
+            return;
+        }
+        // The deepest block first: within a level it is older than those before it.
+        let mut block = entry.newest_block;
+        while block != NONE {
+            self.orders.move_to(BlockId(block), level);
+            block = self.block(block).older;
+        }
+    }
+
+    fn level_of(&mut self, visit: u32) -> u8 {
+        let entry = self.visits.at(visit);
+        if entry.is(mark::PINNED) {
+            return LEVEL_PINNED;
+        }
+        if entry.is(mark::CLOSED) {
+            return LEVEL_NEXT;
+        }
+        let (class, bin) = (entry.class, usize::from(entry.bin));
+        match self.duel.rule() {
+            Rule::Hazard => self.tables.level(class, bin),
+            Rule::Recency => LEVEL_PINNED - 1 - 3 * entry.bin,
+        }
+    }
+
+    fn level_all(&mut self) {
+        let visits: Vec<u32> = self.visits.iter().collect();
+        for visit in visits {
+            self.level(visit);
+        }
+    }
+
+    /// A block was used again, of this many tokens: what there is to learn from it.
+    fn observe_return(&mut self, visit: u32, tokens: u16, cached: bool) -> Past {
+        let age = self.age(visit);
+        let entry = self.visits.at(visit);
+        let past = Past {
+            class: entry.class,
+            turn: entry.turn,
+            age,
+            visit,
+        };
+        self.duel.judge(u32::from(tokens), cached, entry.is(mark::RECENT));
+        let bin = usize::from(entry.bin);
+        let share = 1.0 / entry.size as f32;
+        self.unweigh(visit);
+        let spent = f64::from(age.saturating_sub(EDGES[bin])).min(width(bin));
+        self.tables.observe(past.class, bin, share, spent, true);
+        self.lose(visit);
+        past
+    }
+
+    /// One block less of a visit whose weight is out of the tables.
+    fn lose(&mut self, visit: u32) {
+        if !self.visits.lose(visit) {
+            self.weigh(visit);
+        }
+    }
+
+    fn unchain(&mut self, block: u32) {
+        let Block {
+            visit, newer, older, ..
+        } = self.block(block);
+        if newer == NONE {
+            self.visits.at_mut(visit).newest_block = older;
+        } else {
+            self.block_mut(newer).older = older;
+        }
+        if older != NONE {
+            self.block_mut(older).newer = newer;
+        }
+    }
+
+    /// The block joins the visit that its parent is in, or begins one.
+    fn join(&mut self, block: u32, usage: Use, past: Option<Past>) {
+        let parent = usage.parent.map(|BlockId(parent)| self.block(parent));
+        let parent = parent.filter(|parent| parent.visit != NONE);
+        let full = parent.map_or(self.tokens_max, |parent| parent.tokens);
+        let Block { fan_out, uses, .. } = self.block(block);
+        let kind = if usage.tokens < full {
+            Class::PARTIAL
+        } else if fan_out > FAN_OUT_OWN {
+            Class::shared(uses)
+        } else {
+            Class::conversation(Conversation::default())
+        };
+        let near = parent.map(|parent| parent.visit).filter(|visit| {
+            self.age(*visit) <= SPAN && past.is_none_or(|past| past.visit != *visit || self.age(*visit) <= TOGETHER)
+        });
+        let same = near.filter(|visit| {
+            let class = self.visits.at(*visit).class;
+            kind != Class::PARTIAL
+                && class.is_conversation() == kind.is_conversation()
+                && class.is_shared() == kind.is_shared()
+        });
+        if kind == Class::PARTIAL
+            && let Some(near) = near.filter(|near| self.visits.at(*near).class.is_conversation())
+        {
+            // It is no part of that visit, but says how long the prompt is.
+            self.unweigh(near);
+            let class = self.visits.at(near).class;
+            self.describe(near, class, usage, past.filter(|past| past.class == Class::PARTIAL));
+            self.weigh(near);
+        }
+        let visit = if let Some(visit) = same {
+            self.unweigh(visit);
+            visit
+        } else {
+            self.begin(kind, near)
+        };
+        self.visits.gain(visit);
+        self.describe(visit, kind, usage, past);
+        self.weigh(visit);
+        let older = std::mem::replace(&mut self.visits.at_mut(visit).newest_block, block);
+        if older != NONE {
+            self.block_mut(older).newer = block;
+        }
+        *self.block_mut(block) = Block {
+            visit,
+            newer: NONE,
+            older,
+            tokens: usage.tokens,
+            fan_out,
+            uses,
+        };
+        self.tokens_max = self.tokens_max.max(usage.tokens);
+        self.visits.keep_recent(self.cached);
+        let level = self.level_of(visit);
+        if self.visits.at(visit).size == 1 {
+            self.visits.at_mut(visit).level = level;
+        }
+        self.orders.move_to(BlockId(block), self.visits.at(visit).level);
+        if self.duel.decide(self.cached) {
+            self.level_all();
+        }
+    }
+
+    fn begin(&mut self, kind: Class, near: Option<u32>) -> u32 {
+        let tokens = near.map_or(0, |near| self.visits.at(near).tokens);
+        let visit = self.visits.open(self.clock(), kind);
+        self.visits.at_mut(visit).tokens = tokens;
+        self.visits_since_fit += 1;
+        self.next_outgrown = self.next_outgrown.min(self.now + u64::from(EDGES[1]));
+        visit
+    }
+
+    /// What the visit is known to be, with this block.
+    fn describe(&mut self, visit: u32, kind: Class, usage: Use, past: Option<Past>) {
+        let entry = self.visits.at_mut(visit);
+        entry.tokens = entry.tokens.saturating_add(u32::from(usage.tokens));
+        match past {
+            None => entry.fresh_tokens = entry.fresh_tokens.saturating_add(u32::from(usage.tokens)),
+            Some(past) if past.class.is_conversation() && kind.is_conversation() => {
+                entry.turn = past.turn.saturating_add(1);
+                entry.pause = past.age;
+            }
+            Some(_) => {}
+        }
+        entry.class = if kind.is_conversation() {
+            Class::conversation(Conversation {
+                turn: entry.turn,
+                pause: Some(entry.pause).filter(|pause| *pause != NONE),
+                fresh_tokens: entry.fresh_tokens,
+                tokens: entry.tokens,
+            })
+        } else {
+            kind
+        };
+    }
+}
+
+impl EvictionPolicy for ReuseHazard {
+    fn appeared(&mut self, block: BlockId, usage: Use, now: Time) {
+        self.advance(now);
+        assert_eq!(self.block(block.0).visit, NONE, "block {} appears once", block.0);
+        self.cached += 1;
+        let ghost = self.ghosts.take(usage.fingerprint);
+        let known = ghost.filter(|ghost| self.visits.is_live(ghost.visit, ghost.tag));
+        let past = known.map(|ghost| self.observe_return(ghost.visit, usage.tokens, false));
+        if past.is_none() {
+            self.duel.judge(u32::from(usage.tokens), false, false);
+        }
+        let entry = self.block_mut(block.0);
+        entry.fan_out = ghost.map_or(0, |ghost| ghost.fan_out);
+        entry.uses = ghost.map_or(0, |ghost| ghost.uses).saturating_add(1);
+        if let Some(BlockId(parent)) = usage.parent.filter(|_| ghost.is_none())
+            && self.block(parent).visit != NONE
+        {
+            let parent = self.block_mut(parent);
+            parent.fan_out = parent.fan_out.saturating_add(1);
+        }
+        self.join(block.0, usage, past);
+    }
+
+    fn used(&mut self, block: BlockId, usage: Use, now: Time) {
+        self.advance(now);
+        let visit = self.block(block.0).visit;
+        assert_ne!(visit, NONE, "block {} is cached", block.0);
+        if self.age(visit) <= TOGETHER {
+            return;
+        }
+        self.unchain(block.0);
+        let past = self.observe_return(visit, usage.tokens, true);
+        let entry = self.block_mut(block.0);
+        entry.uses = entry.uses.saturating_add(1);
+        self.join(block.0, usage, Some(past));
+    }
+
+    fn forgotten(&mut self, block: BlockId, fingerprint: u64) {
+        let entry = self.block(block.0);
+        let tag = self.visits.at(entry.visit).tag;
+        self.unchain(block.0);
+        *self.block_mut(block.0) = ABSENT;
+        self.cached -= 1;
+        let ghost = Ghost {
+            fingerprint,
+            visit: entry.visit,
+            tag,
+            fan_out: entry.fan_out,
+            uses: entry.uses.max(1),
+        };
+        let (visits, clock) = (&self.visits, self.clock());
+        let gone = self.ghosts.put(ghost, |ghost| {
+            let live = visits.is_live(ghost.visit, ghost.tag);
+            live.then(|| clock.wrapping_sub(visits.at(ghost.visit).time))
+        });
+        if let Some(gone) = gone {
+            let entry = self.visits.at(gone.visit);
+            let (class, bin, share) = (entry.class, usize::from(entry.bin), 1.0 / entry.size as f32);
+            let spent = f64::from(self.age(gone.visit).saturating_sub(EDGES[bin])).min(width(bin));
+            self.unweigh(gone.visit);
+            self.tables.observe(class, bin, share, spent, false);
+            self.tables.lose(share);
+            self.lose(gone.visit);
+        }
+    }
+
+    fn advise(&mut self, block: BlockId, advice: Advice, now: Time) {
+        self.advance(now);
+        let visit = self.block(block.0).visit;
+        if visit == NONE {
+            return;
+        }
+        let tag = self.visits.at(visit).tag;
+        match advice {
+            Advice::Closed => self.visits.at_mut(visit).marks |= mark::CLOSED,
+            Advice::PinnedUntil(until) if ticks(until) > self.now && self.pins.len() < PINS_MAX => {
+                self.pins.insert((ticks(until), visit, tag));
+                self.visits.at_mut(visit).marks |= mark::PINNED;
+            }
+            Advice::PinnedUntil(_) => {}
+        }
+        self.level(visit);
+    }
+
+    fn return_share(&mut self, block: BlockId, within: Duration) -> Option<f64> {
+        let visit = self.block(block.0).visit;
+        if visit == NONE || self.duel.rule() == Rule::Recency {
+            return None;
+        }
+        let entry = self.visits.at(visit);
+        if entry.is(mark::CLOSED) {
+            return Some(0.0);
+        }
+        let (class, bin) = (entry.class, usize::from(entry.bin));
+        let ticks = u32::try_from(within.as_nanos() >> 20).unwrap_or(u32::MAX);
+        Some(self.tables.return_share(class, bin, ticks))
+    }
+
+    fn learned(&self) -> Option<LearnedTables> {
+        Some(LearnedTables::of(&self.tables))
+    }
+
+    fn learn(&mut self, learned: &LearnedTables) {
+        learned.add_to(&mut self.tables);
+        self.tables.fit(self.now);
+        self.level_all();
+    }
+
+    fn insert(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time) {
+        self.advance(now);
+        let level = self.current_level(block);
+        self.orders.insert_beside(list, block, level, beside);
+    }
+
+    fn insert_oldest(&mut self, list: ListId, block: BlockId) {
+        self.orders.insert(list, block, LEVEL_NEXT, End::Oldest);
+    }
+
+    fn touch(&mut self, list: ListId, block: BlockId, beside: Option<BlockId>, now: Time) {
+        self.orders.remove(list, block);
+        self.insert(list, block, beside, now);
+    }
+
+    fn is_recent(&self, block: BlockId, now: Time) -> bool {
+        let visit = self.block(block.0).visit;
+        visit != NONE && {
+            let clock = ticks(now).max(self.now) as u32;
+            clock.wrapping_sub(self.visits.at(visit).time) <= SPAN
+        }
+    }
+
+    fn remove(&mut self, list: ListId, block: BlockId) {
+        self.orders.remove(list, block);
+    }
+
+    fn shelve(&mut self, list: ListId, block: BlockId) {
+        self.orders.shelve(list, block);
+    }
+
+    fn unpark(&mut self, list: ListId, block: BlockId) {
+        let level = self.current_level(block);
+        self.orders.unpark(list, block, level);
+    }
+
+    fn victim(&mut self, list: ListId, parked: bool, judge: &mut dyn FnMut(BlockId) -> Verdict) -> Option<BlockId> {
+        self.orders.victim(list, parked, judge)
+    }
+
+    fn age(&self, list: ListId, now: Time) -> Option<u32> {
+        let BlockId(block) = self.orders.next(list)?;
+        let visit = self.block(block).visit;
+        if visit == NONE {
+            return Some(u32::MAX);
+        }
+        let clock = ticks(now).max(self.now) as u32;
+        Some(clock.wrapping_sub(self.visits.at(visit).time))
+    }
+
+    fn admit(&mut self, _block: BlockId, _tier: Tier) -> bool {
+        true
+    }
+
+    fn keep(&mut self, _block: BlockId) -> bool {
+        true
+    }
+
+    fn contains(&self, list: ListId, block: BlockId) -> bool {
+        self.orders.contains(list, block)
+    }
+
+    fn length(&self, list: ListId) -> usize {
+        self.orders.length(list)
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let chunks =
+            self.blocks.len() * CHUNK * size_of::<Block>() + self.blocks.capacity() * size_of::<Box<[Block]>>();
+        chunks as u64
+            + self.orders.memory_bytes()
+            + self.visits.memory_bytes()
+            + self.ghosts.memory_bytes()
+            + self.tables.memory_bytes()
+    }
+
+    fn check_invariants(&self) {
+        self.orders.check_invariants();
+        self.visits.check_invariants();
+        self.check_blocks();
+    }
+}
+
+impl ReuseHazard {
+    fn current_level(&self, block: BlockId) -> u8 {
+        match self.block(block.0).visit {
+            NONE => LEVEL_NEXT,
+            visit => self.visits.at(visit).level,
+        }
+    }
+
+    /// The blocks of each visit are chained from it, and each is in one.
+    fn check_blocks(&self) {
+        let mut chained = 0;
+        for visit in self.visits.iter() {
+            let (mut block, mut newer, mut blocks) = (self.visits.at(visit).newest_block, NONE, 0);
+            while block != NONE {
+                let entry = self.block(block);
+                assert_eq!((entry.visit, entry.newer), (visit, newer), "chain of block {block}");
+                blocks += 1;
+                newer = block;
+                block = entry.older;
+            }
+            assert!(blocks <= self.visits.at(visit).left, "a visit's cached blocks are left");
+            chained += u64::from(blocks);
+        }
+        assert_eq!(chained, self.cached, "cached blocks are chained");
+        let blocks = || (0..).zip(self.blocks.iter().flat_map(|chunk| chunk.iter()));
+        let cached = blocks().filter(|(_, block)| block.visit != NONE).count() as u64;
+        assert_eq!(cached, self.cached, "cached blocks");
+        for (place, _) in blocks().filter(|(_, block)| block.visit == NONE) {
+            assert!(
+                !self.orders.is_listed(BlockId(place)),
+                "block {place} is listed but not cached"
+            );
+        }
+        let watched: u64 = self
+            .visits
+            .iter()
+            .map(|visit| u64::from(self.visits.at(visit).left))
+            .sum();
+        let live = |ghost: &&Ghost| self.visits.is_live(ghost.visit, ghost.tag);
+        let ghosts = self.ghosts.iter().filter(live).count() as u64;
+        assert_eq!(
+            watched,
+            self.cached + ghosts,
+            "what a visit counts is cached or remembered"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

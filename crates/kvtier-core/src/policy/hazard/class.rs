@@ -1,0 +1,124 @@
+//! What kind of visit it is, as far as it bears on when the next one comes.
+
+use super::ages::SECOND;
+
+/// Properties of a visit to a conversation of its own.
+pub(super) const FEATURES: usize = 4;
+/// Values of each: which turn, the pause before it, how much of the prompt is new, how long the prompt is.
+pub(super) const VALUES: [usize; FEATURES] = [7, 8, 6, 5];
+/// More values than any feature has.
+pub(super) const VALUES_MAX: usize = 8;
+/// Classes of visits to conversations.
+pub(super) const CONVERSATIONS: usize = VALUES[0] * VALUES[1] * VALUES[2] * VALUES[3];
+/// Frequencies that prefixes of many conversations are told apart by.
+const FREQUENCIES: usize = 8;
+/// All classes: conversations, the unfinished last block of a prompt, prefixes that many share.
+pub(super) const CLASSES: usize = CONVERSATIONS + 1 + FREQUENCIES;
+
+/// A class of visits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Class(pub(super) u16);
+
+/// What is known of a visit to a conversation.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Conversation {
+    /// How many visits came before, saturating.
+    pub(super) turn: u8,
+    /// Ticks since the last one; none for the first.
+    pub(super) pause: Option<u32>,
+    /// Tokens of the prompt that were not known before.
+    pub(super) fresh_tokens: u32,
+    /// Tokens of the prompt.
+    pub(super) tokens: u32,
+}
+
+impl Class {
+    /// The last block of a prompt, where it is not full: the next turn replaces it.
+    pub(super) const PARTIAL: Class = class(CONVERSATIONS);
+
+    pub(super) fn conversation(known: Conversation) -> Class {
+        let turn = usize::from(known.turn).min(VALUES[0] - 1);
+        let pause = known
+            .pause
+            .map_or(0, |pause| 1 + step(pause, &[8, 20, 45, 100, 250, 500].map(seconds)));
+        let fresh = step(known.fresh_tokens, &[256, 512, 1024, 2048, 8192]);
+        let tokens = step(known.tokens, &[1024, 2048, 8192, 32_768]);
+        class(((turn * VALUES[1] + pause) * VALUES[2] + fresh) * VALUES[3] + tokens)
+    }
+
+    /// A prefix of many conversations, used `uses` times.
+    pub(super) fn shared(uses: u8) -> Class {
+        let frequency = (8 - uses.leading_zeros() as usize).min(FREQUENCIES - 1);
+        class(CONVERSATIONS + 1 + frequency)
+    }
+
+    pub(super) fn is_conversation(self) -> bool {
+        usize::from(self.0) < CONVERSATIONS
+    }
+
+    pub(super) fn is_shared(self) -> bool {
+        usize::from(self.0) > CONVERSATIONS
+    }
+
+    /// The value of each feature; of a conversation only.
+    pub(super) fn values(self) -> [usize; FEATURES] {
+        let mut rest = usize::from(self.0);
+        let mut values = [0; FEATURES];
+        for (value, count) in values.iter_mut().zip(VALUES).rev() {
+            *value = rest % count;
+            rest /= count;
+        }
+        values
+    }
+}
+
+const fn class(number: usize) -> Class {
+    assert!(number < CLASSES, "a class");
+    Class(number as u16)
+}
+
+fn seconds(seconds: u32) -> u32 {
+    (f64::from(seconds) * SECOND) as u32
+}
+
+/// How many of the bounds, which rise, `value` has reached.
+fn step(value: u32, bounds: &[u32]) -> usize {
+    bounds.iter().take_while(|bound| value >= **bound).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_says_again_what_it_was_made_of() {
+        let known = Conversation {
+            turn: 3,
+            pause: Some(seconds(50)),
+            fresh_tokens: 700,
+            tokens: 40_000,
+        };
+        let class = Class::conversation(known);
+        assert_eq!(class.values(), [3, 4, 2, 4]);
+        assert!(class.is_conversation() && !class.is_shared());
+        let first = Conversation { pause: None, ..known };
+        assert_eq!(Class::conversation(first).values()[1], 0);
+    }
+
+    #[test]
+    fn every_extreme_has_a_class_of_its_own_kind() {
+        let most = Conversation {
+            turn: u8::MAX,
+            pause: Some(u32::MAX),
+            fresh_tokens: u32::MAX,
+            tokens: u32::MAX,
+        };
+        assert_eq!(
+            Class::conversation(most).values(),
+            [VALUES[0] - 1, VALUES[1] - 1, VALUES[2] - 1, VALUES[3] - 1]
+        );
+        assert_eq!(Class::conversation(Conversation::default()), Class(0));
+        assert!(Class::shared(0).is_shared() && Class::shared(u8::MAX).is_shared());
+        assert!(!Class::PARTIAL.is_shared() && !Class::PARTIAL.is_conversation());
+    }
+}

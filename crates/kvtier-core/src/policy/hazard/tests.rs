@@ -1,0 +1,377 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::Plane;
+
+const LIST: ListId = ListId {
+    plane: Plane::Host,
+    index: 1,
+};
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// A cache of blocks that a number names, driven as the manager drives a policy.
+struct World {
+    policy: ReuseHazard,
+    parents: Vec<Option<u32>>,
+    children: Vec<u32>,
+    cached: Vec<bool>,
+}
+
+impl World {
+    fn new(blocks: usize, ghosts_max: usize) -> World {
+        World {
+            policy: ReuseHazard::new(ghosts_max),
+            parents: vec![None; blocks],
+            children: vec![0; blocks],
+            cached: vec![false; blocks],
+        }
+    }
+
+    fn usage(&self, block: u32, tokens: u16) -> Use {
+        Use {
+            parent: self.parents[block as usize].map(BlockId),
+            tokens,
+            fingerprint: u64::from(block).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        }
+    }
+
+    /// A prompt of these blocks, in prefix order; the last one has so many tokens, the others 512.
+    fn prompt(&mut self, blocks: &[u32], last_tokens: u16, seconds: u64) {
+        let now = Time(seconds * SECOND_NS);
+        let mut parent = None;
+        for (index, &block) in blocks.iter().enumerate() {
+            let tokens = if index + 1 == blocks.len() { last_tokens } else { 512 };
+            let beside = parent.map(BlockId);
+            if self.cached[block as usize] {
+                self.policy.used(BlockId(block), self.usage(block, tokens), now);
+                self.policy.touch(LIST, BlockId(block), beside, now);
+            } else {
+                self.parents[block as usize] = parent;
+                if let Some(parent) = parent {
+                    self.children[parent as usize] += 1;
+                }
+                self.cached[block as usize] = true;
+                self.policy.appeared(BlockId(block), self.usage(block, tokens), now);
+                self.policy.insert(LIST, BlockId(block), beside, now);
+            }
+            parent = Some(block);
+        }
+    }
+
+    fn evict(&mut self) -> Option<u32> {
+        let children = &self.children;
+        let victim = self.policy.victim(LIST, false, &mut |block| {
+            if children[block.0 as usize] > 0 {
+                Verdict::Park
+            } else {
+                Verdict::Take
+            }
+        })?;
+        self.policy.remove(LIST, victim);
+        self.policy.forgotten(victim, self.usage(victim.0, 0).fingerprint);
+        self.cached[victim.0 as usize] = false;
+        if let Some(parent) = self.parents[victim.0 as usize] {
+            self.children[parent as usize] -= 1;
+            if self.children[parent as usize] == 0 {
+                self.policy.unpark(LIST, BlockId(parent));
+            }
+        }
+        Some(victim.0)
+    }
+}
+
+#[test]
+fn a_prefix_goes_from_its_end() {
+    let mut world = World::new(100, 1024);
+    world.prompt(&(0..50).collect::<Vec<_>>(), 512, 1);
+    let order: Vec<u32> = std::iter::from_fn(|| world.evict()).collect();
+    assert_eq!(order, (0..50).rev().collect::<Vec<_>>());
+    world.policy.check_invariants();
+}
+
+#[test]
+fn knowing_nothing_it_keeps_what_was_used_last() {
+    let mut world = World::new(100, 1024);
+    for chain in 0..4 {
+        world.prompt(
+            &(chain * 10..chain * 10 + 5).collect::<Vec<_>>(),
+            512,
+            u64::from(chain) * 100,
+        );
+    }
+    world.prompt(&[0, 1, 2, 3, 4], 512, 1_000);
+    let order: Vec<u32> = std::iter::from_fn(|| world.evict()).map(|block| block / 10).collect();
+    assert_eq!(order[..15], [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3]);
+}
+
+#[test]
+fn the_unfinished_last_block_of_a_prompt_goes_before_older_ones() {
+    let mut world = World::new(100, 1024);
+    world.prompt(&[0, 1, 2], 512, 1);
+    world.prompt(&[10, 11, 12], 100, 30);
+    assert_eq!(world.evict(), Some(12));
+    assert_eq!(world.evict(), Some(2));
+}
+
+#[test]
+fn it_learns_that_long_pauses_end_and_short_ones_do_not() {
+    // Conversations of the first kind begin with little and return after a minute; of the second kind, never.
+    let mut world = World::new(200_000, 1 << 16);
+    let mut next = 0;
+    let mut chain = |blocks: u32| {
+        next += blocks;
+        (next - blocks..next).collect::<Vec<u32>>()
+    };
+    let mut second = Vec::new();
+    for round in 0..400_u64 {
+        let returning = chain(2);
+        world.prompt(&returning, 512, round * 40);
+        second.push(returning);
+        world.prompt(&chain(30), 512, round * 40 + 1);
+        if round >= 2 {
+            world.prompt(&second[round as usize - 2].clone(), 512, round * 40 + 2);
+        }
+        while world.policy.cached > 400 {
+            world.evict();
+        }
+    }
+    world.policy.check_invariants();
+    let now = 400 * 40;
+    let (short, long) = (chain(2), chain(30));
+    world.prompt(&short, 512, now);
+    world.prompt(&long, 512, now + 1);
+    let short_share = world.policy.return_share(BlockId(short[1]), Duration::from_secs(600));
+    let long_share = world.policy.return_share(BlockId(long[29]), Duration::from_secs(600));
+    assert!(short_share.expect("known") > 0.6, "{short_share:?}");
+    assert!(long_share.expect("known") < 0.3, "{long_share:?}");
+    assert!(!world.policy.is_overruled());
+    let evicted: Vec<u32> = (0..30).filter_map(|_| world.evict()).collect();
+    assert!(!evicted.contains(&short[1]), "{evicted:?}");
+}
+
+#[test]
+fn an_evicted_block_that_comes_back_is_known_again() {
+    let mut world = World::new(100, 1024);
+    world.prompt(&[0, 1, 2], 512, 0);
+    while world.evict().is_some() {}
+    world.prompt(&[0, 1, 2], 512, 60);
+    let visit = world.policy.block(2).visit;
+    let entry = world.policy.visits.at(visit).clone();
+    assert_eq!((entry.turn, entry.fresh_tokens, entry.tokens), (1, 0, 1536));
+    assert!((57_000..58_000).contains(&entry.pause), "{}", entry.pause);
+    let mut forgetful = World::new(100, 0);
+    forgetful.prompt(&[0, 1, 2], 512, 0);
+    while forgetful.evict().is_some() {}
+    forgetful.prompt(&[0, 1, 2], 512, 60);
+    assert_eq!(forgetful.policy.visits.at(forgetful.policy.block(2).visit).turn, 0);
+}
+
+#[test]
+fn what_many_conversations_share_is_none_of_them() {
+    let mut world = World::new(1_000, 1024);
+    for chat in 0..10 {
+        world.prompt(&[0, 1, 10 + chat * 2, 11 + chat * 2], 512, u64::from(chat) * 10);
+    }
+    let class = |world: &World, block: u32| world.policy.visits.at(world.policy.block(block).visit).class;
+    assert!(class(&world, 1).is_shared());
+    assert!(class(&world, 29).is_conversation());
+    // A new conversation behind the shared prefix is at its first turn.
+    world.prompt(&[0, 1, 100], 512, 200);
+    assert_eq!(world.policy.visits.at(world.policy.block(100).visit).turn, 0);
+    world.prompt(&[0, 1, 100, 101], 512, 260);
+    assert_eq!(world.policy.visits.at(world.policy.block(101).visit).turn, 1);
+}
+
+#[test]
+fn a_put_that_follows_its_read_is_the_same_visit() {
+    let mut world = World::new(100, 1024);
+    world.prompt(&[0, 1, 2], 512, 0);
+    world.prompt(&[0, 1, 2], 512, 100);
+    // Computing the rest took five seconds.
+    world.policy.appeared(
+        BlockId(3),
+        Use {
+            parent: Some(BlockId(2)),
+            tokens: 512,
+            fingerprint: 99,
+        },
+        Time(105 * SECOND_NS),
+    );
+    assert_eq!(world.policy.block(3).visit, world.policy.block(2).visit);
+    assert!(world.policy.is_recent(BlockId(2), Time(105 * SECOND_NS)));
+    assert!(!world.policy.is_recent(BlockId(2), Time(200 * SECOND_NS)));
+}
+
+#[test]
+fn a_closed_session_goes_first_and_a_pinned_one_last_until_its_deadline() {
+    let mut world = World::new(100, 1024);
+    for chain in 0..3 {
+        world.prompt(&[chain * 10, chain * 10 + 1], 512, u64::from(chain));
+    }
+    let now = Time(3 * SECOND_NS);
+    world.policy.advise(BlockId(21), Advice::Closed, now);
+    world
+        .policy
+        .advise(BlockId(1), Advice::PinnedUntil(Time(60 * SECOND_NS)), now);
+    assert_eq!(world.evict(), Some(21));
+    assert_eq!(world.evict(), Some(20));
+    assert_eq!(world.evict(), Some(11));
+    assert_eq!(world.evict(), Some(10));
+    world.prompt(&[30, 31], 512, 61);
+    // The pin is over, and what it held is the oldest.
+    assert_eq!(world.evict(), Some(1));
+    world.policy.check_invariants();
+}
+
+#[test]
+fn a_session_that_was_closed_and_is_used_again_is_open() {
+    let mut world = World::new(100, 1024);
+    world.prompt(&[0, 1], 512, 0);
+    world.policy.advise(BlockId(1), Advice::Closed, Time(SECOND_NS));
+    assert_eq!(
+        world.policy.return_share(BlockId(1), Duration::from_secs(60)),
+        Some(0.0)
+    );
+    world.prompt(&[0, 1], 512, 10);
+    world.prompt(&[10, 11], 512, 11);
+    assert!(
+        world
+            .policy
+            .return_share(BlockId(1), Duration::from_secs(60))
+            .expect("known")
+            > 0.0
+    );
+}
+
+#[test]
+fn pins_are_bounded() {
+    let mut world = World::new(PINS_MAX + 10, 0);
+    for block in 0..PINS_MAX as u32 + 10 {
+        world.prompt(&[block], 512, 0);
+        world
+            .policy
+            .advise(BlockId(block), Advice::PinnedUntil(Time(9 * SECOND_NS)), Time(0));
+    }
+    assert_eq!(world.policy.pins.len(), PINS_MAX);
+    assert!(world.evict().expect("one that is not pinned") >= PINS_MAX as u32);
+}
+
+#[test]
+fn what_was_learned_survives_a_restart() {
+    let mut world = World::new(10_000, 1 << 12);
+    for round in 0..500_u32 {
+        world.prompt(&[round * 2, round * 2 + 1], 512, u64::from(round) * 10);
+        if round >= 6 {
+            world.prompt(&[(round - 6) * 2, (round - 6) * 2 + 1], 512, u64::from(round) * 10 + 1);
+        }
+    }
+    let learned = world.policy.learned().expect("it learns");
+    let image = LearnedTables::decode(&learned.encode()).expect("an image");
+    let share = |policy: &mut ReuseHazard| {
+        let usage = Use {
+            parent: None,
+            tokens: 512,
+            fingerprint: 1,
+        };
+        policy.appeared(BlockId(9_999), usage, Time(5_000 * SECOND_NS));
+        policy
+            .return_share(BlockId(9_999), Duration::from_secs(100))
+            .expect("known")
+    };
+    let mut primed = ReuseHazard::new(0);
+    primed.learn(&image);
+    let (before, after, without) = (
+        share(&mut world.policy),
+        share(&mut primed),
+        share(&mut ReuseHazard::new(0)),
+    );
+    assert!((before - after).abs() < 0.1, "{before} {after}");
+    assert!(
+        (before - after).abs() < (before - without).abs() / 2.0,
+        "{before} {after} {without}"
+    );
+}
+
+#[test]
+fn a_resident_block_costs_28_bytes_and_12_for_another_list() {
+    assert_eq!(size_of::<Block>(), 16);
+    let mut world = World::new(0, 0);
+    world.parents = vec![None; 200_000];
+    world.children = vec![0; 200_000];
+    world.cached = vec![false; 200_000];
+    let before = world.policy.memory_bytes();
+    for chain in 0..10_000 {
+        world.prompt(
+            &(chain * 16..chain * 16 + 16).collect::<Vec<_>>(),
+            512,
+            u64::from(chain),
+        );
+    }
+    let each = (world.policy.memory_bytes() - before) as f64 / 160_000.0;
+    assert!(each <= 48.0, "{each} bytes a block");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Prompt {
+        chain: u32,
+        length: u32,
+        fork: u32,
+        partial: bool,
+        pause: u64,
+    },
+    Evict(u8),
+    Close(u32),
+    Pin(u32, u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..12_u32, 1..20_u32, 0..40_u32, any::<bool>(), prop_oneof![Just(0), 1..5_u64, 1..4_000_u64])
+            .prop_map(|(chain, length, fork, partial, pause)| Step::Prompt { chain, length, fork, partial, pause }),
+        3 => (1..30_u8).prop_map(Step::Evict),
+        1 => (0..400_u32).prop_map(Step::Close),
+        1 => (0..400_u32, 0..5_000_u64).prop_map(|(block, seconds)| Step::Pin(block, seconds)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn its_tables_agree_whatever_happens(steps in prop::collection::vec(step(), 1..120), ghosts in prop_oneof![Just(0_usize), Just(512), Just(1 << 14)]) {
+        let mut world = World::new(1_000, ghosts);
+        let mut seconds = 0;
+        for step in steps {
+            match step {
+                Step::Prompt { chain, length, fork, partial, pause } => {
+                    seconds += pause;
+                    // Chains share their first four blocks, and may leave their own path.
+                    let shared = 0..length.min(4);
+                    let own = (4..length).map(|depth| {
+                        if depth > fork { 500 + (chain * 20 + depth + fork) % 400 } else { 4 + chain * 20 + depth }
+                    });
+                    let mut blocks: Vec<u32> = shared.chain(own).collect();
+                    // A block has one parent as long as it is cached.
+                    let end = blocks.iter().enumerate().position(|(index, block)| {
+                        let parent = index.checked_sub(1).map(|before| blocks[before]);
+                        world.cached[*block as usize] && world.parents[*block as usize] != parent
+                    });
+                    blocks.truncate(end.unwrap_or(blocks.len()));
+                    world.prompt(&blocks, if partial { 70 } else { 512 }, seconds);
+                }
+                Step::Evict(count) => {
+                    for _ in 0..count {
+                        world.evict();
+                    }
+                }
+                Step::Close(block) => world.policy.advise(BlockId(block), Advice::Closed, Time(seconds * SECOND_NS)),
+                Step::Pin(block, until) => {
+                    world.policy.advise(BlockId(block), Advice::PinnedUntil(Time(until * SECOND_NS)), Time(seconds * SECOND_NS));
+                }
+            }
+            world.policy.check_invariants();
+        }
+        while world.evict().is_some() {}
+        prop_assert_eq!(world.policy.cached, 0);
+        world.policy.check_invariants();
+    }
+}
