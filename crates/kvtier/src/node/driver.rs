@@ -497,6 +497,10 @@ enum Told {
 }
 
 /// Pairs an answer with whoever waits for it (`Ok`), or hands the action back to be carried out.
+#[expect(
+    clippy::result_large_err,
+    reason = "an action that nobody waits for goes on as it is"
+)]
 fn settle(waiting: &mut HashMap<OperationId, Waiter>, action: Action) -> Result<Option<(Waiter, Told)>, Action> {
     let (operation, told) = match action {
         Action::FetchDone { operation, results, .. } => (operation, Told::Fetched(results)),
