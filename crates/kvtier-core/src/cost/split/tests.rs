@@ -38,7 +38,7 @@ proptest! {
     fn the_closed_form_is_as_fast_as_the_best_split_of_all(terms in terms()) {
         let front = best_front_tokens(&terms);
         prop_assert!(front <= terms.matched_tokens);
-        prop_assert!(front % terms.block_tokens == 0 || front == terms.matched_tokens);
+        prop_assert!(front.is_multiple_of(terms.block_tokens) || front == terms.matched_tokens);
         let grid = (0..=terms.matched_tokens / terms.block_tokens)
             .map(|block| block * terms.block_tokens)
             .chain([terms.matched_tokens]);
