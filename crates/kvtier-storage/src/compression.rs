@@ -2,6 +2,7 @@
 //!
 //! Keys and values are noise to a byte compressor, except that their exponents take few values. A block of bf16 or fp16 is cut into a
 //! plane of exponents, which zstd's entropy coder halves or better, and a plane of signs and mantissas, which stays as it is.
+//! On drawn normal numbers bf16 shrinks to two thirds and fp16 to six sevenths; `cargo bench -p kvtier-storage --bench compression` says how fast.
 //! Whether a backend is slow enough for this to pay is the cost model's business; a block that does not shrink is kept plain.
 //!
 //! Read first: [`Compressor`], [`Decompressor`], [`Element`].
