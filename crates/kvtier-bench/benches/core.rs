@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use kvtier_core::{
-    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Event, FetchScope, Fetched, Generation, Hints,
-    LeafFirstLru, NamespaceId, Parent, Realization, RealizationId, Request, Reserved, SealItem, SealRequest, Sealed,
+    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Event, Eviction, FetchScope, Fetched, Generation,
+    Hints, NamespaceId, Parent, Realization, RealizationId, Request, Reserved, SealItem, SealRequest, Sealed,
     TierManager, Time, TrustDomain,
 };
 
@@ -49,14 +49,17 @@ fn request(hashes: &[BlockHash], namespace: NamespaceId, realization: Realizatio
 }
 
 impl World {
-    fn with_blocks(blocks: u64) -> World {
+    fn with_blocks(blocks: u64, eviction: Eviction) -> World {
         let settings = CoreSettings {
             host_bytes: blocks * u64::from(BLOCK_BYTES) + (256 << 20),
             host_segment_bytes: 64 << 20,
             reserved_bytes_per_client_max: 1 << 30,
+            eviction,
             ..CoreSettings::default()
         };
-        let mut manager = TierManager::new(settings.check().expect("sizes that fit"), Box::new(LeafFirstLru::new()));
+        let settings = settings.check().expect("sizes that fit");
+        let policy = settings.policy();
+        let mut manager = TierManager::new(settings, policy);
         let (namespace, generation) = manager
             .open_namespace(TrustDomain(0), "bench")
             .expect("room for a namespace");
@@ -80,8 +83,9 @@ impl World {
         world
     }
 
+    /// A tenth of a second: so that each call is a use of its own to a policy that learns from uses.
     fn tick(&mut self) -> Time {
-        self.now += 1000;
+        self.now += 100_000_000;
         Time(self.now)
     }
 
@@ -219,14 +223,14 @@ impl World {
     }
 }
 
-fn decisions(criterion: &mut Criterion) {
+fn decisions(criterion: &mut Criterion, eviction: Eviction) {
     let blocks = 1 << 20;
-    let mut world = World::with_blocks(blocks);
+    let mut world = World::with_blocks(blocks, eviction);
     println!(
-        "index: {:.1} bytes a block",
+        "index, {eviction:?}: {:.1} bytes a block",
         world.manager.statistics().index_bytes as f64 / blocks as f64
     );
-    let mut group = criterion.benchmark_group("among a million blocks");
+    let mut group = criterion.benchmark_group(format!("among a million blocks, {eviction:?}"));
     let mut draw = 0u64;
     let mut anywhere = move |count: u64| {
         draw = draw
@@ -266,6 +270,8 @@ fn main() {
         .configure_from_args()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2));
-    decisions(&mut criterion);
+    for eviction in [Eviction::Lru, Eviction::Hazard] {
+        decisions(&mut criterion, eviction);
+    }
     criterion.final_summary();
 }

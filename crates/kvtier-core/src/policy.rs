@@ -136,8 +136,9 @@ pub trait EvictionPolicy: Send {
     /// where its children are cached, nor by a flush.
     fn admit(&mut self, block: BlockId, tier: Tier) -> bool;
 
-    /// Whether `block` is worth copying when its NVMe segment is reclaimed.
-    fn keep(&mut self, block: BlockId) -> bool;
+    /// Whether `block`, which is on `list`, is worth copying when its NVMe segment is reclaimed. `again`: it was used since it
+    /// was written there.
+    fn keep(&mut self, list: ListId, block: BlockId, again: bool) -> bool;
 
     /// Whether `block` is on `list`, parked and shelved included.
     fn contains(&self, list: ListId, block: BlockId) -> bool;

@@ -158,7 +158,8 @@ impl TierManager {
         let entry = self.index.entry(block);
         let needed = self.is_needed(block);
         let again = entry.is(flag::AGAIN) && !entry.is(flag::REDUNDANT);
-        let worth = needed || (again && self.policy.keep(BlockId(block)));
+        let list = TierManager::nvme_list(entry.is(flag::REDUNDANT));
+        let worth = needed || (!entry.is(flag::REDUNDANT) && self.policy.keep(list, BlockId(block), again));
         if !worth && entry.is(flag::CLEAN) && !is_held(&self.host, entry) {
             // Without this copy the host copy would be written again at once, to be dropped again, for ever.
             self.count_evictions(block);

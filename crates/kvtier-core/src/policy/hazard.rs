@@ -37,6 +37,10 @@ const FIT_EVERY: u64 = (15.0 * SECOND) as u64;
 const FIT_SHARE: u64 = 32;
 /// Pins at one time at most; what comes later is not pinned.
 const PINS_MAX: usize = 4096;
+/// What is worth more than one in so many of its list is copied when its place is needed.
+const KEPT_PART: usize = 2;
+/// What is worth less than all but one in so many of what lies on NVMe is not written there.
+const ADMITTED_PART: usize = 2;
 const LEVEL_NEXT: u8 = 0;
 const LEVEL_PINNED: u8 = LEVELS as u8 - 1;
 
@@ -96,6 +100,8 @@ pub struct ReuseHazard {
     next_outgrown: u64,
     next_fit: u64,
     visits_since_fit: u64,
+    /// The list of NVMe copies, once room has to be made among them.
+    reclaimed: Option<ListId>,
     /// Tokens of the largest block seen.
     tokens_max: u16,
 }
@@ -126,6 +132,7 @@ impl ReuseHazard {
             next_outgrown: 0,
             next_fit: FIT_EVERY,
             visits_since_fit: 0,
+            reclaimed: None,
             tokens_max: 0,
         }
     }
@@ -550,12 +557,24 @@ impl EvictionPolicy for ReuseHazard {
         Some(clock.wrapping_sub(self.visits.at(visit).time))
     }
 
-    fn admit(&mut self, _block: BlockId, _tier: Tier) -> bool {
-        true
+    fn admit(&mut self, block: BlockId, tier: Tier) -> bool {
+        let Some(list) = self
+            .reclaimed
+            .filter(|_| tier == Tier::Nvme && self.duel.rule() == Rule::Hazard)
+        else {
+            return true;
+        };
+        let below = self.orders.below(list, self.current_level(block));
+        below * ADMITTED_PART >= self.orders.length(list)
     }
 
-    fn keep(&mut self, _block: BlockId) -> bool {
-        true
+    fn keep(&mut self, list: ListId, block: BlockId, again: bool) -> bool {
+        if self.duel.rule() == Rule::Recency {
+            return again;
+        }
+        self.reclaimed = Some(list);
+        let below = self.orders.below(list, self.current_level(block));
+        below * KEPT_PART >= self.orders.length(list)
     }
 
     fn contains(&self, list: ListId, block: BlockId) -> bool {

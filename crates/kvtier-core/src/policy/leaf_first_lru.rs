@@ -144,8 +144,8 @@ impl EvictionPolicy for LeafFirstLru {
         true
     }
 
-    fn keep(&mut self, _block: BlockId) -> bool {
-        true
+    fn keep(&mut self, _list: ListId, _block: BlockId, again: bool) -> bool {
+        again
     }
 
     fn contains(&self, list: ListId, block: BlockId) -> bool {

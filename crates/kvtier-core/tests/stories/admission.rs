@@ -59,8 +59,8 @@ impl EvictionPolicy for SeenTwice {
         self.used_again.contains(&block)
     }
 
-    fn keep(&mut self, block: BlockId) -> bool {
-        self.order.keep(block)
+    fn keep(&mut self, list: ListId, block: BlockId, again: bool) -> bool {
+        self.order.keep(list, block, again)
     }
 
     fn contains(&self, list: ListId, block: BlockId) -> bool {

@@ -2,8 +2,8 @@
 
 use crate::world::{answered, hash};
 use kvtier_core::{
-    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Extent, Failure, FetchScope,
-    Fetched, ForgetScope, Generation, Hints, Label, LeafFirstLru, LeaseId, NamespaceId, OperationId, Parent,
+    Action, Answer, BlockHash, ClientId, Completion, CoreSettings, Departure, Event, Eviction, Extent, Failure,
+    FetchScope, Fetched, ForgetScope, Generation, Hints, Label, LeaseId, NamespaceId, OperationId, Parent,
     PurgeEvidence, Realization, RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed,
     SegmentId, Tier, TierManager, Time, TrustDomain,
 };
@@ -48,8 +48,10 @@ struct Storm {
     rough: bool,
 }
 
-fn settings(nvme: bool) -> CoreSettings {
+fn settings(nvme: bool, eviction: Eviction) -> CoreSettings {
     CoreSettings {
+        eviction,
+        ghosts_max: 512,
         host_bytes: 256 << 10,
         host_segment_bytes: 32 << 10,
         nvme_bytes: if nvme { 640 << 10 } else { 0 },
@@ -74,8 +76,10 @@ fn settings(nvme: bool) -> CoreSettings {
 }
 
 impl Storm {
-    fn new(nvme: bool) -> Storm {
-        let mut core = TierManager::new(settings(nvme).check().unwrap(), Box::new(LeafFirstLru::new()));
+    fn new(nvme: bool, eviction: Eviction) -> Storm {
+        let settings = settings(nvme, eviction).check().unwrap();
+        let policy = settings.policy();
+        let mut core = TierManager::new(settings, policy);
         for domain in DOMAINS {
             for name in ["a", "b"] {
                 core.open_namespace(domain, name).unwrap();
@@ -767,8 +771,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_order_of_commands_faults_and_times_keeps_the_promises(commands in commands(), nvme in any::<bool>()) {
-        let mut storm = Storm::new(nvme);
+    fn any_order_of_commands_faults_and_times_keeps_the_promises(commands in commands(), nvme in any::<bool>(), hazard in any::<bool>()) {
+        let mut storm = Storm::new(nvme, if hazard { Eviction::Hazard } else { Eviction::Lru });
         storm.come(0);
         storm.come(1);
         for command in commands {

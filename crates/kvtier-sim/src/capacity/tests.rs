@@ -1,7 +1,8 @@
-use kvtier_core::{CheckedCoreSettings, CoreSettings};
+use kvtier_core::{CheckedCoreSettings, CoreSettings, Eviction};
 
 use super::{CapacityReport, Pace, replay, replay_paced, replay_restarted};
 use crate::lru;
+use crate::simulate::{Policy, Prompts, simulate};
 use crate::trace::TraceRequest;
 use crate::workload::ChatWorkload;
 use std::time::Duration;
@@ -120,5 +121,50 @@ fn after_a_flush_and_a_restart_the_hits_are_those_of_a_run_without() {
     assert!(
         (with - without).abs() < 0.01,
         "{with:.4} after a restart, {without:.4} without"
+    );
+}
+
+fn with_hazards(settings: CheckedCoreSettings) -> CheckedCoreSettings {
+    let settings = CoreSettings {
+        eviction: Eviction::Hazard,
+        ..(*settings).clone()
+    };
+    settings.check().expect("sound settings")
+}
+
+#[test]
+fn the_state_machine_hits_by_hazards_what_the_simulator_says() {
+    let requests = ChatWorkload::default().generate();
+    let prompts = Prompts::new(&requests, 512);
+    for share in [5, 10, 25] {
+        let host_blocks = prompts.blocks() as u64 * share / 100;
+        let host_bytes = (host_blocks * u64::from(BLOCK_BYTES)).next_multiple_of(1 << 20);
+        let capacity_blocks = (host_bytes / u64::from(BLOCK_BYTES)) as usize;
+        let simulated = simulate(&prompts, Policy::Hazard, capacity_blocks, &mut || ()).token_ratio();
+        let report = replay(&requests, with_hazards(settings(host_bytes, 0)), BLOCK_BYTES);
+        let reached = report.tokens.ratio();
+        assert!(
+            (reached - simulated).abs() < 0.01,
+            "{share} %: {reached:.4}, {simulated:.4}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_worth_writing_to_nvme_is_not_written_and_nothing_is_lost_by_that() {
+    let requests = ChatWorkload::default().generate();
+    let host_blocks = lru::unique_blocks(&requests) as u64 / 100;
+    let host_bytes = (host_blocks * u64::from(BLOCK_BYTES)).next_multiple_of(1 << 20);
+    let sizes = settings(host_bytes.max(4 << 20), host_bytes.max(4 << 20) * 5);
+    let recency = replay(&requests, sizes.clone(), BLOCK_BYTES);
+    let hazards = replay(&requests, with_hazards(sizes), BLOCK_BYTES);
+    let written = |report: &CapacityReport| report.demoted_bytes + report.relocated_bytes;
+    assert!(
+        written(&hazards) * 10 < written(&recency) * 8,
+        "{hazards:?} {recency:?}"
+    );
+    assert!(
+        hazards.tokens.ratio() > recency.tokens.ratio(),
+        "{hazards:?} {recency:?}"
     );
 }

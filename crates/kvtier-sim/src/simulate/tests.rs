@@ -1,7 +1,5 @@
 use std::collections::BTreeMap;
 
-use kvtier_core::EvictionPolicy;
-
 use super::classic::BlockCache;
 use super::*;
 use crate::family::Family;
@@ -148,19 +146,40 @@ fn a_block_counts_only_with_its_whole_prefix() {
     assert_eq!((simulated.hit_tokens, simulated.tokens), (1536, 9 * 512));
 }
 
-#[test]
-fn hazards_are_never_much_worse_than_recency_on_any_family() {
-    for family in Family::ALL {
-        for share in [1, 5, 10, 25, 50] {
-            let mut behind = 0.0;
-            for seed in 0..3 {
-                let prompts = Prompts::new(&family.generate(100 + seed), 512);
-                let capacity_blocks = (prompts.blocks() * share / 100).max(1);
-                let ratio = |policy| simulate(&prompts, policy, capacity_blocks, &mut || ()).token_ratio();
-                behind += (ratio(Policy::Lru) - ratio(Policy::Hazard)) * 100.0 / 3.0;
-            }
-            assert!(behind <= 0.3, "{family:?} at {share} %: {behind:.2} points behind");
+/// Points that hazards are behind recency, mean of twenty seeds, at each size.
+fn behind(family: Family) -> [f64; 5] {
+    const SEEDS: u64 = 20;
+    let mut behind = [0.0; 5];
+    for seed in 0..SEEDS {
+        let prompts = Prompts::new(&family.generate(1000 + seed), 512);
+        for (behind, share) in behind.iter_mut().zip([1, 5, 10, 25, 50]) {
+            let capacity_blocks = (prompts.blocks() * share / 100).max(1);
+            let ratio = |policy| simulate(&prompts, policy, capacity_blocks, &mut || ()).token_ratio();
+            *behind += (ratio(Policy::Lru) - ratio(Policy::Hazard)) * 100.0 / SEEDS as f64;
         }
+    }
+    behind
+}
+
+#[test]
+fn hazards_are_never_much_worse_than_recency_where_they_may_learn_nothing() {
+    for family in [Family::Uniform, Family::Agent] {
+        let behind = behind(family);
+        assert!(behind.iter().all(|points| *points <= 0.3), "{family:?}: {behind:.2?}");
+    }
+}
+
+#[test]
+fn hazards_beat_recency_where_there_is_something_to_learn() {
+    for (family, points) in [
+        (Family::Scan, 10.0),
+        (Family::Loop, 2.0),
+        (Family::Zipf, 8.0),
+        (Family::Chat, 3.0),
+    ] {
+        let behind = behind(family);
+        assert!(behind.iter().all(|points| *points <= 0.3), "{family:?}: {behind:.2?}");
+        assert!(behind[1] <= -points, "{family:?} at 5 %: {behind:.2?}");
     }
 }
 

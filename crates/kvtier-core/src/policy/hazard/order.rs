@@ -47,11 +47,13 @@ impl Node {
 struct Ends {
     newest: u32,
     oldest: u32,
+    blocks: u32,
 }
 
 const EMPTY: Ends = Ends {
     newest: NIL,
     oldest: NIL,
+    blocks: 0,
 };
 
 #[derive(Debug)]
@@ -190,6 +192,15 @@ impl Orders {
         lists.get(list.index as usize).map_or(0, |order| order.length as usize)
     }
 
+    /// Blocks of the list in order on lower levels than this one.
+    pub(super) fn below(&self, list: ListId, level: u8) -> usize {
+        let lists = &self.planes[plane(list.plane)].lists;
+        lists.get(list.index as usize).map_or(0, |order| {
+            let levels = order.levels.iter().take(usize::from(level));
+            levels.map(|ends| ends.blocks as usize).sum()
+        })
+    }
+
     pub(super) fn memory_bytes(&self) -> u64 {
         self.planes.iter().map(PlaneOrders::memory_bytes).sum()
     }
@@ -257,11 +268,9 @@ impl PlaneOrders {
             End::Oldest => (std::mem::replace(&mut ends.oldest, block), NIL),
         };
         if newer == NIL && older == NIL {
-            *ends = Ends {
-                newest: block,
-                oldest: block,
-            };
+            (ends.newest, ends.oldest) = (block, block);
         }
+        ends.blocks += 1;
         if newer != NIL {
             self.node_mut(newer).older = block;
         }
@@ -275,8 +284,10 @@ impl PlaneOrders {
     fn insert_before(&mut self, block: u32, newer: u32) {
         let Node { older, place, .. } = self.node(newer);
         self.enter(place >> 8, block);
+        let ends = self.ends((place >> 8) as usize, place.to_le_bytes()[0]);
+        ends.blocks += 1;
         if older == NIL {
-            self.ends((place >> 8) as usize, place.to_le_bytes()[0]).oldest = block;
+            ends.oldest = block;
         } else {
             self.node_mut(older).newer = block;
         }
@@ -297,6 +308,7 @@ impl PlaneOrders {
             return;
         }
         let ends = self.ends(node.list(), node.slot());
+        ends.blocks -= 1;
         if node.newer == NIL {
             ends.newest = node.older;
         }
@@ -350,7 +362,7 @@ impl PlaneOrders {
         for (list, order) in self.lists.iter().enumerate() {
             let levels = (0_u8..).zip(order.levels.iter());
             for (slot, ends) in levels.chain([(PARKED, &order.parked)]) {
-                let (mut block, mut newer) = (ends.newest, NIL);
+                let (mut block, mut newer, before) = (ends.newest, NIL, linked);
                 while block != NIL {
                     let node = self.node(block);
                     assert_eq!(
@@ -363,6 +375,7 @@ impl PlaneOrders {
                     block = node.older;
                 }
                 assert_eq!(ends.oldest, newer, "the oldest of a level");
+                assert_eq!(ends.blocks as usize, linked - before, "blocks of a level");
                 if slot != PARKED {
                     assert_eq!(order.used >> slot & 1 == 1, newer != NIL, "a level's bit");
                 }

@@ -1,8 +1,6 @@
 use super::super::queue::Queue;
 use super::BlockCache;
-use crate::random::mix;
 
-const ROWS: usize = 4;
 const COUNT_MAX: u8 = 15;
 /// Uses for each place until all counts are halved.
 const SAMPLE_FACTOR: usize = 10;
@@ -15,7 +13,7 @@ pub(in crate::simulate) struct WTinyLfu {
     window: Queue,
     probation: Queue,
     protected: Queue,
-    sketch: Sketch,
+    frequencies: Frequencies,
 }
 
 impl WTinyLfu {
@@ -28,7 +26,7 @@ impl WTinyLfu {
             window: Queue::new(blocks),
             probation: Queue::new(blocks),
             protected: Queue::new(blocks),
-            sketch: Sketch::new(capacity_blocks),
+            frequencies: Frequencies::new(blocks, capacity_blocks),
         }
     }
 
@@ -42,7 +40,7 @@ impl WTinyLfu {
         let Some(victim) = self.probation.oldest().or_else(|| self.protected.oldest()) else {
             return;
         };
-        if self.sketch.count(candidate) > self.sketch.count(victim) {
+        if self.frequencies.count(candidate) > self.frequencies.count(victim) {
             if !self.probation.remove(victim) {
                 self.protected.remove(victim);
             }
@@ -60,7 +58,7 @@ impl BlockCache for WTinyLfu {
         if self.capacity_blocks == 0 {
             return;
         }
-        self.sketch.add(block);
+        self.frequencies.add(block);
         if self.window.renew(block) || self.protected.renew(block) {
             return;
         }
@@ -85,41 +83,30 @@ impl BlockCache for WTinyLfu {
     }
 }
 
-/// A count-min sketch of four bits a count, halved now and then.
-struct Sketch {
+/// Uses of each block up to fifteen, halved now and then. Exact, where a real cache has a sketch with collisions: so the
+/// policy is shown at its best.
+struct Frequencies {
     counts: Vec<u8>,
-    width: usize,
     added: usize,
     sample: usize,
 }
 
-impl Sketch {
-    fn new(capacity_blocks: usize) -> Sketch {
-        let width = capacity_blocks.max(16).next_power_of_two();
-        Sketch {
-            counts: vec![0; width * ROWS],
-            width,
+impl Frequencies {
+    fn new(blocks: usize, capacity_blocks: usize) -> Frequencies {
+        Frequencies {
+            counts: vec![0; blocks],
             added: 0,
             sample: capacity_blocks.max(16) * SAMPLE_FACTOR,
         }
     }
 
-    fn places(&self, block: u32) -> [usize; ROWS] {
-        std::array::from_fn(|row| {
-            let hash = mix(u64::from(block) ^ (row as u64 + 1) << 40);
-            row * self.width + (hash as usize & (self.width - 1))
-        })
-    }
-
     fn count(&self, block: u32) -> u8 {
-        let counts = self.places(block).map(|place| self.counts[place]);
-        counts.into_iter().min().unwrap_or(0)
+        self.counts[block as usize]
     }
 
     fn add(&mut self, block: u32) {
-        for place in self.places(block) {
-            self.counts[place] = (self.counts[place] + 1).min(COUNT_MAX);
-        }
+        let count = &mut self.counts[block as usize];
+        *count = (*count + 1).min(COUNT_MAX);
         self.added += 1;
         if self.added >= self.sample {
             self.added /= 2;
