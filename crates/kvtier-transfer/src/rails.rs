@@ -98,6 +98,14 @@ impl Health {
         self.probing = true;
     }
 
+    /// What was on its way was stopped without an answer. A probe that ends so has failed: without this nobody would ever
+    /// probe again.
+    pub fn stop(&mut self, now: Instant) {
+        if self.probing {
+            self.fail(now);
+        }
+    }
+
     /// A failure of its own: it pauses.
     pub fn fail(&mut self, now: Instant) {
         // What was in flight when it failed fails with it: one failure, not many.
@@ -177,6 +185,18 @@ mod tests {
         assert_eq!(health.usable(now), Use::None, "one probe at a time");
         health.succeed(1 << 20, Duration::from_millis(1));
         assert_eq!(health.usable(now), Use::Full);
+    }
+
+    #[test]
+    fn a_probe_that_was_stopped_without_an_answer_is_followed_by_another() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        health.fail(now);
+        let later = now + COOLDOWN_MIN;
+        assert_eq!(health.usable(later), Use::Probe);
+        health.begin_probe();
+        health.stop(later);
+        assert_eq!(health.usable(later), Use::None, "it pauses again");
+        assert_eq!(health.usable(later + COOLDOWN_MAX), Use::Probe, "and is probed again");
     }
 
     #[test]

@@ -377,6 +377,7 @@ impl Shared {
             Status::RemoteAccess(_) => Some(Cause::Denied(status.words())),
             Status::Unanswered(_) | Status::Device(_) => {
                 rail.fail(now);
+                rail.stop_all(now);
                 state.last_error = format!("{}: {}", self.transport.nics[lane.local].name(), status.words());
                 slice.attempts += 1;
                 (slice.attempts >= ATTEMPTS_MAX).then(|| Cause::PeerGone(status.words()))

@@ -118,7 +118,13 @@ impl Rail {
             let lane = Arc::clone(lane);
             lane.stop();
             self.slots[slot] = Slot::Stopping(lane, now);
+            self.health.stop(now);
         }
+    }
+
+    /// Nobody answers on one lane: the others lead to the same NIC, or to queue pairs of a process that is no more.
+    pub(super) fn stop_all(&mut self, now: Instant) {
+        (0..self.slots.len()).for_each(|slot| self.stop(slot, now));
     }
 
     /// A stopped lane whose flight has come back leaves its slot.
