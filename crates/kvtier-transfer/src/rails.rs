@@ -98,6 +98,14 @@ impl Health {
         self.probing = true;
     }
 
+    /// What was on its way was stopped without an answer. A probe that ends so has failed: without this nobody would ever
+    /// probe again.
+    pub fn stop(&mut self, now: Instant) {
+        if self.probing {
+            self.fail(now);
+        }
+    }
+
     /// A failure of its own: it pauses.
     pub fn fail(&mut self, now: Instant) {
         // What was in flight when it failed fails with it: one failure, not many.
@@ -110,13 +118,19 @@ impl Health {
         self.failures = self.failures.saturating_add(1);
         self.paused_until = Some(now + jittered(pause));
         self.probing = false;
+        // What it was before it failed says nothing about how it comes back.
+        self.bytes_per_second = 0.0;
     }
 
-    /// It moved `bytes` in `elapsed`: a success ends any pause.
-    pub fn succeed(&mut self, bytes: u64, elapsed: Duration) {
+    /// It moved something: that ends any pause.
+    pub fn succeed(&mut self) {
         self.failures = 0;
         self.paused_until = None;
         self.probing = false;
+    }
+
+    /// It moved `bytes` while it was busy for `elapsed`: long enough to mean something, as completions come in bursts.
+    pub fn measure(&mut self, bytes: u64, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
         if seconds > 0.0 {
             #[expect(clippy::cast_precision_loss, reason = "a measurement of bandwidth")]
@@ -135,14 +149,16 @@ impl Health {
         self.bytes_per_second
     }
 
-    /// Seconds until `bytes` more would have gone, behind `in_flight` others: the rail with the least takes them.
+    /// Seconds until `bytes` more would have gone, behind `in_flight` others: the rail with the least takes them. `best` is
+    /// the speed of the fastest rail: none counts as slower than a sixteenth of it, so that each is measured again.
     #[must_use]
-    pub fn seconds_for(&self, in_flight: u64, bytes: u64) -> f64 {
+    pub fn seconds_for(&self, in_flight: u64, bytes: u64, best: f64) -> f64 {
         let speed = if self.bytes_per_second == 0.0 {
-            ASSUMED_BYTES_PER_SECOND
+            ASSUMED_BYTES_PER_SECOND.min(best.max(1.0))
         } else {
             self.bytes_per_second
         };
+        let speed = speed.max(best / 16.0);
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let waiting = (in_flight + bytes) as f64;
         waiting / speed
@@ -175,8 +191,20 @@ mod tests {
         }
         health.begin_probe();
         assert_eq!(health.usable(now), Use::None, "one probe at a time");
-        health.succeed(1 << 20, Duration::from_millis(1));
+        health.succeed();
         assert_eq!(health.usable(now), Use::Full);
+    }
+
+    #[test]
+    fn a_probe_that_was_stopped_without_an_answer_is_followed_by_another() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        health.fail(now);
+        let later = now + COOLDOWN_MIN;
+        assert_eq!(health.usable(later), Use::Probe);
+        health.begin_probe();
+        health.stop(later);
+        assert_eq!(health.usable(later), Use::None, "it pauses again");
+        assert_eq!(health.usable(later + COOLDOWN_MAX), Use::Probe, "and is probed again");
     }
 
     #[test]
@@ -190,11 +218,12 @@ mod tests {
     #[test]
     fn the_faster_rail_takes_more_in_proportion() {
         let (mut fast, mut slow) = (Health::default(), Health::default());
-        fast.succeed(4_000_000, Duration::from_millis(1));
-        slow.succeed(1_000_000, Duration::from_millis(1));
+        fast.measure(4_000_000, Duration::from_millis(1));
+        slow.measure(1_000_000, Duration::from_millis(1));
+        let best = fast.bytes_per_second();
         let (mut on_fast, mut on_slow) = (0u64, 0u64);
         for _ in 0..1000 {
-            if fast.seconds_for(on_fast, 65_536) <= slow.seconds_for(on_slow, 65_536) {
+            if fast.seconds_for(on_fast, 65_536, best) <= slow.seconds_for(on_slow, 65_536, best) {
                 on_fast += 65_536;
             } else {
                 on_slow += 65_536;
@@ -202,6 +231,20 @@ mod tests {
         }
         let share = on_fast / on_slow;
         assert!((3..=5).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn a_rail_that_was_once_slow_or_failed_still_gets_a_share() {
+        let (mut fast, mut slow, mut back) = (Health::default(), Health::default(), Health::default());
+        fast.measure(8_000_000_000, Duration::from_secs(1));
+        slow.measure(1, Duration::from_secs(1));
+        back.measure(1, Duration::from_secs(1));
+        back.fail(Instant::now());
+        back.succeed();
+        let best = fast.bytes_per_second();
+        let seconds = fast.seconds_for(16 << 20, 65_536, best);
+        assert!(slow.seconds_for(0, 65_536, best) < seconds);
+        assert!(back.seconds_for(0, 65_536, best) <= fast.seconds_for(0, 65_536, best));
     }
 
     #[test]

@@ -377,6 +377,7 @@ impl Shared {
             Status::RemoteAccess(_) => Some(Cause::Denied(status.words())),
             Status::Unanswered(_) | Status::Device(_) => {
                 rail.fail(now);
+                rail.stop_all(now);
                 state.last_error = format!("{}: {}", self.transport.nics[lane.local].name(), status.words());
                 slice.attempts += 1;
                 (slice.attempts >= ATTEMPTS_MAX).then(|| Cause::PeerGone(status.words()))
@@ -414,6 +415,10 @@ impl Shared {
 /// The rail and lane that would be done with `slice` first.
 fn choose(rails: &[Rail], slice: &Slice, now: Instant) -> Option<(usize, usize)> {
     let mut best: Option<(f64, usize, usize)> = None;
+    let fastest = rails
+        .iter()
+        .map(|rail| rail.health.bytes_per_second())
+        .fold(0.0, f64::max);
     for (at, rail) in rails.iter().enumerate() {
         if slice.key_for(rail.remote).is_none() {
             continue;
@@ -427,7 +432,7 @@ fn choose(rails: &[Rail], slice: &Slice, now: Instant) -> Option<(usize, usize)>
             continue;
         };
         let distance = if slice.region.near[rail.local] { 1.0 } else { FAR_NIC };
-        let seconds = distance * rail.health.seconds_for(rail.in_flight_bytes, slice.bytes());
+        let seconds = distance * rail.health.seconds_for(rail.in_flight_bytes, slice.bytes(), fastest);
         if best.is_none_or(|(least, ..)| seconds < least) {
             best = Some((seconds, at, lane));
         }

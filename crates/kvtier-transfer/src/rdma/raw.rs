@@ -17,7 +17,9 @@ use crate::remote::RemoteSlice;
 use crate::transfer::Direction;
 
 const DEPTH: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A quarter of a second.
+const ACK_TIMEOUT: u8 = 16;
 /// A lane that no rail has.
 const LANE: u32 = u32::MAX;
 
@@ -45,7 +47,9 @@ impl RawReads {
         let Some(Answer::Connected(end)) = Answer::decode(&answer) else {
             return Err(io::Error::other("the peer does not connect"));
         };
-        let path = nic.path(&end, &transport.settings).map_err(io::Error::other)?;
+        let mut path = nic.path(&end, &transport.settings).map_err(io::Error::other)?;
+        // One request may be megabytes long: on a slow device it takes longer than a slice's patience.
+        path.timeout = path.timeout.max(ACK_TIMEOUT);
         pair.connect(&path, psn, &end.destination)?;
         Ok(RawReads {
             transport: Arc::clone(transport),

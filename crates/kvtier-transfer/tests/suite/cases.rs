@@ -526,7 +526,7 @@ pub(crate) fn a_peer_that_was_restarted_is_used_again(kind: Kind) {
 
 pub(crate) fn sixty_four_peers_survive_a_storm_of_reconnects(kind: Kind) {
     const PEERS: usize = 64;
-    const STORMS: usize = 3;
+    const STORMS: usize = 2;
     const LENGTH: usize = 16 << 10;
     let Some(caller) = caller(kind) else { return };
     let mut child = Start::here(kind, MIB).run();

@@ -8,6 +8,9 @@ use super::lane::Lane;
 use crate::rails::{Health, Use};
 use crate::transport::RailReport;
 
+/// Bandwidth is measured over so much busy time.
+const MEASURED_OVER: Duration = Duration::from_millis(5);
+
 pub(super) struct Rail {
     /// Indexes of the NICs.
     pub(super) local: usize,
@@ -21,6 +24,9 @@ pub(super) struct Rail {
     /// Slices chosen for each slot that are not posted yet.
     taken: Vec<usize>,
     busy_since: Instant,
+    /// Since the last measurement: how long it was busy, and what it moved.
+    busy: Duration,
+    moved: u64,
     bytes: u64,
     errors: u64,
     connects: u64,
@@ -46,6 +52,8 @@ impl Rail {
             in_flight_bytes: 0,
             taken: vec![0; lanes],
             busy_since: Instant::now(),
+            busy: Duration::ZERO,
+            moved: 0,
             bytes: 0,
             errors: 0,
             connects: 0,
@@ -97,9 +105,15 @@ impl Rail {
     pub(super) fn succeed(&mut self, bytes: u64, now: Instant) {
         self.in_flight_bytes -= bytes;
         self.bytes += bytes;
-        self.health
-            .succeed(bytes, now.saturating_duration_since(self.busy_since));
+        self.health.succeed();
+        self.busy += now.saturating_duration_since(self.busy_since);
         self.busy_since = now;
+        self.moved += bytes;
+        if self.busy >= MEASURED_OVER {
+            self.health.measure(self.moved, self.busy);
+            self.busy = Duration::ZERO;
+            self.moved = 0;
+        }
     }
 
     pub(super) fn fail(&mut self, now: Instant) {
@@ -118,7 +132,13 @@ impl Rail {
             let lane = Arc::clone(lane);
             lane.stop();
             self.slots[slot] = Slot::Stopping(lane, now);
+            self.health.stop(now);
         }
+    }
+
+    /// Nobody answers on one lane: the others lead to the same NIC, or to queue pairs of a process that is no more.
+    pub(super) fn stop_all(&mut self, now: Instant) {
+        (0..self.slots.len()).for_each(|slot| self.stop(slot, now));
     }
 
     /// A stopped lane whose flight has come back leaves its slot.
