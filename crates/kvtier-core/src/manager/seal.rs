@@ -103,32 +103,49 @@ impl TierManager {
 
     /// The labels to publish it under, or the answer where it may not be.
     fn may_publish(&mut self, key: BlockKey, label: Option<Label>, item: &SealItem) -> Result<Labels, Sealed> {
+        if let Some(block) = self.find(key.namespace, key.realization, key.hash)
+            && self.carries(block, label)
+        {
+            return Err(Sealed::Present);
+        }
         let mut labels = Labels::given(label);
-        if let Some(block) = self.find(key.namespace, key.realization, key.hash) {
-            if self.carries(block, label) {
-                return Err(Sealed::Present);
+        let length = u64::from(item.length);
+        let mut room = length;
+        if let Some(block) = self.find_cached(key) {
+            let entry = self.index.entry(block);
+            labels = labels.and(self.labels_of(entry));
+            room = length.saturating_sub(u64::from(entry.length));
+        }
+        // Room first: a block whose place is not to be had must not go before its children.
+        if !self.make_quota_room(key.namespace.0, room) {
+            return Err(Sealed::Busy);
+        }
+        if self.find_cached(key).is_none() {
+            if !self.make_quota_room(key.namespace.0, length) {
+                return Err(Sealed::Busy);
             }
+            while self.index.len() >= self.settings.blocks_max {
+                if !self.forget_nvme_leaf() && !self.forget_any_leaf() {
+                    return Err(Sealed::Busy);
+                }
+            }
+        }
+        if let Some(block) = self.find(key.namespace, key.realization, key.hash) {
             // What its record says cannot be changed: it goes, and the new bytes are the block, under all its labels.
-            labels = labels.and(self.labels_of(self.index.entry(block)));
             self.forget_for_good(block);
         }
         // A copy on a tier out of service cannot be read: the new bytes take its place.
-        let epoch = self.namespaces.at(key.namespace.0).epoch;
-        if let Some(block) = self.index.find(key, epoch)
-            && !self.index.entry(block).is_ghost()
-        {
-            labels = labels.and(self.labels_of(self.index.entry(block)));
+        if let Some(block) = self.find_cached(key) {
             self.forget(block);
         }
-        if !self.make_quota_room(key.namespace.0, u64::from(item.length)) {
-            return Err(Sealed::Busy);
-        }
-        while self.index.len() >= self.settings.blocks_max {
-            if !self.forget_nvme_leaf() && !self.forget_any_leaf() {
-                return Err(Sealed::Busy);
-            }
-        }
         Ok(labels)
+    }
+
+    /// The block of this key, on whichever tier, in service or not.
+    fn find_cached(&self, key: BlockKey) -> Option<u32> {
+        let epoch = self.namespaces.at(key.namespace.0).epoch;
+        let found = self.index.find(key, epoch);
+        found.filter(|&block| !self.index.entry(block).is_ghost())
     }
 
     /// Makes a written slot the host copy of a block that is not cached.

@@ -1,7 +1,7 @@
 //! Labels: what a block was put under, and what a purge of one label takes.
 
-use crate::world::{KIB, SECOND, World, hash, hashes, name, settings};
-use kvtier_core::{CoreSettings, ForgetScope, Label, Labels, Parent, Reserved, Sealed, Tier};
+use crate::world::{KIB, ME, SECOND, World, hash, hashes, leases, name, settings};
+use kvtier_core::{CoreSettings, FetchScope, ForgetScope, Label, Labels, Parent, Reserved, SealItem, Sealed, Tier};
 
 const BLOCK: u32 = 8 * KIB;
 const A: Label = Label(1);
@@ -165,6 +165,37 @@ fn a_record_without_the_new_label_is_forgotten_and_the_next_one_has_both() {
     assert_eq!(recorded(&world), []);
     world.flush();
     assert_eq!(recorded(&world), [Labels::Two(A, B)]);
+}
+
+/// The block went before the room for its successor was found, and its child stayed without it.
+#[test]
+fn a_block_stays_where_there_is_no_room_to_put_it_under_another_label() {
+    let mut world = World::new(CoreSettings {
+        namespace_quota_bytes: Some(u64::from(2 * BLOCK)),
+        ..roomy()
+    });
+    put(&mut world, Some(A), Parent::Root, [1, 2]);
+    let held = world.fetch_as(ME, &hashes([2]), FetchScope::Each);
+    assert_eq!(leases(&held).len(), 1);
+    world.label = Some(B);
+    for (length, answer) in [(2 * BLOCK, Sealed::Busy), (BLOCK, Sealed::Published)] {
+        // A slot that was granted before anybody knew for which block.
+        let (reservation, extent) = world.grant(ME, length, 1)[0];
+        world.write(&extent, hash(1));
+        let item = SealItem {
+            reservation,
+            hash: hash(1),
+            parent: Parent::Root,
+            length,
+            tokens: 512,
+        };
+        assert_eq!(world.seal(&[item]), [answer]);
+        assert_eq!(world.present(0..4), [1, 2]);
+    }
+    world.label = None;
+    world.check_and_release(&hashes([2]), &held);
+    assert_eq!(world.present(0..4), [1, 2]);
+    world.core.check_invariants();
 }
 
 #[test]
