@@ -106,6 +106,27 @@ pub(crate) struct Flags {
     /// How long demoted blocks may wait before they survive a power cut, milliseconds [default: 1000]
     #[arg(long, value_name = "MS")]
     nvme_flush_interval_ms: Option<String>,
+    /// Where peers reach this node; beyond loopback it needs --peer-secret-file [default: no peers]
+    #[arg(long, value_name = "ADDRESS")]
+    peer_listen: Option<String>,
+    /// This node as the others' list names it [default: --peer-listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_address: Option<String>,
+    /// Members of the cluster, separated by commas
+    #[arg(long, value_name = "HOST:PORT,...")]
+    peers: Option<String>,
+    /// A name whose addresses are members too, such as a headless service's
+    #[arg(long, value_name = "NAME:PORT")]
+    peers_dns: Option<String>,
+    /// A file whose content all members know and nobody else
+    #[arg(long, value_name = "FILE")]
+    peer_secret_file: Option<String>,
+    /// How blocks are read from peers: auto, tcp or verbs [default: auto]
+    #[arg(long, value_name = "TRANSPORT")]
+    peer_transport: Option<String>,
+    /// Serve only while a majority of the members renews this one's lease [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    cluster_fence: Option<String>,
     /// Huge pages for host memory: auto, never or require [default: auto]
     #[arg(long, value_name = "WHEN")]
     huge_pages: Option<String>,
@@ -159,6 +180,13 @@ impl Flags {
             ("encryption", "--encryption", self.encryption),
             ("master_key_file", "--master-key-file", self.master_key_file),
             ("anchor_file", "--anchor", self.anchor),
+            ("peer_listen", "--peer-listen", self.peer_listen),
+            ("peer_address", "--peer-address", self.peer_address),
+            ("peers", "--peers", self.peers),
+            ("peers_dns", "--peers-dns", self.peers_dns),
+            ("peer_secret_file", "--peer-secret-file", self.peer_secret_file),
+            ("peer_transport", "--peer-transport", self.peer_transport),
+            ("cluster_fence", "--cluster-fence", self.cluster_fence),
             (
                 "purge_lease_grace_ms",
                 "--purge-lease-grace-ms",

@@ -293,6 +293,10 @@ impl Draft {
             candidates.push(size::parse(text).map(Value::from));
         } else {
             candidates.push(Ok(Value::String(text.to_string())));
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            if !text.starts_with('[') {
+                candidates.push(Ok(Value::from(parts.collect::<Vec<_>>())));
+            }
             if let Ok(value) = serde_json::from_str::<Value>(text) {
                 candidates.push(Ok(value));
             }

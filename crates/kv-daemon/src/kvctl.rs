@@ -9,6 +9,7 @@ mod bench;
 mod commands;
 mod http;
 mod namespace;
+mod peers;
 mod purge;
 mod receipt;
 mod simulate;
@@ -67,6 +68,8 @@ pub(crate) struct Connection {
 enum Command {
     /// What the daemon holds and does
     Status,
+    /// The other nodes: rails, bandwidth, errors
+    Peers,
     /// Store a file, or standard input, under a key
     Put {
         /// 32 hex digits, or any text (which is hashed)
@@ -271,6 +274,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let connection = arguments.connection;
     match arguments.command {
         Command::Status => commands::status(&connection),
+        Command::Peers => peers::peers(&connection),
         Command::Put {
             key,
             file,

@@ -2,10 +2,12 @@
 //!
 //! Each scrape asks the node once and encodes that answer; nothing is counted twice, here and in the core.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kvtier::node::{Durations, Purges, Status};
+use kvtier::node::{ClusterStatus, Durations, Purges, Status};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -110,6 +112,7 @@ const METRICS: &[Metric] = &[
         "Blocks that NVMe delivered after the deadline of who asked",
     ),
     counter("puts_published", "Blocks published"),
+    counter("copies_published", "Copies of other nodes' blocks published"),
     counter("puts_present", "Blocks put that were there already"),
     counter(
         "puts_stale",
@@ -203,6 +206,7 @@ const METRICS: &[Metric] = &[
 struct Scrape {
     numbers: BTreeMap<&'static str, u64>,
     purges: Option<Purges>,
+    cluster: Option<ClusterStatus>,
     uptime_seconds: f64,
     version: &'static str,
 }
@@ -241,6 +245,9 @@ impl Collector for Scrape {
         }
         if let Some(purges) = &self.purges {
             encode_durations(&mut encoder, purges)?;
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster::encode(&mut encoder, cluster)?;
         }
         let uptime = ConstGauge::new(self.uptime_seconds);
         uptime.encode(encoder.encode_descriptor(
@@ -302,6 +309,7 @@ pub fn exposition(status: Option<&Status>, uptime_seconds: f64) -> Result<String
             .map(|status| status.fields().into_iter().collect())
             .unwrap_or_default(),
         purges: status.map(|status| status.purges.clone()),
+        cluster: status.and_then(|status| status.cluster.clone()),
         uptime_seconds,
         version: env!("CARGO_PKG_VERSION"),
     }));

@@ -11,6 +11,7 @@ mod action;
 mod answer;
 mod block;
 mod client_table;
+pub mod cluster;
 pub mod cost;
 mod holding;
 mod host_table;
@@ -37,7 +38,7 @@ pub use action::{Action, ClientId, Completion, Event, Failure, LeaseId, Operatio
 pub use answer::{Answer, Fetched, Refusal, Reserved, Sealed};
 pub use block::{BlockHash, BlockKey, Parent, Realization, RealizationId};
 pub use label::{Label, Labels};
-pub use manager::TierManager;
+pub use manager::{Copied, Described, TierManager};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use namespace::{Generation, NamespaceId, TrustDomain};

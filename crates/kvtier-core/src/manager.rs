@@ -16,12 +16,15 @@ mod nvme;
 mod nvme_reclaim;
 mod operation;
 mod promote;
+mod remote;
 mod reserve;
 mod restore;
 mod seal;
 mod service;
 mod sweep;
 mod waiting;
+
+pub use remote::{Copied, Described};
 
 use crate::client_table::ClientTable;
 use crate::holding::Holdings;

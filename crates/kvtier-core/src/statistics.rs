@@ -51,6 +51,8 @@ pub struct Statistics {
     pub fetch_late: u64,
     /// Blocks published.
     pub puts_published: u64,
+    /// Copies of other nodes' blocks published.
+    pub copies_published: u64,
     /// Keys of reserves and seals that were present already.
     pub puts_present: u64,
     /// Seals that were stale.

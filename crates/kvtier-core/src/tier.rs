@@ -1,10 +1,12 @@
-/// One level of the hierarchy that this node manages.
+/// One level of the hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
     /// Host memory: segments mapped by clients.
     Host,
     /// Local NVMe: segment files written front to back.
     Nvme,
+    /// Another node's memory or device, as peers tell. The tier manager itself never answers it.
+    Remote,
 }
 
 /// A segment of one tier: the unit of allocation and reclaim. Never reused for other memory: a new segment, a new id.

@@ -283,7 +283,7 @@ impl Replay {
             };
             match tier {
                 Tier::Host => self.report.hits_host += 1,
-                Tier::Nvme => self.report.hits_nvme += 1,
+                Tier::Nvme | Tier::Remote => self.report.hits_nvme += 1,
             }
             self.report.tokens.hit += u64::from(request.tokens_at(start + leases.len()));
             leases.push(*lease);

@@ -9,6 +9,7 @@ mod domains;
 mod driver;
 mod listener;
 mod outbox;
+mod peers;
 mod purging;
 mod recorder;
 mod restart;
@@ -29,6 +30,9 @@ use self::clock::NodeClock;
 use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::listener::Listener;
+use self::peers::versions::{Cause, VersionBook};
+use self::peers::{MemberKey, Peers};
+pub use self::peers::{ClusterStatus, PeerStatus, RailStatus};
 use self::purging::Purging;
 pub use self::purging::STEPS as PURGE_STEPS;
 use self::recorder::Recorder;
@@ -99,6 +103,23 @@ pub enum StartError {
         /// Which.
         path: PathBuf,
     },
+    /// Peers cannot be listened to.
+    #[error("peers, {address}: {source}: choose another address or file")]
+    Peers {
+        /// Which address or file.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A fenced cluster's list lacks this node.
+    #[error("peers: the list does not name this node, {own}: with cluster_fence it must")]
+    NotAMember {
+        /// As `peer_address` says.
+        own: String,
+    },
+    /// RDMA is wanted and is not to be had.
+    #[error("peer_transport = verbs: {0}")]
+    Rdma(String),
     /// A thread or descriptor could not be made.
     #[error("this process may not start what it needs: {0}: raise its limits of threads and open files")]
     Resources(#[source] std::io::Error),
@@ -149,6 +170,7 @@ pub struct Node {
     listener: Option<Listener>,
     domains: Arc<Domains>,
     purging: Arc<Purging>,
+    peers: Option<Arc<Peers>>,
     threads: Vec<JoinHandle<()>>,
     settings: CheckedSettings,
 }
@@ -253,12 +275,28 @@ impl Node {
             notes.push(words);
         }
         let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations, anchor, is_anchor_missing);
-        let (driver, segment_work) = Driver::new(&settings, clock, host, nvme, recorder);
+        let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
+        let versions = match settings.peer_listen {
+            Some(_) => {
+                let identity = recorder.register.identity();
+                let own = MemberKey::parse(&identity).expect("an identity has 32 digits");
+                Some(Arc::new(VersionBook::open(&settings.state_dir, own)?))
+            }
+            None => None,
+        };
+        let (driver, segment_work) = Driver::new(
+            &settings,
+            clock,
+            host,
+            nvme,
+            recorder,
+            Arc::clone(&domains),
+            versions.clone(),
+        );
         let driver = Arc::new(driver);
         // The cell is set once, here, before anything can complete.
         let _ = cell.set(Arc::downgrade(&driver));
 
-        let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
         restart::restore_names(&driver, &domains)?;
         restart::restore_segments(&driver, found, begun, &*observer);
         let timer = Arc::clone(&driver);
@@ -276,6 +314,22 @@ impl Node {
             observer(StartProgress::Note(note));
         }
         let purging = Arc::new(purging);
+        let peers = match &versions {
+            Some(versions) => {
+                let told = |progress| observer(progress);
+                Peers::start(&settings, &driver, &domains, versions, &told)?
+            }
+            None => None,
+        };
+        if let Some(peers) = &peers {
+            peers.bind(&purging);
+            // What they ask and tell is known before the first client is.
+            let _ = driver.peers.set(Arc::downgrade(peers.shared()));
+            let learnt = peers.learn();
+            observer(StartProgress::Note(format!(
+                "{learnt} peers told what they invalidated"
+            )));
+        }
         let purger = Arc::clone(&purging);
         threads.push(spawn("kvtier-purge", move || purger.run(&purging_jobs))?);
         // Before any client: nobody sees what a purge of an earlier run was to hide.
@@ -291,10 +345,12 @@ impl Node {
             listener: Some(listener),
             domains,
             purging,
+            peers,
             threads,
             settings,
         })
     }
+
 
     /// Where clients connect.
     #[must_use]
@@ -338,7 +394,7 @@ impl Node {
         let mut raised = Vec::new();
         for (label, namespace) in found {
             let settled = self.settle(deadline, |decider, now| {
-                decider.manager.invalidate(namespace, None, now)
+                self.driver.raise(decider, namespace, None, Cause::Own, now)
             });
             match settled {
                 Some(Settled::Invalidated(generation)) => raised.push((label, generation)),
@@ -466,6 +522,9 @@ impl Node {
             listener.stop();
         }
         self.purging.stop();
+        if let Some(peers) = self.peers.take() {
+            peers.stop();
+        }
         self.driver.stop();
         for thread in self.threads.drain(..) {
             // A thread that panicked has already said so.
@@ -539,6 +598,7 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         durability,
         device,
         purges: driver.purges.lock().clone(),
+        cluster: driver.peers().map(|peers| peers.status()),
         domains: domain_statistics,
     }
 }

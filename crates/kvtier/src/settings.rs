@@ -1,10 +1,15 @@
 //! The settings of a [`crate::node::Node`]: plain data, checked once.
 
+mod peers;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kvtier_core::{CheckedCoreSettings, CoreSettings, Eviction};
 use serde::{Deserialize, Serialize};
+
+pub use peers::PeerTransport;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -196,6 +201,41 @@ pub struct Settings {
     pub anchor_file: Option<PathBuf>,
     /// Kills the process at this step of a purge: a test mode. Default none.
     pub purge_fail_point: Option<String>,
+    /// Where peers reach this node, address and port. Beyond loopback it needs `peer_secret_file`. Default none: no peers.
+    pub peer_listen: Option<SocketAddr>,
+    /// This node as the others' list names it, `HOST:PORT`. Default: `peer_listen`.
+    pub peer_address: Option<String>,
+    /// Members of the cluster, `HOST:PORT` each, this node among them or not; at most 64. Each costs a connection, a thread and
+    /// what `peer_connections` says, in each direction. Default none.
+    pub peers: Vec<String>,
+    /// A name whose addresses are members too, `NAME:PORT`, looked up every five seconds. Default none.
+    pub peers_dns: Option<String>,
+    /// A file whose content, at least 16 bytes, all members know and nobody else. Default none: for loopback only.
+    pub peer_secret_file: Option<PathBuf>,
+    /// How blocks are read from peers. Default `auto`.
+    pub peer_transport: PeerTransport,
+    /// RDMA devices to use, by name. Default: all with an active port.
+    pub peer_devices: Vec<String>,
+    /// Port of `peer_listen`'s address at which bytes are read over TCP; 0 takes a free one. Default 0.
+    pub peer_data_port: u16,
+    /// TCP connections to each peer for bytes. Default 2.
+    pub peer_connections: u32,
+    /// Threads that read from peers, each one fetch at a time; 64 more wait for each. Default 4.
+    pub peer_readers: u32,
+    /// How long a block stays for a peer that leased it, milliseconds. Default 5,000.
+    pub peer_lease_ttl_ms: u64,
+    /// How long a fetch may wait for peers before it is a miss, milliseconds. Default 1,000.
+    pub peer_fetch_timeout_ms: u64,
+    /// How long peers may take to say what they have, milliseconds. Default 100. A lookup of what is not here waits for it.
+    pub peer_query_timeout_ms: u64,
+    /// Serve only while a majority of `peers` renews this member's lease, so that no member can serve what a purge of the cluster
+    /// has hidden. Needs a fixed list of at least three. Default false.
+    pub cluster_fence: bool,
+    /// How long a renewal lets a member serve, milliseconds; a purge that cannot reach a member waits that long. Default 3,000. The
+    /// same on all members.
+    pub cluster_lease_ms: u64,
+    /// How often leases are renewed and invalidations exchanged, milliseconds. Default 500.
+    pub cluster_renew_ms: u64,
     /// Which clock drives the manager. Default `system`.
     pub clock: Clock,
     /// Trust domains beside the default of one a uid.
@@ -246,6 +286,22 @@ impl Default for Settings {
             purge_confirm_wait_ms: 2000,
             anchor_file: None,
             purge_fail_point: None,
+            peer_listen: None,
+            peer_address: None,
+            peers: Vec::new(),
+            peers_dns: None,
+            peer_secret_file: None,
+            peer_transport: PeerTransport::Auto,
+            peer_devices: Vec::new(),
+            peer_data_port: 0,
+            peer_connections: 2,
+            peer_readers: 4,
+            peer_lease_ttl_ms: 5000,
+            peer_fetch_timeout_ms: 1000,
+            peer_query_timeout_ms: 100,
+            cluster_fence: false,
+            cluster_lease_ms: 3000,
+            cluster_renew_ms: 500,
             clock: Clock::System,
             domains: Vec::new(),
         }
@@ -481,6 +537,7 @@ impl Settings {
             self.quarantine_bytes_per_client_max = quarter;
         }
         self.check_domains()?;
+        self.check_peers()?;
         let core = self.core_settings().check().map_err(|error| SettingsError {
             field: error.field,
             value: error.value,

@@ -61,7 +61,7 @@
 //!  0x8001 Welcome         version u16, client_clock u16 (0, 1), batch_keys_max u32, block_bytes_max u32, zero u32, client u64,
 //!                         lease_ttl_ms u64, reservation_ttl_ms u64
 //!  0x8002 NamespaceOpened handle u32, zero u32, generation u64
-//!  0x8003 Found           generation u64, array(tier u8: 0 absent, 1 host, 2 NVMe)
+//!  0x8003 Found           generation u64, array(tier u8: 0 absent, 1 host, 2 NVMe, 3 another node)
 //!  0x8004 Fetched         generation u64, array(fetched, 32 bytes)
 //!  0x8005 Reserved        generation u64, array(reserved, 32 bytes)
 //!  0x8006 Sealed          generation u64, array(outcome u8: 0 published, 1 present, 2 stale, 3 busy, 4 invalid), array(slot)
@@ -79,7 +79,7 @@
 //!
 //!  extent   = segment u32, length u32, offset u64
 //!  slot     = reservation u64, extent (24 bytes)
-//!  fetched  = outcome u8 (0 miss, 1 busy, 2 leased), tier u8 (1, 2), checked u8 (0, 1), zero u8, checksum u32, lease u64, extent;
+//!  fetched  = outcome u8 (0 miss, 1 busy, 2 leased), tier u8 (1, 2, 3), checked u8 (0, 1), zero u8, checksum u32, lease u64, extent;
 //!             all zero behind an outcome of 0 or 1; checksum zero unless checked
 //!  reserved = outcome u8 (0 present, 1 busy, 2 granted), zero [7], reservation u64, extent; all zero behind an outcome of 0 or 1
 //! ```
@@ -94,7 +94,7 @@
 mod array;
 mod error;
 mod extensions;
-mod field;
+pub(crate) mod field;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod header;

@@ -30,7 +30,7 @@ struct State {
 
 #[pymethods]
 impl Block {
-    /// Where it was found: "host" or "nvme".
+    /// Where it was found: "host", "nvme" or "remote" (another node).
     #[getter]
     fn tier(&self) -> PyResult<&'static str> {
         self.with(|handle| tier_name(handle.tier()))

@@ -31,7 +31,7 @@ impl Got {
         }
     }
 
-    /// Where a hit was found: "host" or "nvme".
+    /// Where a hit was found: "host", "nvme" or "remote".
     #[getter]
     fn tier(&self) -> Option<&'static str> {
         match self.outcome {
@@ -64,7 +64,7 @@ impl From<GetOutcome> for Got {
 pub(crate) struct Found {
     /// How many of the first keys are cached.
     pub(crate) prefix: usize,
-    /// For each key "host", "nvme" or None.
+    /// For each key "host", "nvme", "remote" or None.
     pub(crate) tiers: Vec<Option<&'static str>>,
 }
 
@@ -95,6 +95,7 @@ pub(crate) fn tier_name(tier: Tier) -> &'static str {
     match tier {
         Tier::Host => "host",
         Tier::Nvme => "nvme",
+        Tier::Remote => "remote",
     }
 }
 

@@ -209,6 +209,7 @@ fn tier_name(tier: Tier) -> &'static str {
     match tier {
         Tier::Host => "host",
         Tier::Nvme => "nvme",
+        Tier::Remote => "remote",
     }
 }
 

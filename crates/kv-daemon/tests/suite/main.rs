@@ -9,6 +9,7 @@ mod daemon;
 mod demo;
 mod domains;
 mod hostile;
+mod peers;
 mod purge;
 mod raw;
 mod receipts;

@@ -84,6 +84,7 @@ impl TierManager {
         match tier {
             Tier::Host => self.counters.fetch_hits_host += 1,
             Tier::Nvme => self.counters.fetch_hits_nvme += 1,
+            Tier::Remote => unreachable!("leases are on memory of ours"),
         }
         Fetched::Leased {
             lease: LeaseId(lease),

@@ -2,6 +2,32 @@ use super::{TierManager, mutant_is};
 use crate::index::{NONE, flag};
 use crate::{BlockKey, Label, Labels, Parent, Refusal, ReservationId, SealItem, SealRequest, Sealed, Time};
 
+/// Where the bytes of a slot come from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin {
+    /// A client, who put them under this label.
+    Put(Option<Label>),
+    /// Another node's copy, which was put under these.
+    Copy(Labels),
+}
+
+impl Origin {
+    fn labels(self) -> Labels {
+        match self {
+            Origin::Put(label) => Labels::given(label),
+            Origin::Copy(labels) => labels,
+        }
+    }
+
+    fn adds_nothing_to(self, manager: &TierManager, block: u32) -> bool {
+        match self {
+            Origin::Put(label) => manager.carries(block, label),
+            // Nobody put it here under those.
+            Origin::Copy(_) => true,
+        }
+    }
+}
+
 impl TierManager {
     /// Publishes written slots under the generation that the caller wrote them for. Whatever the answer but `Invalid`, the
     /// reservation is over. A block that is cached and was not put under this label yet is published anew, under all its labels.
@@ -34,7 +60,7 @@ impl TierManager {
                 realization,
                 hash: item.hash,
             };
-            let answer = self.seal_one(place, key, current, label, item);
+            let answer = self.seal_one(place, key, current, Origin::Put(label), item);
             match answer {
                 Sealed::Published => self.counters.puts_published += 1,
                 Sealed::Present => self.counters.puts_present += 1,
@@ -48,7 +74,14 @@ impl TierManager {
         Ok(answers)
     }
 
-    fn seal_one(&mut self, client: u32, key: BlockKey, current: bool, label: Option<Label>, item: &SealItem) -> Sealed {
+    pub(super) fn seal_one(
+        &mut self,
+        client: u32,
+        key: BlockKey,
+        current: bool,
+        origin: Origin,
+        item: &SealItem,
+    ) -> Sealed {
         let ReservationId(reservation) = item.reservation;
         let Some(holding) = self.reservations.find(reservation) else {
             self.counters.foreign_ids += 1;
@@ -73,7 +106,7 @@ impl TierManager {
         let allowed = if stale {
             Err(Sealed::Stale)
         } else {
-            self.may_publish(key, label, item)
+            self.may_publish(key, origin, item)
         };
         let labels = match allowed {
             Ok(labels) => labels,
@@ -102,13 +135,13 @@ impl TierManager {
     }
 
     /// The labels to publish it under, or the answer where it may not be.
-    fn may_publish(&mut self, key: BlockKey, label: Option<Label>, item: &SealItem) -> Result<Labels, Sealed> {
+    fn may_publish(&mut self, key: BlockKey, origin: Origin, item: &SealItem) -> Result<Labels, Sealed> {
         if let Some(block) = self.find(key.namespace, key.realization, key.hash)
-            && self.carries(block, label)
+            && origin.adds_nothing_to(self, block)
         {
             return Err(Sealed::Present);
         }
-        let mut labels = Labels::given(label);
+        let mut labels = origin.labels();
         let length = u64::from(item.length);
         let mut room = length;
         if let Some(block) = self.find_cached(key) {

@@ -114,6 +114,7 @@ impl World {
         match tier {
             Tier::Host => &mut self.host,
             Tier::Nvme => &mut self.nvme,
+            Tier::Remote => unreachable!("no segments of ours lie there"),
         }
     }
 
@@ -183,6 +184,7 @@ impl World {
                 let (budget, used) = match tier {
                     Tier::Host => (self.plan.settings.host_bytes, self.host.bytes()),
                     Tier::Nvme => (self.plan.settings.nvme_bytes, self.nvme.bytes()),
+                    Tier::Remote => return found(format!("segment {segment:?} of another node")),
                 };
                 if used > budget {
                     return found(format!("{tier:?} segments take {used} of {budget} bytes"));

@@ -105,6 +105,17 @@ impl Domains {
             .unwrap_or_default()
     }
 
+    /// The domain that the settings name so. Those of users are a node's own: between nodes only names of the settings match.
+    pub(crate) fn shared(&self, name: &str) -> Option<TrustDomain> {
+        let domain = self.names.lock().get(name).copied()?;
+        self.is_shared(domain).then_some(domain)
+    }
+
+    /// Whether members of a cluster have this domain in common, if they are configured alike.
+    pub(crate) fn is_shared(&self, domain: TrustDomain) -> bool {
+        (domain.0 as usize) < self.configured.len()
+    }
+
     /// The domain of this name, made if need be; `None` when there are too many.
     pub(crate) fn intern(&self, name: &str) -> Option<TrustDomain> {
         let mut names = self.names.lock();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
-    Action, ClientId, Completion, Event, Failure, Generation, OperationId, PurgeEvidence, SegmentId, Tier, TierManager,
+    Action, ClientId, Completion, Event, Failure, Generation, NamespaceId, OperationId, PurgeEvidence, SegmentId, Tier, TierManager,
     Time, TrustDomain,
 };
 use kvtier_storage::host::{HostError, HostTier};
@@ -15,7 +15,10 @@ use kvtier_storage::nvme::{NvmeTier, StorageAction};
 use parking_lot::{Condvar, Mutex};
 
 use super::clock::NodeClock;
+use super::domains::Domains;
 use super::outbox::{Notice, Outbox};
+use super::peers::versions::{Cause, VersionBook};
+use super::peers;
 use super::recorder::{Job, Recorder};
 use super::status::{Durability, Purges};
 use super::watchers::{Confirmations, Watchers};
@@ -27,6 +30,10 @@ pub(crate) enum Waiter {
     Session { outbox: Arc<Outbox>, request: u64 },
     /// A thread of this process.
     Caller(Sender<Settled>),
+    /// A thread that reserves for what it reads from peers.
+    Reader(Sender<Vec<kvtier_core::Reserved>>),
+    /// A peer's connection.
+    Peer(Box<dyn FnOnce(Vec<kvtier_core::Fetched>) + Send>),
 }
 
 /// The end of an invalidation or a flush, for a caller in this process.
@@ -63,6 +70,11 @@ pub(crate) struct Driver {
     pub(crate) host: Arc<HostTier>,
     nvme: Option<NvmeTier>,
     pub(crate) recorder: Recorder,
+    /// What was invalidated where; there with peers only.
+    pub(crate) versions: Option<Arc<VersionBook>>,
+    pub(crate) domains: Arc<Domains>,
+    /// Set once they are reached, if there are any.
+    pub(crate) peers: OnceLock<Weak<peers::Shared>>,
     /// What came back from NVMe at the start.
     pub(crate) restored: OnceLock<Durability>,
     pub(crate) clock: NodeClock,
@@ -89,6 +101,8 @@ impl Driver {
         host: Arc<HostTier>,
         nvme: Option<NvmeTier>,
         recorder: Recorder,
+        domains: Arc<Domains>,
+        versions: Option<Arc<VersionBook>>,
     ) -> (Driver, Receiver<Action>) {
         // Unbounded, yet the manager opens or closes each segment once at a time.
         let (segment_work, work) = crossbeam_channel::unbounded();
@@ -100,6 +114,9 @@ impl Driver {
             host,
             nvme,
             recorder,
+            versions,
+            domains,
+            peers: OnceLock::new(),
             restored: OnceLock::new(),
             clock,
             watchers: Watchers::new(),
@@ -162,6 +179,29 @@ impl Driver {
             self.carry_out(action);
         }
         result
+    }
+
+    /// Raises a namespace's generation, as [`TierManager::invalidate`] does, and remembers for peers who asked for it.
+    pub(crate) fn raise(
+        &self,
+        decider: &mut Decider,
+        namespace: NamespaceId,
+        target: Option<Generation>,
+        cause: Cause,
+        now: Time,
+    ) -> OperationId {
+        let operation = decider.manager.invalidate(namespace, target, now);
+        if let Some(versions) = &self.versions
+            && self.domains.is_shared(decider.manager.domain_of(namespace))
+        {
+            versions.begin(namespace, decider.manager.generation(namespace), cause);
+        }
+        operation
+    }
+
+    /// The peers, where there are any.
+    pub(crate) fn peers(&self) -> Option<Arc<peers::Shared>> {
+        self.peers.get().and_then(Weak::upgrade)
     }
 
     /// Looks at the manager without commanding it.
@@ -235,6 +275,12 @@ impl Driver {
             Action::SealSegment { operation, segment } => {
                 self.submit(operation, StorageAction::Seal { operation, segment });
             }
+            Action::OpenSegment {
+                tier: Tier::Remote, ..
+            }
+            | Action::CloseSegment {
+                tier: Tier::Remote, ..
+            } => unreachable!("segments are of this node's tiers"),
             Action::Demote {
                 operation,
                 source,
@@ -377,7 +423,11 @@ impl Driver {
                     );
                 }
                 Action::CloseSegment { operation, segment, .. } => {
-                    if let Err(error) = self.host.close(segment) {
+                    // Peers first: what a NIC may still reach is never given back to the system.
+                    let is_ours = self.peers().is_none_or(|peers| peers.close_segment(segment));
+                    if !is_ours {
+                        tracing::error!("a peer may still reach a host segment: its memory is kept");
+                    } else if let Err(error) = self.host.close(segment) {
                         tracing::error!(%error, "a host segment could not be closed");
                     }
                     if let Some(domain) = self.segment_domains.lock().remove(&segment) {
@@ -403,8 +453,25 @@ impl Driver {
 
     /// The recording thread: makes names and generations durable.
     pub(crate) fn run_recorder(&self, jobs: &Receiver<Job>) {
-        self.recorder
-            .run(jobs, |operation, outcome| self.answer(operation, outcome));
+        self.recorder.run(jobs, |operation, raised, outcome| {
+            let outcome = outcome.and_then(|completion| self.settle_versions(raised).map(|()| completion));
+            self.answer(operation, outcome);
+        });
+    }
+
+    /// A generation is durable: what peers compare follows.
+    fn settle_versions(&self, (namespace, generation): (NamespaceId, Generation)) -> Result<(), Failure> {
+        let (Some(versions), Some(label)) = (&self.versions, self.recorder.register.label(namespace)) else {
+            return Ok(());
+        };
+        let name = format!("{}/{}", label.domain, label.name);
+        let changed = versions
+            .settle(namespace, &name, generation)
+            .map_err(|_| Failure::Io)?;
+        if let Some(peers) = self.peers() {
+            peers.note(&changed);
+        }
+        Ok(())
     }
 
     fn announce_removal(&self, domain: TrustDomain, segment: SegmentId) {
@@ -544,11 +611,15 @@ fn tell(waiter: Waiter, told: Told) {
                 left_out,
             });
         }
+        (Waiter::Reader(sender), Told::Reserved(results)) => drop(sender.try_send(results)),
+        (Waiter::Peer(told), Told::Fetched(results)) => told(results),
         // A caller that stopped waiting has closed its end.
         (Waiter::Caller(sender), Told::Settled(settled)) => drop(sender.try_send(settled)),
         (Waiter::Session { .. }, Told::Settled(Settled::Destroyed(_) | Settled::Forgotten { .. })) => {
             unreachable!("connections do not ask for it")
         }
-        (Waiter::Caller(_), _) => unreachable!("callers of this process neither fetch nor reserve"),
+        (Waiter::Caller(_) | Waiter::Reader(_) | Waiter::Peer(_), _) => {
+            unreachable!("each is told what it asked for")
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use kvtier_core::{Fetched, Generation, Reserved, SegmentId};
+use kvtier_core::{Fetched, Generation, Reserved, SegmentId, Tier};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -12,6 +12,12 @@ use rustix::event::{EventfdFlags, eventfd};
 pub(crate) enum Notice {
     /// A fetch that waited is decided.
     Fetched { request: u64, results: Vec<Fetched> },
+    /// A lookup that asked peers is answered.
+    Found {
+        request: u64,
+        generation: Generation,
+        tiers: Vec<Option<Tier>>,
+    },
     /// A reserve that waited is decided.
     Reserved { request: u64, results: Vec<Reserved> },
     /// An invalidation is durable.

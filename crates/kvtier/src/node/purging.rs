@@ -3,6 +3,7 @@
 //! A job's steps may all be done again: whatever a kill cut short, the next start goes on from what the journal says, before
 //! any client is served.
 
+mod cluster;
 mod evidence;
 mod record;
 mod settings_of_namespaces;
@@ -12,16 +13,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use kvtier_core::{BlockHash, ForgetScope, Label, NamespaceId, Realization, TrustDomain};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
+use self::cluster::ClusterPart;
 use self::evidence::{Done, Found};
 use self::record::{Record, digest_of_request};
 use self::settings_of_namespaces::NamespaceFile;
 use super::domains::Domains;
 use super::driver::{Driver, Settled, Waiter};
+use super::peers::versions::Cause;
 use crate::keys::{self, KeyError, KeyId};
 use crate::purge::journal::Journal;
 use crate::purge::{
@@ -75,6 +78,7 @@ pub(crate) struct Purging {
     namespaces: NamespaceFile,
     book: Mutex<Book>,
     changed: Condvar,
+    cluster_parts: Mutex<BTreeMap<u64, ClusterPart>>,
     work: Sender<Option<u64>>,
     stopping: AtomicBool,
 }
@@ -126,6 +130,7 @@ impl Purging {
                 next_event: 1,
             }),
             changed: Condvar::new(),
+            cluster_parts: Mutex::default(),
             work,
             stopping: AtomicBool::new(false),
             driver,
@@ -168,12 +173,26 @@ impl Purging {
 
     /// The purging thread.
     pub(super) fn run(&self, jobs: &Receiver<Option<u64>>) {
-        while let Ok(Some(number)) = jobs.recv() {
-            while !self.carry_out(number) {
-                if self.is_stopping() {
-                    return;
-                }
-                std::thread::sleep(RETRY_PAUSE);
+        // One that failed, or waits for members, lets others go first.
+        let mut again: VecDeque<(Instant, u64)> = VecDeque::new();
+        loop {
+            let job = match again.front() {
+                Some((due, _)) => jobs.recv_deadline(*due),
+                None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let number = match job {
+                Ok(Some(number)) => number,
+                Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => match again.pop_front() {
+                    Some((_, number)) => number,
+                    None => continue,
+                },
+            };
+            if self.is_stopping() {
+                return;
+            }
+            if !self.carry_out(number) {
+                again.push_back((Instant::now() + RETRY_PAUSE, number));
             }
         }
     }
@@ -190,10 +209,7 @@ impl Purging {
     /// Begins a purge, and returns once nothing older can be read any more. The second value: whether the job is new.
     pub(super) fn purge(&self, request: PurgeRequest) -> Result<(PurgeJob, bool), PurgeError> {
         let begun = Instant::now();
-        let (mut request, namespace) = self.check(request)?;
-        if request.reach.is_none() {
-            request.reach = Some(PurgeReach::Node);
-        }
+        let (request, namespace) = self.check(request)?;
         let digest = digest_of_request(&request);
         let mut fence = None;
         let (number, is_new) = {
@@ -241,9 +257,6 @@ impl Purging {
         if request.reason.len() > 1024 {
             return invalid("reason: give at most 1,024 bytes");
         }
-        if request.reach == Some(PurgeReach::Cluster) {
-            return invalid("reach: this node has no peers; give \"node\", or leave it out");
-        }
         match &request.scope {
             PurgeScope::All => {}
             PurgeScope::Realization(digest) if record::realization(digest).is_some() => {}
@@ -258,8 +271,16 @@ impl Purging {
             }
             PurgeScope::Label(_) => {}
         }
-        let (name, namespace, _) = self.resolve(&request.namespace)?;
+        let (name, namespace, domain) = self.resolve(&request.namespace)?;
+        self.check_reach(&request, domain)?;
+        let is_clustered = self.driver.peers().is_some() && self.domains.is_shared(domain);
+        let reach = match request.reach {
+            None if is_clustered => PurgeReach::Cluster,
+            None => PurgeReach::Node,
+            Some(reach) => reach,
+        };
         let request = PurgeRequest {
+            reach: Some(reach),
             namespace: name,
             ..request
         };
@@ -348,7 +369,7 @@ impl Purging {
         self.command(|decider, now| {
             let current = decider.manager.generation(namespace);
             let target = self.driver.recorder.above_anchor(domain, name, current);
-            decider.manager.invalidate(namespace, target, now)
+            self.driver.raise(decider, namespace, target, Cause::Own, now)
         })
     }
 
@@ -360,7 +381,9 @@ impl Purging {
     ) -> Result<(), PurgeError> {
         match self.await_settled(raising, deadline) {
             Some(Settled::Invalidated(raised)) => {
-                self.fenced(number, Some(raised.0));
+                self.update_quietly(number, |record| record.job.generation = Some(raised.0));
+                self.reach_cluster(number, deadline)?;
+                self.fenced(number);
                 Ok(())
             }
             _ => Err(late()),
@@ -378,8 +401,10 @@ impl Purging {
         }
         let namespace = NamespaceId(record.slot);
         match &record.job.request.scope {
+            PurgeScope::All if record.job.generation.is_some() => {}
             PurgeScope::All => return self.await_raised(number, &self.raise(&record), deadline),
             PurgeScope::Realization(_) | PurgeScope::Hashes(_) | PurgeScope::Label(_) => {
+                self.set_apart(&record)?;
                 let takes_descendants = !matches!(record.job.request.scope, PurgeScope::Realization(_));
                 if record.job.resumed > 0 && takes_descendants {
                     // What extends a block whose deletion is durable by now is not known to extend it any more.
@@ -410,16 +435,16 @@ impl Purging {
                 }
             }
         }
-        self.fenced(number, None);
+        self.reach_cluster(number, deadline)?;
+        self.fenced(number);
         Ok(())
     }
 
     /// What a job covers is unreadable, durably.
-    fn fenced(&self, number: u64, generation: Option<u64>) {
+    fn fenced(&self, number: u64) {
         let mut begun = None;
         self.update_quietly(number, |record| {
             record.job.state = PurgeState::Invalidated;
-            record.job.generation = generation;
             record.job.acknowledged_at = Some(rfc3339(SystemTime::now()));
             begun = record.begun;
         });
@@ -480,22 +505,29 @@ impl Purging {
             return true;
         }
         if let Err(error) = self.fence(number, None) {
-            tracing::warn!(%error, job = record.job.id, "a purge cannot be made durable");
+            tracing::warn!(%error, job = record.job.id, "a purge is not in force everywhere yet");
             return false;
         }
-        let outcome = self.finish(number);
-        if let Err(error) = &outcome {
-            tracing::warn!(%error, job = record.job.id, "a step of a purge failed: it is tried again");
+        let outcome = match &record.job.receipt {
+            Some(_) => self.amend(&record),
+            None => self.finish(number),
+        };
+        match outcome {
+            Ok(is_done) => is_done,
+            Err(error) => {
+                tracing::warn!(%error, job = record.job.id, "a step of a purge failed: it is tried again");
+                false
+            }
         }
-        outcome.is_ok()
     }
 
-    fn finish(&self, number: u64) -> Result<(), KeyError> {
+    /// True when nothing is left to wait for.
+    fn finish(&self, number: u64) -> Result<bool, KeyError> {
         // Durable now: what is resumed does not raise the generation once more.
         self.update(number, |_| {});
         self.reached("acknowledged");
         let Some(record) = self.record(number) else {
-            return Ok(());
+            return Ok(true);
         };
         let mut done = Done::default();
         if record.job.request.mode == PurgeMode::Physical {
@@ -506,7 +538,9 @@ impl Purging {
             done.destruction = Some(self.destroy(&record)?);
             self.reached("destroyed");
         }
+        let (members, all_confirmed) = self.member_reports(&record);
         let found = Found {
+            members,
             caches: self.await_caches(&record),
             unsealed: self.unsealed,
             has_nvme: self.driver.nvme().is_some(),
@@ -520,18 +554,26 @@ impl Purging {
         let body = evidence::receipt(&record, &self.node, &completed_at, &done, found);
         let receipt = self.receipts.issue(&body)?;
         self.reached("receipted");
-        self.conclude(number, |record| {
-            record.job.state = PurgeState::Completed;
-            record.job.completed_at = Some(completed_at);
+        let conclude = |record: &mut Record| {
+            if all_confirmed {
+                record.job.state = PurgeState::Completed;
+                record.job.completed_at = Some(completed_at);
+            }
             record.job.receipt = Some(receipt.id);
             if let Some(destruction) = &done.destruction {
                 record.job.blocks += destruction.evidence.nvme_records;
                 record.job.bytes = destruction.evidence.nvme_bytes + destruction.evidence.host_bytes;
             }
-        })?;
+        };
+        if !all_confirmed {
+            self.update(number, conclude);
+            return Ok(false);
+        }
+        self.conclude(number, conclude)?;
+        self.cluster_parts.lock().remove(&number);
         self.count(number);
         self.reached("completed");
-        Ok(())
+        Ok(true)
     }
 
     /// Changes a job for the last time. Where the journal named blocks it is written anew, and what it held is overwritten,
@@ -604,6 +646,13 @@ impl Purging {
         let namespace = NamespaceId(record.slot);
         let grace = Duration::from_millis(self.settings.purge_lease_grace_ms);
         let started = SystemTime::now();
+        if let Some(peers) = self.driver.peers() {
+            let domain = self.driver.look(|manager| manager.domain_of(namespace));
+            if !peers.cut(domain, grace) {
+                let words = std::io::Error::other("a peer may still reach memory of the domain");
+                return Err(KeyError::io("take back", &self.settings.state_dir)(words));
+            }
+        }
         let settled = self.settle(None, |decider, now| decider.manager.destroy(namespace, grace, now));
         match settled {
             Some(Settled::Destroyed(evidence)) => Ok(evidence::Destruction {
@@ -833,7 +882,7 @@ impl Purging {
         let target = kvtier_core::Generation(anchored + 1);
         let deadline = Some(Instant::now() + ACKNOWLEDGE_TIMEOUT);
         let settled = self.settle(deadline, |decider, now| {
-            decider.manager.invalidate(id, Some(target), now)
+            self.driver.raise(decider, id, Some(target), Cause::Own, now)
         });
         let Some(Settled::Invalidated(_)) = settled else {
             return Err(PurgeError::Unavailable(

@@ -138,7 +138,11 @@ impl Recorder {
     }
 
     /// The recording thread. What came while it wrote shares the next sync.
-    pub(crate) fn run(&self, jobs: &Receiver<Job>, answer: impl Fn(OperationId, Result<Completion, Failure>)) {
+    pub(crate) fn run(
+        &self,
+        jobs: &Receiver<Job>,
+        answer: impl Fn(OperationId, (NamespaceId, Generation), Result<Completion, Failure>),
+    ) {
         while let Ok(first) = jobs.recv() {
             let batch: Vec<Job> = std::iter::once(first)
                 .chain(jobs.try_iter().take(BATCH_MAX - 1))
@@ -155,7 +159,11 @@ impl Recorder {
         }
     }
 
-    fn record(&self, batch: Vec<Job>, answer: &impl Fn(OperationId, Result<Completion, Failure>)) {
+    fn record(
+        &self,
+        batch: Vec<Job>,
+        answer: &impl Fn(OperationId, (NamespaceId, Generation), Result<Completion, Failure>),
+    ) {
         let wanted: Vec<_> = batch
             .iter()
             .filter_map(|job| match job {
@@ -200,6 +208,7 @@ impl Recorder {
                     self.note_outcome(outcome.as_ref().err());
                     answer(
                         operation,
+                        (namespace, generation),
                         match outcome {
                             Ok(()) => Ok(Completion::Done),
                             Err(_) => Err(Failure::Io),

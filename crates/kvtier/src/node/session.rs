@@ -23,6 +23,8 @@ use super::domains::Identity;
 use super::driver::Waiter;
 use super::listener::Shared;
 use super::outbox::{Notice, Outbox};
+use super::peers::versions::Cause;
+use super::peers::{FetchJob, LookupJob, Scope};
 use crate::error::ErrorKind;
 use crate::settings::Clock;
 use crate::wire::{Ahead, Frame, FrameStream, KEYS_MAX, Keys, Reply, Request, Slot, VERSION_MAX, VERSION_MIN, Welcome};
@@ -64,6 +66,7 @@ pub(crate) struct Session {
     slots: Vec<Slot>,
 }
 
+#[derive(Clone, Copy)]
 struct Handle {
     namespace: NamespaceId,
     realization: RealizationId,
@@ -487,7 +490,24 @@ impl Session {
                 decider.manager.generation(namespace),
             )
         });
-        let tiers = tiers?;
+        let mut tiers = tiers?;
+        if let Some(peers) = self.shared.driver.peers() {
+            if !peers.is_serving() {
+                tiers.fill(None);
+            } else if tiers.contains(&None) && peers.may_help(self.identity().domain) {
+                let job = LookupJob {
+                    scope: self.scope(namespace, realization),
+                    hashes: self.hashes.clone(),
+                    outbox: Arc::clone(&self.outbox),
+                    request,
+                };
+                // With too many before it the answer is what is here.
+                if peers.look_at_peers(job).is_ok() {
+                    self.waiting.insert(request, None);
+                    return Ok(());
+                }
+            }
+        }
         self.reply(
             request,
             &Reply::Found {
@@ -496,6 +516,15 @@ impl Session {
             },
         );
         Ok(())
+    }
+
+    fn scope(&self, namespace: NamespaceId, realization: RealizationId) -> Scope {
+        Scope {
+            client: self.client,
+            domain: self.identity().domain,
+            namespace,
+            realization,
+        }
     }
 
     fn fetch(
@@ -512,6 +541,9 @@ impl Session {
         };
         keys.hashes.copy_to(&mut self.hashes);
         let driver = Arc::clone(&self.shared.driver);
+        if self.is_taken_over(request, index, scope, hints, deadline_us) {
+            return Ok(Ok(()));
+        }
         let (client, hashes, outbox) = (self.client, &self.hashes, &self.outbox);
         let answer = driver.with(|decider, now| {
             let deadline = self.deadline(now, deadline_us);
@@ -545,7 +577,71 @@ impl Session {
         Ok(Ok(()))
     }
 
+    /// Whether peers are asked for what a fetch does not find here.
+    fn is_taken_over(
+        &mut self,
+        request: u64,
+        handle: usize,
+        which: FetchScope,
+        hints: Hints,
+        deadline_us: u64,
+    ) -> bool {
+        let Some(peers) = self.shared.driver.peers() else { return false };
+        if !peers.is_serving() || !peers.may_help(self.identity().domain) {
+            return false;
+        }
+        let Handle { namespace, realization } = self.handles[handle];
+        let (client, hashes) = (self.client, &self.hashes);
+        let looked = self.shared.driver.with(|decider, now| {
+            let asked = kvtier_core::Request {
+                client,
+                namespace,
+                realization,
+                hashes,
+                hints,
+                deadline: now,
+            };
+            decider.manager.lookup(&asked, now)
+        });
+        if !looked.is_ok_and(|tiers| tiers.contains(&None)) {
+            return false;
+        }
+        let job = FetchJob {
+            scope: self.scope(namespace, realization),
+            hashes: self.hashes.clone(),
+            which,
+            hints,
+            deadline: Instant::now() + self.patience(deadline_us),
+            outbox: Arc::clone(&self.outbox),
+            request,
+        };
+        let taken = peers.fetch_from_peers(job).is_ok();
+        if taken {
+            self.waiting.insert(request, Some(handle));
+        }
+        taken
+    }
+
     fn tell_fetched(&mut self, request: u64, handle: usize, results: &[Fetched]) -> io::Result<()> {
+        // Asked again now that the bytes are here: a member whose lease lapsed answers only misses.
+        let is_serving = self.shared.driver.peers().is_none_or(|peers| peers.is_serving());
+        if !is_serving {
+            let leased = |result: &Fetched| match result {
+                Fetched::Leased { lease, .. } => Some(*lease),
+                Fetched::Miss | Fetched::Busy => None,
+            };
+            let leases: Vec<LeaseId> = results.iter().filter_map(leased).collect();
+            let client = self.client;
+            let driver = &self.shared.driver;
+            driver.with(|decider, now| decider.manager.release(client, &leases, now));
+        }
+        let misses;
+        let results = if is_serving {
+            results
+        } else {
+            misses = vec![Fetched::Miss; results.len()];
+            &misses
+        };
         for result in results {
             if let Fetched::Leased { extent, .. } = result {
                 self.announce(extent)?;
@@ -725,7 +821,7 @@ impl Session {
         let found = driver.with(|decider, now| {
             let (namespace, generation) = decider.manager.find_namespace(domain, name)?;
             let target = driver.recorder.above_anchor(&self.domain_name, name, generation);
-            let operation = decider.manager.invalidate(namespace, target, now);
+            let operation = driver.raise(decider, namespace, target, Cause::Own, now);
             decider.wait(operation, Waiter::Session { outbox, request });
             Some(())
         });
@@ -810,6 +906,20 @@ impl Session {
                     if let Some(Some(handle)) = self.waiting.remove(&request) {
                         self.tell_fetched(request, handle, &results)?;
                     }
+                }
+                Notice::Found {
+                    request,
+                    generation,
+                    tiers,
+                } => {
+                    self.waiting.remove(&request);
+                    self.reply(
+                        request,
+                        &Reply::Found {
+                            generation,
+                            tiers: (&tiers).into(),
+                        },
+                    );
                 }
                 Notice::Reserved { request, results } => {
                     if let Some(Some(handle)) = self.waiting.remove(&request) {

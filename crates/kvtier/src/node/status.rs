@@ -6,6 +6,7 @@ use kvtier_core::{DomainStatistics, Statistics};
 use kvtier_storage::nvme::NvmeStatistics;
 use serde::{Deserialize, Serialize};
 
+use super::peers::ClusterStatus;
 use super::watchers::Processor;
 
 macro_rules! mirror {
@@ -84,6 +85,8 @@ mirror! {
         fetch_late,
         /// Blocks published.
         puts_published,
+        /// Copies of other nodes' blocks published.
+        copies_published,
         /// Keys of reserves and seals that were present already.
         puts_present,
         /// Seals that were stale.
@@ -327,6 +330,9 @@ pub struct Status {
     /// Purges since the start.
     #[serde(flatten)]
     pub purges: Purges,
+    /// The node among its peers; none where it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStatus>,
     /// Each trust domain's part.
     pub domains: Vec<DomainStatus>,
 }

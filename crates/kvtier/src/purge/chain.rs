@@ -106,7 +106,7 @@ impl ReceiptLog {
     }
 
     /// Signs a receipt, links it to the one before, and returns once it is durable. A job has one receipt: asked again, this
-    /// answers the one there is.
+    /// answers the one there is; [`ReceiptLog::reissue`] follows it with another.
     ///
     /// # Errors
     /// When it cannot be written; ask again.
@@ -121,6 +121,19 @@ impl ReceiptLog {
         };
         let line = self.append(&mut state, "purge_receipt", "rcp_", fields)?;
         Ok(line)
+    }
+
+    /// Signs another receipt of a job, which names the one that it supersedes.
+    ///
+    /// # Errors
+    /// When it cannot be written; ask again.
+    pub fn reissue(&self, body: &ReceiptBody) -> Result<SignedLine, KeyError> {
+        let mut state = self.state.lock();
+        let broken = |error: serde_json::Error| KeyError::io("write", &self.directory)(error.into());
+        let Value::Object(fields) = serde_json::to_value(body).map_err(broken)? else {
+            unreachable!("a receipt is an object");
+        };
+        self.append(&mut state, "purge_receipt", "rcp_", fields)
     }
 
     fn append(

@@ -7,6 +7,17 @@ use super::{PurgeMode, PurgeReach, PurgeScope};
 
 /// The version written and understood.
 pub(super) const VERSION: u64 = 1;
+/// Fields of an entry that its place in the chain gives it.
+const OF_THE_CHAIN: [&str; 8] = [
+    "object",
+    "version",
+    "id",
+    "sequence",
+    "previous_digest",
+    "key_id",
+    "digest",
+    "signature",
+];
 /// What an Ed25519 signature covers before the digest.
 pub(super) const DOMAIN: &[u8] = b"kvtier receipt chain v1\n";
 
@@ -100,6 +111,22 @@ pub struct ReceiptBody {
     /// How often a restart resumed the job.
     #[serde(with = "super::number")]
     pub resumed: u64,
+    /// Id of an earlier receipt of the job, which lacked members that have confirmed since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supersedes: Option<String>,
+}
+
+impl ReceiptBody {
+    /// What a stored receipt says, without its place in the chain.
+    pub(crate) fn of_line(text: &str) -> Result<ReceiptBody, serde_json::Error> {
+        let mut entry: Value = serde_json::from_str(text)?;
+        if let Some(fields) = entry.as_object_mut() {
+            for field in OF_THE_CHAIN {
+                fields.remove(field);
+            }
+        }
+        serde_json::from_value(entry)
+    }
 }
 
 /// An entry of the chain as it is signed and stored: one line of canonical JSON (RFC 8785).

@@ -65,6 +65,7 @@ fn tier_code(tier: Tier) -> u8 {
     match tier {
         Tier::Host => 1,
         Tier::Nvme => 2,
+        Tier::Remote => 3,
     }
 }
 
@@ -72,6 +73,7 @@ fn tier_of(code: u8) -> Result<Tier, DecodeError> {
     match code {
         1 => Ok(Tier::Host),
         2 => Ok(Tier::Nvme),
+        3 => Ok(Tier::Remote),
         code => Err(DecodeError::UnknownCode {
             field: "tier",
             code: code.into(),

@@ -4,7 +4,7 @@ from typing import Any, Literal, final
 
 from typing_extensions import Buffer
 
-Tier = Literal["host", "nvme"]
+Tier = Literal["host", "nvme", "remote"]
 Put = Literal["published", "present", "stale", "busy", "invalid"]
 Parent = bytes | Literal["root", "unknown"]
 

@@ -35,6 +35,8 @@ pub(super) struct Destruction {
 
 /// What bears on what may be claimed.
 pub(super) struct Found {
+    /// What other members say.
+    pub(super) members: Vec<ProcessorReport>,
     /// Caches that reported for the namespace, and whether they confirmed.
     pub(super) caches: Vec<(String, bool)>,
     pub(super) unsealed: bool,
@@ -57,6 +59,7 @@ pub(super) fn receipt(record: &Record, node: &str, completed_at: &str, done: &Do
             .iter()
             .map(|(name, confirmed)| cache_report(name, *confirmed)),
     );
+    processors.extend(found.members.iter().cloned());
     let raised = job.generation.zip(record.from);
     // An anchor knows generations, and nothing narrower.
     let is_anchored = found.is_anchored && raised.is_some();
@@ -91,6 +94,7 @@ pub(super) fn receipt(record: &Record, node: &str, completed_at: &str, done: &Do
         },
         rollback_protection: if is_anchored { "anchor" } else { "none" }.into(),
         resumed: u64::from(job.resumed),
+        supersedes: None,
     }
 }
 

@@ -1,0 +1,133 @@
+//! Nodes in network namespaces of their own, on one bridge.
+
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::{Plan, await_connected};
+use crate::daemon::{self, Daemon, binary, command};
+
+/// Namespaces, each with an end of a cable whose other end is on a bridge in a namespace of its own. Removed when dropped.
+pub(crate) struct Network {
+    name: String,
+    members: usize,
+}
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+impl Network {
+    /// `None`, said in words, where this machine does not let us.
+    pub(crate) fn new(members: usize) -> Option<Network> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let network = Network {
+            name: format!("kvt{}x{number}", std::process::id()),
+            members,
+        };
+        match network.build() {
+            Ok(()) => Some(network),
+            Err(why) => {
+                eprintln!("skipped: network namespaces: {why}");
+                None
+            }
+        }
+    }
+
+    fn build(&self) -> Result<(), String> {
+        let hub = self.space(None);
+        ip(&["netns", "add", &hub])?;
+        ip(&["-n", &hub, "link", "add", "hub", "type", "bridge"])?;
+        ip(&["-n", &hub, "link", "set", "hub", "up"])?;
+        for member in 0..self.members {
+            let (space, port) = (self.space(Some(member)), format!("port{member}"));
+            ip(&["netns", "add", &space])?;
+            ip(&["-n", &space, "link", "set", "lo", "up"])?;
+            ip(&[
+                "-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &space,
+            ])?;
+            ip(&["-n", &hub, "link", "set", &port, "master", "hub", "up"])?;
+            ip(&["-n", &space, "addr", "add", &format!("10.77.0.{}/24", member + 1), "dev", "eth0"])?;
+            ip(&["-n", &space, "link", "set", "eth0", "up"])?;
+        }
+        Ok(())
+    }
+
+    fn space(&self, member: Option<usize>) -> String {
+        match member {
+            Some(member) => format!("{}-{member}", self.name),
+            None => format!("{}-hub", self.name),
+        }
+    }
+
+    pub(crate) fn plan(&self) -> Plan {
+        Plan::of((1..=self.members).map(|member| format!("10.77.0.{member}:7411")).collect())
+    }
+
+    pub(crate) fn start(&self, plan: &Plan, member: usize) -> Daemon {
+        let mut program = Command::new("ip");
+        program
+            .args(["netns", "exec", &self.space(Some(member))])
+            .arg(binary("kv-daemon"))
+            .env("KVTIER_CONFIG", "/dev/null");
+        let flags = plan.flags_of(member);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        Daemon::try_launch(program, daemon::directory(), &flags, &Plan::settings())
+            .unwrap_or_else(|(log, _)| panic!("not ready: {log}"))
+    }
+
+    pub(crate) fn start_all(&self, plan: &Plan) -> Vec<Daemon> {
+        let daemons: Vec<Daemon> = (0..self.members).map(|member| self.start(plan, member)).collect();
+        for daemon in &daemons {
+            await_connected(daemon, self.members - 1);
+        }
+        daemons
+    }
+
+    /// Pulls a member's cable.
+    pub(crate) fn cut(&self, member: usize) {
+        self.set(member, "down");
+    }
+
+    pub(crate) fn join(&self, member: usize) {
+        self.set(member, "up");
+    }
+
+    fn set(&self, member: usize, state: &str) {
+        let done = ip(&["-n", &self.space(None), "link", "set", &format!("port{member}"), state]);
+        done.unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    fn kvctl(&self, member: usize) -> Command {
+        let plain = command("kvctl");
+        let mut kvctl = Command::new("ip");
+        kvctl
+            .args(["netns", "exec", &self.space(Some(member))])
+            .arg(plain.get_program())
+            .env("KVTIER_CONFIG", "/dev/null");
+        kvctl
+    }
+
+    pub(crate) fn purge(&self, member: usize, daemon: &Daemon, arguments: &[&str]) -> Output {
+        self.kvctl(member)
+            .args(["--json", "purge", "team/default", "--state-dir"])
+            .arg(daemon.state())
+            .args(arguments)
+            .output()
+            .expect("kvctl runs")
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for member in (0..self.members).map(Some).chain([None]) {
+            let _ = ip(&["netns", "delete", &self.space(member)]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments).output().map_err(|error| format!("ip: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(format!("ip {}: {words}", arguments.join(" ")))
+}

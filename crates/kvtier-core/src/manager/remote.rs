@@ -1,0 +1,109 @@
+use super::TierManager;
+use super::seal::Origin;
+use crate::host_table::SlotState;
+use crate::index::{NONE, flag};
+use crate::{BlockKey, ClientId, Labels, LeaseId, Parent, Refusal, SealItem, SealRequest, Sealed, Time};
+
+/// What another node needs to know of a leased block to keep a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// The block before it, where it is cached here.
+    pub parent: Parent,
+    /// Tokens in the block.
+    pub tokens: u32,
+    /// What it was put under.
+    pub labels: Labels,
+    /// CRC32C of the payload; `None` until the block leaves host memory or [`TierManager::note_checksum`] says it.
+    pub checksum: Option<u32>,
+}
+
+/// Another node's block, written into a reserved slot and checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// The slot, and what the block is.
+    pub item: SealItem,
+    /// What it was put under there.
+    pub labels: Labels,
+    /// CRC32C of the payload.
+    pub checksum: u32,
+}
+
+impl TierManager {
+    /// What is known of a block that this client leases; `None` for a lease that is not its, or whose block is forgotten.
+    #[must_use]
+    pub fn described(&self, client: ClientId, lease: LeaseId) -> Option<Described> {
+        let entry = self.index.entry(self.block_of_lease(client, lease)?);
+        let parent = match entry.parent {
+            NONE => Parent::Unknown,
+            parent => Parent::Block(self.index.entry(parent).hash),
+        };
+        Some(Described {
+            parent,
+            tokens: u32::from(entry.tokens),
+            labels: self.labels_of(entry),
+            checksum: entry.is(flag::CHECKSUM).then_some(entry.checksum),
+        })
+    }
+
+    /// Remembers the CRC32C of a block that this client leases: it is computed once.
+    pub fn note_checksum(&mut self, client: ClientId, lease: LeaseId, checksum: u32) {
+        let Some(block) = self.block_of_lease(client, lease) else {
+            return;
+        };
+        let entry = self.index.entry_mut(block);
+        if !entry.is(flag::CHECKSUM) {
+            entry.checksum = checksum;
+            entry.set(flag::CHECKSUM);
+        }
+    }
+
+    /// Publishes copies of another node's blocks, as [`TierManager::seal`] publishes puts. One that is cached stays as it is.
+    ///
+    /// # Errors
+    /// `Denied`, `UnknownClient` or `Invalid`; nothing changed then.
+    pub fn seal_copies(
+        &mut self,
+        request: &SealRequest<'_>,
+        copies: &[Copied],
+        now: Time,
+    ) -> Result<Vec<Sealed>, Refusal> {
+        self.advance(now);
+        let place = self.admit(request.client, request.namespace)?;
+        if copies.len() > self.settings.batch_keys_max {
+            return Err(Refusal::Invalid("more items than a batch may have"));
+        }
+        if request.realization.0 as usize >= self.realizations.len() {
+            return Err(Refusal::Invalid("open the realization first"));
+        }
+        let current = request.generation == self.namespaces.at(request.namespace.0).generation;
+        let mut answers = Vec::with_capacity(copies.len());
+        for copy in copies {
+            let key = BlockKey {
+                namespace: request.namespace,
+                realization: request.realization,
+                hash: copy.item.hash,
+            };
+            let answer = self.seal_one(place, key, current, Origin::Copy(copy.labels), &copy.item);
+            if answer == Sealed::Published {
+                self.counters.copies_published += 1;
+                if let Some(block) = self.find(key.namespace, key.realization, key.hash) {
+                    let entry = self.index.entry_mut(block);
+                    entry.checksum = copy.checksum;
+                    entry.set(flag::CHECKSUM);
+                }
+            }
+            answers.push(answer);
+        }
+        self.pump();
+        Ok(answers)
+    }
+
+    fn block_of_lease(&self, client: ClientId, lease: LeaseId) -> Option<u32> {
+        let place = self.clients.find(client)?;
+        let holding = self.leases.find(lease.0).filter(|holding| holding.client == place)?;
+        let slot = self.host.slot(holding.segment, holding.slot);
+        let block = (slot.state == SlotState::Block).then_some(slot.owner)?;
+        let entry = self.index.entry(block);
+        self.is_current(entry).then_some(block)
+    }
+}

@@ -1,0 +1,620 @@
+//! Other nodes: reading blocks from their memory, lending them ours, and keeping what each invalidated from coming back.
+//!
+//! A block of a peer is leased, read by a one-sided transfer into a reserved slot, compared with the checksum that came with
+//! the lease, sealed here and given back there. A peer that is slow, dead, cut off or sends other bytes costs at most the time
+//! that the settings grant, and is a miss. Between nodes only trust domains that the settings name are shared.
+//!
+//! Read first: [`Peers`]; [`reading`] and [`serving`] are the two sides, [`versions`] says when a peer's block may be read at all.
+
+mod channel;
+mod cluster_wire;
+mod generations;
+mod link;
+mod message;
+mod reading;
+mod regions;
+mod serving;
+pub(crate) mod versions;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvtier_core::cluster::ClusterSettings;
+use kvtier_core::{ClientId, NamespaceId, OperationId, TrustDomain};
+use kvtier_transfer::PeerAddress;
+use kvtier_transfer::Transport;
+use kvtier_transfer::rdma::{Verbs, VerbsSettings};
+use kvtier_transfer::tcp::{Secret, Tcp, TcpSettings};
+use parking_lot::{Condvar, Mutex, RwLock};
+use serde::{Deserialize, Serialize};
+
+use self::channel::ClusterSecret;
+use self::generations::Generations;
+pub(crate) use self::generations::Progress;
+use self::link::{Link, Surroundings};
+use self::message::Introduction;
+pub(crate) use self::message::MemberKey;
+use self::reading::{Job, Reading};
+pub(crate) use self::reading::{FetchJob, LookupJob, Scope};
+use self::regions::{Regions, Way};
+use self::serving::{Connections, Given, Server};
+use self::versions::{Counter, VersionBook};
+use super::domains::Domains;
+use super::driver::Driver;
+use super::purging::Purging;
+use super::{StartError, StartProgress, spawn};
+use crate::settings::{CheckedSettings, PeerTransport};
+
+/// Clients of the tier manager that are peers are numbered from here; connections count from 1.
+const FIRST_CLIENT: u64 = 1 << 63;
+/// How often names of members are looked up.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a start waits for members to tell what they invalidated meanwhile.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How one peer fares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerStatus {
+    /// As the settings or the directory name it.
+    pub address: String,
+    /// Of its state directory; empty until it was reached.
+    pub member: String,
+    /// `connected`, or `away`.
+    pub state: String,
+    /// Why it is away; empty when it is connected.
+    pub trouble: String,
+    /// How its memory is read: `verbs` or `tcp`.
+    pub transport: String,
+    /// Connections so far.
+    pub connections: u64,
+    /// Blocks read from it and found right.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Questions that it did not answer in time.
+    pub late: u64,
+    /// Reads that failed.
+    pub failed: u64,
+    /// Blocks whose bytes were not what it said.
+    pub corrupt: u64,
+    /// Answers that were of no use because invalidations are not known to both.
+    pub stale: u64,
+    /// The ways to its memory.
+    pub rails: Vec<RailStatus>,
+}
+
+/// One way to a peer's memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RailStatus {
+    /// `rxe0 to rxe1`, `10.0.0.2:7412`.
+    pub name: String,
+    /// Whether it takes transfers now.
+    pub usable: bool,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Measured while busy.
+    pub bytes_per_second: u64,
+    /// Failures that were its own.
+    pub errors: u64,
+    /// How often it was connected anew.
+    pub reconnects: u64,
+}
+
+/// The node among its peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClusterStatus {
+    /// This node's address among them.
+    pub address: String,
+    /// Of its state directory.
+    pub member: String,
+    /// A majority of a fixed list must renew a member's lease, or it serves nothing.
+    pub fenced: bool,
+    /// Whether it serves now.
+    pub serving: bool,
+    /// Members, this node included.
+    pub members: Vec<String>,
+    /// Why memory is not read by RDMA; empty when it is.
+    pub rdma: String,
+    /// Blocks leased to peers.
+    pub leased_blocks: u64,
+    /// Their bytes.
+    pub leased_bytes: u64,
+    /// Leases that peers did not give back in time.
+    pub leases_expired: u64,
+    /// Questions of peers that were refused.
+    pub refused: u64,
+    /// Segments registered for peers. Gauge.
+    pub segments_registered: u64,
+    /// Renewals that this node asked for.
+    pub renewals: u64,
+    /// How often its lease lapsed.
+    pub lapses: u64,
+    /// Purges that some member has not confirmed. Gauge.
+    pub purges_open: u64,
+    /// The others.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// What everything here shares.
+pub(crate) struct Shared {
+    driver: Arc<Driver>,
+    domains: Arc<Domains>,
+    versions: Arc<VersionBook>,
+    regions: Regions,
+    verbs: Option<Arc<Verbs>>,
+    /// Why there is no RDMA.
+    rdma: String,
+    secret: ClusterSecret,
+    introduction: Introduction,
+    generations: Generations,
+    reading: Reading,
+    links: RwLock<Vec<Arc<Link>>>,
+    given: Given,
+    connections: Connections,
+    lease_ttl: Duration,
+    fetch_timeout: Duration,
+    query_timeout: Duration,
+    next_client: AtomicU64,
+    stopping: AtomicBool,
+    purging: OnceLock<Weak<Purging>>,
+    copying: Copying,
+}
+
+/// Copies under way, so that a deletion can wait for those that began before it.
+#[derive(Default)]
+struct Copying {
+    state: Mutex<(u64, Vec<(u64, NamespaceId)>)>,
+    ended: Condvar,
+}
+
+/// See the module.
+pub(crate) struct Peers {
+    shared: Arc<Shared>,
+    server: Server,
+    surroundings: Arc<Surroundings>,
+    members: Members,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    wake: Arc<(Mutex<bool>, Condvar)>,
+}
+
+/// Where the list of members comes from.
+#[derive(Clone)]
+struct Members {
+    own: String,
+    listed: Vec<String>,
+    dns: Option<String>,
+}
+
+impl Peers {
+    /// Listens, and begins to connect to the others. `None` where the settings name no address to listen at.
+    pub(super) fn start(
+        settings: &CheckedSettings,
+        driver: &Arc<Driver>,
+        domains: &Arc<Domains>,
+        versions: &Arc<VersionBook>,
+        observer: &dyn Fn(StartProgress),
+    ) -> Result<Option<Arc<Peers>>, StartError> {
+        let Some(listen) = settings.peer_listen else { return Ok(None) };
+        let refused = |address: String| move |source: io::Error| StartError::Peers { address, source };
+        let secret = match &settings.peer_secret_file {
+            Some(path) => Some(read_secret(path).map_err(refused(path.display().to_string()))?),
+            None => None,
+        };
+        let listener = TcpListener::bind(listen).map_err(refused(listen.to_string()))?;
+        let bound = listener.local_addr().map_err(refused(listen.to_string()))?;
+        let own = settings.peer_address.clone().unwrap_or_else(|| bound.to_string());
+        let secret = ClusterSecret::new(secret.as_deref().map(Vec::as_slice));
+        let transport_secret = Secret::new(&secret.for_transport());
+        let data_listen = SocketAddr::new(bound.ip(), settings.peer_data_port);
+        let tcp = Tcp::start(TcpSettings {
+            listen: data_listen,
+            connections: settings.peer_connections as usize,
+            secret: Some(transport_secret.clone()),
+            ..TcpSettings::default()
+        })
+        .map_err(refused(data_listen.to_string()))?;
+        let tcp = Arc::new(tcp);
+        let (verbs, rdma) = open_verbs(settings, &transport_secret)?;
+        if let Some(words) = rdma.as_ref() {
+            observer(StartProgress::Note(format!("{words}: peers are read over TCP")));
+        }
+        let PeerAddress::Tcp(data) = tcp.address() else {
+            unreachable!("the address of a TCP transport")
+        };
+        let mut incarnation = [0; 8];
+        getrandom::fill(&mut incarnation).map_err(|error| StartError::Resources(io::Error::other(error)))?;
+        let introduction = Introduction {
+            member: versions.own().to_string(),
+            address: own.clone(),
+            incarnation: u64::from_le_bytes(incarnation),
+            tcp: data.to_string(),
+            verbs: verbs.is_some(),
+        };
+        let members = Members {
+            own: own.clone(),
+            listed: settings.peers.clone(),
+            dns: settings.peers_dns.clone(),
+        };
+        if settings.cluster_fence && !settings.peers.contains(&own) {
+            return Err(StartError::NotAMember { own });
+        }
+        let (generations, queue) = Generations::new(
+            versions.own(),
+            own,
+            members.now(),
+            ClusterSettings {
+                fenced: settings.cluster_fence,
+                lease_ttl: Duration::from_millis(settings.cluster_lease_ms),
+                renew_every: Duration::from_millis(settings.cluster_renew_ms),
+                name_bytes_max: cluster_wire::NAME_BYTES_MAX,
+                ..ClusterSettings::default()
+            },
+        );
+        let (reading, work) = Reading::new(settings.peer_readers as usize);
+        let shared = Arc::new(Shared {
+            regions: Regions::new(Arc::clone(&driver.host), Arc::clone(&tcp), verbs.clone()),
+            driver: Arc::clone(driver),
+            domains: Arc::clone(domains),
+            versions: Arc::clone(versions),
+            verbs: verbs.clone(),
+            rdma: rdma.unwrap_or_default(),
+            secret: secret.clone(),
+            introduction: introduction.clone(),
+            generations,
+            reading,
+            links: RwLock::default(),
+            given: Given::default(),
+            connections: Connections::default(),
+            lease_ttl: Duration::from_millis(settings.peer_lease_ttl_ms),
+            fetch_timeout: Duration::from_millis(settings.peer_fetch_timeout_ms),
+            query_timeout: Duration::from_millis(settings.peer_query_timeout_ms),
+            next_client: AtomicU64::new(FIRST_CLIENT),
+            stopping: AtomicBool::new(false),
+            purging: OnceLock::new(),
+            copying: Copying::default(),
+        });
+        shared.generations.bind(&shared);
+        let surroundings = Arc::new(Surroundings {
+            secret,
+            own: introduction,
+            tcp,
+            with_verbs: verbs.is_some(),
+            verbs,
+        });
+        let mut threads = Vec::new();
+        let machine = Arc::clone(&shared);
+        threads.push(spawn("kvtier-cluster", move || machine.generations.run(&queue))?);
+        for reader in 0..settings.peer_readers {
+            let (shared, work) = (Arc::clone(&shared), work.clone());
+            threads.push(spawn(&format!("kvtier-read-{reader}"), move || shared.read(&work))?);
+        }
+        let server = Server::start(listener, &shared).map_err(StartError::Resources)?;
+        let peers = Arc::new(Peers {
+            shared,
+            server,
+            surroundings,
+            members,
+            threads: Mutex::new(threads),
+            wake: Arc::default(),
+        });
+        peers.follow(&peers.members.now());
+        if peers.members.dns.is_some() {
+            let (following, wake) = (Arc::downgrade(&peers), Arc::clone(&peers.wake));
+            let thread = spawn("kvtier-members", move || {
+                loop {
+                    let mut stop = wake.0.lock();
+                    if *stop || !wake.1.wait_for(&mut stop, RESOLVE_INTERVAL).timed_out() && *stop {
+                        return;
+                    }
+                    drop(stop);
+                    let Some(peers) = following.upgrade() else { return };
+                    let members = peers.members.now();
+                    peers.shared.generations.set_members(members.clone());
+                    peers.follow(&members);
+                }
+            })?;
+            peers.threads.lock().push(thread);
+        }
+        Ok(Some(peers))
+    }
+
+    /// Waits a while for the members that can be reached to say what they invalidated while this node was away.
+    pub(super) fn learn(&self) -> usize {
+        let others = self.shared.generations.members().len().saturating_sub(1);
+        let until = Instant::now() + LEARN_TIMEOUT;
+        self.shared.generations.await_learnt(others, until)
+    }
+
+    pub(super) fn bind(&self, purging: &Arc<Purging>) {
+        let _ = self.shared.purging.set(Arc::downgrade(purging));
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        *self.wake.0.lock() = true;
+        self.wake.1.notify_all();
+        self.server.close();
+        for link in self.shared.links.write().drain(..) {
+            link.close();
+        }
+        self.shared.generations.stop();
+        self.shared.reading.stop();
+        for thread in self.threads.lock().drain(..) {
+            // One that panicked has already said so.
+            let _ = thread.join();
+        }
+    }
+
+    /// Connects to who is new, and lets go of who is a member no more.
+    fn follow(&self, members: &[String]) {
+        let mut links = self.shared.links.write();
+        links.retain(|link| {
+            let stays = members.contains(&link.address);
+            if !stays {
+                link.close();
+            }
+            stays
+        });
+        for address in members.iter().filter(|address| **address != self.members.own) {
+            if links.iter().any(|link| link.address == *address) {
+                continue;
+            }
+            match Link::start(address.clone(), Arc::clone(&self.surroundings)) {
+                Ok(link) => links.push(link),
+                Err(error) => tracing::warn!(%error, "no thread for a peer: raise the limit of processes"),
+            }
+        }
+    }
+}
+
+impl Members {
+    /// Addresses of all members, this node included, in an order that all of them share.
+    fn now(&self) -> Vec<String> {
+        let mut members = self.listed.clone();
+        if let Some(name) = &self.dns {
+            match name.to_socket_addrs() {
+                Ok(addresses) => members.extend(addresses.map(|address| address.to_string())),
+                Err(error) => tracing::warn!(name, %error, "the members' name cannot be looked up"),
+            }
+        }
+        members.push(self.own.clone());
+        members.sort_unstable();
+        members.dedup();
+        members
+    }
+}
+
+impl Shared {
+    /// Takes back what peers hold of a domain: when they have given it back, or after `grace`. Then its memory is registered
+    /// with no peer. False where one may still reach it.
+    pub(crate) fn cut(&self, domain: TrustDomain, grace: Duration) -> bool {
+        let until = Instant::now() + grace.min(self.lease_ttl);
+        while self.connections.lock().values().any(|served| served.holds(domain)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let revoked = self.regions.revoke(domain);
+        for served in self.connections.lock().values() {
+            served.end_leases(domain);
+        }
+        revoked
+    }
+
+    fn links(&self) -> Vec<Arc<Link>> {
+        self.links.read().clone()
+    }
+
+    fn next_client(&self) -> ClientId {
+        ClientId(self.next_client.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether this node may answer anything but misses.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.generations.is_serving()
+    }
+
+    /// Whether blocks that this node does not have may be had from peers.
+    pub(crate) fn may_help(&self, domain: TrustDomain) -> bool {
+        self.domains.is_shared(domain) && self.links.read().iter().any(|link| link.live().is_some())
+    }
+
+    /// Takes a fetch over; hands it back when too many wait.
+    pub(crate) fn fetch_from_peers(&self, job: FetchJob) -> Result<(), FetchJob> {
+        self.reading.submit(Job::Fetch(job)).map_err(|refused| match refused {
+            Job::Fetch(job) => job,
+            Job::Lookup(_) | Job::Stop => unreachable!("what was handed in comes back"),
+        })
+    }
+
+    /// Takes a lookup over; hands it back when too many wait.
+    pub(crate) fn look_at_peers(&self, job: LookupJob) -> Result<(), LookupJob> {
+        self.reading.submit(Job::Lookup(job)).map_err(|refused| match refused {
+            Job::Lookup(job) => job,
+            Job::Fetch(_) | Job::Stop => unreachable!("what was handed in comes back"),
+        })
+    }
+
+    /// Host memory is about to be given back. False where a peer may still reach it.
+    pub(crate) fn close_segment(&self, segment: kvtier_core::SegmentId) -> bool {
+        self.regions.close(segment)
+    }
+
+    /// This node's counters changed: others are told.
+    pub(crate) fn note(&self, counters: &[Counter]) {
+        self.generations.note(counters);
+    }
+
+    /// Keeps what is deleted from a namespace from being read again from peers: what was under way before has ended when this
+    /// returns, and nothing that peers hold of the namespace is read until they have learned of it.
+    pub(crate) fn set_apart(&self, namespace: NamespaceId, name: &str) -> Result<(), crate::keys::KeyError> {
+        let counter = self.versions.set_apart(name)?;
+        self.generations.note(&[counter]);
+        self.copying.wait_for_earlier(namespace);
+        Ok(())
+    }
+
+    /// Carries this node's latest invalidation of a namespace to every member.
+    pub(crate) fn raise(&self, name: &str, within: Duration) -> Option<OperationId> {
+        self.generations.raise(self.versions.own_counter(name)?, within)
+    }
+
+    pub(crate) fn await_reached(&self, operation: OperationId, until: Instant) -> Option<Progress> {
+        self.generations.await_reached(operation, until)
+    }
+
+    pub(crate) fn progress(&self, operation: OperationId) -> Option<Progress> {
+        self.generations.progress(operation)
+    }
+
+    pub(crate) fn members(&self) -> Vec<String> {
+        self.generations.members()
+    }
+
+    /// How this node is called among its members.
+    pub(crate) fn address(&self) -> &str {
+        &self.introduction.address
+    }
+
+    /// Has a member do something, and waits for its answer.
+    pub(crate) fn command_to(&self, address: &str, json: String, until: Instant) -> Option<String> {
+        let link = self.links().into_iter().find(|link| link.address == address)?;
+        match link.ask(&message::Message::Command(json), until) {
+            Ok(message::Message::Answered(answer)) => Some(answer),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    /// Whether members serve only while a majority renews them.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.generations.is_fenced()
+    }
+
+    fn command(&self, json: &str) -> String {
+        match self.purging.get().and_then(Weak::upgrade) {
+            Some(purging) => purging.command_of_peer(json),
+            None => r#"{"error":"the node starts"}"#.into(),
+        }
+    }
+
+    pub(crate) fn status(&self) -> ClusterStatus {
+        let statistics = self.generations.statistics();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let peers = self.links().into_iter().map(|link| {
+            let peer = link.peer();
+            let rail = |rail: kvtier_transfer::RailReport| RailStatus {
+                name: rail.name,
+                usable: rail.usable,
+                bytes: rail.bytes,
+                bytes_per_second: rail.bytes_per_second as u64,
+                errors: rail.errors,
+                reconnects: rail.reconnects,
+            };
+            PeerStatus {
+                address: link.address.clone(),
+                state: if peer.is_some() { "connected" } else { "away" }.into(),
+                trouble: if peer.is_some() { String::new() } else { link.trouble() },
+                member: peer.map(|peer| peer.member).unwrap_or_default(),
+                transport: match link.way() {
+                    Some(Way::Verbs) => "verbs".into(),
+                    Some(Way::Tcp) => "tcp".into(),
+                    None => String::new(),
+                },
+                connections: load(&link.counts.connections),
+                blocks: load(&link.counts.blocks),
+                bytes: load(&link.counts.bytes),
+                late: load(&link.counts.late),
+                failed: load(&link.counts.failed),
+                corrupt: load(&link.counts.corrupt),
+                stale: load(&link.counts.stale),
+                rails: link.rails().into_iter().map(rail).collect(),
+            }
+        });
+        ClusterStatus {
+            address: self.introduction.address.clone(),
+            member: self.introduction.member.clone(),
+            fenced: self.is_fenced(),
+            serving: self.is_serving(),
+            members: self.members(),
+            rdma: self.rdma.clone(),
+            leased_blocks: load(&self.given.blocks),
+            leased_bytes: load(&self.given.bytes),
+            leases_expired: load(&self.given.expired),
+            refused: load(&self.given.refused),
+            segments_registered: self.regions.count() as u64,
+            renewals: statistics.rounds,
+            lapses: statistics.lapses,
+            purges_open: statistics.operations,
+            peers: peers.collect(),
+        }
+    }
+}
+
+impl Copying {
+    fn begin(&self, namespace: NamespaceId) -> u64 {
+        let mut state = self.state.lock();
+        state.0 += 1;
+        let ticket = state.0;
+        state.1.push((ticket, namespace));
+        ticket
+    }
+
+    fn end(&self, ticket: u64) {
+        self.state.lock().1.retain(|(other, _)| *other != ticket);
+        self.ended.notify_all();
+    }
+
+    fn wait_for_earlier(&self, namespace: NamespaceId) {
+        let mut state = self.state.lock();
+        let last = state.0;
+        while state.1.iter().any(|(ticket, other)| *ticket <= last && *other == namespace) {
+            self.ended.wait(&mut state);
+        }
+    }
+}
+
+fn read_secret(path: &Path) -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
+    let bytes = zeroize::Zeroizing::new(std::fs::read(path)?);
+    let trimmed = zeroize::Zeroizing::new(bytes.trim_ascii().to_vec());
+    if trimmed.len() < 16 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a cluster's secret has at least 16 bytes",
+        ));
+    }
+    Ok(trimmed)
+}
+
+fn open_verbs(
+    settings: &CheckedSettings,
+    secret: &Secret,
+) -> Result<(Option<Arc<Verbs>>, Option<String>), StartError> {
+    if settings.peer_transport == PeerTransport::Tcp {
+        return Ok((None, None));
+    }
+    // Handshakes go over the peers' own channel; this port is for those of the transport itself.
+    let opened = Verbs::start(VerbsSettings {
+        devices: settings.peer_devices.clone(),
+        secret: Some(secret.clone()),
+        ..VerbsSettings::default()
+    });
+    match opened {
+        Ok(verbs) => Ok((Some(Arc::new(verbs)), None)),
+        Err(error) if settings.peer_transport == PeerTransport::Verbs => Err(StartError::Rdma(error.to_string())),
+        Err(error) => Ok((None, Some(error.to_string()))),
+    }
+}

@@ -1,0 +1,536 @@
+//! Reads blocks from peers: lease, one-sided read into a reserved slot, check, seal, release.
+//!
+//! A client's fetch that misses here is taken over by one of a few threads. What it finds with peers becomes a block of this node,
+//! and then the fetch is answered as any other. Whatever goes wrong on the way is a miss, after the time that the settings grant at the latest.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use kvtier_core::{
+    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent, Realization,
+    RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
+};
+use kvtier_transfer::{Cause, Direction, Piece, RemoteRegion, Transfer};
+use parking_lot::Mutex;
+
+use super::Shared;
+use super::link::{Link, Live, Unanswered};
+use super::message::{Acquired, Held, Keys, Message, Versions};
+use super::regions::Way;
+use super::serving::request;
+use crate::node::driver::Waiter;
+use crate::node::outbox::{Notice, Outbox};
+
+/// Fetches that wait for a thread, for each of them.
+const WAITING_A_THREAD: usize = 64;
+
+/// Blocks of one namespace and realization, as a session names them.
+#[derive(Clone, Copy)]
+pub(crate) struct Scope {
+    pub(crate) client: ClientId,
+    pub(crate) domain: TrustDomain,
+    pub(crate) namespace: NamespaceId,
+    pub(crate) realization: RealizationId,
+}
+
+/// A client's fetch.
+pub(crate) struct FetchJob {
+    pub(crate) scope: Scope,
+    pub(crate) hashes: Vec<BlockHash>,
+    pub(crate) which: FetchScope,
+    pub(crate) hints: Hints,
+    pub(crate) deadline: Instant,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) request: u64,
+}
+
+/// A client's lookup.
+pub(crate) struct LookupJob {
+    pub(crate) scope: Scope,
+    pub(crate) hashes: Vec<BlockHash>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) request: u64,
+}
+
+pub(super) enum Job {
+    Fetch(FetchJob),
+    Lookup(LookupJob),
+    Stop,
+}
+
+/// The queue of the reading threads.
+pub(super) struct Reading {
+    jobs: Sender<Job>,
+    threads: usize,
+    clients: Mutex<HashMap<TrustDomain, ClientId>>,
+}
+
+/// A block that a peer holds for us.
+struct Found {
+    /// Place among the keys asked for.
+    position: usize,
+    link: Arc<Link>,
+    live: Arc<Live>,
+    region: Arc<RemoteRegion>,
+    held: Held,
+}
+
+impl Reading {
+    pub(super) fn new(threads: usize) -> (Reading, Receiver<Job>) {
+        let (jobs, work) = crossbeam_channel::bounded(threads * WAITING_A_THREAD);
+        let reading = Reading {
+            jobs,
+            threads,
+            clients: Mutex::default(),
+        };
+        (reading, work)
+    }
+
+    /// False when so much waits already that peers are of no help.
+    pub(super) fn submit(&self, job: Job) -> Result<(), Job> {
+        self.jobs.try_send(job).map_err(|refused| match refused {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+        })
+    }
+
+    pub(super) fn stop(&self) {
+        for _ in 0..self.threads {
+            let _ = self.jobs.send_timeout(Job::Stop, Duration::from_secs(1));
+        }
+    }
+}
+
+impl Shared {
+    /// A reading thread.
+    pub(super) fn read(self: &Arc<Self>, work: &Receiver<Job>) {
+        while let Ok(job) = work.recv() {
+            match job {
+                Job::Stop => return,
+                Job::Fetch(job) => self.fetch(job),
+                Job::Lookup(job) => self.lookup(job),
+            }
+        }
+    }
+
+    fn fetch(&self, job: FetchJob) {
+        let begun = Instant::now();
+        let until = job.deadline.min(begun + self.fetch_timeout);
+        let ticket = self.copying.begin(job.scope.namespace);
+        let copied = self.copy_from_peers(&job, until);
+        self.copying.end(ticket);
+        // Whether or not anything came: what is here now is the answer.
+        let answer = self.driver.with(|decider, now| {
+            let left = job.deadline.saturating_duration_since(Instant::now());
+            let asked = Request {
+                hints: job.hints,
+                deadline: now.after(left),
+                ..request(job.scope.client, job.scope.namespace, job.scope.realization, &job.hashes, now)
+            };
+            let answer = decider.manager.fetch(&asked, job.which, now);
+            if let Ok(Answer::Pending(operation)) = answer {
+                let outbox = Arc::clone(&job.outbox);
+                decider.wait(
+                    operation,
+                    Waiter::Session {
+                        outbox,
+                        request: job.request,
+                    },
+                );
+            }
+            answer
+        });
+        let mut results = match answer {
+            Ok(Answer::Pending(_)) => return,
+            Ok(Answer::Ready(results)) => results,
+            Err(_) => vec![Fetched::Miss; job.hashes.len()],
+        };
+        for position in copied {
+            if let Some(Fetched::Leased { tier, .. }) = results.get_mut(position) {
+                *tier = Tier::Remote;
+            }
+        }
+        job.outbox.push(Notice::Fetched {
+            request: job.request,
+            results,
+        });
+    }
+
+    fn lookup(&self, job: LookupJob) {
+        let LookupJob { scope, hashes, .. } = &job;
+        let looked = self.driver.with(|decider, now| {
+            let asked = request(scope.client, scope.namespace, scope.realization, hashes, now);
+            let tiers = decider.manager.lookup(&asked, now);
+            (tiers, decider.manager.generation(scope.namespace))
+        });
+        let (tiers, generation) = (looked.0.unwrap_or_else(|_| vec![None; hashes.len()]), looked.1);
+        let missing: Vec<usize> = positions(&tiers, |tier| tier.is_none());
+        let mut tiers = tiers;
+        if let Some((keys, versions)) = self.question(*scope, hashes, &missing) {
+            let until = Instant::now() + self.query_timeout;
+            for (_, _, found) in self.locate(&keys, &versions, until) {
+                for (&position, tier) in missing.iter().zip(found) {
+                    if tier.is_some() {
+                        tiers[position] = Some(Tier::Remote);
+                    }
+                }
+            }
+        }
+        job.outbox.push(Notice::Found {
+            request: job.request,
+            generation,
+            tiers,
+        });
+    }
+
+    /// What to ask peers, and the list that theirs must equal; `None` where nothing is to be asked.
+    fn question(&self, scope: Scope, hashes: &[BlockHash], positions: &[usize]) -> Option<(Keys, Versions)> {
+        if positions.is_empty() || !self.generations.is_serving() {
+            return None;
+        }
+        let label = self.driver.recorder.register.label(scope.namespace)?;
+        self.domains.shared(&label.domain)?;
+        let namespace = format!("{}/{}", label.domain, label.name);
+        let versions = self.versions.of(scope.namespace, &namespace)?;
+        let realization = self.driver.recorder.realizations.entries();
+        let Realization(realization) = (*realization.get(scope.realization.0 as usize)?)?;
+        let keys = Keys {
+            namespace,
+            realization,
+            hashes: positions.iter().map(|&position| hashes[position]).collect(),
+        };
+        Some((keys, versions))
+    }
+
+    /// Asks every peer at once what it has, and waits for all until the deadline. Those with other invalidations have nothing.
+    fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<(Arc<Link>, Arc<Live>, Vec<Option<Tier>>)> {
+        let question = Message::Locate(keys.clone());
+        let asked: Vec<_> = self
+            .links()
+            .into_iter()
+            .filter_map(|link| {
+                let live = link.live()?;
+                let answer = live.ask(&question);
+                Some((link, live, answer))
+            })
+            .collect();
+        let mut found = Vec::new();
+        for (link, live, answer) in asked {
+            match link.answer(answer, until) {
+                Ok(Message::Located { versions: theirs, tiers }) if tiers.len() == keys.hashes.len() => {
+                    if theirs == *versions {
+                        found.push((link, live, tiers));
+                    } else if tiers.iter().any(Option::is_some) {
+                        link.counts.stale.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        found
+    }
+
+    /// Which of the missing blocks to ask which peer for: each as far as it reaches, the farthest first.
+    fn assign(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> Vec<(Arc<Link>, Arc<Live>, Vec<usize>)> {
+        let links = self.links();
+        let mut reachable: Vec<_> = links.into_iter().filter_map(|link| Some((Arc::clone(&link), link.live()?))).collect();
+        if reachable.len() <= 1 {
+            // One trip less: it says itself what it does not have.
+            let everything = (0..keys.hashes.len()).collect::<Vec<_>>();
+            return reachable.drain(..).map(|(link, live)| (link, live, everything.clone())).collect();
+        }
+        let mut found = self.locate(keys, versions, until.min(Instant::now() + self.query_timeout));
+        let mut assigned: Vec<(Arc<Link>, Arc<Live>, Vec<usize>)> = Vec::new();
+        let mut taken = vec![false; keys.hashes.len()];
+        match which {
+            FetchScope::Each => found.sort_by_key(|(_, _, tiers)| std::cmp::Reverse(tiers.iter().flatten().count())),
+            FetchScope::Prefix => found.sort_by_key(|(_, _, tiers)| {
+                std::cmp::Reverse(tiers.iter().position(Option::is_none).unwrap_or(tiers.len()))
+            }),
+        }
+        for (link, live, tiers) in found {
+            let mine: Vec<usize> = positions(&tiers, Option::is_some)
+                .into_iter()
+                .filter(|&place| !std::mem::replace(&mut taken[place], true))
+                .collect();
+            if !mine.is_empty() {
+                assigned.push((link, live, mine));
+            }
+        }
+        if which == FetchScope::Prefix {
+            let gap = taken.iter().position(|taken| !taken).unwrap_or(taken.len());
+            for (_, _, places) in &mut assigned {
+                places.retain(|&place| place < gap);
+            }
+            assigned.retain(|(_, _, places)| !places.is_empty());
+        }
+        assigned
+    }
+
+    /// Makes blocks of peers blocks of this node. The positions of those that came.
+    fn copy_from_peers(&self, job: &FetchJob, until: Instant) -> Vec<usize> {
+        let scope = job.scope;
+        let looked = self.driver.with(|decider, now| {
+            let asked = request(scope.client, scope.namespace, scope.realization, &job.hashes, now);
+            // Together: what is written under this generation was looked for by the list that belongs to it.
+            let generation = decider.manager.generation(scope.namespace);
+            (decider.manager.lookup(&asked, now), generation)
+        });
+        let (Ok(tiers), generation) = looked else { return Vec::new() };
+        let missing = positions(&tiers, |tier| tier.is_none());
+        let Some((keys, versions)) = self.question(scope, &job.hashes, &missing) else {
+            return Vec::new();
+        };
+        let found = self.acquire(&keys, &versions, job.which, until);
+        if found.is_empty() {
+            return Vec::new();
+        }
+        let useful = match job.which {
+            FetchScope::Each => found.len(),
+            // Behind a gap nothing is of use.
+            FetchScope::Prefix => found.iter().zip(0..).take_while(|(block, place)| block.position == *place).count(),
+        };
+        let copied = self.take_over(job, generation, &missing, &found[..useful], until);
+        let mut leases: Vec<(Arc<Live>, Vec<u64>)> = Vec::new();
+        for block in &found {
+            match leases.iter_mut().find(|(live, _)| Arc::ptr_eq(live, &block.live)) {
+                Some((_, held)) => held.push(block.held.lease),
+                None => leases.push((Arc::clone(&block.live), vec![block.held.lease])),
+            }
+        }
+        for (live, held) in leases {
+            live.tell(&Message::Release(held));
+        }
+        copied
+    }
+
+    /// Leases at the peers that have them. Positions are places in `keys`.
+    fn acquire(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> Vec<Found> {
+        let left = until.saturating_duration_since(Instant::now());
+        let asked: Vec<_> = self
+            .assign(keys, versions, which, until)
+            .into_iter()
+            .map(|(link, live, places)| {
+                let question = Message::Acquire {
+                    // Half of the time is for the bytes.
+                    wait_ms: u32::try_from(left.as_millis() / 2).unwrap_or(u32::MAX),
+                    keys: Keys {
+                        hashes: places.iter().map(|&place| keys.hashes[place]).collect(),
+                        ..keys.clone()
+                    },
+                };
+                let answer = live.ask(&question);
+                (link, live, places, answer)
+            })
+            .collect();
+        let mut found = Vec::new();
+        for (link, live, places, answer) in asked {
+            let (theirs, regions, outcomes) = match link.answer(answer, until) {
+                Ok(Message::Leased {
+                    versions,
+                    regions,
+                    outcomes,
+                }) if outcomes.len() == places.len() => (versions, regions, outcomes),
+                Ok(_) | Err(Unanswered::Away | Unanswered::Late) => continue,
+            };
+            let regions: Vec<Option<Arc<RemoteRegion>>> = regions
+                .iter()
+                .map(|region| RemoteRegion::decode(region).ok().map(Arc::new))
+                .collect();
+            let (mut usable, mut unused) = (Vec::new(), Vec::new());
+            for (&position, outcome) in places.iter().zip(&outcomes) {
+                let Acquired::Held(held) = *outcome else { continue };
+                let region = regions.get(held.region as usize).cloned().flatten();
+                match region {
+                    Some(region) if theirs == *versions => usable.push(Found {
+                        position,
+                        link: Arc::clone(&link),
+                        live: Arc::clone(&live),
+                        region,
+                        held,
+                    }),
+                    _ => unused.push(held.lease),
+                }
+            }
+            if !unused.is_empty() {
+                link.counts.stale.fetch_add(1, Ordering::Relaxed);
+                live.tell(&Message::Release(unused));
+            }
+            found.append(&mut usable);
+        }
+        found.sort_by_key(|block| block.position);
+        found
+    }
+
+    /// Reserves, reads, checks and seals. The positions among the client's keys of those that came.
+    fn take_over(&self, job: &FetchJob, generation: Generation, missing: &[usize], found: &[Found], until: Instant) -> Vec<usize> {
+        let scope = job.scope;
+        let Some(own) = self.own_client(scope.domain) else { return Vec::new() };
+        let hashes: Vec<BlockHash> = found.iter().map(|block| job.hashes[missing[block.position]]).collect();
+        let lengths: Vec<u32> = found.iter().map(|block| block.held.length).collect();
+        let Some(reserved) = self.reserve(own, scope, &hashes, &lengths, until) else {
+            return Vec::new();
+        };
+        let mut slots: Vec<(&Found, ReservationId, Extent)> = Vec::new();
+        for (block, reserved) in found.iter().zip(&reserved) {
+            if let Reserved::Granted { reservation, extent } = *reserved {
+                slots.push((block, reservation, extent));
+            }
+        }
+        let arrived = self.transfer(scope.domain, &slots, until);
+        let (mut copies, mut places, mut abandoned) = (Vec::new(), Vec::new(), Vec::new());
+        for ((block, reservation, extent), arrived) in slots.into_iter().zip(arrived) {
+            if !arrived || !self.is_right(block, &extent) {
+                abandoned.push(reservation);
+                continue;
+            }
+            let position = missing[block.position];
+            let before = position.checked_sub(1).map(|before| Parent::Block(job.hashes[before]));
+            copies.push(Copied {
+                item: SealItem {
+                    reservation,
+                    hash: job.hashes[position],
+                    // A fetch names a prefix in order; else the holder's word counts.
+                    parent: match (job.which, before) {
+                        (FetchScope::Prefix, Some(parent)) => parent,
+                        _ => block.held.parent,
+                    },
+                    length: extent.length,
+                    tokens: block.held.tokens,
+                },
+                labels: block.held.labels,
+                checksum: block.held.checksum,
+            });
+            places.push(position);
+        }
+        let sealed = self.driver.with(|decider, now| {
+            decider.manager.abandon(own, &abandoned, now);
+            let asked = SealRequest {
+                client: own,
+                namespace: scope.namespace,
+                realization: scope.realization,
+                generation,
+                label: None,
+                items: &[],
+            };
+            decider.manager.seal_copies(&asked, &copies, now)
+        });
+        let Ok(sealed) = sealed else { return Vec::new() };
+        let there = |outcome: &Sealed| matches!(outcome, Sealed::Published | Sealed::Present);
+        places.into_iter().zip(&sealed).filter(|(_, outcome)| there(outcome)).map(|(place, _)| place).collect()
+    }
+
+    fn reserve(
+        &self,
+        own: ClientId,
+        scope: Scope,
+        hashes: &[BlockHash],
+        lengths: &[u32],
+        until: Instant,
+    ) -> Option<Vec<Reserved>> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let answer = self.driver.with(|decider, now| {
+            let asked = Request {
+                deadline: now.after(until.saturating_duration_since(Instant::now())),
+                ..request(own, scope.namespace, scope.realization, hashes, now)
+            };
+            let answer = decider.manager.reserve(&asked, lengths, now);
+            if let Ok(Answer::Pending(operation)) = answer {
+                decider.wait(operation, Waiter::Reader(sender));
+            }
+            answer
+        });
+        match answer {
+            Ok(Answer::Ready(reserved)) => Some(reserved),
+            // The manager answers at the deadline; a little later it has failed to.
+            Ok(Answer::Pending(_)) => receiver.recv_deadline(until + Duration::from_secs(5)).ok(),
+            Err(_) => None,
+        }
+    }
+
+    /// Moves the bytes, one batch for each peer, and waits until nothing touches the slots any more. Which of them arrived.
+    fn transfer(&self, domain: TrustDomain, slots: &[(&Found, ReservationId, Extent)], until: Instant) -> Vec<bool> {
+        let mut batches: Vec<(&Found, Vec<usize>, Vec<Piece>)> = Vec::new();
+        for (place, (block, _, extent)) in slots.iter().enumerate() {
+            if block.live.way == Way::Verbs && self.regions.of(extent.segment, domain, Way::Verbs).is_err() {
+                continue;
+            }
+            let Ok(local) = self.driver.host.slice(extent) else { continue };
+            let Ok(remote) = block.region.slice(block.held.offset, u64::from(block.held.length)) else {
+                continue;
+            };
+            let piece = Piece {
+                local,
+                remote,
+                direction: Direction::Read,
+            };
+            match batches.iter_mut().find(|(first, _, _)| Arc::ptr_eq(&first.live, &block.live)) {
+                Some((_, places, pieces)) => {
+                    places.push(place);
+                    pieces.push(piece);
+                }
+                None => batches.push((block, vec![place], vec![piece])),
+            }
+        }
+        let mut arrived = vec![false; slots.len()];
+        let left = until.saturating_duration_since(Instant::now());
+        let running: Vec<(&Found, Vec<usize>, Option<Transfer>)> = batches
+            .into_iter()
+            .map(|(block, places, pieces)| (block, places, block.live.data.submit(pieces, left).ok()))
+            .collect();
+        for (block, places, transfer) in running {
+            match transfer.map(Transfer::wait) {
+                Some(Ok(())) => {
+                    for place in places {
+                        arrived[place] = true;
+                    }
+                }
+                outcome => {
+                    block.link.counts.failed.fetch_add(1, Ordering::Relaxed);
+                    if let Some(Err(error)) = outcome
+                        && !matches!(error.cause, Cause::Deadline)
+                    {
+                        tracing::debug!(peer = block.link.address, %error, "a read from a peer failed");
+                    }
+                }
+            }
+        }
+        arrived
+    }
+
+    /// Whether what arrived is what the peer said it sends. What is not is zeroed.
+    fn is_right(&self, block: &Found, extent: &Extent) -> bool {
+        let Ok(slice) = self.driver.host.slice(extent) else { return false };
+        if slice.crc32c() == block.held.checksum {
+            block.link.counts.blocks.fetch_add(1, Ordering::Relaxed);
+            block.link.counts.bytes.fetch_add(u64::from(extent.length), Ordering::Relaxed);
+            return true;
+        }
+        slice.zero();
+        block.link.counts.corrupt.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            peer = block.link.address,
+            "a peer's bytes are not what it said it sends: a miss"
+        );
+        false
+    }
+
+    /// This node itself as a client of a domain.
+    fn own_client(&self, domain: TrustDomain) -> Option<ClientId> {
+        let mut clients = self.reading.clients.lock();
+        if let Some(client) = clients.get(&domain) {
+            return Some(*client);
+        }
+        let client = self.next_client();
+        let connected = self.driver.with(|decider, now| decider.manager.connect(client, domain, now));
+        connected.ok()?;
+        clients.insert(domain, client);
+        Some(client)
+    }
+}
+
+fn positions<T>(items: &[T], wanted: impl Fn(&T) -> bool) -> Vec<usize> {
+    (0..items.len()).filter(|&position| wanted(&items[position])).collect()
+}

@@ -1,0 +1,101 @@
+use serde::{Deserialize, Serialize};
+
+use super::{Settings, SettingsError};
+
+/// Members that a cluster's list may have.
+const MEMBERS_MAX: usize = 64;
+
+/// How blocks are read from peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerTransport {
+    /// By RDMA where both nodes have it, else over TCP; said once in words.
+    #[default]
+    Auto,
+    /// Over TCP.
+    Tcp,
+    /// By RDMA, or a start error. A peer without it is read over TCP.
+    Verbs,
+}
+
+impl Settings {
+    pub(super) fn check_peers(&self) -> Result<(), SettingsError> {
+        let refuse = |field: &'static str, value: String, remedy: &str| {
+            Err(SettingsError {
+                field,
+                value,
+                remedy: remedy.to_owned(),
+            })
+        };
+        let Some(listen) = self.peer_listen else {
+            if !self.peers.is_empty() || self.peers_dns.is_some() || self.cluster_fence {
+                return refuse("peer_listen", "none".into(), "name the address at which peers reach this node");
+            }
+            return Ok(());
+        };
+        if !listen.ip().is_loopback() && self.peer_secret_file.is_none() {
+            return refuse(
+                "peer_listen",
+                listen.to_string(),
+                "beyond loopback peers need a secret in common: set peer_secret_file",
+            );
+        }
+        if self.peer_address.is_none() && (listen.ip().is_unspecified() || self.cluster_fence) {
+            return refuse(
+                "peer_address",
+                "none".into(),
+                "name this node as the others' list names it: HOST:PORT",
+            );
+        }
+        for address in self.peers.iter().chain(&self.peer_address).chain(&self.peers_dns) {
+            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            if port.is_none() || address.len() > 256 || address.contains('@') {
+                return refuse("peers", format!("{address:?}"), "each is HOST:PORT");
+            }
+        }
+        if self.peers.len() > MEMBERS_MAX {
+            return refuse("peers", self.peers.len().to_string(), "at most 64 members");
+        }
+        if self.cluster_fence && (self.peers.len() < 3 || self.peers_dns.is_some()) {
+            return refuse(
+                "cluster_fence",
+                "true".into(),
+                "it needs a fixed list of at least three members in peers, this node among them, and no peers_dns",
+            );
+        }
+        for (field, value) in [
+            ("peer_connections", u64::from(self.peer_connections)),
+            ("peer_readers", u64::from(self.peer_readers)),
+            ("peer_lease_ttl_ms", self.peer_lease_ttl_ms),
+            ("peer_fetch_timeout_ms", self.peer_fetch_timeout_ms),
+            ("peer_query_timeout_ms", self.peer_query_timeout_ms),
+            ("cluster_renew_ms", self.cluster_renew_ms),
+        ] {
+            if value == 0 || value > 3_600_000 {
+                return refuse(field, value.to_string(), "at least 1, and at most 3600000");
+            }
+        }
+        if self.peer_connections > 64 || self.peer_readers > 256 {
+            return refuse(
+                "peer_readers",
+                self.peer_readers.to_string(),
+                "at most 256, with at most 64 peer_connections",
+            );
+        }
+        if self.peer_lease_ttl_ms <= self.peer_fetch_timeout_ms || self.peer_lease_ttl_ms >= self.lease_ttl_ms {
+            return refuse(
+                "peer_lease_ttl_ms",
+                self.peer_lease_ttl_ms.to_string(),
+                "above the peer_fetch_timeout_ms of every member, below lease_ttl_ms: a block stays for as long as somebody may read it",
+            );
+        }
+        if self.cluster_lease_ms <= 2 * self.cluster_renew_ms {
+            return refuse(
+                "cluster_lease_ms",
+                self.cluster_lease_ms.to_string(),
+                "more than twice cluster_renew_ms, the same on all members",
+            );
+        }
+        Ok(())
+    }
+}
