@@ -118,6 +118,9 @@ pub(crate) struct Flags {
     /// A name whose addresses are members too, such as a headless service's
     #[arg(long, value_name = "NAME:PORT")]
     peers_dns: Option<String>,
+    /// A Redis server where members find each other
+    #[arg(long, value_name = "redis://HOST:PORT")]
+    peers_redis: Option<String>,
     /// A file whose content all members know and nobody else
     #[arg(long, value_name = "FILE")]
     peer_secret_file: Option<String>,
@@ -184,6 +187,7 @@ impl Flags {
             ("peer_address", "--peer-address", self.peer_address),
             ("peers", "--peers", self.peers),
             ("peers_dns", "--peers-dns", self.peers_dns),
+            ("peers_redis", "--peers-redis", self.peers_redis),
             ("peer_secret_file", "--peer-secret-file", self.peer_secret_file),
             ("peer_transport", "--peer-transport", self.peer_transport),
             ("cluster_fence", "--cluster-fence", self.cluster_fence),

@@ -28,6 +28,9 @@ const OTHER_VARIABLES: [&str; 6] = [
     "KVTIER_BIN_DIR",
 ];
 
+/// Fields that a text separated by commas may stand for.
+const LISTS: [&str; 2] = ["peers", "peer_devices"];
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -293,8 +296,8 @@ impl Draft {
             candidates.push(size::parse(text).map(Value::from));
         } else {
             candidates.push(Ok(Value::String(text.to_string())));
-            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-            if !text.starts_with('[') {
+            if LISTS.contains(&field) && !text.starts_with('[') {
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
                 candidates.push(Ok(Value::from(parts.collect::<Vec<_>>())));
             }
             if let Ok(value) = serde_json::from_str::<Value>(text) {

@@ -187,7 +187,7 @@ enum Bench {
 
 #[derive(Clone, Debug, Args)]
 struct TransferBenchOptions {
-    /// Transports: loopback, shm, tcp, verbs [default: all that this machine has]
+    /// Transports: loopback, shm, tcp, verbs; nodes for gets of another node's blocks [default: all that this machine has]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     transports: Vec<String>,
     /// Sizes of a piece, such as 1MiB [default: 16KiB,64KiB,1MiB,4MiB]

@@ -9,8 +9,10 @@
 //!   is, against a loop of RDMA reads of the same size over one queue pair of the same device.
 //! - Each round runs ours and the raw way one after the other, for the same time; the ratio is of one round. Load that comes
 //!   and goes falls on both.
+//! - `nodes`: a client gets blocks that another node has: question, lease, read, check, seal and answer, beside that raw socket.
 //! - What was read is compared once for each case, outside the measured time.
 
+mod nodes;
 mod row;
 mod stand;
 
@@ -66,10 +68,10 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
     if let Some(unknown) = options
         .transports
         .iter()
-        .find(|name| !TRANSPORTS.contains(&name.as_str()))
+        .find(|name| !TRANSPORTS.contains(&name.as_str()) && *name != "nodes")
     {
         return Err(BenchError::Options(format!(
-            "no transport {unknown}: there are {}",
+            "no transport {unknown}: there are {}, and nodes for whole nodes over TCP",
             TRANSPORTS.join(", ")
         )));
     }
@@ -112,6 +114,9 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
             }
         }
     }
+    if options.transports.is_empty() || options.transports.iter().any(|name| name == "nodes") {
+        rows.extend(nodes::run(&sizes, options.rounds(), options.quick, say)?);
+    }
     Ok(rows)
 }
 
@@ -151,17 +156,6 @@ fn measure(
     }
     let of = |turns: &[Turn], figure: fn(&Turn) -> f64| median(turns.iter().map(figure).collect());
     let ratios = turns.iter().zip(&raw_turns).map(|(ours, raw)| ours.gbps / raw.gbps);
-    let percentile = |times: &mut Vec<f64>, part: f64| {
-        times.sort_by(f64::total_cmp);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "an index"
-        )]
-        let at = ((times.len() - 1) as f64 * part).round() as usize;
-        times[at]
-    };
     Ok(Row {
         case: "read",
         transport,
@@ -204,6 +198,18 @@ fn turn(
         gbps: gigabytes / seconds,
         cpu_s_per_gb: (cpu() - cpu_before).as_secs_f64() / gigabytes,
     })
+}
+
+fn percentile(times: &mut [f64], part: f64) -> f64 {
+    times.sort_by(f64::total_cmp);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index"
+    )]
+    let at = ((times.len() - 1) as f64 * part).round() as usize;
+    times[at]
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {

@@ -210,6 +210,12 @@ pub struct Settings {
     pub peers: Vec<String>,
     /// A name whose addresses are members too, `NAME:PORT`, looked up every five seconds. Default none.
     pub peers_dns: Option<String>,
+    /// A Redis server where members find each other, `redis://[USER@]HOST:PORT[/DB]`. Needs the feature `redis`. Default none.
+    pub peers_redis: Option<String>,
+    /// File of that server's password. Default none.
+    pub peers_redis_password_file: Option<PathBuf>,
+    /// What this cluster is called there: servers may be shared. Default `kvtier`.
+    pub cluster_name: String,
     /// A file whose content, at least 16 bytes, all members know and nobody else. Default none: for loopback only.
     pub peer_secret_file: Option<PathBuf>,
     /// How blocks are read from peers. Default `auto`.
@@ -290,6 +296,9 @@ impl Default for Settings {
             peer_address: None,
             peers: Vec::new(),
             peers_dns: None,
+            peers_redis: None,
+            peers_redis_password_file: None,
+            cluster_name: "kvtier".into(),
             peer_secret_file: None,
             peer_transport: PeerTransport::Auto,
             peer_devices: Vec::new(),

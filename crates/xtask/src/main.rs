@@ -14,6 +14,7 @@ mod lmcache;
 mod outcome;
 mod process;
 mod python;
+mod remote;
 mod replay;
 mod restart;
 mod runner;

@@ -9,6 +9,7 @@ use crate::lmcache;
 use crate::outcome::{Failure, Tally};
 use crate::process::{self, Stream};
 use crate::python;
+use crate::remote;
 use crate::transfer;
 use crate::workspace::Workspace;
 
@@ -16,11 +17,7 @@ use crate::workspace::Workspace;
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Suites that a later version brings. They are listed and never pretended: naming one exits 69.
-const LATER: [(&str, &str); 2] = [
-    (
-        "remote",
-        "needs the remote tiers (Redis, S3), which this version does not have yet",
-    ),
+const LATER: [(&str, &str); 1] = [
     ("gpu", "needs the GPU tier, which this version does not have yet"),
 ];
 
@@ -28,7 +25,7 @@ const LATER: [(&str, &str); 2] = [
 type Beside = fn(&Workspace) -> Result<Tally, Failure>;
 
 /// Suites that need more than cargo. They run when they are named, and a run that names none lists them.
-const BESIDE: [(&str, Beside, &str); 5] = [
+const BESIDE: [(&str, Beside, &str); 6] = [
     (
         "python",
         python::test,
@@ -48,6 +45,11 @@ const BESIDE: [(&str, Beside, &str); 5] = [
         "transfer",
         transfer::test,
         "is among the tests of kvtier-transfer; by this name it insists on loopback, shm and tcp",
+    ),
+    (
+        "remote",
+        remote::test,
+        "needs a Redis server, which its first run takes from Debian's packages",
     ),
     (
         "rdma",

@@ -7,7 +7,7 @@
 mod archive;
 mod image;
 mod kernel;
-mod packages;
+pub(crate) mod packages;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -94,7 +94,7 @@ impl VerbsWorld {
 }
 
 /// Where what was made once is kept.
-fn cache() -> Result<PathBuf, Failure> {
+pub(crate) fn cache() -> Result<PathBuf, Failure> {
     match (std::env::var_os("KVTIER_CACHE"), std::env::var_os("HOME")) {
         (Some(directory), _) => Ok(PathBuf::from(directory)),
         (None, Some(home)) => Ok(PathBuf::from(home).join(".cache/kvtier")),

@@ -166,12 +166,13 @@ pub(super) fn transfer(connection: &Connection, options: TransferBenchOptions) -
         return print_json(&rows);
     }
     let mut text = format!(
-        "{:<9}{:>9}{:>6}{:>6}{:>7}{:>7}{:>7}{:>10}{:>10}{:>10}{:>9}{:>9}\n",
-        "transport", "bytes", "batch", "conn", "GB/s", "raw", "ratio", "p50 µs", "raw", "p99 µs", "CPU s/GB", "raw"
+        "{:<9}{:<9}{:>9}{:>6}{:>6}{:>7}{:>7}{:>7}{:>10}{:>10}{:>10}{:>9}{:>9}\n",
+        "case", "transport", "bytes", "batch", "conn", "GB/s", "raw", "ratio", "p50 µs", "raw", "p99 µs", "CPU s/GB", "raw"
     );
     for row in &rows {
         text.push_str(&format!(
-            "{:<9}{:>9}{:>6}{:>6}{:>7.2}{:>7.2}{:>7.2}{:>10.1}{:>10.1}{:>10.1}{:>9.3}{:>9.3}\n",
+            "{:<9}{:<9}{:>9}{:>6}{:>6}{:>7.2}{:>7.2}{:>7.2}{:>10.1}{:>10.1}{:>10.1}{:>9.3}{:>9.3}\n",
+            row.case,
             row.transport,
             row.bytes,
             row.batch,

@@ -1,8 +1,10 @@
 //! Nodes that read each other's blocks, and what one invalidates reaching all.
 
 mod cluster;
+mod directory;
 mod faults;
 mod net;
+mod rdma;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

@@ -8,6 +8,8 @@
 
 mod channel;
 mod cluster_wire;
+#[cfg(feature = "redis")]
+mod directory;
 mod generations;
 mod link;
 mod message;
@@ -16,6 +18,7 @@ mod regions;
 mod serving;
 pub(crate) mod versions;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
@@ -54,6 +57,8 @@ use crate::settings::{CheckedSettings, PeerTransport};
 const FIRST_CLIENT: u64 = 1 << 63;
 /// How often names of members are looked up.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a member that is found nowhere any more stays one.
+const MEMBER_EXPIRY: Duration = Duration::from_secs(15);
 /// How long a start waits for members to tell what they invalidated meanwhile.
 const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -186,11 +191,15 @@ pub(crate) struct Peers {
 }
 
 /// Where the list of members comes from.
-#[derive(Clone)]
 struct Members {
     own: String,
     listed: Vec<String>,
     dns: Option<String>,
+    #[cfg(feature = "redis")]
+    directory: Option<Mutex<directory::Directory>>,
+    /// When each of those that are not listed was last there. A name that is missing once, or a server that lost what it had, ends
+    /// no membership.
+    seen: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Peers {
@@ -242,6 +251,9 @@ impl Peers {
             own: own.clone(),
             listed: settings.peers.clone(),
             dns: settings.peers_dns.clone(),
+            #[cfg(feature = "redis")]
+            directory: open_directory(settings, &introduction)?,
+            seen: Mutex::default(),
         };
         if settings.cluster_fence && !settings.peers.contains(&own) {
             return Err(StartError::NotAMember { own });
@@ -249,7 +261,7 @@ impl Peers {
         let (generations, queue) = Generations::new(
             versions.own(),
             own,
-            members.now(),
+            members.now().unwrap_or_else(|| vec![members.own.clone()]),
             ClusterSettings {
                 fenced: settings.cluster_fence,
                 lease_ttl: Duration::from_millis(settings.cluster_lease_ms),
@@ -305,8 +317,8 @@ impl Peers {
             threads: Mutex::new(threads),
             wake: Arc::default(),
         });
-        peers.follow(&peers.members.now());
-        if peers.members.dns.is_some() {
+        peers.follow(&peers.shared.generations.members());
+        if peers.members.is_dynamic() {
             let (following, wake) = (Arc::downgrade(&peers), Arc::clone(&peers.wake));
             let thread = spawn("kvtier-members", move || {
                 loop {
@@ -316,7 +328,7 @@ impl Peers {
                     }
                     drop(stop);
                     let Some(peers) = following.upgrade() else { return };
-                    let members = peers.members.now();
+                    let Some(members) = peers.members.now() else { continue };
                     peers.shared.generations.set_members(members.clone());
                     peers.follow(&members);
                 }
@@ -345,6 +357,7 @@ impl Peers {
         self.shared.stopping.store(true, Ordering::Release);
         *self.wake.0.lock() = true;
         self.wake.1.notify_all();
+        self.members.leave();
         self.server.close();
         for link in self.shared.links.write().drain(..) {
             link.close();
@@ -380,19 +393,55 @@ impl Peers {
 }
 
 impl Members {
-    /// Addresses of all members, this node included, in an order that all of them share.
-    fn now(&self) -> Vec<String> {
-        let mut members = self.listed.clone();
+    fn is_dynamic(&self) -> bool {
+        #[cfg(feature = "redis")]
+        if self.directory.is_some() {
+            return true;
+        }
+        self.dns.is_some()
+    }
+
+    /// Addresses of all members, this node included, in an order that all of them share; `None` while whoever knows them does not
+    /// answer: they stay as they were.
+    fn now(&self) -> Option<Vec<String>> {
+        let mut found = Vec::new();
         if let Some(name) = &self.dns {
             match name.to_socket_addrs() {
-                Ok(addresses) => members.extend(addresses.map(|address| address.to_string())),
-                Err(error) => tracing::warn!(name, %error, "the members' name cannot be looked up"),
+                Ok(addresses) => found.extend(addresses.map(|address| address.to_string())),
+                Err(error) => {
+                    tracing::warn!(name, %error, "the members' name cannot be looked up");
+                    return None;
+                }
             }
         }
+        #[cfg(feature = "redis")]
+        if let Some(directory) = &self.directory {
+            let mut directory = directory.lock();
+            match directory.exchange() {
+                Ok(members) => found.extend(members),
+                Err(error) => {
+                    tracing::warn!(server = directory.name, %error, "the directory of members does not answer");
+                    return None;
+                }
+            }
+        }
+        let now = Instant::now();
+        let mut seen = self.seen.lock();
+        seen.extend(found.into_iter().map(|member| (member, now)));
+        seen.retain(|_, last| now.duration_since(*last) < MEMBER_EXPIRY);
+        let mut members = self.listed.clone();
+        members.extend(seen.keys().cloned());
         members.push(self.own.clone());
         members.sort_unstable();
         members.dedup();
-        members
+        Some(members)
+    }
+
+    fn leave(&self) {
+        #[cfg(feature = "redis")]
+        if let Some(directory) = &self.directory {
+            directory.lock().leave();
+        }
     }
 }
 
@@ -597,6 +646,23 @@ fn read_secret(path: &Path) -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
         ));
     }
     Ok(trimmed)
+}
+
+#[cfg(feature = "redis")]
+fn open_directory(
+    settings: &CheckedSettings,
+    own: &Introduction,
+) -> Result<Option<Mutex<directory::Directory>>, StartError> {
+    let Some(url) = &settings.peers_redis else { return Ok(None) };
+    let refused = |source| StartError::Peers {
+        address: "peers_redis".into(),
+        source,
+    };
+    let password = settings.peers_redis_password_file.as_ref().map(std::fs::read_to_string);
+    let password = password.transpose().map_err(refused)?.map(zeroize::Zeroizing::new);
+    let password = password.as_ref().map(|text| text.trim());
+    let directory = directory::Directory::new(url, password, &settings.cluster_name, own).map_err(refused)?;
+    Ok(Some(Mutex::new(directory)))
 }
 
 fn open_verbs(

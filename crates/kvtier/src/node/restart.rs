@@ -36,6 +36,12 @@ pub(super) fn restore_names(driver: &Driver, domains: &Domains) -> Result<(), St
             Err(Refusal::Busy) => return Err(too_many(namespaces.len(), "namespaces", "raise namespaces_max")),
             Err(refusal) => unreachable!("the register has each name once: {refusal}"),
         }
+        if let (Some(versions), Some((label, generation))) = (&driver.versions, named)
+            && domains.is_shared(domain)
+        {
+            let name = format!("{}/{}", label.domain, label.name);
+            versions.reconcile(&name, *generation, Generation(1))?;
+        }
     }
     let realizations = driver.recorder.realizations.entries();
     for (position, realization) in realizations.iter().enumerate() {

@@ -28,7 +28,8 @@ impl Settings {
             })
         };
         let Some(listen) = self.peer_listen else {
-            if !self.peers.is_empty() || self.peers_dns.is_some() || self.cluster_fence {
+            let has_members = !self.peers.is_empty() || self.peers_dns.is_some() || self.peers_redis.is_some();
+            if has_members || self.cluster_fence {
                 return refuse("peer_listen", "none".into(), "name the address at which peers reach this node");
             }
             return Ok(());
@@ -56,12 +57,23 @@ impl Settings {
         if self.peers.len() > MEMBERS_MAX {
             return refuse("peers", self.peers.len().to_string(), "at most 64 members");
         }
-        if self.cluster_fence && (self.peers.len() < 3 || self.peers_dns.is_some()) {
+        let is_dynamic = self.peers_dns.is_some() || self.peers_redis.is_some();
+        if self.cluster_fence && (self.peers.len() < 3 || is_dynamic) {
             return refuse(
                 "cluster_fence",
                 "true".into(),
-                "it needs a fixed list of at least three members in peers, this node among them, and no peers_dns",
+                "it needs a fixed list of at least three members in peers, this node among them, and neither peers_dns nor peers_redis",
             );
+        }
+        if self.peers_redis.is_some() && !cfg!(feature = "redis") {
+            return refuse(
+                "peers_redis",
+                self.peers_redis.clone().unwrap_or_default(),
+                "this program was built without the feature `redis`",
+            );
+        }
+        if self.cluster_name.is_empty() || self.cluster_name.len() > 128 || self.cluster_name.contains(':') {
+            return refuse("cluster_name", format!("{:?}", self.cluster_name), "1 to 128 bytes without ':'");
         }
         for (field, value) in [
             ("peer_connections", u64::from(self.peer_connections)),

@@ -12,19 +12,19 @@ use crate::process;
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Package lists of some release, kept in a directory of our own.
-pub(super) struct Packages {
+pub(crate) struct Packages {
     options: Vec<String>,
     directory: PathBuf,
 }
 
 impl Packages {
     /// Of the release that this machine runs.
-    pub(super) fn of_this_machine(directory: &Path) -> Result<Packages, Failure> {
+    pub(crate) fn of_this_machine(directory: &Path) -> Result<Packages, Failure> {
         Packages::new(directory.join("apt"), Vec::new())
     }
 
     /// Of Debian's unstable release, from the mirror that this machine uses.
-    pub(super) fn of_unstable(directory: &Path) -> Result<Packages, Failure> {
+    pub(crate) fn of_unstable(directory: &Path) -> Result<Packages, Failure> {
         let directory = directory.join("apt-unstable");
         std::fs::create_dir_all(&directory)?;
         let list = directory.join("sources.list");
@@ -42,7 +42,7 @@ impl Packages {
         for program in ["apt-get", "apt-cache", "dpkg"] {
             if !is_program(program) {
                 return Err(Failure::skipped(format!(
-                    "the verbs world is made of Debian packages, and {program} is not here"
+                    "what is needed comes from Debian's packages, and {program} is not here"
                 )));
             }
         }
@@ -71,7 +71,7 @@ impl Packages {
     }
 
     /// Names of packages that begin with `prefix`.
-    pub(super) fn names(&self, prefix: &str) -> Result<Vec<String>, Failure> {
+    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>, Failure> {
         let output = self.command("apt-cache").args(["pkgnames", prefix]).output()?;
         Ok(String::from_utf8_lossy(&output.stdout)
             .lines()
@@ -80,7 +80,7 @@ impl Packages {
     }
 
     /// Unpacks into `target`. `names` are alternatives: the first that the release has.
-    pub(super) fn unpack(&self, names: &[&str], target: &Path) -> Result<(), Failure> {
+    pub(crate) fn unpack(&self, names: &[&str], target: &Path) -> Result<(), Failure> {
         let known = names.iter().find(|name| {
             let mut show = self.command("apt-cache");
             show.args(["show", "--no-all-versions", name]);
@@ -89,7 +89,7 @@ impl Packages {
         });
         let Some(name) = known else {
             return Err(Failure::skipped(format!(
-                "the verbs world needs the package {}, which is not in this machine's package lists",
+                "the package {} is needed, which is not in this machine's package lists",
                 names.join(" or ")
             )));
         };

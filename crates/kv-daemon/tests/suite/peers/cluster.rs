@@ -161,7 +161,12 @@ fn reads_while_the_namespace_is_purged_never_return_what_was_purged_before() {
     let Some(network) = Network::new(2) else { return };
     let plan = network.plan();
     let nodes = network.start_all(&plan);
-    for round in 0..5 {
+    purge_while_reading(&network, &nodes, 5);
+}
+
+/// Purges at the first node while a client of the second reads, so often.
+pub(super) fn purge_while_reading(network: &Network, nodes: &[Daemon], rounds: u32) {
+    for round in 0..rounds {
         let keys: Vec<String> = (0..4).map(|key| format!("{round} {key}")).collect();
         for key in &keys {
             put(&nodes[0], key);

@@ -10,6 +10,7 @@ use crate::daemon::{self, Daemon, binary, command};
 pub(crate) struct Network {
     name: String,
     members: usize,
+    has_nics: bool,
 }
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -21,6 +22,7 @@ impl Network {
         let network = Network {
             name: format!("kvt{}x{number}", std::process::id()),
             members,
+            has_nics: false,
         };
         match network.build() {
             Ok(()) => Some(network),
@@ -29,6 +31,45 @@ impl Network {
                 None
             }
         }
+    }
+
+    /// Two hosts with a Soft-RoCE device each, joined by one cable.
+    pub(crate) fn with_nics() -> Option<Network> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let network = Network {
+            name: format!("kvn{number}"),
+            members: 2,
+            has_nics: true,
+        };
+        match network.build_pair() {
+            Ok(()) => Some(network),
+            Err(why) => {
+                eprintln!("skipped: network namespaces with RDMA: {why}");
+                None
+            }
+        }
+    }
+
+    fn build_pair(&self) -> Result<(), String> {
+        let spaces = [self.space(Some(0)), self.space(Some(1))];
+        for space in &spaces {
+            ip(&["netns", "add", space])?;
+            ip(&["-n", space, "link", "set", "lo", "up"])?;
+        }
+        ip(&[
+            "-n", &spaces[0], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &spaces[1],
+        ])?;
+        for (member, space) in spaces.iter().enumerate() {
+            ip(&["-n", space, "addr", "add", &format!("10.77.0.{}/24", member + 1), "dev", "eth0"])?;
+            ip(&["-n", space, "link", "set", "eth0", "up"])?;
+            let device = self.nic(member);
+            ip(&["netns", "exec", space, "rdma", "link", "add", &device, "type", "rxe", "netdev", "eth0"])?;
+        }
+        Ok(())
+    }
+
+    fn nic(&self, member: usize) -> String {
+        format!("rxe{}m{member}", self.name)
     }
 
     fn build(&self) -> Result<(), String> {
@@ -69,7 +110,12 @@ impl Network {
             .env("KVTIER_CONFIG", "/dev/null");
         let flags = plan.flags_of(member);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        Daemon::try_launch(program, daemon::directory(), &flags, &Plan::settings())
+        let mut settings = Plan::settings();
+        if self.has_nics {
+            // Each host sees the other's device, too.
+            settings = format!("peer_devices = [{:?}]\n{settings}", self.nic(member));
+        }
+        Daemon::try_launch(program, daemon::directory(), &flags, &settings)
             .unwrap_or_else(|(log, _)| panic!("not ready: {log}"))
     }
 
@@ -91,7 +137,12 @@ impl Network {
     }
 
     fn set(&self, member: usize, state: &str) {
-        let done = ip(&["-n", &self.space(None), "link", "set", &format!("port{member}"), state]);
+        let (space, port) = if self.has_nics {
+            (self.space(Some(member)), "eth0".to_owned())
+        } else {
+            (self.space(None), format!("port{member}"))
+        };
+        let done = ip(&["-n", &space, "link", "set", &port, state]);
         done.unwrap_or_else(|why| panic!("{why}"));
     }
 
@@ -117,6 +168,11 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
+        for member in 0..self.members {
+            if self.has_nics {
+                let _ = Command::new("rdma").args(["link", "del", &self.nic(member)]).status();
+            }
+        }
         for member in (0..self.members).map(Some).chain([None]) {
             let _ = ip(&["netns", "delete", &self.space(member)]);
         }

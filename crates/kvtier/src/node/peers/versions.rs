@@ -5,6 +5,9 @@
 //! learns that another's is higher raises its own generation and takes the counter over. So a block written under equal
 //! lists was written after every invalidation that its reader knows of.
 //!
+//! With the counters goes the generation that they were last brought up to. Where the register has a higher one at a start, because the
+//! node was killed in between or ran without peers for a while, that counts as one more invalidation here.
+//!
 //! The order is: generation in force, generation durable, counters durable, counters in force. Between the first and the
 //! last step the node neither reads the namespace from peers nor tells them what it has.
 
@@ -23,7 +26,7 @@ const FILE: &str = "peers.versions";
 /// The file is written anew at a start once it is larger.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 /// In a file that is written anew.
-const COUNTERS_A_FRAME: usize = 1024;
+const NAMES_A_FRAME: usize = 1024;
 
 /// What raised a generation of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,15 +38,22 @@ pub(crate) enum Cause {
 }
 
 /// A counter that is durable now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counter {
     /// `DOMAIN/NAME`.
     pub(crate) namespace: String,
     /// Whose invalidations it counts.
-    #[serde(with = "hex_member")]
     pub(crate) member: MemberKey,
     /// How many.
     pub(crate) count: u64,
+}
+
+/// Counters of a namespace that changed together, and the generation of this node that they go with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Entry {
+    namespace: String,
+    generation: u64,
+    counters: Vec<(String, u64)>,
 }
 
 /// See the module.
@@ -56,21 +66,28 @@ pub(crate) struct VersionBook {
 
 #[derive(Default)]
 struct State {
-    names: HashMap<String, Versions>,
+    names: HashMap<String, Known>,
     /// Generations that are in force and whose counters are not.
     pending: HashMap<NamespaceId, Vec<(Generation, Cause)>>,
+}
+
+#[derive(Clone, Default)]
+struct Known {
+    versions: Versions,
+    /// The generation of this node that the counters were brought up to; 0: none yet.
+    generation: u64,
 }
 
 impl VersionBook {
     pub(crate) fn open(directory: &Path, own: MemberKey) -> Result<VersionBook, KeyError> {
         let path = directory.join(FILE);
-        let (mut journal, entries) = Journal::open::<Vec<Counter>>(&path)?;
+        let (mut journal, entries) = Journal::open::<Vec<Entry>>(&path)?;
         let mut state = State::default();
-        for counter in entries.into_iter().flatten() {
-            state.merge(&counter);
+        for entry in entries.iter().flatten() {
+            state.merge(entry);
         }
         if journal.bytes() > FILE_BYTES_MAX {
-            journal = Journal::compact(&path, state.counters().chunks(COUNTERS_A_FRAME))?;
+            journal = Journal::compact(&path, state.entries().chunks(NAMES_A_FRAME))?;
         }
         Ok(VersionBook {
             own,
@@ -93,7 +110,7 @@ impl VersionBook {
     /// How often this node itself invalidated a namespace.
     pub(crate) fn own_counter(&self, name: &str) -> Option<Counter> {
         let state = self.state.lock();
-        let count = *state.names.get(name)?.0.get(&self.own)?;
+        let count = *state.names.get(name)?.versions.0.get(&self.own)?;
         Some(Counter {
             namespace: name.to_owned(),
             member: self.own,
@@ -107,7 +124,8 @@ impl VersionBook {
         if state.pending.contains_key(&namespace) {
             return None;
         }
-        Some(state.names.get(name).cloned().unwrap_or_default())
+        let known = state.names.get(name);
+        Some(known.map(|known| known.versions.clone()).unwrap_or_default())
     }
 
     /// A generation of the namespace was raised to `target` a moment ago, under the lock that is still held.
@@ -130,71 +148,84 @@ impl VersionBook {
             let due = due.filter(|(target, _)| *target <= generation).map(|(_, cause)| cause);
             state.changes(self.own, name, due)
         };
-        self.record(&changes)?;
+        self.record(&changes, name, generation)?;
         let mut state = self.state.lock();
-        for change in &changes {
-            state.merge(change);
-        }
         if let Some(pending) = state.pending.get_mut(&namespace) {
             pending.retain(|(target, _)| *target > generation);
             if pending.is_empty() {
                 state.pending.remove(&namespace);
             }
         }
-        Ok(changes)
+        Ok(counters(name, &changes))
+    }
+
+    /// At a start: what was raised and not counted counts as one more invalidation here.
+    pub(crate) fn reconcile(&self, name: &str, generation: Generation, first: Generation) -> Result<bool, KeyError> {
+        let known = self.state.lock().names.get(name).map_or(0, |known| known.generation);
+        if generation.0 <= known.max(first.0) {
+            return Ok(false);
+        }
+        let changes = self.state.lock().changes(self.own, name, [&Cause::Own].into_iter());
+        self.record(&changes, name, generation)?;
+        Ok(true)
     }
 
     /// What was deleted from a namespace here must not be read again from a peer: one more invalidation, of which this
     /// node's own blocks know.
     pub(crate) fn set_apart(&self, name: &str) -> Result<Counter, KeyError> {
         let changes = self.state.lock().changes(self.own, name, [&Cause::Own].into_iter());
-        self.record(&changes)?;
-        let mut state = self.state.lock();
-        for change in &changes {
-            state.merge(change);
-        }
-        Ok(changes.into_iter().next().expect("the own counter"))
+        self.record(&changes, name, Generation(0))?;
+        Ok(counters(name, &changes).remove(0))
     }
 
     /// Takes over counters of a namespace that this node does not have, durably.
     pub(crate) fn learn(&self, name: &str, learned: &[(MemberKey, u64)]) -> Result<(), KeyError> {
         let cause = Cause::Learned(learned.to_vec());
         let changes = self.state.lock().changes(self.own, name, [&cause].into_iter());
-        self.record(&changes)?;
-        let mut state = self.state.lock();
-        for change in &changes {
-            state.merge(change);
+        if changes.0.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.record(&changes, name, Generation(0))
     }
 
-    /// Whether each of these counters is known, durably.
+    /// Whether this counter is known, durably.
     pub(crate) fn knows(&self, name: &str, member: MemberKey, count: u64) -> bool {
         let state = self.state.lock();
-        let known = state.names.get(name).and_then(|versions| versions.0.get(&member));
+        let known = state.names.get(name).and_then(|known| known.versions.0.get(&member));
         known.copied().unwrap_or(0) >= count
     }
 
-    fn record(&self, changes: &[Counter]) -> Result<(), KeyError> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let mut journal = self.journal.lock();
-        journal.append(&changes).inspect_err(|_| {
+    /// Makes it durable, then puts it in force.
+    fn record(&self, changes: &Versions, name: &str, generation: Generation) -> Result<(), KeyError> {
+        let entry = Entry {
+            namespace: name.to_owned(),
+            generation: generation.0,
+            counters: changes.0.iter().map(|(member, count)| (member.to_string(), *count)).collect(),
+        };
+        let appended = self.journal.lock().append(&[&entry]);
+        appended.inspect_err(|_| {
             tracing::error!(path = %self.path.display(), "what peers invalidated cannot be made durable: free space in the state directory");
-        })
+        })?;
+        self.state.lock().merge(&entry);
+        Ok(())
     }
 }
 
 impl State {
-    fn merge(&mut self, counter: &Counter) {
-        let versions = self.names.entry(counter.namespace.clone()).or_default();
-        let known = versions.0.entry(counter.member).or_default();
-        *known = (*known).max(counter.count);
+    fn merge(&mut self, entry: &Entry) {
+        let known = self.names.entry(entry.namespace.clone()).or_default();
+        known.generation = known.generation.max(entry.generation);
+        for (member, count) in &entry.counters {
+            // Written by us: what is no member was damaged, and the journal's sums say so.
+            if let Some(member) = MemberKey::parse(member) {
+                let counter = known.versions.0.entry(member).or_default();
+                *counter = (*counter).max(*count);
+            }
+        }
     }
 
-    fn changes<'a>(&self, own: MemberKey, name: &str, causes: impl Iterator<Item = &'a Cause>) -> Vec<Counter> {
-        let known = self.names.get(name).cloned().unwrap_or_default();
+    fn changes<'a>(&self, own: MemberKey, name: &str, causes: impl Iterator<Item = &'a Cause>) -> Versions {
+        let known = self.names.get(name).cloned().unwrap_or_default().versions;
         let mut changed = Versions::default();
         for cause in causes {
             match cause {
@@ -212,29 +243,30 @@ impl State {
                 }
             }
         }
-        let counter = |(member, count)| Counter {
-            namespace: name.to_owned(),
-            member,
-            count,
-        };
-        changed.0.into_iter().map(counter).collect()
+        changed
     }
 
     fn counters(&self) -> Vec<Counter> {
-        let mut counters: Vec<Counter> = self
-            .names
-            .iter()
-            .flat_map(|(name, versions)| {
-                versions.0.iter().map(|(&member, &count)| Counter {
-                    namespace: name.clone(),
-                    member,
-                    count,
-                })
-            })
-            .collect();
-        counters.sort_by(|one, other| (&one.namespace, one.member).cmp(&(&other.namespace, other.member)));
-        counters
+        self.names.iter().flat_map(|(name, known)| counters(name, &known.versions)).collect()
     }
+
+    fn entries(&self) -> Vec<Entry> {
+        let entry = |(name, known): (&String, &Known)| Entry {
+            namespace: name.clone(),
+            generation: known.generation,
+            counters: known.versions.0.iter().map(|(member, count)| (member.to_string(), *count)).collect(),
+        };
+        self.names.iter().map(entry).collect()
+    }
+}
+
+fn counters(name: &str, versions: &Versions) -> Vec<Counter> {
+    let counter = |(&member, &count): (&MemberKey, &u64)| Counter {
+        namespace: name.to_owned(),
+        member,
+        count,
+    };
+    versions.0.iter().map(counter).collect()
 }
 
 impl MemberKey {
@@ -255,22 +287,6 @@ impl MemberKey {
 impl std::fmt::Display for MemberKey {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
-    }
-}
-
-mod hex_member {
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use super::MemberKey;
-
-    pub(super) fn serialize<S: Serializer>(member: &MemberKey, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(member)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MemberKey, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        MemberKey::parse(&text).ok_or_else(|| D::Error::custom("32 hexadecimal digits"))
     }
 }
 
@@ -315,6 +331,23 @@ mod tests {
         assert!(!book.knows("a/n", OTHER, 5));
         book.settle(NAMESPACE, "a/n", Generation(3)).expect("written");
         assert_eq!(book.of(NAMESPACE, "a/n"), versions(&[(OWN, 1), (OTHER, 5)]));
+    }
+
+    #[test]
+    fn what_was_raised_while_nobody_counted_counts_once_at_the_next_start() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let first = Generation(1);
+        let book = open(directory.path());
+        assert!(!book.reconcile("a/n", first, first).expect("nothing to write"));
+        assert!(book.reconcile("a/n", Generation(4), first).expect("written"));
+        assert_eq!(book.of(NAMESPACE, "a/n"), versions(&[(OWN, 1)]));
+        drop(book);
+        let book = open(directory.path());
+        assert!(!book.reconcile("a/n", Generation(4), first).expect("nothing to write"));
+        book.begin(NAMESPACE, Generation(5), Cause::Own);
+        book.settle(NAMESPACE, "a/n", Generation(5)).expect("written");
+        assert!(!book.reconcile("a/n", Generation(5), first).expect("nothing to write"));
+        assert_eq!(book.of(NAMESPACE, "a/n"), versions(&[(OWN, 2)]));
     }
 
     #[test]

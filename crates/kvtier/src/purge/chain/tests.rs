@@ -50,6 +50,7 @@ fn body(job: &str) -> ReceiptBody {
         },
         rollback_protection: "none".into(),
         resumed: 0,
+        supersedes: None,
     }
 }
 
@@ -519,4 +520,23 @@ fn a_receipt_that_could_not_be_written_is_issued_when_it_is_asked_for_again() {
         let report = verify(&lines(&disk.image()), &log.keys());
         assert!(report.verified && report.lines.len() == 3, "{stop_after}: {report:?}");
     }
+}
+
+#[test]
+fn a_later_receipt_supersedes_the_first_and_both_stay_in_the_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = ReceiptLog::open(directory.path(), &mut Vec::new()).unwrap();
+    let first = log.issue(&body("prg_1")).unwrap();
+    assert_eq!(log.issue(&body("prg_1")).unwrap().id, first.id, "issued once");
+    let mut second = ReceiptBody::of_line(&first.text).unwrap();
+    assert_eq!(second, body("prg_1"), "what was said is read back without its place");
+    second.supersedes = Some(first.id.clone());
+    let second = log.reissue(&second).unwrap();
+    assert_ne!(second.id, first.id);
+    drop(log);
+    let log = ReceiptLog::open(directory.path(), &mut Vec::new()).unwrap();
+    assert_eq!(log.of_job("prg_1").unwrap().unwrap().id, second.id, "the latest counts after a restart too");
+    let lines = vec![("first".to_owned(), first.text.into_bytes()), ("second".to_owned(), second.text.into_bytes())];
+    let report = verify(&lines, &log.keys());
+    assert!(report.verified, "{report:?}");
 }
