@@ -11,6 +11,7 @@ mod action;
 mod answer;
 mod block;
 mod client_table;
+pub mod cluster;
 pub mod cost;
 mod holding;
 mod host_table;
