@@ -28,7 +28,8 @@ pub struct ClusterSettings {
     pub operations_max: usize,
     /// Stores of others that are being recorded here. Beside them, one grant of each member is.
     pub records_in_flight_max: usize,
-    /// Names with a generation (each costs up to 200 bytes and its name).
+    /// Names with a generation: with more, no new ones are learnt from others (each costs up to 200 bytes and its name). Those of this node's own register are
+    /// always taken; the register has a bound of its own, and this one should not be below it.
     pub names_max: usize,
     /// Longest name, bytes.
     pub name_bytes_max: usize,

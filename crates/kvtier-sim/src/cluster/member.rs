@@ -15,6 +15,7 @@ pub(super) struct Job {
     pub(super) asked_at: Time,
     /// Who had confirmed, once it was acknowledged.
     pub(super) reached: Option<Vec<MemberId>>,
+    /// This run was told that no majority had it by the deadline.
     pub(super) not_stored: bool,
 }
 

@@ -15,11 +15,11 @@ impl Cluster {
     /// [`RaiseRefusal`]: nothing was begun.
     pub fn raise(&mut self, request: RaiseRequest, now: Time) -> Result<OperationId, RaiseRefusal> {
         self.advance(now);
-        self.admit(&request.name, request.generation)?;
+        // Also where there is no room for the raise: it is in force here, and others must be told so.
+        self.take_own(&request.name, request.generation)?;
         if self.raises.len() >= self.settings.operations_max && !mutant_is!(self, UnboundedOperations) {
             return Err(RaiseRefusal::Busy);
         }
-        self.names.raise(&request.name, request.generation);
         let mut members = vec![Progress::default(); self.settings.members as usize];
         let confirmed = request.reached.iter().flatten();
         for member in confirmed.filter(|member| member.0 < self.settings.members) {

@@ -163,6 +163,20 @@ fn blocks_are_published_under_a_generation_only_once_a_majority_has_it() {
     }
 }
 
+/// Between the record and its answer the generation is in force and not told to those who ask: their purges hid behind it.
+#[test]
+fn without_a_fence_blocks_are_published_once_the_record_is_answered() {
+    let mut network = Network::renewed(&settings(2, false));
+    network.holding.insert(1);
+    network.raise(0, "a", 1, 100);
+    assert!(network.members[0].is_settled("a", Generation(1)));
+    assert!(!network.members[1].is_settled("a", Generation(1)));
+    for (own, operation) in std::mem::take(&mut network.records) {
+        network.answer(own, operation, true);
+    }
+    assert!(network.members[1].is_settled("a", Generation(1)));
+}
+
 #[test]
 fn a_generation_raised_for_no_purge_spreads_and_settles() {
     let mut network = Network::renewed(&settings(5, true));
@@ -289,6 +303,31 @@ fn full_means_busy_until_one_is_complete_or_abandoned() {
     assert!(network.members[0].raise(third, network.now).is_ok());
     network.pass(3000);
     assert_eq!(network.told_of(0, first), []);
+}
+
+/// A generation that was in force and not in the table was not told to those who asked, and their purges hid behind it.
+#[test]
+fn a_generation_that_there_was_no_room_to_carry_is_told_all_the_same() {
+    let mut small = settings(2, false);
+    small.operations_max = 1;
+    let mut network = Network::renewed(&small);
+    network.isolate(1);
+    network.raise(1, "a", 1, 100);
+    let second = request("a", 2, network.now);
+    assert_eq!(network.members[1].raise(second, network.now), Err(RaiseRefusal::Busy));
+    network.cut.clear();
+    let operation = network.raise(0, "a", 2, 100);
+    let told = network.told_of(0, operation);
+    assert!(
+        matches!(
+            told[0],
+            ClusterAction::Reached {
+                generation: Generation(3),
+                ..
+            }
+        ),
+        "{told:?}"
+    );
 }
 
 #[test]

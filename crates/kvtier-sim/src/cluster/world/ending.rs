@@ -11,6 +11,11 @@ impl World {
         self.faults_on = false;
         self.heal();
         self.note(|| "faults stop".to_owned());
+        let now = self.now;
+        for run in self.members.iter_mut().filter_map(|member| member.run.as_mut()) {
+            run.stalled_until = now;
+            run.timer_after = now;
+        }
         let patience = self.patience();
         let mut looked_at = self.now;
         while let Some(left) = self.left() {
@@ -22,7 +27,7 @@ impl World {
             if self.now.since(looked_at) > self.plan.settings.renew_every {
                 looked_at = self.now;
                 for member in 0..self.members.len() {
-                    self.resume_jobs(MemberId(member as u32))?;
+                    self.look_after(MemberId(member as u32))?;
                 }
             }
         }

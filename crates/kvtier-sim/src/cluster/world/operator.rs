@@ -28,7 +28,7 @@ impl World {
         } else if self.random.chance(30) {
             self.raise_alone(member, name)?;
         } else if self.random.chance(200) {
-            self.resume_jobs(member)?;
+            self.look_after(member)?;
         } else if self.random.chance(5) {
             self.abandon(member)?;
         }
@@ -56,10 +56,27 @@ impl World {
             && let Some(run) = &mut self.member(member).run
         {
             let noted = run.cluster.note(&text, generation, shown);
-            assert_eq!(noted, Ok(()), "there is room for every name");
+            assert_eq!(noted, Ok(()), "it can be noted");
             self.counts.count("event noted");
         }
         self.pump(member)
+    }
+
+    /// What a driver does now and then: whatever was too much before is tried again, and what a failed record has put in force is noted.
+    pub(super) fn look_after(&mut self, member: MemberId) -> Check {
+        let (names, shown) = (self.names.clone(), self.shown(member));
+        if let Some(run) = &mut self.member(member).run
+            && run.recording + run.unanswered == 0
+        {
+            for (name, generation) in names.iter().zip(run.in_force.clone()) {
+                if generation > run.cluster.generation(name) {
+                    let noted = run.cluster.note(name, generation, shown);
+                    assert_eq!(noted, Ok(()), "it can be noted");
+                }
+            }
+            self.pump(member)?;
+        }
+        self.resume_jobs(member)
     }
 
     /// The operator gives up on those who have not confirmed.

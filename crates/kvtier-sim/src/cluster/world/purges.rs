@@ -50,9 +50,13 @@ impl World {
         let wait = self.random.below(self.lease_ns() * 3);
         let name = self.names.clone();
         let state = self.member(member);
-        let (Some(run), Some(job)) = (&mut state.run, state.jobs.get(&id)) else {
+        let (Some(run), Some(job)) = (&mut state.run, state.jobs.get_mut(&id)) else {
             return Ok(());
         };
+        job.not_stored = false;
+        // What others had may have made it go higher, and this member may have been killed before it had that itself.
+        state.durable[job.name] = state.durable[job.name].max(job.generation);
+        run.in_force[job.name] = run.in_force[job.name].max(job.generation);
         let request = RaiseRequest {
             name: name[job.name].clone(),
             generation: job.generation,
