@@ -91,7 +91,11 @@ impl Cluster {
             if name.is_empty() || name.len() > settings.name_bytes_max {
                 return Err(SettingsError {
                     field: "name_bytes_max",
-                    value: format!("{}, and the register has a name of {} bytes", settings.name_bytes_max, name.len()),
+                    value: format!(
+                        "{}, and the register has a name of {} bytes",
+                        settings.name_bytes_max,
+                        name.len()
+                    ),
                     remedy: "give room for every name of the register".to_owned(),
                 });
             }

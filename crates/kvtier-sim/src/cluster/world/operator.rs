@@ -102,6 +102,13 @@ impl World {
         let members = self.members.len();
         if self.faults_on && rates.cut > 0 && self.random.chance(rates.cut) {
             self.cut_off(members);
+            // Who was cut off has a lease that was just renewed: now its end matters.
+            if self.random.chance(500)
+                && let Some(member) = self.somebody()?
+            {
+                let name = self.random.index(self.names.len());
+                self.purge(member, name)?;
+            }
         } else if self.random.chance(60) {
             self.heal();
         }
