@@ -39,7 +39,7 @@ fn the_same_seed_lives_the_same_life() {
 #[test]
 fn every_planted_bug_is_found_and_an_unknown_one_is_refused() {
     for (name, _) in kvtier_core::cluster::ClusterMutant::ALL {
-        let outcome = kvtier_sim::cluster::find_cluster_mutant(name, 0, 2000).expect("it has that name");
+        let outcome = kvtier_sim::cluster::find_cluster_mutant(name, 0, 5000).expect("it has that name");
         assert!(
             outcome.found.is_some(),
             "{name} is not found in {} seeds",

@@ -35,6 +35,7 @@ const OCCURRENCES: &[&str] = &[
     "fault lost",
     "fault late",
     "fault duplicate",
+    "fault answered_twice",
     "fault invalid",
     "fault record_fails",
     "fault recorded_and_fails",

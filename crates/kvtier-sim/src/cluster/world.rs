@@ -420,6 +420,17 @@ impl World {
             operation,
             recorded: !fails,
         };
+        if self.strikes(rates.duplicate, "fault answered_twice") {
+            let again_ns = answer_ns + self.random.below(1_000_000);
+            self.after(
+                again_ns,
+                Happening::Answered {
+                    member,
+                    incarnation,
+                    event,
+                },
+            );
+        }
         self.after(
             answer_ns,
             Happening::Answered {
