@@ -2,6 +2,17 @@
 
 use kvtier_sim::cluster::{ClusterOptions, run_cluster_seed, run_cluster_seeds};
 
+/// Seeds that found a bug, each kept with the fix of it. They are cheap: none is ever taken out.
+const REGRESSIONS: &[u64] = &[104_281];
+
+#[test]
+fn worlds_that_once_broke_a_rule_keep_it_now() {
+    for seed in REGRESSIONS {
+        let outcome = run_cluster_seed(*seed, ClusterOptions::default());
+        assert_eq!(outcome.finding, None, "seed {seed}");
+    }
+}
+
 #[test]
 fn every_world_keeps_every_rule_and_everything_occurs() {
     let report = run_cluster_seeds(0..500, ClusterOptions::default(), &mut |_| {});

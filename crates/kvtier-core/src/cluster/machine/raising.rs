@@ -1,5 +1,6 @@
 //! Purges of this member's own.
 
+use super::super::learning::Then;
 use super::super::raise::{Progress, Raise, Step, Told};
 use super::{Cluster, RaiseRefusal, RaiseRequest, mutant_is};
 use crate::cluster::{ClusterAction, MemberId, Message, Reach};
@@ -17,7 +18,13 @@ impl Cluster {
         self.advance(now);
         // Also where there is no room for the raise: it is in force here, and others must be told so.
         self.take_own(&request.name, request.generation)?;
-        if self.raises.len() >= self.settings.operations_max && !mutant_is!(self, UnboundedOperations) {
+        // Records of raises that were abandoned meanwhile count until they are answered.
+        let abandoned = self.records.values().filter(|learning| match learning.then {
+            Then::Raise(operation) => !self.raises.contains_key(&operation),
+            _ => false,
+        });
+        let open = self.raises.len() + abandoned.count();
+        if open >= self.settings.operations_max && !mutant_is!(self, UnboundedOperations) {
             return Err(RaiseRefusal::Busy);
         }
         let mut members = vec![Progress::default(); self.settings.members as usize];

@@ -305,6 +305,32 @@ fn full_means_busy_until_one_is_complete_or_abandoned() {
     assert_eq!(network.told_of(0, first), []);
 }
 
+/// Records of abandoned raises were counted nowhere: raising and abandoning in turn had any number of them in flight.
+#[test]
+fn an_abandoned_raise_takes_its_place_until_its_record_is_answered() {
+    let mut small = settings(3, true);
+    small.operations_max = 1;
+    let mut network = Network::renewed(&small);
+    for own in 1..3 {
+        let noted = network.members[own].note(&name("a"), Generation(1), network.now);
+        assert_eq!(noted, Ok(()));
+    }
+    network.holding.insert(0);
+    let first = network.raise(0, "a", 1, 100);
+    assert_eq!(network.records.len(), 1);
+    assert!(network.members[0].abandon(first, network.now));
+    let second = request("b", 1, network.now);
+    assert_eq!(
+        network.members[0].raise(second.clone(), network.now),
+        Err(RaiseRefusal::Busy)
+    );
+    for (own, operation) in std::mem::take(&mut network.records) {
+        network.answer(own, operation, true);
+    }
+    assert!(network.members[0].raise(second, network.now).is_ok());
+    assert_eq!(network.generation(0, "a"), 2);
+}
+
 /// A generation that was in force and not in the table was not told to those who asked, and their purges hid behind it.
 #[test]
 fn a_generation_that_there_was_no_room_to_carry_is_told_all_the_same() {
