@@ -44,7 +44,7 @@ mod statistics;
 mod tests;
 
 pub use action::{ClusterAction, ClusterEvent, Reach};
-pub use machine::{Cluster, RaiseRequest, RaiseRefusal};
+pub use machine::{Cluster, RaiseRefusal, RaiseRequest};
 pub use member::{Incarnation, Known, MemberId, Round, Version};
 pub use message::{Message, Raised};
 #[cfg(feature = "mutants")]

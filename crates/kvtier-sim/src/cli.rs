@@ -6,8 +6,10 @@ use serde_json::json;
 
 use crate::runner::{RunOptions, RunReport, run_seeds};
 
+mod cluster;
 mod cost;
 
+pub use cluster::run_cluster;
 pub use cost::{CostArgs, run_cost};
 
 /// What to run.

@@ -4,13 +4,15 @@
 //! misbehave as the seed says, watched by an oracle that knows whose bytes lie where. The same seed lives the same life.
 //! Absent on purpose: real time, real I/O, threads, and mocks of our own crates.
 //!
-//! Worlds of another kind are in [`cost`]: one link, and plans that decide whether to use it.
+//! Worlds of other kinds are in [`cost`]: one link, and plans that decide whether to use it; and in [`cluster`]: members that carry purges to
+//! each other.
 //!
 //! Read first: [`run_seed`] (one world), [`TraceRequest`] (one request of a trace) and [`ChatWorkload`] (many of ours).
 #![forbid(unsafe_code)]
 
 pub mod capacity;
 pub mod cli;
+pub mod cluster;
 pub mod cost;
 mod counts;
 pub mod family;

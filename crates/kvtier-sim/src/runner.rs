@@ -44,7 +44,6 @@ pub struct SeedOutcome {
 /// Runs one world. A panic inside it is a finding like any other.
 #[must_use]
 pub fn run_seed(seed: u64, options: RunOptions) -> SeedOutcome {
-    hush_panics();
     let adjust = move |plan: &mut Plan| plant(plan, options);
     let mut world = match World::new(seed, &adjust, options.log) {
         Ok(world) => world,
@@ -102,7 +101,9 @@ fn hush_panics() {
     });
 }
 
-fn quietly<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+/// Runs a world; a panic inside it is handed back in words.
+pub(crate) fn quietly<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    hush_panics();
     LAST_PANIC.with(|last| *last.borrow_mut() = Some(None));
     let outcome = panic::catch_unwind(AssertUnwindSafe(run));
     let text = LAST_PANIC.with(|last| last.borrow_mut().take()).flatten();

@@ -78,6 +78,7 @@ pub enum ClusterAction {
 pub struct ClusterEvent {
     /// Of the action answered.
     pub operation: OperationId,
-    /// All of it is durable and in force. Where not, it counts as not learnt, whatever part of it was recorded.
+    /// All of it is durable and in force. Where not, it counts as not learnt. If some of it is in force all the same, the driver says so by
+    /// [`super::Cluster::note`] once it is sure: until then no block is published under it.
     pub recorded: bool,
 }

@@ -19,19 +19,19 @@ use crate::{Generation, OperationId, SettingsError, Time};
 pub struct RaiseRequest {
     /// Whose.
     pub name: Arc<str>,
-    /// What this node's register was raised to: durable and in force.
+    /// What this node's register was raised to: durable and in force. A coordinator that starts again raises its register to what `Reached` named first.
     pub generation: Generation,
-    /// The generation is one that [`ClusterAction::Reached`] named for this purge: a coordinator that started again goes on for those who have not
-    /// confirmed, and needs not ask what they have.
-    pub reached: bool,
+    /// For a coordinator that started again, where [`ClusterAction::Reached`] named this generation for this purge before ([`super::Reach::NotStored`] does not count):
+    /// who had confirmed. It goes on for the others, and `Reached` is not told again.
+    pub reached: Option<Vec<MemberId>>,
     /// Until when a majority, or without a fence every member, should have it.
     pub deadline: Time,
 }
 
-/// Why a raise was not begun. The generation is in force at this node; try again.
+/// Why a raise was not begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RaiseRefusal {
-    /// [`super::ClusterSettings::operations_max`] are open, or [`super::ClusterSettings::names_max`] names known.
+    /// [`super::ClusterSettings::operations_max`] are open. The generation spreads with renewals, but nobody tells how far.
     #[error("too many purges wait for members to confirm: try again when some have, or abandon the oldest")]
     Busy,
     /// No member would take it.
@@ -79,7 +79,7 @@ impl Cluster {
     /// A member that starts at `now` with what its register has: `durable` is in force already. It renews at once, and with a fence it does not serve before that.
     ///
     /// # Errors
-    /// More names than `names_max`, or one that is empty or longer than `name_bytes_max`.
+    /// A name that is empty or longer than `name_bytes_max`.
     pub fn new(
         settings: CheckedClusterSettings,
         incarnation: Incarnation,
@@ -88,19 +88,18 @@ impl Cluster {
     ) -> Result<Cluster, SettingsError> {
         let mut names = NameTable::default();
         for (name, generation) in durable {
+            if name.is_empty() || name.len() > settings.name_bytes_max {
+                return Err(SettingsError {
+                    field: "name_bytes_max",
+                    value: format!(
+                        "{}, and the register has a name of {} bytes",
+                        settings.name_bytes_max,
+                        name.len()
+                    ),
+                    remedy: "give room for every name of the register".to_owned(),
+                });
+            }
             names.raise(&name, generation);
-            let field = if name.is_empty() || name.len() > settings.name_bytes_max {
-                "name_bytes_max"
-            } else if names.len() > settings.names_max {
-                "names_max"
-            } else {
-                continue;
-            };
-            return Err(SettingsError {
-                field,
-                value: format!("{} bytes in the name, {} names", name.len(), names.len()),
-                remedy: "give room for what the register has".to_owned(),
-            });
         }
         Ok(Cluster {
             incarnation,
@@ -132,16 +131,25 @@ impl Cluster {
         self.fence.until().filter(|_| self.settings.fenced)
     }
 
-    /// Whether blocks may be published under this generation of the name. With a fence a majority has to be known to have it, so that no later purge can miss it.
+    /// Whether blocks may be published under this generation of the name, the one in force. With a fence a majority has to be known to have it; without one this
+    /// member has to know that it is recorded, which it does not between the record and the answer: a purge of another that asks would not be told of it, and
+    /// would not go above it.
     #[must_use]
     pub fn is_settled(&self, name: &str, generation: Generation) -> bool {
-        if !self.settings.fenced || generation == Generation(0) || self.mutant_settles() {
+        if generation == Generation(0) || self.mutant_settles() {
             return true;
         }
         if generation > self.names.generation(name) {
             return false;
         }
-        let holding = self.settings.others().filter(|member| self.holds(name, *member)).count();
+        if !self.settings.fenced {
+            return true;
+        }
+        let holding = self
+            .settings
+            .others()
+            .filter(|member| self.holds(name, *member))
+            .count();
         holding + 1 >= self.majority()
     }
 
@@ -175,19 +183,15 @@ impl Cluster {
     /// [`RaiseRefusal`]: others will not learn it.
     pub fn note(&mut self, name: &Arc<str>, generation: Generation, now: Time) -> Result<(), RaiseRefusal> {
         self.advance(now);
-        self.admit(name, generation)?;
-        self.names.raise(name, generation);
-        Ok(())
+        self.take_own(name, generation)
     }
 
-    fn admit(&self, name: &Arc<str>, generation: Generation) -> Result<(), RaiseRefusal> {
+    /// Takes what this node's own register has, which knows its own bound: what is not in the table would not be told to those who ask.
+    fn take_own(&mut self, name: &Arc<str>, generation: Generation) -> Result<(), RaiseRefusal> {
         if !self.is_name(name) || generation == Generation(0) || generation.0 == u64::MAX {
             return Err(RaiseRefusal::Invalid);
         }
-        let new = self.names.new_names(&[(name.clone(), generation)]);
-        if self.names.len() + new > self.settings.names_max {
-            return Err(RaiseRefusal::Busy);
-        }
+        self.names.raise(name, generation);
         Ok(())
     }
 
@@ -224,9 +228,6 @@ impl Cluster {
         self.counters.rounds += 1;
         for member in self.settings.others() {
             self.send_renew(member);
-        }
-        if self.settings.members == 1 {
-            self.tell_serving();
         }
     }
 

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Incarnation, Known, Round, Version};
+use super::{Incarnation, Known, Round};
 use crate::{Generation, OperationId};
 
 /// A name and the generation that a member has durable and in force.

@@ -37,10 +37,7 @@ impl NameTable {
 
     /// How many of these names are new to the table.
     pub(super) fn new_names(&self, raised: &[Raised]) -> usize {
-        raised
-            .iter()
-            .filter(|(name, _)| !self.names.contains_key(name))
-            .count()
+        raised.iter().filter(|(name, _)| !self.names.contains_key(name)).count()
     }
 
     /// Takes the higher generation; true where that is the new one.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use super::member::MemberSet;
 use super::MemberId;
+use super::member::MemberSet;
 use crate::SettingsError;
 
 /// The list, the lease and the bounds of a [`super::Cluster`]. Plain data; [`ClusterSettings::check`] once. All members must have the same
@@ -28,7 +28,8 @@ pub struct ClusterSettings {
     pub operations_max: usize,
     /// Stores of others that are being recorded here. Beside them, one grant of each member is.
     pub records_in_flight_max: usize,
-    /// Names with a generation (each costs up to 200 bytes and its name).
+    /// Names with a generation: with more, no new ones are learnt from others (each costs up to 200 bytes and its name). Those of this node's own register are
+    /// always taken; the register has a bound of its own, and this one should not be below it.
     pub names_max: usize,
     /// Longest name, bytes.
     pub name_bytes_max: usize,
@@ -78,7 +79,11 @@ impl ClusterSettings {
             return wrong("members", self.members.to_string(), "give 1 to 64");
         }
         if self.own.0 >= self.members {
-            return wrong("own", self.own.0.to_string(), "give a place in the list, counted from 0");
+            return wrong(
+                "own",
+                self.own.0.to_string(),
+                "give a place in the list, counted from 0",
+            );
         }
         if self.fenced && self.members < 3 {
             return wrong(
@@ -195,7 +200,10 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_by_name() {
         for (field, change) in [
-            ("members", (|settings| settings.members = 65) as fn(&mut ClusterSettings)),
+            (
+                "members",
+                (|settings| settings.members = 65) as fn(&mut ClusterSettings),
+            ),
             ("own", |settings| settings.own = MemberId(3)),
             ("lease_ttl", |settings| settings.lease_ttl = Duration::ZERO),
             ("renew_every", |settings| settings.renew_every = Duration::ZERO),
@@ -207,7 +215,9 @@ mod tests {
             ("records_in_flight_max", |settings| settings.records_in_flight_max = 0),
             ("names_max", |settings| settings.names_max = 0),
             ("name_bytes_max", |settings| settings.name_bytes_max = 0),
-            ("entries_per_message_max", |settings| settings.entries_per_message_max = 0),
+            ("entries_per_message_max", |settings| {
+                settings.entries_per_message_max = 0
+            }),
         ] {
             let mut settings = fenced(3);
             change(&mut settings);

@@ -1,5 +1,7 @@
 //! `kvtier-sim [--seeds N] [--first S] [--seed S] [--mutant NAME] [--mutants] [--json]`: runs simulated worlds.
 //!
+//! `kvtier-sim cluster` with the same arguments: worlds of the cluster, where purges have to reach every member.
+//!
 //! `kvtier-sim cost [--trace FILE] [--worlds FILE] [--world NAME]... [--seeds A,B,...] [--json]`: the cost model in its worlds.
 //!
 //! Exits 0 when every rule held (with a mutant: when it was found), 1 when not, 2 on wrong arguments.
@@ -9,11 +11,12 @@ use std::fs::File;
 use std::io::{self, BufReader, IsTerminal};
 use std::process::ExitCode;
 
-use kvtier_sim::cli::{CostArgs, Failure, SimArgs, run, run_cost};
+use kvtier_sim::cli::{CostArgs, Failure, SimArgs, run, run_cluster, run_cost};
 use kvtier_sim::cost::CostWorld;
 use kvtier_sim::{ChatWorkload, TraceReader, TraceRequest};
 
-const USAGE: &str = "usage: kvtier-sim [--seeds N] [--first S] [--seed S] [--mutant NAME] [--mutants] [--json]
+const USAGE: &str =
+    "usage: kvtier-sim [cluster] [--seeds N] [--first S] [--seed S] [--mutant NAME] [--mutants] [--json]
        kvtier-sim cost [--trace FILE] [--worlds FILE] [--world NAME]... [--seeds A,B,...] [--json]";
 
 fn parse_cost(mut words: impl Iterator<Item = String>) -> Result<CostArgs, String> {
@@ -84,6 +87,8 @@ fn main() -> ExitCode {
     let (mut target, mut progress) = (io::stdout().lock(), io::stderr());
     let outcome = if words.next_if(|word| word == "cost").is_some() {
         parse_cost(words).map(|args| run_cost(&args, &mut target, &mut progress))
+    } else if words.next_if(|word| word == "cluster").is_some() {
+        parse(words).map(|args| run_cluster(&args, &mut target, &mut progress))
     } else {
         parse(words).map(|args| run(&args, &mut target, &mut progress))
     };

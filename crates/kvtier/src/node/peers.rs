@@ -259,7 +259,6 @@ impl Peers {
             return Err(StartError::NotAMember { own });
         }
         let (generations, queue) = Generations::new(
-            versions.own(),
             own,
             members.now().unwrap_or_else(|| vec![members.own.clone()]),
             ClusterSettings {

@@ -1,5 +1,6 @@
 //! Purges of this member's own.
 
+use super::super::learning::Then;
 use super::super::raise::{Progress, Raise, Step, Told};
 use super::{Cluster, RaiseRefusal, RaiseRequest, mutant_is};
 use crate::cluster::{ClusterAction, MemberId, Message, Reach};
@@ -15,29 +16,40 @@ impl Cluster {
     /// [`RaiseRefusal`]: nothing was begun.
     pub fn raise(&mut self, request: RaiseRequest, now: Time) -> Result<OperationId, RaiseRefusal> {
         self.advance(now);
-        self.admit(&request.name, request.generation)?;
-        if self.raises.len() >= self.settings.operations_max && !mutant_is!(self, UnboundedOperations) {
+        // Also where there is no room for the raise: it is in force here, and others must be told so.
+        self.take_own(&request.name, request.generation)?;
+        // Records of raises that were abandoned meanwhile count until they are answered.
+        let abandoned = self.records.values().filter(|learning| match learning.then {
+            Then::Raise(operation) => !self.raises.contains_key(&operation),
+            _ => false,
+        });
+        let open = self.raises.len() + abandoned.count();
+        if open >= self.settings.operations_max && !mutant_is!(self, UnboundedOperations) {
             return Err(RaiseRefusal::Busy);
         }
-        self.names.raise(&request.name, request.generation);
-        let told = request.reached.then_some(Generation(0));
+        let mut members = vec![Progress::default(); self.settings.members as usize];
+        let confirmed = request.reached.iter().flatten();
+        for member in confirmed.filter(|member| member.0 < self.settings.members) {
+            members[member.0 as usize].confirmed = true;
+        }
+        let reached = request.reached.is_some();
         let raise = Raise {
             name: request.name,
             target: request.generation,
             deadline: request.deadline,
             begun: self.now,
-            members: vec![Progress { told, confirmed: false }; self.settings.members as usize],
-            surveyed: request.reached,
+            members,
+            surveyed: reached,
             recording: false,
             stored_at: None,
-            told: Told::Nothing,
+            told: if reached { Told::Reached } else { Told::Nothing },
             resend_at: self.now,
             backoff: self.settings.resend_after,
         };
         let operation = self.operation();
+        self.due.insert((self.due_of(&raise), operation));
         self.raises.insert(operation, raise);
         self.counters.raises += 1;
-        self.due.insert((self.now, operation));
         self.attend(operation);
         Ok(operation)
     }
@@ -121,14 +133,12 @@ impl Cluster {
         let enough = raise.telling(&self.settings) + 1 >= self.majority();
         let (fenced, skipped) = (self.settings.fenced, mutant_is!(self, OutbidSkipped));
         let surveyed = raise.surveyed || (fenced && enough);
-        let standing = if fenced { raise.surveyed } else { false };
         let highest = raise.highest_told();
         let mut target = raise.target;
-        if surveyed != raise.surveyed || !fenced {
-            // Without a fence each member that tells may raise the target; with one the majority does, once.
-            if !standing && highest >= target && !skipped {
-                target = Generation(highest.0.saturating_add(1).min(u64::MAX - 1));
-            }
+        // Without a fence each member that tells may raise the target; with one a majority does, once.
+        let chooses = !fenced || (surveyed && !raise.surveyed);
+        if chooses && highest >= target && !skipped {
+            target = Generation(highest.0.saturating_add(1).min(u64::MAX - 1));
         }
         let outbid = target > raise.target;
         let recording = raise.recording;

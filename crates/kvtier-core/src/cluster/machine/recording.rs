@@ -2,8 +2,8 @@
 
 use super::super::learning::{Learning, Then};
 use super::{Cluster, mutant_is};
-use crate::cluster::{ClusterEvent, Known, MemberId, Round};
 use crate::Time;
+use crate::cluster::{ClusterEvent, Known, MemberId, Round};
 
 impl Cluster {
     /// The driver answers a [`crate::cluster::ClusterAction::Record`].
@@ -58,11 +58,15 @@ impl Cluster {
     pub(super) fn count_grant(&mut self, from: MemberId, known: Known, round: Round, complete: bool) {
         let peer = &mut self.peers[from.0 as usize];
         let before = peer.known.filter(|before| before.incarnation == known.incarnation);
-        if before.is_none_or(|before| before.version < known.version) {
+        let further = before.is_none_or(|before| before.version < known.version);
+        if further {
             peer.known = Some(known);
         }
         if !complete {
-            self.send_renew(from);
+            // Not for a piece that came again: each would ask for the rest once more.
+            if further {
+                self.send_renew(from);
+            }
             return;
         }
         self.counters.grants += 1;

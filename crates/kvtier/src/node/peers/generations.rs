@@ -48,7 +48,6 @@ enum Input {
 
 /// See the module.
 pub(super) struct Generations {
-    own: MemberKey,
     address: String,
     settings: ClusterSettings,
     inputs: Sender<Input>,
@@ -71,7 +70,6 @@ struct State {
 impl Generations {
     /// The caller starts [`Generations::run`].
     pub(super) fn new(
-        own: MemberKey,
         address: String,
         members: Vec<String>,
         settings: ClusterSettings,
@@ -79,7 +77,6 @@ impl Generations {
         let (inputs, work) = crossbeam_channel::unbounded();
         let until = if settings.fenced { 0 } else { u64::MAX };
         let generations = Generations {
-            own,
             address,
             settings,
             inputs,
@@ -118,9 +115,9 @@ impl Generations {
         }
     }
 
-    /// This node invalidated a namespace: durable, and in force.
+    /// These are durable and in force here, whether or not the machine asked for that.
     pub(super) fn note(&self, counters: &[Counter]) {
-        for counter in counters.iter().filter(|counter| counter.member == self.own) {
+        for counter in counters {
             let _ = self.inputs.send(Input::Note(counter.clone()));
         }
     }
@@ -230,8 +227,7 @@ impl Generations {
                     let request = RaiseRequest {
                         name,
                         generation,
-                        // Nobody else writes this counter: there is nothing to ask for.
-                        reached: true,
+                        reached: None,
                         deadline: now.after(within),
                     };
                     let raised = machine.raise(request, now).ok();
