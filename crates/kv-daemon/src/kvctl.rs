@@ -12,6 +12,7 @@ mod namespace;
 mod peers;
 mod purge;
 mod receipt;
+mod replay_gate;
 mod simulate;
 mod token;
 
@@ -142,6 +143,8 @@ enum Command {
     Replay(replay::Options),
     /// Say what eviction policies would hit on a trace, without a daemon
     Simulate(simulate::SimulateOptions),
+    /// Say whether a trace's traffic gains by the cache, without a daemon: 0 where it does, 1 where not, 75 where the trace does not say
+    ReplayGate(replay_gate::ReplayGateOptions),
     /// Measure
     Bench {
         /// What to measure
@@ -294,6 +297,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Receipt { what } => receipt::run(&connection, &what),
         Command::Replay(options) => replay::run_command(&connection, &options),
         Command::Simulate(options) => simulate::run(&connection, &options),
+        Command::ReplayGate(options) => replay_gate::run(&connection, &options),
         Command::Bench {
             what: Bench::Client(options),
         } => bench::client(&connection, options),

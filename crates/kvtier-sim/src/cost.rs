@@ -30,6 +30,10 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use gpus::Gpus;
+pub(crate) use tally::is_harm;
+pub(crate) use weather::{normal, uniform};
+
 pub use plan::CostPlan;
 pub use report::{CostRow, SEEDS, is_reference_trace, judge, simulate};
 pub use world::{Burst, CostWorld, Stall, Step, Window, WorldError};

@@ -5,7 +5,7 @@
 //! Absent on purpose: real time, real I/O, threads, and mocks of our own crates.
 //!
 //! Worlds of other kinds are in [`cost`]: one link, and plans that decide whether to use it; and in [`cluster`]: members that carry purges to
-//! each other.
+//! each other. [`gate`] puts the tier manager and the cost model together and says whether a trace's traffic gains by them.
 //!
 //! Read first: [`run_seed`] (one world), [`TraceRequest`] (one request of a trace) and [`ChatWorkload`] (many of ours).
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ pub mod cluster;
 pub mod cost;
 mod counts;
 pub mod family;
+pub mod gate;
 pub mod lru;
 mod memory;
 mod oracle;

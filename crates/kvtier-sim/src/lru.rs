@@ -56,9 +56,21 @@ impl LeafLru {
         }
     }
 
+    /// Blocks that are cached.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// How many of the prompt's ids are cached as a prefix.
+    #[must_use]
+    pub fn matched(&self, ids: &[u64]) -> usize {
+        ids.iter().take_while(|id| self.nodes.contains_key(id)).count()
+    }
+
     /// Looks the prompt up, then caches all of it. How many of its ids were hit as a prefix.
     pub fn request(&mut self, ids: &[u64]) -> usize {
-        let hit = ids.iter().take_while(|id| self.nodes.contains_key(id)).count();
+        let hit = self.matched(ids);
         self.clock += 1;
         let mut parent = None;
         for (index, id) in ids.iter().enumerate() {

@@ -137,7 +137,7 @@ fn read(options: &SimulateOptions) -> Result<Trace, Failure> {
     })
 }
 
-fn report_skipped(trace: &Trace) {
+pub(super) fn report_skipped(trace: &Trace) {
     for error in trace.skipped.iter().take(NAMED_MAX) {
         eprintln!("skipped {error}");
     }

@@ -30,7 +30,12 @@ impl Plan {
         let ports: Vec<TcpListener> = (0..members)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
             .collect();
-        Plan::of(ports.iter().map(|port| port.local_addr().expect("bound").to_string()).collect())
+        Plan::of(
+            ports
+                .iter()
+                .map(|port| port.local_addr().expect("bound").to_string())
+                .collect(),
+        )
     }
 
     pub(crate) fn of(addresses: Vec<String>) -> Plan {
@@ -121,7 +126,12 @@ pub(crate) fn sum_of_peers(daemon: &Daemon, field: &str) -> u64 {
 }
 
 pub(crate) fn bytes_of(key: &str) -> Vec<u8> {
-    key.bytes().cycle().enumerate().map(|(at, byte)| byte ^ (at / 251) as u8).take(BLOCK_BYTES).collect()
+    key.bytes()
+        .cycle()
+        .enumerate()
+        .map(|(at, byte)| byte ^ (at / 251) as u8)
+        .take(BLOCK_BYTES)
+        .collect()
 }
 
 pub(crate) fn put(daemon: &Daemon, key: &str) {
@@ -143,7 +153,10 @@ pub(crate) fn get(daemon: &Daemon, key: &str) -> Option<String> {
         .expect("kvctl runs");
     match output.status.code() {
         Some(0) => {
-            assert!(std::fs::read(&file).expect("written") == bytes_of(key), "{key}: wrong bytes");
+            assert!(
+                std::fs::read(&file).expect("written") == bytes_of(key),
+                "{key}: wrong bytes"
+            );
             let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
             Some(answer["tier"].as_str().expect("a tier").to_owned())
         }
@@ -155,14 +168,18 @@ pub(crate) fn get(daemon: &Daemon, key: &str) -> Option<String> {
 /// `kvctl purge team/default`, with these arguments.
 pub(crate) fn purge(daemon: &Daemon, arguments: &[&str]) -> Output {
     let mut kvctl = daemon.kvctl();
-    kvctl.args(["--json", "purge", "team/default", "--state-dir"]).arg(daemon.state());
+    kvctl
+        .args(["--json", "purge", "team/default", "--state-dir"])
+        .arg(daemon.state());
     kvctl.args(arguments).output().expect("kvctl runs")
 }
 
 /// Every receipt that the daemon has signed for a purge, oldest first.
 pub(crate) fn receipts(daemon: &Daemon, purge: &str) -> Vec<Value> {
     let chain = std::fs::read_to_string(daemon.state().join("receipts/chain.jsonl")).unwrap_or_default();
-    let lines = chain.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines = chain
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter(|entry| entry["purge"] == purge).collect()
 }
 
@@ -261,7 +278,9 @@ fn who_does_not_know_the_secret_is_refused_and_said_so() {
     put(&nodes[0], "hidden");
     until("the refusal is seen", || {
         let cluster = cluster_of(&nodes[1]);
-        cluster["peers"][0]["trouble"].as_str().is_some_and(|trouble| trouble.contains("secret"))
+        cluster["peers"][0]["trouble"]
+            .as_str()
+            .is_some_and(|trouble| trouble.contains("secret"))
     });
     assert_eq!(get(&nodes[1], "hidden"), None);
 }
@@ -271,9 +290,20 @@ fn settings_that_cannot_be_are_refused_with_the_remedy() {
     for (flags, remedy) in [
         (&["--peer-listen", "0.0.0.0:7411"][..], "peer_secret_file"),
         (&["--peers", "10.0.0.1:7411"][..], "peer_listen"),
-        (&["--peer-listen", "127.0.0.1:0", "--peers", "nonsense"][..], "HOST:PORT"),
         (
-            &["--peer-listen", "127.0.0.1:0", "--peer-address", "a:1", "--peers", "a:1,b:1", "--cluster-fence"][..],
+            &["--peer-listen", "127.0.0.1:0", "--peers", "nonsense"][..],
+            "HOST:PORT",
+        ),
+        (
+            &[
+                "--peer-listen",
+                "127.0.0.1:0",
+                "--peer-address",
+                "a:1",
+                "--peers",
+                "a:1,b:1",
+                "--cluster-fence",
+            ][..],
             "three members",
         ),
     ] {

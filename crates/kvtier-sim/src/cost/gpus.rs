@@ -10,13 +10,13 @@ struct Waiting {
 
 /// GPUs behind one queue: the request that arrived first among those whose bytes are there goes first. One that still waits for
 /// bytes keeps its place and holds nobody up.
-pub(super) struct Gpus {
+pub(crate) struct Gpus {
     busy_until_s: Vec<f64>,
     waiting: BTreeMap<u64, Waiting>,
 }
 
 impl Gpus {
-    pub(super) fn new(servers: usize) -> Gpus {
+    pub(crate) fn new(servers: usize) -> Gpus {
         Gpus {
             busy_until_s: vec![0.0; servers.max(1)],
             waiting: BTreeMap::new(),
@@ -24,7 +24,7 @@ impl Gpus {
     }
 
     /// How long one that arrives now will wait, seconds, as an engine would estimate it from those ahead.
-    pub(super) fn wait_s(&self, now_s: f64) -> f64 {
+    pub(crate) fn wait_s(&self, now_s: f64) -> f64 {
         let mut free_s: Vec<f64> = self.busy_until_s.iter().map(|until_s| until_s.max(now_s)).collect();
         for waiting in self.waiting.values() {
             let first = earliest(&free_s);
@@ -34,19 +34,19 @@ impl Gpus {
     }
 
     /// `request` joins the queue, and goes when it is ready.
-    pub(super) fn join(&mut self, request: u64, nominal_s: f64, ready: bool) {
+    pub(crate) fn join(&mut self, request: u64, nominal_s: f64, ready: bool) {
         self.waiting.insert(request, Waiting { ready, nominal_s });
     }
 
     /// The bytes of `request` are there, or will not come: it takes `nominal_s` of a GPU.
-    pub(super) fn make_ready(&mut self, request: u64, nominal_s: f64) {
+    pub(crate) fn make_ready(&mut self, request: u64, nominal_s: f64) {
         if let Some(waiting) = self.waiting.get_mut(&request) {
             *waiting = Waiting { ready: true, nominal_s };
         }
     }
 
     /// The next request to start now, where a GPU is free; [`Gpus::start`] must follow.
-    pub(super) fn next(&self, now_s: f64) -> Option<u64> {
+    pub(crate) fn next(&self, now_s: f64) -> Option<u64> {
         self.busy_until_s
             .iter()
             .any(|until_s| *until_s <= now_s)
@@ -58,7 +58,7 @@ impl Gpus {
     }
 
     /// `request` has a GPU until `until_s`.
-    pub(super) fn start(&mut self, request: u64, until_s: f64) {
+    pub(crate) fn start(&mut self, request: u64, until_s: f64) {
         self.waiting.remove(&request);
         let first = earliest(&self.busy_until_s);
         self.busy_until_s[first] = until_s;

@@ -27,7 +27,7 @@ pub(super) struct LifeReport {
 }
 
 /// Whether a request that recomputing had answered in `recompute_s` was harmed by taking `took_s`.
-pub(super) fn is_harm(took_s: f64, recompute_s: f64) -> bool {
+pub(crate) fn is_harm(took_s: f64, recompute_s: f64) -> bool {
     took_s > HARM.0 * recompute_s + HARM.1
 }
 

@@ -19,12 +19,12 @@ const LATENCY_SPREAD: f64 = 0.4;
 const REGIME_STREAM: u64 = 11;
 
 /// A number between 0 and 1.
-pub(super) fn uniform(random: &mut Random) -> f64 {
+pub(crate) fn uniform(random: &mut Random) -> f64 {
     (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// A number of the standard normal distribution (Box and Muller).
-pub(super) fn normal(random: &mut Random) -> f64 {
+pub(crate) fn normal(random: &mut Random) -> f64 {
     let radius = (-2.0 * (1.0 - uniform(random)).ln()).sqrt();
     radius * (std::f64::consts::TAU * uniform(random)).cos()
 }
