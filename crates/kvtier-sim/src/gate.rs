@@ -6,7 +6,8 @@
 //! compared request by request, and blocks of sessions are resampled to say how sure that is.
 //!
 //! - A GPU takes what the profile says. Where GPUs are queued for, who arrived first among those whose bytes are there goes first.
-//! - A link is first come, first served, one direction at a time; latencies overlap.
+//! - A link is first come, first served, each direction by itself; latencies overlap. Each group of GPUs has its own way to host memory; where one is
+//!   always idle, so is its way.
 //! - A prompt's blocks are cached once it was computed, and answers as far as a later prompt has them. What remotes lack is sent to them
 //!   beside the requests; what would queue for more than ten seconds is not sent.
 //! - What is found on the node is used, as the daemon does; a remote is asked where the cost model expects to gain.

@@ -8,6 +8,7 @@ mod commands;
 mod daemon;
 mod demo;
 mod domains;
+mod gate;
 mod hostile;
 mod peers;
 mod purge;

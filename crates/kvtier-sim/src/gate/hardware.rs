@@ -8,7 +8,7 @@ use super::GateError;
 pub struct HostHardware {
     /// For blocks, GiB.
     pub gib: f64,
-    /// To the GPUs and from them, each way, GB/s.
+    /// To each group of GPUs, and as much from it, GB/s.
     pub gb_per_s: f64,
     /// Before the first byte, milliseconds.
     #[serde(default)]

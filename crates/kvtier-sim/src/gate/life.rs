@@ -8,7 +8,7 @@ use kvtier_core::{BlockHash, Event, Fetched, LeaseId, Reserved, Time};
 use super::GateError;
 use super::flight::{Flight, Kind, Outcome};
 use super::hardware::GateHardware;
-use super::link::Link;
+use super::link::{Lanes, Link};
 use super::local::{Local, LocalSetup, PutBlock, Told, lay_in_host};
 use super::profile::GateProfile;
 use super::prompt::Prompt;
@@ -123,8 +123,8 @@ struct Life<'a> {
     remotes: Vec<Remote>,
     model: CostModel,
     gpus: Option<Gpus>,
-    load: Link,
-    store: Link,
+    load: Lanes,
+    store: Lanes,
     events: BTreeMap<(Time, u64), Happening>,
     announced: u64,
     now: Time,
@@ -161,7 +161,8 @@ pub(super) fn live(
         .local
         .map(|local| Local::new(hardware, local, block_bytes))
         .transpose()?;
-    let link = || Link::new(hardware.host.gb_per_s, hardware.host.latency_ms);
+    let link = Link::new(hardware.host.gb_per_s, hardware.host.latency_ms);
+    let lanes = || Lanes::new(hardware.gpu_servers, &link);
     let mut life = Life {
         prompts,
         profile,
@@ -172,8 +173,8 @@ pub(super) fn live(
         remotes,
         model,
         gpus: (hardware.gpu_servers > 0).then(|| Gpus::new(hardware.gpu_servers)),
-        load: link(),
-        store: link(),
+        load: lanes(),
+        store: lanes(),
         events: BTreeMap::new(),
         announced: 0,
         now: Time::ZERO,
@@ -639,8 +640,13 @@ impl Life<'_> {
         let mut links = Vec::new();
         let mut nvme_written_bytes = 0;
         if let Some(local) = &self.local {
-            links.push(carried("host to GPU", &self.load));
-            links.push(carried("GPU to host", &self.store));
+            for (link, lanes) in [("host to GPU", &self.load), ("GPU to host", &self.store)] {
+                links.push(Carried {
+                    link: link.to_string(),
+                    bytes: lanes.bytes(),
+                    busy_s: lanes.busy_s(),
+                });
+            }
             let statistics = local.statistics();
             nvme_written_bytes = statistics.demoted_bytes + statistics.relocated_bytes;
             if statistics.nvme_capacity_bytes > 0 {

@@ -27,6 +27,12 @@ impl Link {
         end_s
     }
 
+    /// The same where nothing else is in the way.
+    pub(super) fn pass_alone(&mut self, at_s: f64, bytes: u64) -> f64 {
+        self.free_s = 0.0;
+        self.pass(at_s, bytes)
+    }
+
     /// The same with a latency and a share of the bandwidth of its own: when the first byte passes, and the last.
     pub(super) fn pass_as(&mut self, at_s: f64, bytes: u64, latency_s: f64, share: f64) -> (f64, f64) {
         let takes_s = bytes as f64 / (self.bytes_per_s * share);
@@ -35,6 +41,46 @@ impl Link {
         self.bytes += bytes;
         self.busy_s += takes_s;
         (first_s, self.free_s)
+    }
+}
+
+/// Links side by side: a transfer takes the one that is free first. Without a number there is always a free one.
+#[derive(Clone, Debug)]
+pub(super) struct Lanes {
+    links: Vec<Link>,
+    always_free: bool,
+}
+
+impl Lanes {
+    pub(super) fn new(number: usize, link: &Link) -> Lanes {
+        Lanes {
+            links: vec![link.clone(); number.max(1)],
+            always_free: number == 0,
+        }
+    }
+
+    /// When the last of `bytes` asked for at `at_s` has passed, seconds.
+    pub(super) fn pass(&mut self, at_s: f64, bytes: u64) -> f64 {
+        let first = self
+            .links
+            .iter_mut()
+            .min_by(|left, right| left.free_s.total_cmp(&right.free_s));
+        let first = first.expect("at least one");
+        if self.always_free {
+            first.pass_alone(at_s, bytes)
+        } else {
+            first.pass(at_s, bytes)
+        }
+    }
+
+    /// All that passed.
+    pub(super) fn bytes(&self) -> u64 {
+        self.links.iter().map(|link| link.bytes).sum()
+    }
+
+    /// While something passed, seconds: of all together, divided among them.
+    pub(super) fn busy_s(&self) -> f64 {
+        self.links.iter().map(|link| link.busy_s).sum::<f64>() / self.links.len() as f64
     }
 }
 

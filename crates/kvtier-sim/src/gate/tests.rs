@@ -131,13 +131,17 @@ fn what_lies_in_host_memory_comes_over_its_link_and_the_rest_is_computed() {
 }
 
 #[test]
-fn loads_at_one_time_share_the_link() {
+fn a_group_of_gpus_has_a_way_to_host_memory_of_its_own() {
     let requests = [request(0, 0..4), request(1_000, 0..4), request(1_000, 0..4)];
-    // 1 ms and 4 MiB each, one behind the other, and the last token.
-    assert_ms(
-        &of(&requests, &hardware(), &lru(false)),
-        &[214.8, 5.0 + 10.1, 9.0 + 10.1],
-    );
+    // 1 ms, 4 MiB, and the last token.
+    let alone = 5.0 + 10.1;
+    assert_ms(&of(&requests, &hardware(), &lru(false)), &[214.8, alone, alone]);
+    let mut hardware = hardware();
+    hardware.gpu_servers = 2;
+    assert_ms(&of(&requests, &hardware, &lru(false)), &[214.8, alone, alone]);
+    // One group: the second load comes 4 ms after the first and is there before the GPU is free.
+    hardware.gpu_servers = 1;
+    assert_ms(&of(&requests, &hardware, &lru(false)), &[214.8, alone, alone + 10.1]);
 }
 
 #[test]
