@@ -219,12 +219,12 @@ fn table(report: &GateReport, path: &Path) -> String {
         text.push_str(&row(option, width));
     }
     text.push_str(&format!("\n{}\n", report.verdict));
-    if let Some(option) = report
-        .options
-        .last()
-        .filter(|option| option.verdict != Verdict::WorthEnabling)
-    {
-        for reason in &option.reasons {
+    for option in &report.options {
+        for reason in option
+            .reasons
+            .iter()
+            .filter(|_| option.verdict != Verdict::WorthEnabling)
+        {
             text.push_str(&format!("  {}: {reason}\n", plain(&option.option)));
         }
     }

@@ -175,7 +175,7 @@ fn overview(page: &mut String, report: &GateReport) {
     page.push_str(&forest(&rows, SAVING_MIN));
     page.push_str(
         "<figcaption>Share of the time to first tokens that is saved, with its 95 % interval over blocks of sessions. The dashed \
-         line is what must be saved at least.</figcaption></figure>\n<div class=\"scroll\"><table><thead><tr><th>option</th>\
+         line is what must be saved at least.</figcaption></figure>\n<div class=\"scroll\"><table class=\"stack\"><thead><tr><th>option</th>\
          <th>verdict</th><th>prefill saved</th><th>time to first token saved</th><th>p50</th><th>p95</th><th>p99</th>\
          <th>p99 ratio</th><th>harmed</th></tr></thead><tbody>\n",
     );
