@@ -17,7 +17,7 @@ const SUITE_LIMIT: Duration = Duration::from_secs(10 * 60);
 const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
 const RUN: &str = include_str!("verbs_world/run.sh");
 /// Transports, as the suite's modules are called, and where each runs.
-const TRANSPORTS: [(&str, &str); 6] = [
+const TRANSPORTS: [(&str, &str); 8] = [
     ("loopback", "cargo xtask test transfer"),
     ("shm", "cargo xtask test transfer"),
     ("tcp", "cargo xtask test transfer"),
@@ -30,6 +30,8 @@ const TRANSPORTS: [(&str, &str); 6] = [
         "world",
         "cargo xtask test rdma: two hosts, several rails, a wire with faults",
     ),
+    ("iwarp", "cargo xtask test rdma, on siw"),
+    ("iwarp_world", "cargo xtask test rdma: the same as world, on siw"),
 ];
 
 /// The programs of kvtier-transfer's tests.
@@ -87,7 +89,10 @@ pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
     };
     // The device's own tests belong to the suite `rdma`.
     let unit = run(&programs.unit, &["--skip", "rdma::verbs::"])?;
-    let suite = run(&programs.suite, &["--skip", "verbs::", "--skip", "world::"])?;
+    let suite = run(
+        &programs.suite,
+        &["--skip", "verbs::", "--skip", "world::", "--skip", "iwarp::"],
+    )?;
     report.close(unit && suite);
     report.print_skipped();
     Ok(report.tally())

@@ -31,6 +31,10 @@ use rail::{Rail, Slot};
 
 /// How often a slice may go unanswered, over whichever rail, before the peer counts as gone.
 const ATTEMPTS_MAX: u32 = 4;
+/// On iWARP: how often a slice that is alone on a connection may end it before the peer counts as refusing it.
+const REFUSALS_MAX: u32 = 2;
+/// `IBV_WC_LOC_QP_OP_ERR`: what an iWARP device calls the request that it was sending when its connection ended.
+const LOCAL_QP_ERROR: u32 = 2;
 /// Slices grow with their piece up to this.
 const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Into so many slices at most, as long as they stay below that.
@@ -51,6 +55,10 @@ struct Slice {
     remote_address: u64,
     direction: Direction,
     attempts: u32,
+    /// It was on an iWARP connection that ended, which does not tell over what: it must have the next one to itself.
+    alone: bool,
+    /// Connections that ended when it was alone on them.
+    refusals: u32,
 }
 
 impl Slice {
@@ -223,6 +231,8 @@ impl Shared {
             remote_address: pieces[at].remote.address() + offset as u64,
             direction: pieces[at].direction,
             attempts: 0,
+            alone: false,
+            refusals: 0,
         });
         let slices = slices.collect();
         Ok((batch, slices))
@@ -278,9 +288,14 @@ impl Shared {
         let lane = Arc::clone(lane);
         let mut flight = lane.flight.lock();
         let mut works = Vec::with_capacity(slices.len());
+        // Without an order among completions nobody can speak for another.
+        let signal_every = match lane.is_ordered {
+            true => self.transport.settings.signal_every,
+            false => 1,
+        };
         let last = slices.len() - 1;
         for (at, slice) in slices.iter().enumerate() {
-            let signalled = flight.signal(at == last, self.transport.settings.signal_every);
+            let signalled = flight.signal(at == last, signal_every);
             works.push(Work {
                 id: flight.draw(lane.number),
                 local: slice.local.clone(),
@@ -325,7 +340,7 @@ impl Shared {
         let mut done_bytes = 0;
         let mut broke = false;
         for completion in completions {
-            let ended: Vec<Slice> = lane.flight.lock().end(completion.id);
+            let ended: Vec<Slice> = lane.flight.lock().end(completion.id, lane.is_ordered);
             lane.complete(completion.id);
             let Some((this, before)) = split_last(ended) else {
                 continue;
@@ -353,6 +368,11 @@ impl Shared {
         let retired = rail.release_if_empty(lane);
         state.retired.extend(retired);
         finished.extend(self.pump(&mut state, now));
+        if self.closed.load(Ordering::Acquire) {
+            // Lanes that are being destroyed may flush into this; who watched waits for nothing any more.
+            let gone = || Err(Cause::PeerGone("the peer was dropped".to_owned()));
+            finished.extend(state.pending.drain(..).map(|slice| (slice, gone())));
+        }
         drop(state);
         self.tell(finished);
         if broke {
@@ -373,6 +393,16 @@ impl Shared {
         let rail = &mut state.rails[lane.rail];
         let cause = match status {
             _ if slice.batch.is_late(now) => Some(Cause::Deadline),
+            // Its connection has ended.
+            Status::Flushed | Status::Local(LOCAL_QP_ERROR) if !lane.is_ordered => {
+                let was_cut_by_us = !matches!(rail.slots[lane.slot], Slot::Up(_));
+                if slice.alone && !was_cut_by_us {
+                    slice.refusals += 1;
+                }
+                slice.alone = true;
+                (slice.refusals >= REFUSALS_MAX)
+                    .then(|| Cause::Denied("it ends the connection over this request".to_owned()))
+            }
             Status::Local(_) => Some(Cause::Local(status.words())),
             Status::RemoteAccess(_) => Some(Cause::Denied(status.words())),
             Status::Unanswered(_) | Status::Device(_) => {
@@ -428,7 +458,7 @@ fn choose(rails: &[Rail], slice: &Slice, now: Instant) -> Option<(usize, usize)>
             Use::Probe => rail.in_flight_bytes == 0,
             Use::None => false,
         };
-        let Some(lane) = rail.free_lane().filter(|_| admitted) else {
+        let Some(lane) = rail.free_lane(slice.alone).filter(|_| admitted) else {
             continue;
         };
         let distance = if slice.region.near[rail.local] { 1.0 } else { FAR_NIC };
@@ -462,12 +492,13 @@ fn slices_of(length: usize, least: usize) -> Vec<(usize, usize)> {
 }
 
 impl Flight {
-    /// The slices that a completion of `id` ends: that one, last, and all before it.
-    fn end(&mut self, id: u64) -> Vec<Slice> {
+    /// The slices that a completion of `id` ends: that one, last, and all before it where there is an order.
+    fn end(&mut self, id: u64, is_ordered: bool) -> Vec<Slice> {
         let Some(at) = self.queue.iter().position(|(other, _)| *other == id) else {
             return Vec::new();
         };
-        self.queue.drain(..=at).map(|(_, slice)| slice).collect()
+        let first = if is_ordered { 0 } else { at };
+        self.queue.drain(first..=at).map(|(_, slice)| slice).collect()
     }
 }
 

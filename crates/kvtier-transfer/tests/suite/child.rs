@@ -67,7 +67,7 @@ impl Start<'_> {
         let address = match self.kind {
             Kind::Shm => PeerAddress::Shm(address.into()),
             Kind::Tcp => PeerAddress::Tcp(address.parse().expect("an address")),
-            Kind::Verbs => PeerAddress::Verbs(address.parse().expect("an address")),
+            Kind::Verbs | Kind::Iwarp => PeerAddress::Verbs(address.parse().expect("an address")),
             Kind::Loopback => unreachable!("one process"),
         };
         let region = from_hex(&words.next().expect("a region"));
@@ -134,6 +134,7 @@ pub(crate) fn main() {
         "Shm" => Kind::Shm,
         "Tcp" => Kind::Tcp,
         "Verbs" => Kind::Verbs,
+        "Iwarp" => Kind::Iwarp,
         other => unreachable!("{other}"),
     };
     let devices = parts[3].split(',').filter(|name| !name.is_empty()).map(str::to_owned);

@@ -7,7 +7,7 @@ mod cases;
 mod child;
 mod stand;
 mod tcp_between;
-mod world;
+mod wire;
 
 use stand::Kind;
 
@@ -79,25 +79,41 @@ const CANNOT: &[(Kind, &str, &str)] = &[
         "Soft-RoCE answers EOPNOTSUPP",
     ),
     (
-        Kind::Verbs,
-        "iWARP (siw)",
-        "connecting needs librdmacm, which the transport does not use yet",
+        Kind::Iwarp,
+        "a_stopped_peer_costs_at_most_the_deadline",
+        "the NIC of a stopped process still serves",
     ),
+    (
+        Kind::Iwarp,
+        "hosts_with_different_mtus_agree_on_the_smaller_one",
+        "TCP cuts its packets by itself",
+    ),
+    (
+        Kind::Iwarp,
+        "a receiver that is not ready (RNR)",
+        "iWARP ends the connection instead; no request of ours needs a receiver",
+    ),
+    (
+        Kind::Iwarp,
+        "a status that names the refused request",
+        "iWARP ends the connection without a word: requests go again one by one, and the one that ends it again was refused",
+    ),
+    (Kind::Iwarp, "registered memory of a GPU (DMA-BUF)", "siw cannot"),
 ];
 
 macro_rules! suite {
-    ($($transport:ident = $kind:expr => [$($case:ident),* $(,)?];)*) => {
+    ($($transport:ident = $kind:expr, $cases:ident => [$($case:ident),* $(,)?];)*) => {
         $(mod $transport {
             $(#[test]
             fn $case() {
-                super::cases::$case($kind);
+                super::$cases::$case($kind);
             })*
         })*
     };
 }
 
 suite! {
-    loopback = crate::Kind::Loopback => [
+    loopback = crate::Kind::Loopback, cases => [
         bytes_read_are_the_owner_s,
         bytes_written_arrive_and_nothing_beside_them_changes,
         a_batch_of_many_pieces_moves_both_ways,
@@ -113,7 +129,7 @@ suite! {
         an_owner_that_is_gone_is_told_as_a_failure,
         a_gibibyte_is_registered,
     ];
-    shm = crate::Kind::Shm => [
+    shm = crate::Kind::Shm, cases => [
         bytes_read_are_the_owner_s,
         bytes_written_arrive_and_nothing_beside_them_changes,
         a_batch_of_many_pieces_moves_both_ways,
@@ -131,7 +147,7 @@ suite! {
         a_peer_killed_in_the_middle_of_a_thousand_transfers,
         a_stopped_peer_still_serves_what_is_mapped,
     ];
-    tcp = crate::Kind::Tcp => [
+    tcp = crate::Kind::Tcp, cases => [
         bytes_read_are_the_owner_s,
         bytes_written_arrive_and_nothing_beside_them_changes,
         a_batch_of_many_pieces_moves_both_ways,
@@ -153,7 +169,7 @@ suite! {
         sixty_four_peers_survive_a_storm_of_reconnects,
         who_does_not_know_the_secret_is_refused,
     ];
-    verbs = crate::Kind::Verbs => [
+    verbs = crate::Kind::Verbs, cases => [
         bytes_read_are_the_owner_s,
         bytes_written_arrive_and_nothing_beside_them_changes,
         a_batch_of_many_pieces_moves_both_ways,
@@ -174,6 +190,43 @@ suite! {
         a_peer_that_was_restarted_is_used_again,
         sixty_four_peers_survive_a_storm_of_reconnects,
         who_does_not_know_the_secret_is_refused,
+    ];
+    iwarp = crate::Kind::Iwarp, cases => [
+        bytes_read_are_the_owner_s,
+        bytes_written_arrive_and_nothing_beside_them_changes,
+        a_batch_of_many_pieces_moves_both_ways,
+        a_large_piece_arrives_whole,
+        a_region_that_was_never_registered_is_refused_and_the_peer_goes_on,
+        a_revoked_region_is_refused_and_another_still_serves,
+        a_range_past_the_end_is_refused,
+        a_write_to_what_was_registered_for_reads_is_refused,
+        a_dropped_transfer_keeps_its_memory_until_it_is_at_rest,
+        a_future_is_woken,
+        many_threads_read_at_once,
+        a_dropped_peer_ends_its_transfers,
+        an_owner_that_is_gone_is_told_as_a_failure,
+        a_gibibyte_is_registered,
+        a_batch_past_the_limit_is_refused_as_busy_with_its_pieces,
+        a_peer_killed_in_the_middle_of_a_thousand_transfers,
+        a_stopped_peer_still_serves_what_is_mapped,
+        a_peer_that_was_restarted_is_used_again,
+        sixty_four_peers_survive_a_storm_of_reconnects,
+        who_does_not_know_the_secret_is_refused,
+    ];
+    world = crate::Kind::Verbs, wire => [
+        bytes_cross_from_host_to_host,
+        hosts_with_different_mtus_agree_on_the_smaller_one,
+        lost_packets_cost_time_and_no_bytes,
+        a_link_that_went_down_is_used_again_when_it_is_up,
+        one_of_two_rails_goes_down_while_the_other_carries_on_and_comes_back,
+        a_peer_host_that_vanishes_costs_at_most_the_deadline,
+    ];
+    iwarp_world = crate::Kind::Iwarp, wire => [
+        bytes_cross_from_host_to_host,
+        lost_packets_cost_time_and_no_bytes,
+        a_link_that_went_down_is_used_again_when_it_is_up,
+        one_of_two_rails_goes_down_while_the_other_carries_on_and_comes_back,
+        a_peer_host_that_vanishes_costs_at_most_the_deadline,
     ];
 }
 

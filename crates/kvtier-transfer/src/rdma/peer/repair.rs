@@ -126,8 +126,8 @@ impl Shared {
             Some(Answer::Refused(why)) => return Err(Failed::Rail(format!("the peer: {why}"))),
             _ => return Err(Failed::Peer("it answered something else".to_owned())),
         };
-        let path = nic.path(&end, settings).map_err(Failed::Rail)?;
-        pair.connect(&path, psn, &end.destination).map_err(on_nic)?;
+        nic.connect(&pair, psn, &end, settings, QUESTION_PATIENCE)
+            .map_err(Failed::Rail)?;
         let place = Place { rail, slot, local };
         Ok(Lane::new(place, pair, nic, claim, &self.this))
     }

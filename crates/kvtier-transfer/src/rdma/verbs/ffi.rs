@@ -4,11 +4,13 @@
 //! within its context (`verbs.h` calls them through inline functions). The layouts are the library's ABI 1.1, on 64-bit
 //! machines; each is asserted below.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
-/// A pointer that is only passed on.
-pub(super) type Opaque = *mut c_void;
+use super::loader;
+pub(super) use super::loader::Opaque;
+
+const FILE: &CStr = c"libibverbs.so.1";
 
 #[repr(C)]
 pub(super) struct Operations {
@@ -273,10 +275,10 @@ macro_rules! library {
 
         impl Library {
             fn open() -> Result<Library, String> {
-                let handle = open_library()?;
+                let handle = loader::open(FILE, "install libibverbs1 and the provider of the NIC")?;
                 Ok(Library {
                     $($name: {
-                        let symbol = symbol(handle, concat!("ibv_", stringify!($name)))?;
+                        let symbol = loader::symbol(handle, FILE, concat!("ibv_", stringify!($name)))?;
                         // SAFETY: the library documents this function under this name with this signature, and its
                         // ABI version is part of the file name that was opened.
                         unsafe { std::mem::transmute::<Opaque, $signature>(symbol) }
@@ -316,36 +318,4 @@ library! {
 pub(super) fn library() -> Result<&'static Library, String> {
     static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
     LIBRARY.get_or_init(Library::open).as_ref().map_err(Clone::clone)
-}
-
-fn open_library() -> Result<Opaque, String> {
-    // SAFETY: a name that ends in zero; the library's initialisers are those of a system library.
-    let handle = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    if handle.is_null() {
-        return Err(format!(
-            "{} (install libibverbs1 and the provider of the NIC)",
-            loader_error()
-        ));
-    }
-    Ok(handle)
-}
-
-fn symbol(handle: Opaque, name: &str) -> Result<Opaque, String> {
-    let terminated = CString::new(name).map_err(|error| error.to_string())?;
-    // SAFETY: an open library and a name that ends in zero.
-    let symbol = unsafe { libc::dlsym(handle, terminated.as_ptr()) };
-    if symbol.is_null() {
-        return Err(format!("libibverbs.so.1 has no {name}: {}", loader_error()));
-    }
-    Ok(symbol)
-}
-
-fn loader_error() -> String {
-    // SAFETY: takes no argument; the answer belongs to this thread until its next call of the loader.
-    let words = unsafe { libc::dlerror() };
-    if words.is_null() {
-        return "unknown".to_owned();
-    }
-    // SAFETY: a string of the loader that ends in zero.
-    unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned()
 }

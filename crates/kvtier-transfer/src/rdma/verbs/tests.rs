@@ -29,7 +29,7 @@ impl Completed for Arrived {
 struct Bench {
     nic: Arc<Nic>,
     pair: QueuePair,
-    _other: QueuePair,
+    _other: Arc<QueuePair>,
     source: Arc<MemoryRegion>,
     target: Arc<MemoryRegion>,
     from: Arc<Registered>,
@@ -114,17 +114,15 @@ impl Bench {
     }
 }
 
-fn connected(nic: &Arc<Nic>, settings: &VerbsSettings) -> (QueuePair, QueuePair) {
-    let pairs = [(); 2].map(|()| nic.queue_pair(64).expect("a queue pair"));
-    let psns = [draw_psn(), draw_psn()];
-    for (mine, theirs) in [(0, 1), (1, 0)] {
-        let peer = nic.end(pairs[theirs].number(), psns[theirs]);
-        let path = nic.path(&peer, settings).expect("a path");
-        pairs[mine]
-            .connect(&path, psns[mine], &peer.destination)
-            .expect("connected");
-    }
-    pairs.into()
+fn connected(nic: &Arc<Nic>, settings: &VerbsSettings) -> (QueuePair, Arc<QueuePair>) {
+    let pair = nic.queue_pair(64).expect("a queue pair");
+    let other = Arc::new(nic.queue_pair(64).expect("a queue pair"));
+    let psn = draw_psn();
+    let asking = nic.end(pair.number(), psn);
+    let answering = nic.accept(&other, &asking, settings).expect("taken");
+    nic.connect(&pair, psn, &answering, settings, PATIENCE)
+        .expect("connected");
+    (pair, other)
 }
 
 #[test]
