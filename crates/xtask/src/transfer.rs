@@ -17,7 +17,7 @@ const SUITE_LIMIT: Duration = Duration::from_secs(10 * 60);
 const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
 const RUN: &str = include_str!("verbs_world/run.sh");
 /// Transports, as the suite's modules are called, and where each runs.
-const TRANSPORTS: [(&str, &str); 8] = [
+const TRANSPORTS: [(&str, &str); 10] = [
     ("loopback", "cargo xtask test transfer"),
     ("shm", "cargo xtask test transfer"),
     ("tcp", "cargo xtask test transfer"),
@@ -25,13 +25,18 @@ const TRANSPORTS: [(&str, &str); 8] = [
         "tcp_between",
         "cargo xtask test transfer: something between the two ends",
     ),
+    ("tcp_tls", "cargo xtask test transfer: the cases of tcp within TLS"),
+    ("tls", "cargo xtask test transfer: who is let in, and who is not"),
+    (
+        "between_hosts",
+        "cargo xtask test transfer: TCP over a wire, where a namespace can be made",
+    ),
     ("verbs", "cargo xtask test rdma"),
     (
         "world",
         "cargo xtask test rdma: two hosts, several rails, a wire with faults",
     ),
     ("iwarp", "cargo xtask test rdma, on siw"),
-    ("iwarp_world", "cargo xtask test rdma: the same as world, on siw"),
 ];
 
 /// The programs of kvtier-transfer's tests.

@@ -101,6 +101,11 @@ impl Nic {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn pages_on_demand(&self) -> bool {
+        self.device.limits.on_demand
+    }
+
     pub(super) fn check_active(&self) -> Result<(), String> {
         match self.device.port(PORT) {
             Ok(port) if port.is_active => Ok(()),
@@ -170,8 +175,8 @@ impl Nic {
         !self.device.is_iwarp
     }
 
-    /// Requests in flight on a queue pair with room for `depth`. On iWARP each has a read in it, and with more reads than may
-    /// be under way a device holds its queue back: siw then ends connections that carry writes, too.
+    /// Requests in flight on a queue pair with room for `depth`. On iWARP each has a read in it, and more than may be under
+    /// way would hold up the writes behind them.
     pub(super) fn lane_depth(&self, depth: u32) -> usize {
         if self.is_ordered() {
             depth as usize

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::channel::Channel;
 use super::connection::{Connection, Loss, Owner, Slice};
-use super::{NotGreeted, TcpSettings, greet_as_caller, prepare};
+use super::greet::{introduce_caller, within};
+use super::{NotGreeted, TcpSettings, prepare};
 use crate::rails::Backoff;
 use crate::transfer::{self, Batch, Cause, Drive, Piece, Refusal, Refused, Transfer};
 use crate::transport::{ConnectError, Peer, RailReport};
@@ -252,18 +254,30 @@ impl Shared {
         let patience = patience.max(Duration::from_millis(1));
         let stream = TcpStream::connect_timeout(&self.address, patience).map_err(unreachable)?;
         prepare(&stream).map_err(unreachable)?;
-        match greet_as_caller(&stream, self.settings.secret.as_ref(), patience) {
-            Ok(()) => {}
+        let stream = Arc::new(stream);
+        let greeted = within(&stream, patience, || {
+            let channel = match &self.settings.tls {
+                None => Channel::plain(Arc::clone(&stream)),
+                Some(tls) => {
+                    let session = tls.call(&stream, self.address).map_err(NotGreeted::of_tls)?;
+                    Channel::within(Arc::clone(&stream), session)
+                }
+            };
+            introduce_caller(&channel, self.settings.secret.as_ref()).map_err(NotGreeted::within_tls)?;
+            Ok(channel)
+        });
+        let channel = match greeted {
+            Ok(channel) => channel,
             Err(NotGreeted::System(error)) => return Err(unreachable(error)),
             Err(NotGreeted::Denied(what)) => {
                 return Err(ConnectError::Denied {
                     address: self.address.to_string(),
-                    what: what.to_owned(),
+                    what: what.into_owned(),
                 });
             }
-        }
+        };
         let owner: Weak<dyn Owner> = Weak::clone(&self.this) as _;
-        Connection::start(stream, owner).map_err(unreachable)
+        Connection::start(channel, owner).map_err(unreachable)
     }
 
     /// Makes the watching thread look now.

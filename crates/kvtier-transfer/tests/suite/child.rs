@@ -46,7 +46,7 @@ impl Start<'_> {
         let mut command = if self.namespace.is_empty() {
             Command::new(program)
         } else {
-            let mut command = Command::new("/bin/ip");
+            let mut command = Command::new("ip");
             command.args(["netns", "exec", self.namespace]).arg(program);
             command
         };
@@ -68,7 +68,7 @@ impl Start<'_> {
             Kind::Shm => PeerAddress::Shm(address.into()),
             Kind::Tcp => PeerAddress::Tcp(address.parse().expect("an address")),
             Kind::Verbs | Kind::Iwarp => PeerAddress::Verbs(address.parse().expect("an address")),
-            Kind::Loopback => unreachable!("one process"),
+            Kind::Loopback | Kind::Tls => unreachable!("one process"),
         };
         let region = from_hex(&words.next().expect("a region"));
         Child {

@@ -22,6 +22,8 @@ pub(crate) enum Kind {
     Loopback,
     Shm,
     Tcp,
+    /// TCP within TLS.
+    Tls,
     /// RDMA over RoCE or InfiniBand.
     Verbs,
     /// RDMA over TCP connections of the device.
@@ -71,9 +73,10 @@ pub(crate) fn site(kind: Kind, wishes: &Wishes) -> Option<Site> {
             directory = Some(made);
             Arc::new(shm)
         }
-        Kind::Tcp => {
+        Kind::Tcp | Kind::Tls => {
             let mut settings = TcpSettings {
                 secret: wishes.secret.clone(),
+                tls: (kind == Kind::Tls).then(crate::tls::of_the_suite),
                 ..TcpSettings::default()
             };
             settings.listen = wishes.listen.unwrap_or(settings.listen);

@@ -104,6 +104,11 @@ impl Lane {
         }
     }
 
+    /// Whether the peer has ended its connection; only iWARP has one.
+    pub(super) fn has_ended(&self) -> bool {
+        !self.is_ordered && self.pair.lock().as_ref().is_some_and(QueuePair::has_ended)
+    }
+
     /// Asks the device to flush it. If it cannot, destroying it later does.
     pub(super) fn stop(&self) {
         if let Some(pair) = &*self.pair.lock() {

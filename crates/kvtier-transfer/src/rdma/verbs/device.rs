@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::ffi::{self, Context, DeviceAttributes, Library, Mr, Pd, PortAttributes};
-use crate::memory::{Access, MemoryRegion};
+use super::ffi::{self, Context, DeviceAttributes, Extended, Library, Mr, Pd, PortAttributes};
+use crate::memory::{Access, MemoryRegion, Pinned};
 use crate::remote::RemoteAccess;
 
 const ACCESS_LOCAL_WRITE: c_int = 1;
@@ -57,6 +57,39 @@ fn for_each_device(library: &Library, mut look: impl FnMut(ffi::Opaque, &str) ->
     Ok(())
 }
 
+/// Asks the device, by a call that lies around its context rather than in the library.
+fn pages_on_demand(context: NonNull<Context>) -> bool {
+    // SAFETY: an open context.
+    if unsafe { context.as_ref() }.abi != usize::MAX {
+        return false;
+    }
+    let before = std::mem::offset_of!(Extended, context);
+    // SAFETY: the mark says that an extended context lies around this one.
+    let extended = unsafe { context.byte_sub(before).cast::<Extended>() };
+    // The beginning is what an older library has not: its size says how much there is.
+    let needed = size_of::<Extended>() - std::mem::offset_of!(Extended, query_device_ex);
+    // SAFETY: the size lies next to the context, in every version.
+    let size = unsafe { (&raw const (*extended.as_ptr()).size).read() };
+    if size < needed {
+        return false;
+    }
+    // SAFETY: the size says that this much lies before the context.
+    let Some(query) = (unsafe { (&raw const (*extended.as_ptr()).query_device_ex).read() }) else {
+        return false;
+    };
+    let mut attributes = ffi::ExtendedAttributes([0; ffi::EXTENDED_BYTES]);
+    // SAFETY: an open context, no input, and room for as many bytes as it is told of.
+    let answer = unsafe {
+        query(
+            context.as_ptr(),
+            std::ptr::null(),
+            &raw mut attributes,
+            ffi::EXTENDED_BYTES,
+        )
+    };
+    answer == 0 && attributes.pages_on_demand()
+}
+
 fn is_iwarp(name: &str) -> bool {
     let path = format!("/sys/class/infiniband/{name}/node_type");
     // `4: RNIC`, see the kernel's ABI documentation.
@@ -80,6 +113,8 @@ pub(crate) struct Limits {
     pub(crate) completions: u32,
     pub(crate) reads_out: u32,
     pub(crate) reads_in: u32,
+    /// Memory need not be pinned: it is paged in when it is asked for.
+    pub(crate) on_demand: bool,
 }
 
 /// An open device with one protection domain.
@@ -138,6 +173,7 @@ impl Device {
                 completions: attributes.max_cqe(),
                 reads_out: attributes.max_qp_init_rd_atom(),
                 reads_in: attributes.max_qp_rd_atom(),
+                on_demand: pages_on_demand(context),
             },
         };
         if answer != 0 {
@@ -198,7 +234,7 @@ impl Drop for Device {
 pub(crate) struct Registered {
     device: Arc<Device>,
     /// None once the device has let go.
-    held: Mutex<Option<(Vec<NonNull<Mr>>, Arc<MemoryRegion>)>>,
+    held: Mutex<Option<(Vec<NonNull<Mr>>, Pinned)>>,
     pub(crate) local_key: u32,
     pub(crate) remote_key: u32,
 }
@@ -235,8 +271,11 @@ impl Registered {
                 unsafe { (device.library.reg_mr)(device.pd.as_ptr(), start.cast_mut().cast(), region.bytes(), access) };
             NonNull::new(mr).ok_or_else(io::Error::last_os_error)
         };
-        let register =
-            |access| register(access).or_else(|error| register(access | ACCESS_ON_DEMAND).map_err(|_| error));
+        let register = |access| match register(access) {
+            Err(error) if device.limits.on_demand => register(access | ACCESS_ON_DEMAND).map_err(|_| error),
+            answered => answered,
+        };
+        let pinned = Pinned::new(region);
         let told = register(access)?;
         // SAFETY: the library just returned it.
         let keys = unsafe { told.as_ref() };
@@ -244,7 +283,7 @@ impl Registered {
             device: Arc::clone(device),
             local_key: keys.local_key,
             remote_key: keys.remote_key,
-            held: Mutex::new(Some((vec![told], Arc::clone(region)))),
+            held: Mutex::new(Some((vec![told], pinned))),
         };
         if !device.is_iwarp || !is_writable || remote == RemoteAccess::ReadWrite {
             return Ok(registered);

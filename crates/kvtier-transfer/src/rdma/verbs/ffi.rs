@@ -28,6 +28,40 @@ pub(super) struct Context {
     pub(super) operations: Operations,
     command_fd: c_int,
     pub(super) async_fd: c_int,
+    completion_vectors: c_int,
+    mutex: [u64; 5],
+    /// All ones where an [`Extended`] lies around it.
+    pub(super) abi: usize,
+}
+
+/// What lies around a context of any library since 2014: `verbs_context`.
+#[repr(C)]
+pub(super) struct Extended {
+    before: [Opaque; 27],
+    pub(super) query_device_ex:
+        Option<unsafe extern "C" fn(*mut Context, *const u32, *mut ExtendedAttributes, usize) -> c_int>,
+    between: [Opaque; 11],
+    /// Bytes of all this; what an older library lacks is at the beginning.
+    pub(super) size: usize,
+    pub(super) context: Context,
+}
+
+/// `ibv_device_attr_ex`, as far as on-demand paging.
+#[repr(C, align(8))]
+pub(super) struct ExtendedAttributes(pub(super) [u8; EXTENDED_BYTES]);
+
+pub(super) const EXTENDED_BYTES: usize = 400;
+const ODP_SUPPORTED: u64 = 1;
+/// Writes and reads.
+const ODP_ONE_SIDED: u32 = 4 | 8;
+
+impl ExtendedAttributes {
+    /// Whether reliable connections read and write memory that is paged in on demand.
+    pub(super) fn pages_on_demand(&self) -> bool {
+        let general = u64::from_ne_bytes(self.0[240..248].try_into().expect("8 bytes"));
+        let reliable = u32::from_ne_bytes(self.0[248..252].try_into().expect("4 bytes"));
+        general & ODP_SUPPORTED != 0 && reliable & ODP_ONE_SIDED == ODP_ONE_SIDED
+    }
 }
 
 #[repr(C)]
@@ -252,6 +286,9 @@ const _: () = {
     assert!(offset_of!(Context, operations) + offset_of!(Operations, req_notify_cq) == 104);
     assert!(offset_of!(Context, operations) + offset_of!(Operations, post_send) == 208);
     assert!(offset_of!(Context, command_fd) == 264 && offset_of!(Context, async_fd) == 268);
+    assert!(size_of::<Context>() == 328 && offset_of!(Context, abi) == 320);
+    assert!(size_of::<Extended>() == 648 && offset_of!(Extended, query_device_ex) == 216);
+    assert!(offset_of!(Extended, size) == 312 && offset_of!(Extended, context) == 320);
     assert!(offset_of!(Mr, local_key) == 36 && offset_of!(Mr, remote_key) == 40);
     assert!(offset_of!(Qp, number) == 52 && offset_of!(Channel, fd) == 8);
     assert!(size_of::<QpInit>() == 64 && size_of::<AddressHandle>() == 32);

@@ -144,6 +144,14 @@ impl Link {
         }
     }
 
+    /// Whether anything happened to an established connection of its own channel: it has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        // SAFETY: the channel keeps its descriptor open as long as `self` lives.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.channel.raw.as_ref().fd) };
+        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
+
     fn accept(&self, ends: &Ends) -> io::Result<()> {
         let mut parameters = ends.parameters(&[]);
         // SAFETY: a live id with a request, and parameters that the library copies.

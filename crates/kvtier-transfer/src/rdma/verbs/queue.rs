@@ -388,6 +388,11 @@ impl QueuePair {
         *self.link.lock() = Some(link);
     }
 
+    /// Whether the connection that it called for is over, which an idle queue pair does not tell by a completion.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.link.lock().as_ref().is_some_and(Link::has_ended)
+    }
+
     /// Stops it: whatever it was given completes as flushed.
     pub(crate) fn stop(&self) -> io::Result<()> {
         let mut attributes = QpAttributes {

@@ -18,7 +18,6 @@ const MIB: usize = 1 << 20;
 
 /// A namespace `far`, and cables to it: `near0`–`far0`, `near1`–`far1`, each a network and an RDMA device at both ends.
 struct World {
-    kind: Kind,
     cables: usize,
 }
 
@@ -28,7 +27,7 @@ fn run(line: &str) {
 }
 
 impl World {
-    fn make(kind: Kind, cables: usize, far_mtu: u32) -> Option<World> {
+    fn make(cables: usize, far_mtu: u32) -> Option<World> {
         if std::env::var_os(WORLD).is_none() {
             println!("skipped: verbs world: two hosts on one machine: run `cargo xtask test rdma`");
             return None;
@@ -43,29 +42,28 @@ impl World {
             run(&format!(
                 "/bin/ip link set near{at} mtu 4200 up; /bin/ip -n far link set far{at} mtu {far_mtu} up"
             ));
-            let driver = if kind == Kind::Iwarp { "siw" } else { "rxe" };
-            run(&format!("/bin/rdma link add rdnear{at} type {driver} netdev near{at}"));
+            run(&format!("/bin/rdma link add rxnear{at} type rxe netdev near{at}"));
             run(&format!(
-                "/bin/ip netns exec far /bin/rdma link add rdfar{at} type {driver} netdev far{at}"
+                "/bin/ip netns exec far /bin/rdma link add rxfar{at} type rxe netdev far{at}"
             ));
         }
         for at in 0..cables {
-            for device in [format!("rdnear{at}"), format!("rdfar{at}")] {
-                wait_for_address(kind, &device);
+            for device in [format!("rxnear{at}"), format!("rxfar{at}")] {
+                wait_for_address(&device);
             }
         }
-        Some(World { kind, cables })
+        Some(World { cables })
     }
 
     fn devices(&self, side: &str) -> Vec<String> {
-        (0..self.cables).map(|at| format!("rd{side}{at}")).collect()
+        (0..self.cables).map(|at| format!("rx{side}{at}")).collect()
     }
 
     /// The far host serves memory; this one connects to it.
     fn connect(&self, bytes: usize) -> (Verbs, Child, Box<dyn Peer>) {
         let devices = self.devices("far").join(",");
         let child = Start {
-            kind: self.kind,
+            kind: Kind::Verbs,
             bytes,
             listen: "10.9.0.2:0",
             devices: &devices,
@@ -86,21 +84,17 @@ impl Drop for World {
     fn drop(&mut self) {
         for at in 0..self.cables {
             let line =
-                format!("/bin/rdma link del rdnear{at}; /bin/rdma link del rdfar{at}; /bin/ip link del near{at}");
+                format!("/bin/rdma link del rxnear{at}; /bin/rdma link del rxfar{at}; /bin/ip link del near{at}");
             let _ = Command::new("/bin/sh").args(["-c", &line]).status();
         }
         let _ = Command::new("/bin/ip").args(["netns", "del", "far"]).status();
     }
 }
 
-fn wait_for_address(kind: Kind, device: &str) {
+fn wait_for_address(device: &str) {
     let until = Instant::now() + Duration::from_secs(10);
-    let (file, wanted) = match kind {
-        Kind::Iwarp => ("state", "ACTIVE"),
-        _ => ("gids/1", "ffff:"),
-    };
-    let path = format!("/sys/class/infiniband/{device}/ports/1/{file}");
-    while !std::fs::read_to_string(&path).is_ok_and(|found| found.contains(wanted)) {
+    let path = format!("/sys/class/infiniband/{device}/ports/1/gids/1");
+    while !std::fs::read_to_string(&path).is_ok_and(|gid| gid.contains("ffff:")) {
         assert!(Instant::now() < until, "{device} gets no address");
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -158,7 +152,7 @@ impl Reader {
     }
 
     fn rail(&self, at: usize) -> RailReport {
-        let name = format!("rdnear{at} ");
+        let name = format!("rxnear{at} ");
         let rails = self.peer.rails();
         let mut of_nic = rails.iter().filter(|rail| rail.name.starts_with(&name));
         of_nic
@@ -168,36 +162,33 @@ impl Reader {
     }
 }
 
-pub(crate) fn bytes_cross_from_host_to_host(kind: Kind) {
-    let Some(world) = World::make(kind, 1, 4200) else {
-        return;
-    };
+#[test]
+fn bytes_cross_from_host_to_host() {
+    let Some(world) = World::make(1, 4200) else { return };
     let reader = Reader::new(&world, 8 * MIB);
     for _ in 0..3 {
         assert!(reader.read(PATIENCE));
     }
 }
 
-pub(crate) fn hosts_with_different_mtus_agree_on_the_smaller_one(kind: Kind) {
-    let Some(world) = World::make(kind, 1, 1500) else {
-        return;
-    };
+#[test]
+fn hosts_with_different_mtus_agree_on_the_smaller_one() {
+    let Some(world) = World::make(1, 1500) else { return };
     run("/bin/ip link set near0 mtu 4200");
     let reader = Reader::new(&world, 4 * MIB);
     assert!(reader.read(PATIENCE));
     assert_eq!(reader.rail(0).errors, 0);
 }
 
-pub(crate) fn lost_packets_cost_time_and_no_bytes(kind: Kind) {
-    let Some(world) = World::make(kind, 1, 4200) else {
-        return;
-    };
+#[test]
+fn lost_packets_cost_time_and_no_bytes() {
+    let Some(world) = World::make(1, 4200) else { return };
     let reader = Reader::new(&world, 4 * MIB);
     run("/bin/tc qdisc add dev near0 root netem loss 1%");
     run("/bin/ip netns exec far /bin/tc qdisc add dev far0 root netem loss 1%");
     let done = (0..8).filter(|_| reader.read(Duration::from_secs(20))).count();
     assert_eq!(done, 8, "{:?}", reader.peer.rails());
-    let retries = "/sys/class/infiniband/rdnear0/ports/1/hw_counters";
+    let retries = "/sys/class/infiniband/rxnear0/ports/1/hw_counters";
     let lost: u64 = [
         "completer_retry_err",
         "rcvd_seq_err",
@@ -217,10 +208,9 @@ pub(crate) fn lost_packets_cost_time_and_no_bytes(kind: Kind) {
     println!("the device counts {lost} retries");
 }
 
-pub(crate) fn a_link_that_went_down_is_used_again_when_it_is_up(kind: Kind) {
-    let Some(world) = World::make(kind, 1, 4200) else {
-        return;
-    };
+#[test]
+fn a_link_that_went_down_is_used_again_when_it_is_up() {
+    let Some(world) = World::make(1, 4200) else { return };
     let reader = Reader::new(&world, 2 * MIB);
     assert!(reader.read(PATIENCE));
     for _ in 0..2 {
@@ -234,10 +224,9 @@ pub(crate) fn a_link_that_went_down_is_used_again_when_it_is_up(kind: Kind) {
     assert!(reader.rail(0).reconnects > 0);
 }
 
-pub(crate) fn one_of_two_rails_goes_down_while_the_other_carries_on_and_comes_back(kind: Kind) {
-    let Some(world) = World::make(kind, 2, 4200) else {
-        return;
-    };
+#[test]
+fn one_of_two_rails_goes_down_while_the_other_carries_on_and_comes_back() {
+    let Some(world) = World::make(2, 4200) else { return };
     let reader = Reader::new(&world, 4 * MIB);
     assert!(reader.read(PATIENCE));
     let both = (reader.rail(0).bytes, reader.rail(1).bytes);
@@ -268,10 +257,9 @@ pub(crate) fn one_of_two_rails_goes_down_while_the_other_carries_on_and_comes_ba
     }
 }
 
-pub(crate) fn a_peer_host_that_vanishes_costs_at_most_the_deadline(kind: Kind) {
-    let Some(world) = World::make(kind, 1, 4200) else {
-        return;
-    };
+#[test]
+fn a_peer_host_that_vanishes_costs_at_most_the_deadline() {
+    let Some(world) = World::make(1, 4200) else { return };
     let reader = Reader::new(&world, 2 * MIB);
     assert!(reader.read(PATIENCE));
     // Packets go out and nothing comes back: no refusal, no reset.
