@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -68,6 +68,8 @@ pub(super) struct Connection {
     kicked: Mutex<bool>,
     to_read: Condvar,
     outstanding_bytes: AtomicU64,
+    /// It has brought an answer.
+    answered: AtomicBool,
 }
 
 #[derive(Default)]
@@ -116,6 +118,7 @@ impl Connection {
             kicked: Mutex::new(false),
             to_read: Condvar::new(),
             outstanding_bytes: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
         });
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         named("kvtier-tcp-read").spawn({
@@ -131,6 +134,11 @@ impl Connection {
             return Err(error);
         }
         Ok(connection)
+    }
+
+    /// Whether it ever brought an answer: if so, that it broke says little about its peer.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Bytes in flight, to choose the least loaded.
@@ -324,6 +332,7 @@ impl Connection {
         };
         match taken {
             Ok((slice, result)) => {
+                self.answered.store(true, Ordering::Relaxed);
                 self.flight.lock().queue.pop_front();
                 self.outstanding_bytes.fetch_sub(slice.length(), Ordering::Relaxed);
                 if let Some(owner) = self.owner.upgrade() {

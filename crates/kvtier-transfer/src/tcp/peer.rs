@@ -21,8 +21,10 @@ use crate::transport::{ConnectError, Peer, RailReport};
 const TICK: Duration = Duration::from_millis(2);
 /// Ticks with nothing in flight before the thread sleeps until it is called.
 const IDLE_TICKS: u32 = 50;
-/// Connections that may break under a slice before the peer counts as gone.
-const ATTEMPTS_MAX: u32 = 4;
+/// Connections that may break under a slice before the peer counts as gone; one that never answered counts for four. A cut
+/// through all of them hits some slices on each, and on those that were made while it went on.
+const ATTEMPTS_MAX: u32 = 16;
+const UNANSWERED: u32 = 4;
 /// For one attempt to connect anew.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -430,7 +432,7 @@ impl Owner for Shared {
                 _ if slice.batch.has_failed() => Some(Cause::PeerGone("another piece failed".to_owned())),
                 Loss::Late => None,
                 Loss::Broken(what) => {
-                    slice.attempts += 1;
+                    slice.attempts += if connection.has_answered() { 1 } else { UNANSWERED };
                     (slice.attempts >= ATTEMPTS_MAX).then(|| Cause::PeerGone(what.clone()))
                 }
             };
