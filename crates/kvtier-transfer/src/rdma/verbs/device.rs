@@ -63,20 +63,20 @@ fn pages_on_demand(context: NonNull<Context>) -> bool {
     if unsafe { context.as_ref() }.abi != usize::MAX {
         return false;
     }
-    let before = std::mem::offset_of!(Extended, context);
-    // SAFETY: the mark says that an extended context lies around this one.
-    let extended = unsafe { context.byte_sub(before).cast::<Extended>() };
     // The beginning is what an older library has not: its size says how much there is.
     let needed = size_of::<Extended>() - std::mem::offset_of!(Extended, query_device_ex);
+    let before = std::mem::offset_of!(Extended, context) - std::mem::offset_of!(Extended, size);
+    let size = context.as_ptr().wrapping_byte_sub(before).cast::<usize>();
     // SAFETY: the size lies next to the context, in every version.
-    let size = unsafe { (&raw const (*extended.as_ptr()).size).read() };
+    let size = unsafe { size.read() };
     if size < needed {
         return false;
     }
+    let before = std::mem::offset_of!(Extended, context) - std::mem::offset_of!(Extended, query_device_ex);
+    let query = context.as_ptr().wrapping_byte_sub(before).cast::<ffi::QueryDevice>();
     // SAFETY: the size says that this much lies before the context.
-    let Some(query) = (unsafe { (&raw const (*extended.as_ptr()).query_device_ex).read() }) else {
-        return false;
-    };
+    let query = unsafe { query.read() };
+    let Some(query) = query else { return false };
     let mut attributes = ffi::ExtendedAttributes([0; ffi::EXTENDED_BYTES]);
     // SAFETY: an open context, no input, and room for as many bytes as it is told of.
     let answer = unsafe {

@@ -34,12 +34,15 @@ pub(super) struct Context {
     pub(super) abi: usize,
 }
 
+/// A device may have none.
+pub(super) type QueryDevice =
+    Option<unsafe extern "C" fn(*mut Context, *const u32, *mut ExtendedAttributes, usize) -> c_int>;
+
 /// What lies around a context of any library since 2014: `verbs_context`.
 #[repr(C)]
 pub(super) struct Extended {
     before: [Opaque; 27],
-    pub(super) query_device_ex:
-        Option<unsafe extern "C" fn(*mut Context, *const u32, *mut ExtendedAttributes, usize) -> c_int>,
+    pub(super) query_device_ex: QueryDevice,
     between: [Opaque; 11],
     /// Bytes of all this; what an older library lacks is at the beginning.
     pub(super) size: usize,

@@ -46,10 +46,16 @@ impl Channel {
         Ok(Arc::new(Channel { library, raw }))
     }
 
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the channel lives as long as `self`.
+        let fd = unsafe { self.raw.as_ref() }.fd;
+        // SAFETY: it keeps its descriptor open as long.
+        unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+
     /// The next event, if one comes before `until`.
     fn next(&self, until: Instant) -> io::Result<Option<Happened<'_>>> {
-        // SAFETY: the channel lives as long as `self` and keeps its descriptor open.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.raw.as_ref().fd) };
+        let fd = self.fd();
         let left = until.saturating_duration_since(Instant::now());
         let limit = Timespec {
             tv_sec: left.as_secs().cast_signed(),
@@ -146,8 +152,7 @@ impl Link {
 
     /// Whether anything happened to an established connection of its own channel: it has ended.
     pub(super) fn has_ended(&self) -> bool {
-        // SAFETY: the channel keeps its descriptor open as long as `self` lives.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.channel.raw.as_ref().fd) };
+        let fd = self.channel.fd();
         let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
         rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
     }
