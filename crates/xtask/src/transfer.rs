@@ -47,35 +47,52 @@ struct Programs {
 
 impl Programs {
     fn build(workspace: &Workspace) -> Result<Programs, Failure> {
-        let mut cargo = workspace.cargo();
-        cargo.args([
-            "test",
-            "--package",
-            "kvtier-transfer",
-            "--no-run",
-            "--message-format",
-            "json",
-        ]);
-        let (mut unit, mut suite) = (None, None);
-        let status = process::stream(&mut cargo, "building the tests", BUILD_LIMIT, |_, line| {
-            let Ok(message) = serde_json::from_str::<Value>(line) else {
-                println!("{line}");
-                return;
-            };
-            let Some(program) = message["executable"].as_str() else {
-                return;
-            };
-            match message["target"]["name"].as_str() {
-                Some("kvtier_transfer") => unit = Some(PathBuf::from(program)),
-                Some("suite") => suite = Some(PathBuf::from(program)),
-                _ => {}
-            }
-        })?;
-        match (status.success(), unit, suite) {
-            (true, Some(unit), Some(suite)) => Ok(Programs { unit, suite }),
-            _ => Err(Failure::new("the tests of kvtier-transfer do not build")),
-        }
+        let [unit, suite] = executables(workspace, &["--package", "kvtier-transfer"], ["kvtier_transfer", "suite"])?;
+        Ok(Programs { unit, suite })
     }
+}
+
+/// What whole nodes are tested with.
+struct Nodes {
+    daemon: PathBuf,
+    tool: PathBuf,
+    suite: PathBuf,
+}
+
+impl Nodes {
+    fn build(workspace: &Workspace) -> Result<Nodes, Failure> {
+        let wanted = ["--package", "kv-daemon", "--test", "suite"];
+        let [daemon, tool, suite] = executables(workspace, &wanted, ["kv-daemon", "kvctl", "suite"])?;
+        Ok(Nodes { daemon, tool, suite })
+    }
+}
+
+/// Builds tests, and finds the programs of these targets.
+fn executables<const N: usize>(
+    workspace: &Workspace,
+    wanted: &[&str],
+    names: [&str; N],
+) -> Result<[PathBuf; N], Failure> {
+    let mut cargo = workspace.cargo();
+    cargo.arg("test").args(wanted).args(["--no-run", "--message-format", "json"]);
+    let mut found = [const { None }; N];
+    let status = process::stream(&mut cargo, "building the tests", BUILD_LIMIT, |_, line| {
+        let Ok(message) = serde_json::from_str::<Value>(line) else {
+            println!("{line}");
+            return;
+        };
+        let Some(program) = message["executable"].as_str() else {
+            return;
+        };
+        let name = message["target"]["name"].as_str();
+        if let Some(place) = names.iter().position(|wanted| Some(*wanted) == name) {
+            found[place] = Some(PathBuf::from(program));
+        }
+    })?;
+    if !status.success() || found.iter().any(Option::is_none) {
+        return Err(Failure::new("the tests do not build"));
+    }
+    Ok(found.map(Option::unwrap_or_default))
 }
 
 /// Runs the transports that need no device.
@@ -110,6 +127,10 @@ pub(crate) fn rdma(workspace: &Workspace) -> Result<Tally, Failure> {
     let directory = tempfile::Builder::new().prefix("kvtier-world-").tempdir()?;
     std::fs::copy(&programs.unit, directory.path().join("unit"))?;
     std::fs::copy(&programs.suite, directory.path().join("suite"))?;
+    let nodes = Nodes::build(workspace)?;
+    for (program, name) in [(&nodes.daemon, "kv-daemon"), (&nodes.tool, "kvctl"), (&nodes.suite, "nodes")] {
+        std::fs::copy(program, directory.path().join(name))?;
+    }
     std::fs::write(directory.path().join("run.sh"), RUN)?;
     let mut report = Report::default();
     let status = world.run(directory.path(), GUEST_LIMIT, |stream, line| {

@@ -1,6 +1,6 @@
 # In the guest: one Soft-RoCE device for what needs one host, then the two hosts that the tests make for themselves, then
 # the same with iWARP. iproute2 is called by its path, because the shell prefers applets of its own.
-cp /host/unit /host/suite /tmp/
+cp /host/unit /host/suite /host/kv-daemon /host/kvctl /host/nodes /tmp/
 cd /tmp
 ulimit -l unlimited
 failed=0
@@ -32,6 +32,8 @@ await rxe_is_up
 /bin/rdma link del rxe0
 /bin/ip link del d0
 KVTIER_VERBS_WORLD=1 /tmp/suite --test-threads=1 --show-output world:: || failed=1
+echo "whole nodes, that read each other by RDMA"
+KVTIER_VERBS_WORLD=1 KVTIER_BIN_DIR=/tmp /tmp/nodes --test-threads=1 --show-output peers::rdma:: || failed=1
 
 if ! grep -q siw_init_module /proc/kallsyms; then
     echo "skipped: iwarp: the kernel has no siw"
