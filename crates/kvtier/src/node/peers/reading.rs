@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use kvtier_core::cost::Decision;
 use kvtier_core::{
     Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent, Realization,
     RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
@@ -21,6 +22,7 @@ use super::link::{Link, Live, Unanswered};
 use super::message::{Acquired, Held, Keys, Message, Versions};
 use super::regions::Way;
 use super::serving::request;
+use super::weighing::{Asked, Fetching, Weighing};
 use crate::node::driver::Waiter;
 use crate::node::outbox::{Notice, Outbox};
 
@@ -55,6 +57,7 @@ pub(crate) struct FetchJob {
 pub(crate) struct LookupJob {
     pub(crate) scope: Scope,
     pub(crate) hashes: Vec<BlockHash>,
+    pub(crate) hints: Hints,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) request: u64,
 }
@@ -82,6 +85,11 @@ struct Found {
     held: Held,
 }
 
+/// A peer, and what it has of the blocks asked for.
+type Located = (Arc<Link>, Arc<Live>, Vec<Option<Tier>>);
+/// A peer, and the places of what it is to be asked for.
+type Assigned = (Arc<Link>, Arc<Live>, Vec<usize>);
+
 /// Blocks that were asked for together.
 struct Part {
     link: Arc<Link>,
@@ -94,6 +102,7 @@ struct Part {
 /// A part that is being read.
 struct Running {
     own: ClientId,
+    begun: Instant,
     blocks: Vec<(Found, ReservationId, Extent)>,
     transfer: Option<Transfer>,
 }
@@ -190,7 +199,12 @@ impl Shared {
         let mut tiers = tiers;
         if let Some((keys, versions)) = self.question(*scope, hashes, &missing) {
             let until = Instant::now() + self.query_timeout;
-            for (_, _, found) in self.locate(&keys, &versions, until) {
+            let mut found = self.locate(&keys, &versions, until);
+            if self.weighing.is_some() {
+                let chosen = self.weigh(&tiers, &missing, job.hints, &found).map(|(_, link)| link);
+                found.retain(|(link, ..)| chosen.as_ref().is_some_and(|chosen| Arc::ptr_eq(chosen, link)));
+            }
+            for (_, _, found) in found {
                 for (&position, tier) in missing.iter().zip(found) {
                     if tier.is_some() {
                         tiers[position] = Some(Tier::Remote);
@@ -225,7 +239,7 @@ impl Shared {
     }
 
     /// Asks every peer at once what it has, and waits for all until the deadline. Those with other invalidations have nothing.
-    fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<(Arc<Link>, Arc<Live>, Vec<Option<Tier>>)> {
+    fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<Located> {
         let question = Message::Locate(keys.clone());
         let asked: Vec<_> = self
             .links()
@@ -253,7 +267,7 @@ impl Shared {
     }
 
     /// Which of the missing blocks to ask which peer for: each as far as it reaches, the farthest first.
-    fn assign(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> Vec<(Arc<Link>, Arc<Live>, Vec<usize>)> {
+    fn assign(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> Vec<Assigned> {
         let links = self.links();
         let mut reachable: Vec<_> = links.into_iter().filter_map(|link| Some((Arc::clone(&link), link.live()?))).collect();
         if reachable.len() <= 1 {
@@ -262,7 +276,7 @@ impl Shared {
             return reachable.drain(..).map(|(link, live)| (link, live, everything.clone())).collect();
         }
         let mut found = self.locate(keys, versions, until.min(Instant::now() + self.query_timeout));
-        let mut assigned: Vec<(Arc<Link>, Arc<Live>, Vec<usize>)> = Vec::new();
+        let mut assigned: Vec<Assigned> = Vec::new();
         let mut taken = vec![false; keys.hashes.len()];
         match which {
             FetchScope::Each => found.sort_by_key(|(_, _, tiers)| std::cmp::Reverse(tiers.iter().flatten().count())),
@@ -307,12 +321,29 @@ impl Shared {
             return Vec::new();
         };
         let Some(own) = self.own_client(scope.domain) else { return Vec::new() };
-        let mut parts = self.ask_for_parts(&keys, &versions, job.which, until);
+        let (assigned, mut fetching) = match &self.weighing {
+            None => (self.assign(&keys, &versions, job.which, until), None),
+            Some(weighing) => {
+                let found = self.locate(&keys, &versions, until.min(Instant::now() + self.query_timeout));
+                let Some((decision, chosen)) = self.weigh(&tiers, &missing, job.hints, &found) else {
+                    return Vec::new();
+                };
+                let assigned = found.into_iter().filter(|(link, ..)| Arc::ptr_eq(link, &chosen));
+                let assigned = assigned.map(|(link, live, tiers)| (link, live, positions(&tiers, Option::is_some)));
+                let fetching = weighing.begin(self.driver.clock.now(), &decision);
+                (assigned.collect(), Some((weighing, fetching)))
+            }
+        };
+        let mut parts = self.ask_for_parts(&keys, assigned, until);
         let mut running: VecDeque<Running> = VecDeque::new();
         let mut right: Vec<(usize, Found, ReservationId, Extent)> = Vec::new();
         let mut reached = 0;
         while let Some(part) = parts.pop_front() {
             let found = self.leased(part, &versions, until);
+            if let Some((weighing, fetching)) = &mut fetching {
+                weighing.answered(self.driver.clock.now(), fetching, found.is_some());
+            }
+            let found = found.unwrap_or_default();
             // In a prefix nothing behind a gap is of use.
             let (useful, useless): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|block| {
                 let follows = job.which == FetchScope::Each || block.position == reached;
@@ -327,23 +358,28 @@ impl Shared {
             if let Some(begun) = self.begin(own, job, &missing, useful, is_last, until) {
                 running.push_back(begun);
             }
-            while running.len() > RUNNING_MAX {
-                right.extend(running.pop_front().map(|part| self.finish(part)).unwrap_or_default());
+            while running.len() > RUNNING_MAX
+                && let Some(part) = running.pop_front()
+            {
+                right.extend(self.finish_weighed(part, &mut fetching));
             }
         }
         for part in running {
-            right.extend(self.finish(part));
+            right.extend(self.finish_weighed(part, &mut fetching));
+        }
+        if let Some((weighing, fetching)) = &fetching {
+            weighing.end(self.driver.clock.now(), fetching);
         }
         self.seal(own, job, generation, &missing, right)
     }
 
     /// Asks for leases at the peers that have the blocks, in parts.
-    fn ask_for_parts(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> VecDeque<Part> {
+    fn ask_for_parts(&self, keys: &Keys, assigned: Vec<Assigned>, until: Instant) -> VecDeque<Part> {
         let left = until.saturating_duration_since(Instant::now());
         // Half of the time is for the bytes.
         let wait_ms = u32::try_from(left.as_millis() / 2).unwrap_or(u32::MAX);
         let mut parts = VecDeque::new();
-        for (link, live, places) in self.assign(keys, versions, which, until) {
+        for (link, live, places) in assigned {
             let block_bytes = link.counts.block_bytes.load(Ordering::Relaxed).max(1);
             let blocks = usize::try_from(PART_BYTES / block_bytes).unwrap_or(1).max(1);
             for places in places.chunks(blocks) {
@@ -366,8 +402,51 @@ impl Shared {
         parts
     }
 
-    /// What a peer leased of a part. Where it has not seen the same invalidations, nothing.
-    fn leased(&self, part: Part, versions: &Versions, until: Instant) -> Vec<Found> {
+    /// Which peer the cost model would have the missing blocks fetched from.
+    fn weigh(
+        &self,
+        tiers: &[Option<Tier>],
+        missing: &[usize],
+        hints: Hints,
+        found: &[Located],
+    ) -> Option<(Decision, Arc<Link>)> {
+        let weighing = self.weighing.as_ref()?;
+        let asked = Asked {
+            blocks: tiers.len(),
+            local: tiers.iter().position(Option::is_none).unwrap_or(tiers.len()),
+            hints,
+        };
+        let reach = |theirs: &[Option<Tier>]| {
+            let mut all = tiers.to_vec();
+            for (&position, tier) in missing.iter().zip(theirs) {
+                all[position] = *tier;
+            }
+            all.iter().position(Option::is_none).unwrap_or(all.len())
+        };
+        let peers: Vec<(Arc<Link>, usize)> = found
+            .iter()
+            .map(|(link, _, theirs)| (Arc::clone(link), reach(theirs)))
+            .collect();
+        weighing.decide(self.driver.clock.now(), &asked, &peers)
+    }
+
+    fn finish_weighed(
+        &self,
+        part: Running,
+        fetching: &mut Option<(&Weighing, Fetching)>,
+    ) -> Vec<(usize, Found, ReservationId, Extent)> {
+        let (begun, wanted) = (part.begun, part.blocks.len());
+        let right = self.finish(part);
+        if let Some((weighing, fetching)) = fetching {
+            let bytes = right.iter().map(|(_, block, ..)| u64::from(block.held.length)).sum();
+            let now = self.driver.clock.now();
+            weighing.arrived(now, fetching, bytes, begun.elapsed(), right.len() == wanted);
+        }
+        right
+    }
+
+    /// What a peer leased of a part; `None`: it did not answer in time. Where it has not seen the same invalidations, nothing.
+    fn leased(&self, part: Part, versions: &Versions, until: Instant) -> Option<Vec<Found>> {
         let Part {
             link,
             live,
@@ -380,7 +459,7 @@ impl Shared {
                 regions,
                 outcomes,
             }) if outcomes.len() == places.len() => (versions, regions, outcomes),
-            Ok(_) | Err(Unanswered::Away | Unanswered::Late) => return Vec::new(),
+            Ok(_) | Err(Unanswered::Away | Unanswered::Late) => return None,
         };
         let regions: Vec<Option<Arc<RemoteRegion>>> = regions
             .iter()
@@ -409,7 +488,7 @@ impl Shared {
             let bytes = u64::from(block.held.length);
             link.counts.block_bytes.store(bytes, Ordering::Relaxed);
         }
-        usable
+        Some(usable)
     }
 
     /// Reserves slots for a part and begins to read it. The leases of what cannot be read are given back.
@@ -446,13 +525,19 @@ impl Shared {
         }
         give_back(&without);
         let live = Arc::clone(&blocks.first()?.0.live);
+        let begun = Instant::now();
         let left = until.saturating_duration_since(Instant::now());
         let transfer = live.data.submit(pieces, left).ok();
         if !is_alone && let Some(transfer) = &transfer {
             // This thread has other things to do: one of the transport's sees to it.
             let _ = transfer.outcome();
         }
-        Some(Running { own, blocks, transfer })
+        Some(Running {
+            own,
+            begun,
+            blocks,
+            transfer,
+        })
     }
 
     fn piece(&self, domain: TrustDomain, block: &Found, extent: &Extent) -> Option<Piece> {
@@ -469,7 +554,9 @@ impl Shared {
 
     /// Waits until nothing touches a part's slots any more, and compares what is in them. Those that are right.
     fn finish(&self, part: Running) -> Vec<(usize, Found, ReservationId, Extent)> {
-        let Running { own, blocks, transfer } = part;
+        let Running {
+            own, blocks, transfer, ..
+        } = part;
         let outcome = transfer.map(Transfer::wait);
         let has_arrived = matches!(outcome, Some(Ok(())));
         if let (false, Some((block, ..))) = (has_arrived, blocks.first()) {

@@ -255,13 +255,15 @@ impl Served {
                 self.shared.generations.heard(&self.peer.address, &bytes);
                 return Ok(());
             }
+            Message::Probe => Message::Probed(self.shared.regions.probe(self.way).map_err(io::Error::other)?),
             Message::Command(json) => return self.command(number, json),
             Message::Hello(_)
             | Message::Welcome(_)
             | Message::Located { .. }
             | Message::Leased { .. }
             | Message::Connected(_)
-            | Message::Answered(_) => return Err(io::Error::other("it says what nobody asked it")),
+            | Message::Answered(_)
+            | Message::Probed(_) => return Err(io::Error::other("it says what nobody asked it")),
         };
         self.send(number, &reply)
     }
