@@ -215,7 +215,8 @@ impl HostTier {
         drop(state);
         // A client may still map the memory: its pages go back to the system all the same, and it sees zeroes.
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&*closed.file, punch, 0, bytes).is_err() {
+        // Pages that a device holds stay its own under a hole: those are zeroed where they lie.
+        if closed.region.is_pinned() || rustix::fs::fallocate(&*closed.file, punch, 0, bytes).is_err() {
             closed.region.zero();
         }
         drop(closed);

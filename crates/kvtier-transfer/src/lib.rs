@@ -6,8 +6,8 @@
 //! [`tcp`], [`rdma`]) stand behind one trait, [`Transport`]. Absent on purpose: block keys, tiers, policy, and who may
 //! talk to whom.
 //!
-//! Host memory and an RDMA or TCP wire carry plaintext: what must not be read on the network between nodes needs a
-//! network that encrypts.
+//! Host memory and an RDMA wire carry plaintext, and so does a TCP one unless [`tcp::Tls`] is asked for: what must not be
+//! read on the network between nodes needs that, or a network that encrypts.
 //!
 //! Read first: [`memory::MemoryRegion`] (owns a mapping), [`memory::MemorySlice`] (a checked range of one),
 //! [`Transport`] and [`Transfer`].

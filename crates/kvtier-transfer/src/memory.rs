@@ -13,12 +13,14 @@ mod checksum;
 mod cipher;
 mod foreign;
 mod pages;
+mod pinned;
 mod slice;
 
 pub use checksum::crc32c;
 pub use cipher::{CIPHER_KEY_BYTES, CIPHER_NONCE_BYTES, CIPHER_TAG_BYTES, Cipher, Opening, SealBroken};
 pub use foreign::{ForeignCopyError, ForeignSlice};
 pub use pages::{PageKind, PageRequest, free_huge_pages, shared_huge_pages_allowed};
+pub use pinned::Pinned;
 pub use slice::{CopyError, MemorySlice, OutOfRange};
 
 use std::fmt;
@@ -143,6 +145,7 @@ pub struct MemoryRegion {
     access: Access,
     /// Who mapped it. An attached mapping is not inherited by a forked child, where its addresses may be something else's.
     process: u32,
+    pins: pinned::Pins,
 }
 
 // SAFETY: the mapping belongs to no thread; `base` stays valid until drop, which needs exclusive ownership.
@@ -274,6 +277,7 @@ impl MemoryRegion {
             pages: PageKind::Small,
             access,
             process: std::process::id(),
+            pins: pinned::Pins::default(),
         };
         // A child that inherits the mapping would keep the memory alive and could write it behind its owner's back.
         let _ = region.advise(Advice::LinuxDontFork);

@@ -2,11 +2,12 @@
 //!
 //! libibverbs is opened at run time: where it, or a device, is missing, [`Verbs::start`] says "rdma unavailable: …" and the
 //! same program goes on without. Peers are connected by reliable queue pairs, several a pair of NICs; how they find each
-//! other travels over an [`Exchange`], a channel that the owner authenticates. RoCE v2 and v1 and InfiniBand are addressed;
-//! iWARP devices need librdmacm to connect, which is not used yet, and are refused in words.
+//! other travels over an [`Exchange`], a channel that the owner authenticates. RoCE v2 and v1 and InfiniBand are addressed
+//! there; iWARP devices are connected through librdmacm, opened at run time when there is such a device.
 
 mod exchange;
 mod gid;
+mod iwarp;
 mod nic;
 mod peer;
 mod raw;

@@ -5,8 +5,10 @@
 )]
 
 mod stream;
+mod zerocopy;
 
 pub use stream::{PARTS_MAX, Part, WhenFull, receive_exactly, send_parts};
+pub(crate) use zerocopy::ZeroCopy;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kvtier_core::{CheckedCoreSettings, CoreSettings, Eviction};
 use serde::{Deserialize, Serialize};
 
-pub use peers::PeerTransport;
+pub use peers::{PeerGate, PeerTransport};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -234,6 +234,19 @@ pub struct Settings {
     pub peer_fetch_timeout_ms: u64,
     /// How long peers may take to say what they have, milliseconds. Default 100. A lookup of what is not here waits for it.
     pub peer_query_timeout_ms: u64,
+    /// The model that engines serve, by its name in `docs/cost-profiles.md`: then a peer's block is fetched only where that is expected to be
+    /// faster than recomputing it. Default none: peers are read from unasked.
+    pub cost_model: Option<String>,
+    /// Their GPUs, by name. Default `h100`.
+    pub cost_gpu: String,
+    /// How many GPUs share a prompt. Default 1.
+    pub cost_gpus: u32,
+    /// Tokens of a block, for the cost model. Default 256.
+    pub block_tokens: u32,
+    /// Keys and values of a token, bytes, for the cost model. Default: the model's at two bytes a number.
+    pub kv_bytes_per_token: Option<u64>,
+    /// Whether peers are asked at all: `auto` by what the cost model measured, `on` or `off`. Default `auto`.
+    pub peer_gate: PeerGate,
     /// Serve only while a majority of `peers` renews this member's lease, so that no member can serve what a purge of the cluster
     /// has hidden. Needs a fixed list of at least three. Default false.
     pub cluster_fence: bool,
@@ -308,6 +321,12 @@ impl Default for Settings {
             peer_lease_ttl_ms: 5000,
             peer_fetch_timeout_ms: 1000,
             peer_query_timeout_ms: 100,
+            cost_model: None,
+            cost_gpu: "h100".into(),
+            cost_gpus: 1,
+            block_tokens: 256,
+            kv_bytes_per_token: None,
+            peer_gate: PeerGate::Auto,
             cluster_fence: false,
             cluster_lease_ms: 3000,
             cluster_renew_ms: 500,
@@ -546,6 +565,7 @@ impl Settings {
             self.quarantine_bytes_per_client_max = quarter;
         }
         self.check_domains()?;
+        self.check_costs()?;
         self.check_peers()?;
         let core = self.core_settings().check().map_err(|error| SettingsError {
             field: error.field,

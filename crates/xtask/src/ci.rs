@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::outcome::{Failure, Tally};
 use crate::workspace::Workspace;
-use crate::{Fuzzing, Restart, Simulation, confined, lint, process, python, replay, restart, runner, suite, torture};
+use crate::{Fuzzing, Restart, Simulation, confined, lint, process, python, replay, restart, runner, suite, torture, verbs_world};
 
 /// What a whole run may take; a step that would start later is reported as not run, and that fails.
 const BUDGET: Duration = Duration::from_secs(40 * 60);
@@ -35,6 +35,11 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
             "test deploy",
             Box::new(|| suite::run(workspace, &["deploy".to_owned()], None)),
         ),
+        (
+            "test remote",
+            Box::new(|| suite::run(workspace, &["remote".to_owned()], None)),
+        ),
+        ("test rdma", Box::new(|| rdma(workspace))),
         ("sim", Box::new(|| simulate(workspace, false))),
         ("sim, every mutant", Box::new(|| simulate(workspace, true))),
         ("fuzz wire", Box::new(|| fuzz(workspace, "wire", false))),
@@ -73,6 +78,15 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
         None => Ok(()),
         Some(row) => Err(Failure::new(format!("ci: {} failed first", row.name))),
     }
+}
+
+/// Where the kernel of the verbs world was made before: to build it takes as long as the rest of a run.
+fn rdma(workspace: &Workspace) -> Result<Tally, Failure> {
+    if verbs_world::has_kernel()? {
+        return suite::run(workspace, &["rdma".to_owned()], None);
+    }
+    println!("not run: no kernel of the verbs world in the cache: cargo xtask test rdma builds one");
+    Ok(Tally::default())
 }
 
 /// How one step ended.

@@ -93,6 +93,11 @@ impl VerbsWorld {
     }
 }
 
+/// Whether a kernel is there, so that nothing needs to be built.
+pub(crate) fn has_kernel() -> Result<bool, Failure> {
+    Ok(cache()?.join("verbs-world/linux").exists())
+}
+
 /// Where what was made once is kept.
 pub(crate) fn cache() -> Result<PathBuf, Failure> {
     match (std::env::var_os("KVTIER_CACHE"), std::env::var_os("HOME")) {

@@ -64,6 +64,17 @@ fn describe(cluster: &ClusterStatus) -> String {
             peer.corrupt,
             peer.stale
         ));
+        if !peer.gate.is_empty() {
+            lines.push(format!(
+                "  gate {}; expected {}/s after {} us",
+                peer.gate,
+                size::rounded(peer.expected_bytes_per_second),
+                peer.expected_lookup_us
+            ));
+        }
+        for line in peer.latest_decision.lines() {
+            lines.push(format!("    {line}"));
+        }
         for rail in &peer.rails {
             lines.push(format!(
                 "  {:<22} {}; {}, {}/s, {} errors, {} reconnects",

@@ -55,6 +55,13 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
         &own(cluster.segments_registered),
     )?;
 
+    let decisions = vec![
+        (vec![("plan", "fetch".to_owned())], cluster.decisions_fetch),
+        (vec![("plan", "recompute".to_owned())], cluster.decisions_recompute),
+    ];
+    let help = "Requests whose blocks a peer had, by what the cost model decided";
+    counter(encoder, "cost_decisions", help, None, &decisions)?;
+
     let of_peers = |value: &dyn Fn(&kvtier::node::PeerStatus) -> u64| -> Vec<Labelled> {
         let labels = |peer: &kvtier::node::PeerStatus| {
             vec![("peer", peer.address.clone()), ("transport", peer.transport.clone())]
@@ -89,6 +96,9 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
     let stale = of_peers(&|peer| peer.stale);
     let help = "Answers of no use because invalidations were not known to both";
     counter(encoder, "peer_stale", help, None, &stale)?;
+
+    let open = of_peers(&|peer| u64::from(peer.gate.starts_with("open")));
+    gauge(encoder, "cost_gate_open", "Whether the cost model lets a peer be asked", &open)?;
 
     let of_rails = |value: &dyn Fn(&kvtier::node::RailStatus) -> u64| -> Vec<Labelled> {
         let rails = cluster

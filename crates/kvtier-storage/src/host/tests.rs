@@ -208,6 +208,29 @@ fn wrong_ids_and_extents_are_refused() {
 }
 
 #[test]
+fn a_closed_segment_that_a_device_holds_is_zeroed_where_it_lies_and_never_punched() {
+    let tier = tier(2 * MIB);
+    tier.open(SegmentId(1), MIB).expect("room");
+    let all = tier.slice(&whole(SegmentId(1), MIB)).expect("open");
+    all.copy_from_slice(&[7; MIB as usize]).expect("equal lengths");
+    let pinned = kvtier_transfer::memory::Pinned::new(all.region());
+    let file = tier
+        .file(SegmentId(1))
+        .expect("open")
+        .try_clone()
+        .expect("a descriptor");
+    let pages_before = rustix::fs::fstat(&file).expect("a file").st_blocks;
+    tier.close(SegmentId(1)).expect("open");
+    assert!(
+        all.to_vec().iter().all(|byte| *byte == 0),
+        "what the device reaches is zero"
+    );
+    let pages_after = rustix::fs::fstat(&file).expect("a file").st_blocks;
+    assert_eq!(pages_after, pages_before, "its pages are still the file's");
+    drop(pinned);
+}
+
+#[test]
 fn threads_that_open_and_close_all_sizes_at_once_stay_within_the_capacity() {
     let tier = tier(8 * MIB);
     let sizes = [MIB, MIB, 3 * MIB, 8192, 2 * MIB];

@@ -50,7 +50,7 @@ impl TcpExchange {
         match greet_as_caller(&stream, self.secret.as_ref(), patience) {
             Ok(()) => Ok(stream),
             Err(NotGreeted::System(error)) => Err(error),
-            Err(NotGreeted::Denied(what)) => Err(io::Error::new(io::ErrorKind::PermissionDenied, what)),
+            Err(NotGreeted::Denied(what)) => Err(io::Error::new(io::ErrorKind::PermissionDenied, what.into_owned())),
         }
     }
 }

@@ -28,6 +28,8 @@ pub(super) enum Kind {
     InfiniBand,
     RoceV1,
     RoceV2,
+    /// An IP address of the device's network interface.
+    Iwarp,
 }
 
 /// One entry of a port's table.
@@ -44,7 +46,7 @@ pub(super) fn choose(table: &[Gid], network: Option<&Network>) -> Option<Gid> {
         let address = Ipv6Addr::from(gid.address);
         let in_network = network.is_some_and(|network| network.contains(address));
         let kind = match gid.kind {
-            Kind::RoceV2 => 2,
+            Kind::RoceV2 | Kind::Iwarp => 2,
             Kind::InfiniBand => 1,
             Kind::RoceV1 => 0,
         };

@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 
 use super::VerbsSettings;
 use super::gid::{self, Gid, Kind};
+use super::iwarp::{self, Manager};
 use super::verbs::{Completion, CompletionQueue, Destination, Device, Path, Port, QueuePair, Registered};
-use super::wire::{End, mtu_code};
+use super::wire::{End, Fabric, mtu_code};
 use crate::memory::MemoryRegion;
 use crate::remote::{RemoteAccess, draw_u64};
 use crate::transport::RegisterError;
@@ -34,6 +35,8 @@ pub(super) struct Nic {
     device: Arc<Device>,
     gid: Gid,
     completions: Arc<CompletionQueue>,
+    /// On iWARP: who connects its queue pairs.
+    manager: Option<Arc<Manager>>,
     /// Entries of the completion queue that queue pairs have a claim on.
     claimed: AtomicU32,
     takers: Mutex<HashMap<u32, Weak<dyn Completed>>>,
@@ -54,17 +57,16 @@ impl Nic {
         let port = device
             .port(PORT)
             .map_err(|error| format!("{name} port {PORT}: {error}"))?;
-        if is_iwarp(name) {
-            return Err(format!(
-                "{name} speaks iWARP, which needs librdmacm to connect: not supported yet"
-            ));
-        }
         if !port.is_active {
             return Err(format!(
                 "{name} port {PORT} is not active: is its link up and has it an address?"
             ));
         }
         let gid = choose_gid(&device, &port, settings)?;
+        let manager = match device.is_iwarp {
+            true => Some(Manager::start(name, gid.address)?),
+            false => None,
+        };
         let depth = device.limits.completions.min(COMPLETIONS_MAX);
         let completions =
             CompletionQueue::new(&device, depth).map_err(|error| format!("{name}: completion queue: {error}"))?;
@@ -72,6 +74,7 @@ impl Nic {
             device,
             gid,
             completions,
+            manager,
             claimed: AtomicU32::new(0),
             takers: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -96,6 +99,11 @@ impl Nic {
             (Some(mine), Some(memory)) => mine == memory,
             _ => true,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pages_on_demand(&self) -> bool {
+        self.device.limits.on_demand
     }
 
     pub(super) fn check_active(&self) -> Result<(), String> {
@@ -154,6 +162,29 @@ impl Nic {
         self.takers.lock().remove(&number);
     }
 
+    fn fabric(&self) -> Fabric {
+        match self.gid.kind {
+            Kind::InfiniBand => Fabric::InfiniBand,
+            Kind::Iwarp => Fabric::Iwarp,
+            Kind::RoceV1 | Kind::RoceV2 => Fabric::Roce,
+        }
+    }
+
+    /// Whether completions come in the order of requests.
+    pub(super) fn is_ordered(&self) -> bool {
+        !self.device.is_iwarp
+    }
+
+    /// Requests in flight on a queue pair with room for `depth`. On iWARP each has a read in it, and more than may be under
+    /// way would hold up the writes behind them.
+    pub(super) fn lane_depth(&self, depth: u32) -> usize {
+        if self.is_ordered() {
+            depth as usize
+        } else {
+            depth.min(self.device.limits.reads_out.clamp(1, READS_MAX)) as usize
+        }
+    }
+
     /// This NIC as one end of a connection.
     pub(super) fn end(&self, number: u32, psn: u32) -> End {
         let port = self.device.port(PORT).ok();
@@ -165,24 +196,59 @@ impl Nic {
                 gid: self.gid.address,
                 lid: port.map_or(0, |port| port.lid),
             },
-            is_infiniband: self.gid.kind == Kind::InfiniBand,
+            fabric: self.fabric(),
             mtu: port.map_or(1, |port| port.mtu.clamp(1, 5)),
             reads_out: limit(self.device.limits.reads_out),
             reads_in: limit(self.device.limits.reads_in),
+            token: 0,
         }
+    }
+
+    /// Connects a queue pair to the end that answered.
+    pub(super) fn connect(
+        &self,
+        pair: &QueuePair,
+        psn: u32,
+        peer: &End,
+        settings: &VerbsSettings,
+        patience: Duration,
+    ) -> Result<(), String> {
+        let path = self.path(peer, settings)?;
+        let failed = |error: io::Error| format!("{}: {error}", self.name());
+        match &self.manager {
+            Some(manager) => manager.call(pair, &path, peer, patience).map_err(failed),
+            None => pair.connect(&path, psn, &peer.destination).map_err(failed),
+        }
+    }
+
+    /// Connects a queue pair to the end that asked, or lets that one call. This end, to tell.
+    pub(super) fn accept(&self, pair: &Arc<QueuePair>, peer: &End, settings: &VerbsSettings) -> Result<End, String> {
+        let path = self.path(peer, settings)?;
+        if let Some(manager) = &self.manager {
+            let mut end = self.end(u32::from(manager.port()), 0);
+            end.token = manager.expect(pair, &path);
+            return Ok(end);
+        }
+        let psn = draw_psn();
+        let connected = pair.connect(&path, psn, &peer.destination);
+        connected.map_err(|error| format!("{}: {error}", self.name()))?;
+        Ok(self.end(pair.number(), psn))
     }
 
     /// How to reach `peer` from here: the smaller MTU of both, no more reads than the other end answers.
     pub(super) fn path(&self, peer: &End, settings: &VerbsSettings) -> Result<Path, String> {
         let mine = self.end(0, 0);
-        if mine.is_infiniband != peer.is_infiniband {
-            return Err("one end is InfiniBand and the other Ethernet".to_owned());
+        if mine.fabric != peer.fabric {
+            return Err(format!(
+                "one end speaks {:?} and the other {:?}",
+                mine.fabric, peer.fabric
+            ));
         }
         let limit = mtu_code(settings.mtu_max).unwrap_or(5);
         Ok(Path {
             port: PORT,
             gid_index: self.gid.index,
-            is_infiniband: mine.is_infiniband,
+            is_infiniband: mine.fabric == Fabric::InfiniBand,
             mtu: mine.mtu.min(peer.mtu).min(limit),
             reads_out: mine.reads_out.min(peer.reads_in),
             reads_in: mine.reads_in.min(peer.reads_out),
@@ -272,15 +338,12 @@ fn numa_node(name: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-fn is_iwarp(name: &str) -> bool {
-    let path = format!("/sys/class/infiniband/{name}/node_type");
-    // `4: RNIC`, see the kernel's ABI documentation.
-    std::fs::read_to_string(path).is_ok_and(|kind| kind.starts_with('4'))
-}
-
 fn choose_gid(device: &Device, port: &Port, settings: &VerbsSettings) -> Result<Gid, String> {
     let name = &device.name;
     let count = u8::try_from(port.gid_count.min(255)).expect("at most 255");
+    if device.is_iwarp {
+        return iwarp::choose(name, device.gid(PORT, 0).ok(), settings);
+    }
     let wanted = |index: &u8| settings.gid_index.is_none_or(|only| only == *index);
     let table: Vec<Gid> = (0..count)
         .filter(wanted)

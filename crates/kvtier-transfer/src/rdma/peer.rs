@@ -31,10 +31,15 @@ use rail::{Rail, Slot};
 
 /// How often a slice may go unanswered, over whichever rail, before the peer counts as gone.
 const ATTEMPTS_MAX: u32 = 4;
+/// On iWARP: how often a slice that is alone on a connection may end it before the peer counts as refusing it.
+const REFUSALS_MAX: u32 = 2;
+/// `IBV_WC_LOC_QP_OP_ERR`: what an iWARP device calls the request that it was sending when its connection ended.
+const LOCAL_QP_ERROR: u32 = 2;
 /// Slices grow with their piece up to this.
 const SLICE_BYTES_MAX: usize = 1 << 20;
-/// Into so many slices at most, as long as they stay below that.
-const SLICES_A_PIECE: usize = 16;
+/// What a batch is cut into for each lane, as long as slices stay below that: enough to keep each busy to the end. One
+/// more request costs both devices more than its bytes.
+const SLICES_A_LANE: usize = 8;
 /// A NIC of another NUMA node than the memory counts as so many times slower: it helps when the near ones are busy.
 const FAR_NIC: f64 = 2.0;
 /// Rails between two nodes: pairs of NICs.
@@ -51,11 +56,24 @@ struct Slice {
     remote_address: u64,
     direction: Direction,
     attempts: u32,
+    /// It was on an iWARP connection that ended, which does not tell over what: it must have the next one to itself.
+    alone: bool,
+    /// Connections that ended when it was alone on them.
+    refusals: u32,
 }
 
 impl Slice {
     fn bytes(&self) -> u64 {
         self.local.len() as u64
+    }
+
+    /// An iWARP connection that it was on is over. Why it fails, if it was refused.
+    fn connection_ended(&mut self, by_peer: bool) -> Option<Cause> {
+        if self.alone && by_peer {
+            self.refusals += 1;
+        }
+        self.alone = true;
+        (self.refusals >= REFUSALS_MAX).then(|| Cause::Denied("it ends the connection over this request".to_owned()))
     }
 
     fn key_for(&self, remote_nic: usize) -> Option<u32> {
@@ -201,6 +219,8 @@ impl Drop for VerbsPeer {
 impl Shared {
     fn prepare(&self, pieces: &[Piece], deadline: Duration) -> Result<(Arc<Batch>, Vec<Slice>), Refusal> {
         let mut cut = Vec::new();
+        let total = pieces.iter().map(|piece| piece.local.len()).sum();
+        let unit = unit_of(total, self.lanes(), self.transport.settings.slice_bytes);
         for (at, piece) in pieces.iter().enumerate() {
             let invalid = |what| Refusal::Invalid { piece: at, what };
             let registered = self.transport.regions.get(piece.local.region());
@@ -208,7 +228,7 @@ impl Shared {
             if piece.remote.region().remote_keys.iter().all(|key| *key == 0) {
                 return Err(invalid("its remote region has no key for a NIC"));
             }
-            for (offset, length) in slices_of(piece.local.len(), self.transport.settings.slice_bytes) {
+            for (offset, length) in slices_of(piece.local.len(), unit) {
                 cut.push((at, offset, length, registered.clone()));
             }
         }
@@ -223,9 +243,16 @@ impl Shared {
             remote_address: pieces[at].remote.address() + offset as u64,
             direction: pieces[at].direction,
             attempts: 0,
+            alone: false,
+            refusals: 0,
         });
         let slices = slices.collect();
         Ok((batch, slices))
+    }
+
+    /// Lanes that share a batch when all is well.
+    fn lanes(&self) -> usize {
+        self.transport.settings.lanes * self.transport.nics.len()
     }
 
     fn admit(&self, slices: usize) -> Result<(), Refusal> {
@@ -276,11 +303,26 @@ impl Shared {
             unreachable!("chosen because it is up, under the same lock")
         };
         let lane = Arc::clone(lane);
+        if lane.has_ended() {
+            rail.forget_taken(slot, slices.len());
+            rail.stop(slot, now);
+            rail.in_flight_bytes -= slices.iter().map(Slice::bytes).sum::<u64>();
+            slices
+                .into_iter()
+                .rev()
+                .for_each(|slice| state.pending.push_front(slice));
+            return;
+        }
         let mut flight = lane.flight.lock();
         let mut works = Vec::with_capacity(slices.len());
+        // Without an order among completions nobody can speak for another.
+        let signal_every = match lane.is_ordered {
+            true => self.transport.settings.signal_every,
+            false => 1,
+        };
         let last = slices.len() - 1;
         for (at, slice) in slices.iter().enumerate() {
-            let signalled = flight.signal(at == last, self.transport.settings.signal_every);
+            let signalled = flight.signal(at == last, signal_every);
             works.push(Work {
                 id: flight.draw(lane.number),
                 local: slice.local.clone(),
@@ -325,7 +367,7 @@ impl Shared {
         let mut done_bytes = 0;
         let mut broke = false;
         for completion in completions {
-            let ended: Vec<Slice> = lane.flight.lock().end(completion.id);
+            let ended: Vec<Slice> = lane.flight.lock().end(completion.id, lane.is_ordered);
             lane.complete(completion.id);
             let Some((this, before)) = split_last(ended) else {
                 continue;
@@ -353,6 +395,11 @@ impl Shared {
         let retired = rail.release_if_empty(lane);
         state.retired.extend(retired);
         finished.extend(self.pump(&mut state, now));
+        if self.closed.load(Ordering::Acquire) {
+            // Lanes that are being destroyed may flush into this; who watched waits for nothing any more.
+            let gone = || Err(Cause::PeerGone("the peer was dropped".to_owned()));
+            finished.extend(state.pending.drain(..).map(|slice| (slice, gone())));
+        }
         drop(state);
         self.tell(finished);
         if broke {
@@ -373,6 +420,10 @@ impl Shared {
         let rail = &mut state.rails[lane.rail];
         let cause = match status {
             _ if slice.batch.is_late(now) => Some(Cause::Deadline),
+            // Its connection has ended.
+            Status::Flushed | Status::Local(LOCAL_QP_ERROR) if !lane.is_ordered => {
+                slice.connection_ended(matches!(rail.slots[lane.slot], Slot::Up(_)))
+            }
             Status::Local(_) => Some(Cause::Local(status.words())),
             Status::RemoteAccess(_) => Some(Cause::Denied(status.words())),
             Status::Unanswered(_) | Status::Device(_) => {
@@ -428,7 +479,7 @@ fn choose(rails: &[Rail], slice: &Slice, now: Instant) -> Option<(usize, usize)>
             Use::Probe => rail.in_flight_bytes == 0,
             Use::None => false,
         };
-        let Some(lane) = rail.free_lane().filter(|_| admitted) else {
+        let Some(lane) = rail.free_lane(slice.alone).filter(|_| admitted) else {
             continue;
         };
         let distance = if slice.region.near[rail.local] { 1.0 } else { FAR_NIC };
@@ -445,11 +496,15 @@ fn split_last(mut slices: Vec<Slice>) -> Option<(Slice, Vec<Slice>)> {
     Some((last, slices))
 }
 
-/// Offsets and lengths: slices of `least` bytes, longer for a long piece; the last takes a rest of up to a quarter more.
-fn slices_of(length: usize, least: usize) -> Vec<(usize, usize)> {
-    let unit = (length / SLICES_A_PIECE)
+/// How long the slices of a batch are: `least`, and longer where that is enough for every lane.
+fn unit_of(total: usize, lanes: usize, least: usize) -> usize {
+    (total / (lanes * SLICES_A_LANE))
         .next_multiple_of(4096)
-        .clamp(least, SLICE_BYTES_MAX.max(least));
+        .clamp(least, SLICE_BYTES_MAX.max(least))
+}
+
+/// Offsets and lengths: slices of `unit` bytes; the last takes a rest of up to a quarter more.
+fn slices_of(length: usize, unit: usize) -> Vec<(usize, usize)> {
     let mut slices = Vec::with_capacity(length / unit + 1);
     let mut offset = 0;
     while offset < length {
@@ -462,12 +517,13 @@ fn slices_of(length: usize, least: usize) -> Vec<(usize, usize)> {
 }
 
 impl Flight {
-    /// The slices that a completion of `id` ends: that one, last, and all before it.
-    fn end(&mut self, id: u64) -> Vec<Slice> {
+    /// The slices that a completion of `id` ends: that one, last, and all before it where there is an order.
+    fn end(&mut self, id: u64, is_ordered: bool) -> Vec<Slice> {
         let Some(at) = self.queue.iter().position(|(other, _)| *other == id) else {
             return Vec::new();
         };
-        self.queue.drain(..=at).map(|(_, slice)| slice).collect()
+        let first = if is_ordered { 0 } else { at };
+        self.queue.drain(first..=at).map(|(_, slice)| slice).collect()
     }
 }
 
@@ -503,7 +559,19 @@ mod tests {
             "a rest of 16 KiB joins the last"
         );
         assert_eq!(slices_of(1 << 20, 64 << 10).len(), 16);
-        assert_eq!(slices_of(64 << 20, 64 << 10).len(), 64);
+    }
+
+    #[test]
+    fn a_batch_is_cut_for_its_lanes_and_no_finer() {
+        assert_eq!(unit_of(64 << 10, 1, 64 << 10), 64 << 10);
+        assert_eq!(unit_of(1 << 20, 1, 64 << 10), 128 << 10);
+        assert_eq!(
+            unit_of(16 << 20, 1, 64 << 10),
+            1 << 20,
+            "whole pieces of a mebibyte on one lane"
+        );
+        assert_eq!(unit_of(16 << 20, 4, 64 << 10), 512 << 10);
+        assert_eq!(unit_of(1 << 30, 1, 64 << 10), 1 << 20, "never longer");
     }
 
     #[test]

@@ -47,10 +47,11 @@ impl RawReads {
         let Some(Answer::Connected(end)) = Answer::decode(&answer) else {
             return Err(io::Error::other("the peer does not connect"));
         };
-        let mut path = nic.path(&end, &transport.settings).map_err(io::Error::other)?;
         // One request may be megabytes long: on a slow device it takes longer than a slice's patience.
-        path.timeout = path.timeout.max(ACK_TIMEOUT);
-        pair.connect(&path, psn, &end.destination)?;
+        let mut settings = transport.settings.clone();
+        settings.ack_timeout = settings.ack_timeout.max(ACK_TIMEOUT);
+        nic.connect(&pair, psn, &end, &settings, PATIENCE)
+            .map_err(io::Error::other)?;
         Ok(RawReads {
             transport: Arc::clone(transport),
             completions,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::VerbsSettings;
-use super::nic::{Nic, draw_psn};
+use super::nic::Nic;
 use super::verbs::QueuePair;
 use super::wire::{Answer, End, Question};
 
@@ -17,7 +17,7 @@ const LANES_MAX: usize = 1024;
 pub struct Session {
     nics: Vec<Arc<Nic>>,
     settings: VerbsSettings,
-    lanes: Mutex<HashMap<u32, QueuePair>>,
+    lanes: Mutex<HashMap<u32, Arc<QueuePair>>>,
 }
 
 impl Session {
@@ -56,11 +56,8 @@ impl Session {
         }
         let refused = |error: std::io::Error| format!("{}: {error}", nic.name());
         // It posts nothing: the peer reads and writes by itself.
-        let pair = nic.queue_pair(2).map_err(refused)?;
-        let psn = draw_psn();
-        let path = nic.path(peer, &self.settings)?;
-        pair.connect(&path, psn, &peer.destination).map_err(refused)?;
-        let end = nic.end(pair.number(), psn);
+        let pair = Arc::new(nic.queue_pair(2).map_err(refused)?);
+        let end = nic.accept(&pair, peer, &self.settings)?;
         self.lanes.lock().insert(lane, pair);
         Ok(end)
     }

@@ -9,9 +9,14 @@
 
 mod device;
 mod ffi;
+mod interface;
+mod loader;
+mod manager;
 mod queue;
 
 pub(crate) use device::{Device, Port, Registered, device_names};
+pub(crate) use interface::addresses_of;
+pub(crate) use manager::{Call, Ends, Listener};
 pub(crate) use queue::{Completion, CompletionQueue, Destination, Path, PostError, QueuePair, Status, Work};
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! | describe | connect | |
 //! |---|---|---|
-//! | 0: 1, version | 0: 1, version | |
+//! | 0: 2, version | 0: 2, version | |
 //! | 1: 1, kind | 1: 2, kind | |
 //! | | 2: u16 | which of the answering node's NICs |
 //! | | 4: u32 | lane: one of the same number is replaced |
@@ -10,7 +10,7 @@
 //!
 //! | described | connected | refused | |
 //! |---|---|---|---|
-//! | 0: 1, 1: 0x81 | 0: 1, 1: 0x82 | 0: 1, 1: 0xff | |
+//! | 0: 2, 1: 0x81 | 0: 2, 1: 0x82 | 0: 2, 1: 0xff | |
 //! | 2: u16 | 2: zero u16, 4: zero u32 | 2: … | number of NICs; why, in UTF-8 |
 //! | 4 + 40 i | 8: 40 bytes | | NIC i, with number and PSN zero; the answering end |
 //!
@@ -20,15 +20,19 @@
 //! | 4 | 4 | first packet number |
 //! | 8 | 16 | address (GID) |
 //! | 24 | 2 | LID |
-//! | 26 | 1 | 1 InfiniBand, 0 Ethernet |
+//! | 26 | 1 | 0 RoCE, 1 InfiniBand, 2 iWARP |
 //! | 27 | 1 | MTU code: 1 to 5 for 256 to 4096 bytes |
 //! | 28 | 1 | reads that it makes at a time |
 //! | 29 | 1 | reads that it answers at a time |
-//! | 30 | 10 | zero |
+//! | 30 | 8 | iWARP: what who calls must show; else zero |
+//! | 38 | 2 | zero |
+//!
+//! On iWARP the answering end is called through librdmacm: its number is the port of that, its address an IP address
+//! (IPv4 mapped into IPv6).
 
 use super::verbs::Destination;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const END_BYTES: usize = 40;
 /// The longest message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 1024;
@@ -41,14 +45,24 @@ pub(super) fn mtu_code(bytes: u32) -> Option<u32> {
         .find_map(|(known, code)| (*known == bytes).then_some(code))
 }
 
+/// What a NIC speaks. Two ends must speak the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fabric {
+    Roce = 0,
+    InfiniBand = 1,
+    Iwarp = 2,
+}
+
 /// One end of a connection, or a NIC that could be one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) destination: Destination,
-    pub(super) is_infiniband: bool,
+    pub(super) fabric: Fabric,
     pub(super) mtu: u32,
     pub(super) reads_out: u8,
     pub(super) reads_in: u8,
+    /// Zero but for an answering iWARP end.
+    pub(super) token: u64,
 }
 
 impl End {
@@ -58,10 +72,11 @@ impl End {
         bytes[4..8].copy_from_slice(&self.destination.psn.to_le_bytes());
         bytes[8..24].copy_from_slice(&self.destination.gid);
         bytes[24..26].copy_from_slice(&self.destination.lid.to_le_bytes());
-        bytes[26] = u8::from(self.is_infiniband);
+        bytes[26] = self.fabric as u8;
         bytes[27] = u8::try_from(self.mtu).unwrap_or(0);
         bytes[28] = self.reads_out;
         bytes[29] = self.reads_in;
+        bytes[30..38].copy_from_slice(&self.token.to_le_bytes());
         bytes
     }
 
@@ -75,10 +90,16 @@ impl End {
                 gid: bytes[8..24].try_into().expect("16 bytes"),
                 lid: u16::from_le_bytes([bytes[24], bytes[25]]),
             },
-            is_infiniband: bytes[26] == 1,
+            fabric: match bytes[26] {
+                0 => Fabric::Roce,
+                1 => Fabric::InfiniBand,
+                2 => Fabric::Iwarp,
+                _ => return None,
+            },
             mtu: bytes[27].into(),
             reads_out: bytes[28],
             reads_in: bytes[29],
+            token: u64::from_le_bytes(bytes[30..38].try_into().expect("8 bytes")),
         };
         let fits = (1..=5).contains(&end.mtu) && end.destination.number < 1 << 24 && end.destination.psn < 1 << 24;
         // What the format has no place for must be zero.
@@ -177,10 +198,11 @@ mod tests {
                 gid: [7; 16],
                 lid: 9,
             },
-            is_infiniband: false,
+            fabric: Fabric::Iwarp,
             mtu: 5,
             reads_out: 16,
             reads_in: 8,
+            token: 0x0102_0304_0506_0708,
         }
     }
 
@@ -211,7 +233,7 @@ mod tests {
 
     #[test]
     fn ends_that_no_device_could_use_are_refused() {
-        for (at, value) in [(3, 1), (7, 1), (26, 2), (27, 0), (27, 6), (30, 1), (39, 1)] {
+        for (at, value) in [(3, 1), (7, 1), (26, 3), (27, 0), (27, 6), (38, 1), (39, 1)] {
             let mut bytes = end().encode();
             bytes[at] = value;
             assert_eq!(End::decode(&bytes), None, "byte {at} as {value}");

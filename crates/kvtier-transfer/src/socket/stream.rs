@@ -18,7 +18,7 @@ pub enum Part<'a> {
 }
 
 impl Part<'_> {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Part::Bytes(bytes) => bytes.len(),
             Part::Memory(slice) => slice.len(),
@@ -61,15 +61,7 @@ pub fn send_parts(socket: impl AsFd, parts: &[Part<'_>], skipped: usize, when_fu
     let mut sent = skipped;
     let mut vectors = Vec::with_capacity(parts.len().min(PARTS_MAX));
     while sent < total {
-        vectors.clear();
-        let mut before = 0;
-        for part in parts {
-            let skip = sent.saturating_sub(before).min(part.len());
-            before += part.len();
-            if skip < part.len() && vectors.len() < PARTS_MAX {
-                vectors.push(part.vector(skip));
-            }
-        }
+        fill(&mut vectors, parts, sent);
         match send_vectors(&socket, &mut vectors, flags) {
             Ok(count) => sent += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -80,6 +72,43 @@ pub fn send_parts(socket: impl AsFd, parts: &[Part<'_>], skipped: usize, when_fu
         }
     }
     Ok(sent)
+}
+
+/// Sends all parts with `flags`, and tells of each call whether it took anything.
+pub(super) fn send_parts_flagged(
+    socket: impl AsFd,
+    parts: &[Part<'_>],
+    flags: libc::c_int,
+    tell: &mut dyn FnMut(bool),
+) -> io::Result<()> {
+    let total: usize = parts.iter().map(Part::len).sum();
+    let mut sent = 0;
+    let mut vectors = Vec::with_capacity(parts.len().min(PARTS_MAX));
+    while sent < total {
+        fill(&mut vectors, parts, sent);
+        match send_vectors(&socket, &mut vectors, libc::MSG_NOSIGNAL | flags) {
+            Ok(count) => {
+                tell(count > 0);
+                sent += count;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What one call takes of all but the first `sent` bytes.
+fn fill(vectors: &mut Vec<libc::iovec>, parts: &[Part<'_>], sent: usize) {
+    vectors.clear();
+    let mut before = 0;
+    for part in parts {
+        let skip = sent.saturating_sub(before).min(part.len());
+        before += part.len();
+        if skip < part.len() && vectors.len() < PARTS_MAX {
+            vectors.push(part.vector(skip));
+        }
+    }
 }
 
 fn send_vectors(socket: impl AsFd, vectors: &mut [libc::iovec], flags: libc::c_int) -> io::Result<usize> {

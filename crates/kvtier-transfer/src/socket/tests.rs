@@ -2,8 +2,11 @@ use super::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::memory::MemoryRegion;
 
 fn pair() -> (UnixStream, UnixStream) {
     UnixStream::pair().expect("a pair of sockets")
@@ -212,4 +215,55 @@ fn a_process_that_ended_is_gone() {
     assert!(process_is_gone(&pidfd));
     child.wait().expect("reaped");
     assert!(process_is_gone(&pidfd));
+}
+
+/// Both ends of a TCP connection within this node.
+fn tcp_pair() -> (std::net::TcpStream, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let near = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+    (near, listener.accept().expect("a caller").0)
+}
+
+#[test]
+fn pages_that_were_sent_without_a_copy_are_told_to_be_free_once_they_are() {
+    const BYTES: usize = 1 << 20;
+    let (near, far) = tcp_pair();
+    let mut zerocopy = match ZeroCopy::enable(&near) {
+        Ok(zerocopy) => zerocopy,
+        Err(error) => return println!("skipped: zero-copy sends: {error}"),
+    };
+    let region = MemoryRegion::anonymous(BYTES).expect("memory");
+    let all = region.slice(0, BYTES).expect("all");
+    all.copy_from_slice(&vec![0x5a; BYTES]).expect("equal");
+    let reading = std::thread::spawn(move || {
+        let target = MemoryRegion::anonymous(BYTES).expect("memory");
+        let target = target.slice(0, BYTES).expect("all");
+        receive_exactly(&far, &target).map(|()| target.to_vec())
+    });
+    zerocopy
+        .send(&near, &[Part::Bytes(b""), Part::Memory(&all)])
+        .expect("sent");
+    zerocopy.settle(&near, Duration::from_secs(20)).expect("told");
+    // Ours again: what is written now reaches nobody.
+    all.zero();
+    assert!(reading.join().expect("no panic").expect("received") == vec![0x5a; BYTES]);
+    assert!(zerocopy.was_copied(), "within a node the kernel copies");
+}
+
+#[test]
+fn pages_on_a_connection_that_nobody_reads_are_free_after_it_was_aborted() {
+    const BYTES: usize = 1 << 20;
+    let (near, far) = tcp_pair();
+    let mut zerocopy = match ZeroCopy::enable(&near) {
+        Ok(zerocopy) => zerocopy,
+        Err(error) => return println!("skipped: zero-copy sends: {error}"),
+    };
+    let region = MemoryRegion::anonymous(BYTES).expect("memory");
+    let all = region.slice(0, BYTES).expect("all");
+    near.set_write_timeout(Some(Duration::from_millis(200))).expect("set");
+    // As much as the socket takes: the peer never reads.
+    while zerocopy.send(&near, &[Part::Memory(&all)]).is_ok() {}
+    assert!(zerocopy.settle(&near, Duration::from_millis(50)).is_err() || zerocopy.was_copied());
+    zerocopy.abort(&near, Duration::from_secs(20)).expect("given back");
+    drop(far);
 }

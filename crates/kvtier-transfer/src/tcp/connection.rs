@@ -5,17 +5,17 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::channel::Channel;
 use super::wire::{ANSWER_BYTES, Answer, REQUEST_BYTES, Request};
 use crate::memory::MemorySlice;
 use crate::remote::RegionId;
-use crate::socket::{PARTS_MAX, Part, WhenFull, receive_exactly, send_parts};
+use crate::socket::{PARTS_MAX, Part, WhenFull};
 use crate::transfer::{Batch, Cause, Direction};
 
 /// A part of a piece, small enough to share the connections.
@@ -57,7 +57,7 @@ pub(super) enum Loss {
 }
 
 pub(super) struct Connection {
-    stream: TcpStream,
+    channel: Channel,
     owner: Weak<dyn Owner>,
     flight: Mutex<Flight>,
     /// Held by whoever reads.
@@ -68,6 +68,8 @@ pub(super) struct Connection {
     kicked: Mutex<bool>,
     to_read: Condvar,
     outstanding_bytes: AtomicU64,
+    /// It has brought an answer.
+    answered: AtomicBool,
 }
 
 #[derive(Default)]
@@ -105,9 +107,9 @@ impl Message {
 }
 
 impl Connection {
-    pub(super) fn start(stream: TcpStream, owner: Weak<dyn Owner>) -> io::Result<Arc<Connection>> {
+    pub(super) fn start(channel: Channel, owner: Weak<dyn Owner>) -> io::Result<Arc<Connection>> {
         let connection = Arc::new(Connection {
-            stream,
+            channel,
             owner,
             flight: Mutex::default(),
             reading: Mutex::new(()),
@@ -116,6 +118,7 @@ impl Connection {
             kicked: Mutex::new(false),
             to_read: Condvar::new(),
             outstanding_bytes: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
         });
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         named("kvtier-tcp-read").spawn({
@@ -131,6 +134,11 @@ impl Connection {
             return Err(error);
         }
         Ok(connection)
+    }
+
+    /// Whether it ever brought an answer: if so, that it broke says little about its peer.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Bytes in flight, to choose the least loaded.
@@ -190,7 +198,7 @@ impl Connection {
         while !outgoing.queue.is_empty() {
             let count = outgoing.queue.len().min(PARTS_MAX / 2);
             let parts: Vec<Part<'_>> = outgoing.queue.iter().take(count).flat_map(Message::parts).collect();
-            let sent = send_parts(&self.stream, &parts, 0, WhenFull::Return)?;
+            let sent = self.channel.send(&parts, 0, WhenFull::Return)?;
             let mut left = sent;
             while let Some(message) = outgoing.queue.front()
                 && left >= message.len()
@@ -227,7 +235,7 @@ impl Connection {
                 }
             };
             let parts: Vec<Part<'_>> = message.parts().collect();
-            if let Err(error) = send_parts(&self.stream, &parts, message.skipped, WhenFull::Wait) {
+            if let Err(error) = self.channel.send(&parts, message.skipped, WhenFull::Wait) {
                 self.cut(Loss::Broken(error.to_string()));
                 return;
             }
@@ -237,8 +245,7 @@ impl Connection {
     /// Ends the connection: whoever reads sees it, and its slices go back once nobody reads.
     pub(super) fn cut(&self, loss: Loss) {
         self.flight.lock().loss.get_or_insert(loss);
-        // Fails only for a connection that is closed already.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.channel.shut();
         let mut outgoing = self.outgoing.lock();
         outgoing.closed = true;
         self.to_send.notify_all();
@@ -325,6 +332,7 @@ impl Connection {
         };
         match taken {
             Ok((slice, result)) => {
+                self.answered.store(true, Ordering::Relaxed);
                 self.flight.lock().queue.pop_front();
                 self.outstanding_bytes.fetch_sub(slice.length(), Ordering::Relaxed);
                 if let Some(owner) = self.owner.upgrade() {
@@ -344,7 +352,7 @@ impl Connection {
 
     fn take_answer(&self, tag: u32, slice: &Slice) -> io::Result<Result<(), Cause>> {
         let mut bytes = [0; ANSWER_BYTES];
-        (&self.stream).read_exact(&mut bytes)?;
+        (&self.channel).read_exact(&mut bytes)?;
         let answer = Answer::decode(&bytes).ok_or(io::ErrorKind::InvalidData)?;
         let body = match (answer.result, slice.direction) {
             (Ok(()), Direction::Read) => slice.length(),
@@ -354,7 +362,7 @@ impl Connection {
             return Err(io::ErrorKind::InvalidData.into());
         }
         if body > 0 {
-            receive_exactly(&self.stream, &slice.local)?;
+            self.channel.receive_exactly(&slice.local)?;
         }
         Ok(answer.result.map_err(|denied| Cause::Denied(denied.words().to_owned())))
     }

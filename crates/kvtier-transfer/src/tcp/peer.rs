@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::channel::Channel;
 use super::connection::{Connection, Loss, Owner, Slice};
-use super::{NotGreeted, TcpSettings, greet_as_caller, prepare};
+use super::greet::{introduce_caller, within};
+use super::{NotGreeted, TcpSettings, prepare};
 use crate::rails::Backoff;
 use crate::transfer::{self, Batch, Cause, Drive, Piece, Refusal, Refused, Transfer};
 use crate::transport::{ConnectError, Peer, RailReport};
@@ -19,8 +21,10 @@ use crate::transport::{ConnectError, Peer, RailReport};
 const TICK: Duration = Duration::from_millis(2);
 /// Ticks with nothing in flight before the thread sleeps until it is called.
 const IDLE_TICKS: u32 = 50;
-/// Connections that may break under a slice before the peer counts as gone.
-const ATTEMPTS_MAX: u32 = 4;
+/// Connections that may break under a slice before the peer counts as gone; one that never answered counts for four. A cut
+/// through all of them hits some slices on each, and on those that were made while it went on.
+const ATTEMPTS_MAX: u32 = 16;
+const UNANSWERED: u32 = 4;
 /// For one attempt to connect anew.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -252,18 +256,30 @@ impl Shared {
         let patience = patience.max(Duration::from_millis(1));
         let stream = TcpStream::connect_timeout(&self.address, patience).map_err(unreachable)?;
         prepare(&stream).map_err(unreachable)?;
-        match greet_as_caller(&stream, self.settings.secret.as_ref(), patience) {
-            Ok(()) => {}
+        let stream = Arc::new(stream);
+        let greeted = within(&stream, patience, || {
+            let channel = match &self.settings.tls {
+                None => Channel::plain(Arc::clone(&stream)),
+                Some(tls) => {
+                    let session = tls.call(&stream, self.address).map_err(NotGreeted::of_tls)?;
+                    Channel::within(Arc::clone(&stream), session)
+                }
+            };
+            introduce_caller(&channel, self.settings.secret.as_ref()).map_err(NotGreeted::within_tls)?;
+            Ok(channel)
+        });
+        let channel = match greeted {
+            Ok(channel) => channel,
             Err(NotGreeted::System(error)) => return Err(unreachable(error)),
             Err(NotGreeted::Denied(what)) => {
                 return Err(ConnectError::Denied {
                     address: self.address.to_string(),
-                    what: what.to_owned(),
+                    what: what.into_owned(),
                 });
             }
-        }
+        };
         let owner: Weak<dyn Owner> = Weak::clone(&self.this) as _;
-        Connection::start(stream, owner).map_err(unreachable)
+        Connection::start(channel, owner).map_err(unreachable)
     }
 
     /// Makes the watching thread look now.
@@ -416,7 +432,7 @@ impl Owner for Shared {
                 _ if slice.batch.has_failed() => Some(Cause::PeerGone("another piece failed".to_owned())),
                 Loss::Late => None,
                 Loss::Broken(what) => {
-                    slice.attempts += 1;
+                    slice.attempts += if connection.has_answered() { 1 } else { UNANSWERED };
                     (slice.attempts >= ATTEMPTS_MAX).then(|| Cause::PeerGone(what.clone()))
                 }
             };

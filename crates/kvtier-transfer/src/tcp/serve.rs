@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::greet_as_listener;
+use super::channel::Channel;
+use super::greet::{introduce_listener, within};
 use super::wire::{ANSWER_BYTES, Answer, REQUEST_BYTES, Request, Secret};
+use super::{NotGreeted, TcpSettings, Tls};
 use crate::registry::{Registry, Use};
-use crate::socket::{PARTS_MAX, Part, WhenFull, receive_exactly, send_parts};
+use crate::socket::{PARTS_MAX, Part, WhenFull};
 use crate::transfer::Direction;
 
 /// How long a stranger may take to introduce itself.
@@ -32,6 +34,8 @@ pub(super) struct Server {
 struct Shared {
     registry: Arc<Registry>,
     secret: Option<Secret>,
+    tls: Option<Tls>,
+    zerocopy_bytes: usize,
     connections_max: usize,
     closed: AtomicBool,
     connections: Mutex<Connections>,
@@ -44,16 +48,13 @@ struct Connections {
 }
 
 impl Server {
-    pub(super) fn start(
-        listener: TcpListener,
-        registry: Arc<Registry>,
-        secret: Option<Secret>,
-        connections_max: usize,
-    ) -> io::Result<Server> {
+    pub(super) fn start(listener: TcpListener, registry: Arc<Registry>, settings: &TcpSettings) -> io::Result<Server> {
         let shared = Arc::new(Shared {
             registry,
-            secret,
-            connections_max,
+            secret: settings.secret.clone(),
+            tls: settings.tls.clone(),
+            zerocopy_bytes: settings.zerocopy_bytes,
+            connections_max: settings.served_max,
             closed: AtomicBool::new(false),
             connections: Mutex::default(),
         });
@@ -113,11 +114,10 @@ impl Shared {
         let serving = std::thread::Builder::new()
             .name("kvtier-tcp-serve".to_owned())
             .spawn(move || {
-                let greeted = super::prepare(&stream)
-                    .is_ok_and(|()| greet_as_listener(&stream, shared.secret.as_ref(), GREETING_PATIENCE).is_ok());
-                if greeted {
+                let greeted = super::prepare(&stream).map_err(NotGreeted::from);
+                if let Ok(channel) = greeted.and_then(|()| shared.greet(&stream)) {
                     // However it ends, the peer sees a closed connection.
-                    let _ = shared.serve(&stream);
+                    let _ = shared.serve(&channel);
                 }
                 let _ = stream.shutdown(Shutdown::Both);
                 shared.connections.lock().living.remove(&number);
@@ -127,7 +127,19 @@ impl Shared {
         }
     }
 
-    fn serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
+    /// In the clear only where TLS was not asked for: who speaks something else is not answered.
+    fn greet(&self, stream: &Arc<TcpStream>) -> Result<Channel, NotGreeted> {
+        within(stream, GREETING_PATIENCE, || {
+            let channel = match &self.tls {
+                None => Channel::sparing(Arc::clone(stream), self.zerocopy_bytes),
+                Some(tls) => Channel::within(Arc::clone(stream), tls.take(stream)?),
+            };
+            introduce_listener(&channel, self.secret.as_ref())?;
+            Ok(channel)
+        })
+    }
+
+    fn serve(&self, channel: &Channel) -> io::Result<()> {
         let mut buffer = Buffer::default();
         let mut reads: Vec<([u8; ANSWER_BYTES], Option<Use>)> = Vec::with_capacity(ANSWERS_MAX);
         let mut collected = 0;
@@ -135,16 +147,16 @@ impl Shared {
             let request = match buffer.next() {
                 Some(request) => request,
                 None => {
-                    answer_reads(stream, &mut reads)?;
+                    answer_reads(channel, &mut reads)?;
                     collected = 0;
-                    buffer.fill(stream)?;
+                    buffer.fill(channel)?;
                     continue;
                 }
             };
             let request = Request::decode(&request).ok_or(io::ErrorKind::InvalidData)?;
             match request.direction {
                 Direction::Read => {
-                    let used = self.begin(&request, stream);
+                    let used = self.begin(&request, channel.stream());
                     let answer = Answer {
                         result: used.as_ref().map(|_| ()).map_err(|denied| *denied),
                         tag: request.tag,
@@ -153,14 +165,14 @@ impl Shared {
                     collected += used.as_ref().map_or(0, |used| used.slice.len());
                     reads.push((answer.encode(), used.ok()));
                     if reads.len() == ANSWERS_MAX || collected >= ANSWER_BYTES_MAX {
-                        answer_reads(stream, &mut reads)?;
+                        answer_reads(channel, &mut reads)?;
                         collected = 0;
                     }
                 }
                 Direction::Write => {
-                    answer_reads(stream, &mut reads)?;
+                    answer_reads(channel, &mut reads)?;
                     collected = 0;
-                    self.take_write(&request, stream, &mut buffer)?;
+                    self.take_write(&request, channel, &mut buffer)?;
                 }
             }
         }
@@ -174,8 +186,8 @@ impl Shared {
             .begin(region, offset, length, request.direction, Some(stream))
     }
 
-    fn take_write(&self, request: &Request, stream: &Arc<TcpStream>, buffer: &mut Buffer) -> io::Result<()> {
-        let result = match self.begin(request, stream) {
+    fn take_write(&self, request: &Request, channel: &Channel, buffer: &mut Buffer) -> io::Result<()> {
+        let result = match self.begin(request, channel.stream()) {
             Ok(target) => {
                 let slice = &target.slice;
                 let early = buffer.take(slice.len());
@@ -186,13 +198,13 @@ impl Shared {
                         .map_err(io::Error::other)?,
                 );
                 head.copy_from_slice(early).map_err(io::Error::other)?;
-                receive_exactly(&**stream, &rest)?;
+                channel.receive_exactly(&rest)?;
                 Ok(())
             }
             Err(denied) => {
                 // The bytes come anyway: they must be out of the way before the next request.
                 let early = buffer.take(usize::try_from(request.length).unwrap_or(usize::MAX)).len() as u64;
-                let mut rest = (&**stream).take(request.length - early);
+                let mut rest = channel.take(request.length - early);
                 if io::copy(&mut rest, &mut io::sink())? < request.length - early {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
@@ -204,12 +216,14 @@ impl Shared {
             tag: request.tag,
             length: 0,
         };
-        send_parts(&**stream, &[Part::Bytes(&answer.encode())], 0, WhenFull::Wait).map(drop)
+        channel
+            .send(&[Part::Bytes(&answer.encode())], 0, WhenFull::Wait)
+            .map(drop)
     }
 }
 
 /// Sends what has been collected, each body straight from its region.
-fn answer_reads(stream: &TcpStream, reads: &mut Vec<([u8; ANSWER_BYTES], Option<Use>)>) -> io::Result<()> {
+fn answer_reads(channel: &Channel, reads: &mut Vec<([u8; ANSWER_BYTES], Option<Use>)>) -> io::Result<()> {
     if reads.is_empty() {
         return Ok(());
     }
@@ -218,7 +232,7 @@ fn answer_reads(stream: &TcpStream, reads: &mut Vec<([u8; ANSWER_BYTES], Option<
         parts.push(Part::Bytes(head));
         parts.extend(body.as_ref().map(|body| Part::Memory(&body.slice)));
     }
-    send_parts(stream, &parts, 0, WhenFull::Wait)?;
+    channel.send_and_settle(&parts)?;
     drop(parts);
     reads.clear();
     Ok(())
@@ -256,11 +270,11 @@ impl Buffer {
         &self.bytes[from..from + length]
     }
 
-    fn fill(&mut self, mut stream: &TcpStream) -> io::Result<()> {
+    fn fill(&mut self, mut channel: &Channel) -> io::Result<()> {
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
-        match stream.read(&mut self.bytes[self.end..])? {
+        match channel.read(&mut self.bytes[self.end..])? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             count => {
                 self.end += count;

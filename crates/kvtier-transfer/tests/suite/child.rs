@@ -46,7 +46,7 @@ impl Start<'_> {
         let mut command = if self.namespace.is_empty() {
             Command::new(program)
         } else {
-            let mut command = Command::new("/bin/ip");
+            let mut command = Command::new("ip");
             command.args(["netns", "exec", self.namespace]).arg(program);
             command
         };
@@ -67,8 +67,8 @@ impl Start<'_> {
         let address = match self.kind {
             Kind::Shm => PeerAddress::Shm(address.into()),
             Kind::Tcp => PeerAddress::Tcp(address.parse().expect("an address")),
-            Kind::Verbs => PeerAddress::Verbs(address.parse().expect("an address")),
-            Kind::Loopback => unreachable!("one process"),
+            Kind::Verbs | Kind::Iwarp => PeerAddress::Verbs(address.parse().expect("an address")),
+            Kind::Loopback | Kind::Tls => unreachable!("one process"),
         };
         let region = from_hex(&words.next().expect("a region"));
         Child {
@@ -134,6 +134,7 @@ pub(crate) fn main() {
         "Shm" => Kind::Shm,
         "Tcp" => Kind::Tcp,
         "Verbs" => Kind::Verbs,
+        "Iwarp" => Kind::Iwarp,
         other => unreachable!("{other}"),
     };
     let devices = parts[3].split(',').filter(|name| !name.is_empty()).map(str::to_owned);

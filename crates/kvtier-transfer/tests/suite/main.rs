@@ -3,10 +3,12 @@
 //! `kvtier_transfer::rdma` runs where a device is: in the verbs world that `cargo xtask test rdma` boots, or on a machine
 //! with a NIC. Cases that need two hosts make them of network namespaces and run in that world only.
 
+mod between_hosts;
 mod cases;
 mod child;
 mod stand;
 mod tcp_between;
+mod tls;
 mod world;
 
 use stand::Kind;
@@ -64,6 +66,11 @@ const CANNOT: &[(Kind, &str, &str)] = &[
         "its limit is fixed and it copies at once",
     ),
     (
+        Kind::Tls,
+        "peers in processes of their own",
+        "their certificates are made in the test's; connections are repaired as for tcp",
+    ),
+    (
         Kind::Loopback,
         "packet loss, links that go down, several rails",
         "there is no wire",
@@ -79,10 +86,31 @@ const CANNOT: &[(Kind, &str, &str)] = &[
         "Soft-RoCE answers EOPNOTSUPP",
     ),
     (
-        Kind::Verbs,
-        "iWARP (siw)",
-        "connecting needs librdmacm, which the transport does not use yet",
+        Kind::Iwarp,
+        "a_stopped_peer_costs_at_most_the_deadline",
+        "the NIC of a stopped process still serves",
     ),
+    (
+        Kind::Iwarp,
+        "hosts_with_different_mtus_agree_on_the_smaller_one",
+        "TCP cuts its packets by itself",
+    ),
+    (
+        Kind::Iwarp,
+        "packet loss, links that go down, several rails (world)",
+        "siw of Linux 7.2 never lets go of a device that was connected to another network namespace: the second test would wait for ever",
+    ),
+    (
+        Kind::Iwarp,
+        "a_message_that_the_peer_has_no_room_for_fails_and_never_completes_as_done",
+        "iWARP knows no receiver that is not ready: it ends the connection",
+    ),
+    (
+        Kind::Iwarp,
+        "a status that names the refused request",
+        "iWARP ends the connection without a word: requests go again one by one, and the one that ends it again was refused",
+    ),
+    (Kind::Iwarp, "registered memory of a GPU (DMA-BUF)", "siw cannot"),
 ];
 
 macro_rules! suite {
@@ -153,7 +181,47 @@ suite! {
         sixty_four_peers_survive_a_storm_of_reconnects,
         who_does_not_know_the_secret_is_refused,
     ];
+    tcp_tls = crate::Kind::Tls => [
+        bytes_read_are_the_owner_s,
+        bytes_written_arrive_and_nothing_beside_them_changes,
+        a_batch_of_many_pieces_moves_both_ways,
+        a_large_piece_arrives_whole,
+        a_region_that_was_never_registered_is_refused_and_the_peer_goes_on,
+        a_revoked_region_is_refused_and_another_still_serves,
+        a_range_past_the_end_is_refused,
+        a_write_to_what_was_registered_for_reads_is_refused,
+        a_dropped_transfer_keeps_its_memory_until_it_is_at_rest,
+        a_future_is_woken,
+        many_threads_read_at_once,
+        a_dropped_peer_ends_its_transfers,
+        an_owner_that_is_gone_is_told_as_a_failure,
+        a_gibibyte_is_registered,
+        a_batch_past_the_limit_is_refused_as_busy_with_its_pieces,
+        who_does_not_know_the_secret_is_refused,
+    ];
     verbs = crate::Kind::Verbs => [
+        bytes_read_are_the_owner_s,
+        bytes_written_arrive_and_nothing_beside_them_changes,
+        a_batch_of_many_pieces_moves_both_ways,
+        a_large_piece_arrives_whole,
+        a_region_that_was_never_registered_is_refused_and_the_peer_goes_on,
+        a_revoked_region_is_refused_and_another_still_serves,
+        a_range_past_the_end_is_refused,
+        a_write_to_what_was_registered_for_reads_is_refused,
+        a_dropped_transfer_keeps_its_memory_until_it_is_at_rest,
+        a_future_is_woken,
+        many_threads_read_at_once,
+        a_dropped_peer_ends_its_transfers,
+        an_owner_that_is_gone_is_told_as_a_failure,
+        a_gibibyte_is_registered,
+        a_batch_past_the_limit_is_refused_as_busy_with_its_pieces,
+        a_peer_killed_in_the_middle_of_a_thousand_transfers,
+        a_stopped_peer_still_serves_what_is_mapped,
+        a_peer_that_was_restarted_is_used_again,
+        sixty_four_peers_survive_a_storm_of_reconnects,
+        who_does_not_know_the_secret_is_refused,
+    ];
+    iwarp = crate::Kind::Iwarp => [
         bytes_read_are_the_owner_s,
         bytes_written_arrive_and_nothing_beside_them_changes,
         a_batch_of_many_pieces_moves_both_ways,

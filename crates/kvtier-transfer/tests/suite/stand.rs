@@ -22,7 +22,29 @@ pub(crate) enum Kind {
     Loopback,
     Shm,
     Tcp,
+    /// TCP within TLS.
+    Tls,
+    /// RDMA over RoCE or InfiniBand.
     Verbs,
+    /// RDMA over TCP connections of the device.
+    Iwarp,
+}
+
+/// RDMA devices of that kind, as the kernel names them.
+fn devices_of(kind: Kind) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/sys/class/infiniband") else {
+        return Vec::new();
+    };
+    // `4: RNIC`, see the kernel's ABI documentation.
+    let is_iwarp = |entry: &std::fs::DirEntry| {
+        std::fs::read_to_string(entry.path().join("node_type")).is_ok_and(|kind| kind.starts_with('4'))
+    };
+    let of_kind = entries
+        .flatten()
+        .filter(|entry| is_iwarp(entry) == (kind == Kind::Iwarp));
+    of_kind
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 /// What differs from the defaults.
@@ -51,19 +73,28 @@ pub(crate) fn site(kind: Kind, wishes: &Wishes) -> Option<Site> {
             directory = Some(made);
             Arc::new(shm)
         }
-        Kind::Tcp => {
+        Kind::Tcp | Kind::Tls => {
             let mut settings = TcpSettings {
                 secret: wishes.secret.clone(),
+                tls: (kind == Kind::Tls).then(crate::tls::of_the_suite),
                 ..TcpSettings::default()
             };
             settings.listen = wishes.listen.unwrap_or(settings.listen);
             settings.in_flight_max = wishes.in_flight_max.unwrap_or(settings.in_flight_max);
             Arc::new(Tcp::start(settings).expect("a port"))
         }
-        Kind::Verbs => {
+        Kind::Verbs | Kind::Iwarp => {
+            let mut devices = wishes.devices.clone();
+            if devices.is_empty() {
+                devices = devices_of(kind);
+            }
+            if devices.is_empty() {
+                println!("skipped: {kind:?}: this machine has no such device");
+                return None;
+            }
             let mut settings = VerbsSettings {
                 secret: wishes.secret.clone(),
-                devices: wishes.devices.clone(),
+                devices,
                 ..VerbsSettings::default()
             };
             settings.listen = wishes.listen.unwrap_or(settings.listen);
@@ -72,7 +103,7 @@ pub(crate) fn site(kind: Kind, wishes: &Wishes) -> Option<Site> {
                 Ok(verbs) => Arc::new(verbs),
                 Err(unavailable) => {
                     assert!(unavailable.to_string().starts_with("rdma unavailable: "));
-                    println!("skipped: verbs: {unavailable}");
+                    println!("skipped: {kind:?}: {unavailable}");
                     return None;
                 }
             }

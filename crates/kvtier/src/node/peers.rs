@@ -17,6 +17,7 @@ mod reading;
 mod regions;
 mod serving;
 pub(crate) mod versions;
+mod weighing;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -47,6 +48,7 @@ pub(crate) use self::reading::{FetchJob, LookupJob, Scope};
 use self::regions::{Regions, Way};
 use self::serving::{Connections, Given, Server};
 use self::versions::{Counter, VersionBook};
+use self::weighing::Weighing;
 use super::domains::Domains;
 use super::driver::Driver;
 use super::purging::Purging;
@@ -90,6 +92,14 @@ pub struct PeerStatus {
     pub corrupt: u64,
     /// Answers that were of no use because invalidations are not known to both.
     pub stale: u64,
+    /// Whether the cost model lets it be asked; empty where no model is named.
+    pub gate: String,
+    /// Bytes a second that the cost model counts with.
+    pub expected_bytes_per_second: u64,
+    /// Time until it answers that the cost model counts with, microseconds.
+    pub expected_lookup_us: u64,
+    /// The latest decision about its blocks, term by term.
+    pub latest_decision: String,
     /// The ways to its memory.
     pub rails: Vec<RailStatus>,
 }
@@ -136,6 +146,10 @@ pub struct ClusterStatus {
     pub leases_expired: u64,
     /// Questions of peers that were refused.
     pub refused: u64,
+    /// Requests whose blocks were worth fetching from a peer.
+    pub decisions_fetch: u64,
+    /// Requests whose blocks peers had and were not worth fetching.
+    pub decisions_recompute: u64,
     /// Segments registered for peers. Gauge.
     pub segments_registered: u64,
     /// Renewals that this node asked for.
@@ -161,6 +175,8 @@ pub(crate) struct Shared {
     introduction: Introduction,
     generations: Generations,
     reading: Reading,
+    /// `None`: peers are read from unasked.
+    weighing: Option<Weighing>,
     links: RwLock<Vec<Arc<Link>>>,
     given: Given,
     connections: Connections,
@@ -281,6 +297,7 @@ impl Peers {
             introduction: introduction.clone(),
             generations,
             reading,
+            weighing: Weighing::new(settings),
             links: RwLock::default(),
             given: Given::default(),
             connections: Connections::default(),
@@ -306,6 +323,14 @@ impl Peers {
         for reader in 0..settings.peer_readers {
             let (shared, work) = (Arc::clone(&shared), work.clone());
             threads.push(spawn(&format!("kvtier-read-{reader}"), move || shared.read(&work))?);
+        }
+        if shared.weighing.is_some() {
+            let probing = Arc::clone(&shared);
+            threads.push(spawn("kvtier-probe", move || probing.probe_peers())?);
+        } else {
+            observer(StartProgress::Note(
+                "cost_model names no model: peers are read from without asking whether it pays".into(),
+            ));
         }
         let server = Server::start(listener, &shared).map_err(StartError::Resources)?;
         let peers = Arc::new(Peers {
@@ -561,6 +586,7 @@ impl Shared {
 
     pub(crate) fn status(&self) -> ClusterStatus {
         let statistics = self.generations.statistics();
+        let decisions = self.weighing.as_ref().map_or((0, 0), Weighing::decisions);
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let peers = self.links().into_iter().map(|link| {
             let peer = link.peer();
@@ -572,7 +598,18 @@ impl Shared {
                 errors: rail.errors,
                 reconnects: rail.reconnects,
             };
+            let now = self.driver.clock.now();
+            let gate = self.weighing.as_ref().and_then(|weighing| weighing.gate(now, &link.address));
+            let gate = gate.unwrap_or_default();
             PeerStatus {
+                gate: match (gate.open, gate.reason.as_str()) {
+                    (_, "") => String::new(),
+                    (true, reason) => format!("open: {reason} ({:.3})", gate.value),
+                    (false, reason) => format!("closed: {reason} ({:.3})", gate.value),
+                },
+                expected_bytes_per_second: gate.bytes_per_second,
+                expected_lookup_us: gate.lookup_us,
+                latest_decision: gate.latest,
                 address: link.address.clone(),
                 state: if peer.is_some() { "connected" } else { "away" }.into(),
                 trouble: if peer.is_some() { String::new() } else { link.trouble() },
@@ -603,6 +640,8 @@ impl Shared {
             leased_bytes: load(&self.given.bytes),
             leases_expired: load(&self.given.expired),
             refused: load(&self.given.refused),
+            decisions_fetch: decisions.0,
+            decisions_recompute: decisions.1,
             segments_registered: self.regions.count() as u64,
             renewals: statistics.rounds,
             lapses: statistics.lapses,

@@ -498,6 +498,7 @@ impl Session {
                 let job = LookupJob {
                     scope: self.scope(namespace, realization),
                     hashes: self.hashes.clone(),
+                    hints,
                     outbox: Arc::clone(&self.outbox),
                     request,
                 };

@@ -1,3 +1,4 @@
+use kvtier_core::cost::{GpuProfile, ModelProfile};
 use serde::{Deserialize, Serialize};
 
 use super::{Settings, SettingsError};
@@ -18,7 +19,48 @@ pub enum PeerTransport {
     Verbs,
 }
 
+/// Whether peers are asked at all, where a cost model is named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerGate {
+    /// By what was measured.
+    #[default]
+    Auto,
+    /// Always; each request is weighed all the same.
+    On,
+    /// Never.
+    Off,
+}
+
+fn names<'a>(presets: impl Iterator<Item = &'a str>) -> String {
+    presets.collect::<Vec<_>>().join(", ")
+}
+
 impl Settings {
+    pub(super) fn check_costs(&self) -> Result<(), SettingsError> {
+        let refuse = |field: &'static str, value: String, remedy: String| Err(SettingsError { field, value, remedy });
+        if let Some(model) = &self.cost_model
+            && ModelProfile::preset(model).is_none()
+        {
+            let known = names(ModelProfile::PRESETS.iter().map(|preset| preset.name));
+            return refuse("cost_model", format!("{model:?}"), format!("one of {known}"));
+        }
+        if GpuProfile::preset(&self.cost_gpu).is_none() {
+            let known = names(GpuProfile::PRESETS.iter().map(|preset| preset.name));
+            return refuse("cost_gpu", format!("{:?}", self.cost_gpu), format!("one of {known}"));
+        }
+        for (field, value) in [
+            ("cost_gpus", u64::from(self.cost_gpus)),
+            ("block_tokens", u64::from(self.block_tokens)),
+            ("kv_bytes_per_token", self.kv_bytes_per_token.unwrap_or(1)),
+        ] {
+            if value == 0 || value > 1 << 32 {
+                return refuse(field, value.to_string(), "at least 1".into());
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn check_peers(&self) -> Result<(), SettingsError> {
         let refuse = |field: &'static str, value: String, remedy: &str| {
             Err(SettingsError {

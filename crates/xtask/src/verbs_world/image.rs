@@ -1,5 +1,5 @@
-//! The guest's first file system: busybox, iproute2, libibverbs with the provider of Soft-RoCE, and the libraries that
-//! these and a program built on this machine need.
+//! The guest's first file system: busybox, iproute2, libibverbs with the providers of Soft-RoCE and siw, librdmacm, and the
+//! libraries that these and a program built on this machine need.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,11 @@ use super::{INIT, digest};
 use crate::outcome::Failure;
 
 /// Packages; alternatives are names in other releases.
-const PACKAGES: [&[&str]; 13] = [
+const PACKAGES: [&[&str]; 14] = [
     &["busybox-static"],
     &["iproute2"],
     &["libibverbs1"],
+    &["librdmacm1"],
     &["ibverbs-providers"],
     &["libnl-3-200"],
     &["libnl-route-3-200"],
@@ -85,8 +86,15 @@ fn pack(root: &Path) -> Result<Vec<u8>, Failure> {
             "lib/x86_64-linux-gnu/libibverbs.so.1",
         ],
     )?;
+    let manager = first_of(
+        root,
+        &[
+            "usr/lib/x86_64-linux-gnu/librdmacm.so.1",
+            "lib/x86_64-linux-gnu/librdmacm.so.1",
+        ],
+    )?;
     let providers = root.join("usr/lib/x86_64-linux-gnu/libibverbs");
-    let mut needing = vec![library.clone()];
+    let mut needing = vec![library.clone(), manager.clone()];
     for provider in std::fs::read_dir(&providers)?.flatten().map(|entry| entry.path()) {
         let name = provider
             .file_name()
@@ -112,7 +120,7 @@ fn pack(root: &Path) -> Result<Vec<u8>, Failure> {
         archive.file(at, &std::fs::read(&program)?)?;
         needing.push(program);
     }
-    let mut libraries = BTreeSet::from([library]);
+    let mut libraries = BTreeSet::from([library, manager]);
     for file in &needing {
         libraries.extend(needed_by(file, root)?);
     }

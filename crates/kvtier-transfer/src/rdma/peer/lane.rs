@@ -24,6 +24,8 @@ pub(super) struct Lane {
     /// None once destroyed: from then on the device touches nothing of its flight.
     pair: Mutex<Option<QueuePair>>,
     pub(super) depth: usize,
+    /// Whether completions come in the order of requests.
+    pub(super) is_ordered: bool,
     nic: Arc<Nic>,
     _claim: Claim,
     peer: Weak<Shared>,
@@ -73,7 +75,8 @@ impl Lane {
             local: place.local,
             flight: Mutex::default(),
             pair: Mutex::new(Some(pair)),
-            depth: claim.depth as usize,
+            depth: nic.lane_depth(claim.depth),
+            is_ordered: nic.is_ordered(),
             nic: Arc::clone(nic),
             _claim: claim,
             peer: Weak::clone(peer),
@@ -99,6 +102,11 @@ impl Lane {
         if let Some(pair) = &*self.pair.lock() {
             pair.complete(id);
         }
+    }
+
+    /// Whether the peer has ended its connection; only iWARP has one.
+    pub(super) fn has_ended(&self) -> bool {
+        !self.is_ordered && self.pair.lock().as_ref().is_some_and(QueuePair::has_ended)
     }
 
     /// Asks the device to flush it. If it cannot, destroying it later does.

@@ -23,6 +23,8 @@ pub(super) struct Rail {
     pub(super) in_flight_bytes: u64,
     /// Slices chosen for each slot that are not posted yet.
     taken: Vec<usize>,
+    /// Chosen for a slice that is to be alone there, which is not posted yet.
+    reserved: Vec<bool>,
     busy_since: Instant,
     /// Since the last measurement: how long it was busy, and what it moved.
     busy: Duration,
@@ -51,6 +53,7 @@ impl Rail {
             slots: (0..lanes).map(|_| Slot::Down).collect(),
             in_flight_bytes: 0,
             taken: vec![0; lanes],
+            reserved: vec![false; lanes],
             busy_since: Instant::now(),
             busy: Duration::ZERO,
             moved: 0,
@@ -72,12 +75,18 @@ impl Rail {
         self.connects > 0
     }
 
-    /// The lane with the most room, if any has.
-    pub(super) fn free_lane(&self) -> Option<usize> {
+    /// The lane with the most room, if any has; one with nothing else in flight for a slice that is to be alone.
+    pub(super) fn free_lane(&self, alone: bool) -> Option<usize> {
         let room = |at: usize| match &self.slots[at] {
-            Slot::Up(lane) => lane
-                .depth
-                .saturating_sub(lane.flight.lock().queue.len() + self.taken[at]),
+            Slot::Up(lane) => {
+                let flight = lane.flight.lock();
+                let taken = flight.queue.len() + self.taken[at];
+                let is_reserved = self.reserved[at] || flight.queue.front().is_some_and(|(_, slice)| slice.alone);
+                match (alone, taken, is_reserved) {
+                    (_, _, true) | (true, 1.., _) => 0,
+                    _ => lane.depth.saturating_sub(taken),
+                }
+            }
             _ => 0,
         };
         let most = (0..self.slots.len())
@@ -96,10 +105,12 @@ impl Rail {
         }
         self.in_flight_bytes += slice.bytes();
         self.taken[slot] += 1;
+        self.reserved[slot] |= slice.alone;
     }
 
     pub(super) fn forget_taken(&mut self, slot: usize, slices: usize) {
         self.taken[slot] -= slices;
+        self.reserved[slot] = false;
     }
 
     pub(super) fn succeed(&mut self, bytes: u64, now: Instant) {

@@ -126,8 +126,8 @@ impl Shared {
             Some(Answer::Refused(why)) => return Err(Failed::Rail(format!("the peer: {why}"))),
             _ => return Err(Failed::Peer("it answered something else".to_owned())),
         };
-        let path = nic.path(&end, settings).map_err(Failed::Rail)?;
-        pair.connect(&path, psn, &end.destination).map_err(on_nic)?;
+        nic.connect(&pair, psn, &end, settings, QUESTION_PATIENCE)
+            .map_err(Failed::Rail)?;
         let place = Place { rail, slot, local };
         Ok(Lane::new(place, pair, nic, claim, &self.this))
     }
@@ -166,16 +166,14 @@ impl Shared {
             retired = std::mem::take(&mut state.retired);
             for rail in &mut state.rails {
                 for slot in 0..rail.slots.len() {
-                    let is_late = match &rail.slots[slot] {
-                        Slot::Up(lane) => lane
-                            .flight
-                            .lock()
-                            .queue
-                            .iter()
-                            .any(|(_, slice)| slice.batch.is_late(now)),
+                    let is_over = match &rail.slots[slot] {
+                        Slot::Up(lane) => {
+                            let is_late = |(_, slice): &(u64, Slice)| slice.batch.is_late(now);
+                            lane.flight.lock().queue.iter().any(is_late) || lane.has_ended()
+                        }
                         _ => false,
                     };
-                    if is_late {
+                    if is_over {
                         rail.stop(slot, now);
                     }
                 }
@@ -192,13 +190,19 @@ impl Shared {
             .collect();
         for lane in overdue {
             // Nothing of it runs any more once this returns.
+            let ended = lane.has_ended();
             let slices = lane.destroy();
             let mut state = self.state.lock();
-            for slice in slices {
+            for mut slice in slices {
                 state.rails[lane.rail].in_flight_bytes -= slice.bytes();
-                match slice.batch.is_late(now) {
-                    true => finished.push((slice, Err(Cause::Deadline))),
-                    false => state.pending.push_back(slice),
+                let cause = match slice.batch.is_late(now) {
+                    true => Some(Cause::Deadline),
+                    false if lane.is_ordered => None,
+                    false => slice.connection_ended(ended),
+                };
+                match cause {
+                    Some(cause) => finished.push((slice, Err(cause))),
+                    None => state.pending.push_back(slice),
                 }
             }
             finished.extend(self.pump(&mut state, now));

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::ffi::{self, Context, DeviceAttributes, Library, Mr, Pd, PortAttributes};
-use crate::memory::{Access, MemoryRegion};
+use super::ffi::{self, Context, DeviceAttributes, Extended, Library, Mr, Pd, PortAttributes};
+use crate::memory::{Access, MemoryRegion, Pinned};
 use crate::remote::RemoteAccess;
 
 const ACCESS_LOCAL_WRITE: c_int = 1;
@@ -57,6 +57,45 @@ fn for_each_device(library: &Library, mut look: impl FnMut(ffi::Opaque, &str) ->
     Ok(())
 }
 
+/// Asks the device, by a call that lies around its context rather than in the library.
+fn pages_on_demand(context: NonNull<Context>) -> bool {
+    // SAFETY: an open context.
+    if unsafe { context.as_ref() }.abi != usize::MAX {
+        return false;
+    }
+    // The beginning is what an older library has not: its size says how much there is.
+    let needed = size_of::<Extended>() - std::mem::offset_of!(Extended, query_device_ex);
+    let before = std::mem::offset_of!(Extended, context) - std::mem::offset_of!(Extended, size);
+    let size = context.as_ptr().wrapping_byte_sub(before).cast::<usize>();
+    // SAFETY: the size lies next to the context, in every version.
+    let size = unsafe { size.read() };
+    if size < needed {
+        return false;
+    }
+    let before = std::mem::offset_of!(Extended, context) - std::mem::offset_of!(Extended, query_device_ex);
+    let query = context.as_ptr().wrapping_byte_sub(before).cast::<ffi::QueryDevice>();
+    // SAFETY: the size says that this much lies before the context.
+    let query = unsafe { query.read() };
+    let Some(query) = query else { return false };
+    let mut attributes = ffi::ExtendedAttributes([0; ffi::EXTENDED_BYTES]);
+    // SAFETY: an open context, no input, and room for as many bytes as it is told of.
+    let answer = unsafe {
+        query(
+            context.as_ptr(),
+            std::ptr::null(),
+            &raw mut attributes,
+            ffi::EXTENDED_BYTES,
+        )
+    };
+    answer == 0 && attributes.pages_on_demand()
+}
+
+fn is_iwarp(name: &str) -> bool {
+    let path = format!("/sys/class/infiniband/{name}/node_type");
+    // `4: RNIC`, see the kernel's ABI documentation.
+    std::fs::read_to_string(path).is_ok_and(|kind| kind.starts_with('4'))
+}
+
 /// What a port can do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Port {
@@ -74,6 +113,8 @@ pub(crate) struct Limits {
     pub(crate) completions: u32,
     pub(crate) reads_out: u32,
     pub(crate) reads_in: u32,
+    /// Memory need not be pinned: it is paged in when it is asked for.
+    pub(crate) on_demand: bool,
 }
 
 /// An open device with one protection domain.
@@ -83,6 +124,8 @@ pub(crate) struct Device {
     pub(super) pd: NonNull<Pd>,
     pub(crate) name: String,
     pub(crate) limits: Limits,
+    /// It speaks iWARP: connections are librdmacm's, a read's target is written by the peer, completions have no order.
+    pub(crate) is_iwarp: bool,
 }
 
 // SAFETY: the library's objects may be used from any thread, it locks for itself.
@@ -124,11 +167,13 @@ impl Device {
             context,
             pd,
             name: name.to_owned(),
+            is_iwarp: is_iwarp(name),
             limits: Limits {
                 work_requests: attributes.max_qp_wr(),
                 completions: attributes.max_cqe(),
                 reads_out: attributes.max_qp_init_rd_atom(),
                 reads_in: attributes.max_qp_rd_atom(),
+                on_demand: pages_on_demand(context),
             },
         };
         if answer != 0 {
@@ -189,7 +234,7 @@ impl Drop for Device {
 pub(crate) struct Registered {
     device: Arc<Device>,
     /// None once the device has let go.
-    held: Mutex<Option<(NonNull<Mr>, Arc<MemoryRegion>)>>,
+    held: Mutex<Option<(Vec<NonNull<Mr>>, Pinned)>>,
     pub(crate) local_key: u32,
     pub(crate) remote_key: u32,
 }
@@ -210,8 +255,9 @@ impl Registered {
         region: &Arc<MemoryRegion>,
         remote: RemoteAccess,
     ) -> io::Result<Registered> {
+        let is_writable = region.access() == Access::ReadWrite;
         let mut access = ACCESS_REMOTE_READ;
-        if region.access() == Access::ReadWrite {
+        if is_writable {
             access |= ACCESS_LOCAL_WRITE;
         }
         if remote == RemoteAccess::ReadWrite {
@@ -225,15 +271,32 @@ impl Registered {
                 unsafe { (device.library.reg_mr)(device.pd.as_ptr(), start.cast_mut().cast(), region.bytes(), access) };
             NonNull::new(mr).ok_or_else(io::Error::last_os_error)
         };
-        let mr = register(access).or_else(|error| register(access | ACCESS_ON_DEMAND).map_err(|_| error))?;
+        let register = |access| match register(access) {
+            Err(error) if device.limits.on_demand => register(access | ACCESS_ON_DEMAND).map_err(|_| error),
+            answered => answered,
+        };
+        let pinned = Pinned::new(region);
+        let told = register(access)?;
         // SAFETY: the library just returned it.
-        let keys = unsafe { mr.as_ref() };
-        Ok(Registered {
+        let keys = unsafe { told.as_ref() };
+        let mut registered = Registered {
             device: Arc::clone(device),
             local_key: keys.local_key,
             remote_key: keys.remote_key,
-            held: Mutex::new(Some((mr, Arc::clone(region)))),
-        })
+            held: Mutex::new(Some((vec![told], pinned))),
+        };
+        if !device.is_iwarp || !is_writable || remote == RemoteAccess::ReadWrite {
+            return Ok(registered);
+        }
+        // A read's target on iWARP is memory that the peer may write. The key for that is another than the one that peers
+        // are told, so that who may only read is refused as ever.
+        let target = register(access | ACCESS_REMOTE_WRITE)?;
+        // SAFETY: the library just returned it.
+        registered.local_key = unsafe { target.as_ref() }.local_key;
+        if let Some((mrs, _)) = registered.held.get_mut() {
+            mrs.push(target);
+        }
+        Ok(registered)
     }
 
     /// Takes the region from the device: afterwards no key reaches it. Work of ours on it that is in flight fails.
@@ -242,15 +305,21 @@ impl Registered {
     /// When the device refuses; the memory is then kept for good.
     pub(crate) fn deregister(&self) -> io::Result<()> {
         let mut held = self.held.lock();
-        let Some((mr, region)) = held.take() else { return Ok(()) };
-        // SAFETY: registered by us and taken back once.
-        let answer = unsafe { (self.device.library.dereg_mr)(mr.as_ptr()) };
-        if answer == 0 {
+        let Some((mrs, region)) = held.take() else {
             return Ok(());
+        };
+        let mut refused = None;
+        for mr in mrs {
+            // SAFETY: registered by us and taken back once.
+            let answer = unsafe { (self.device.library.dereg_mr)(mr.as_ptr()) };
+            if answer != 0 {
+                refused = Some(io::Error::from_raw_os_error(answer));
+            }
         }
+        let Some(error) = refused else { return Ok(()) };
         // The device may still write: never unmap it.
         let _kept = std::mem::ManuallyDrop::new(region);
-        Err(io::Error::from_raw_os_error(answer))
+        Err(error)
     }
 }
 

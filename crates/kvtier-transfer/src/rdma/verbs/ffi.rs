@@ -4,11 +4,13 @@
 //! within its context (`verbs.h` calls them through inline functions). The layouts are the library's ABI 1.1, on 64-bit
 //! machines; each is asserted below.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
-/// A pointer that is only passed on.
-pub(super) type Opaque = *mut c_void;
+use super::loader;
+pub(super) use super::loader::Opaque;
+
+const FILE: &CStr = c"libibverbs.so.1";
 
 #[repr(C)]
 pub(super) struct Operations {
@@ -26,6 +28,43 @@ pub(super) struct Context {
     pub(super) operations: Operations,
     command_fd: c_int,
     pub(super) async_fd: c_int,
+    completion_vectors: c_int,
+    mutex: [u64; 5],
+    /// All ones where an [`Extended`] lies around it.
+    pub(super) abi: usize,
+}
+
+/// A device may have none.
+pub(super) type QueryDevice =
+    Option<unsafe extern "C" fn(*mut Context, *const u32, *mut ExtendedAttributes, usize) -> c_int>;
+
+/// What lies around a context of any library since 2014: `verbs_context`.
+#[repr(C)]
+pub(super) struct Extended {
+    before: [Opaque; 27],
+    pub(super) query_device_ex: QueryDevice,
+    between: [Opaque; 11],
+    /// Bytes of all this; what an older library lacks is at the beginning.
+    pub(super) size: usize,
+    pub(super) context: Context,
+}
+
+/// `ibv_device_attr_ex`, as far as on-demand paging.
+#[repr(C, align(8))]
+pub(super) struct ExtendedAttributes(pub(super) [u8; EXTENDED_BYTES]);
+
+pub(super) const EXTENDED_BYTES: usize = 400;
+const ODP_SUPPORTED: u64 = 1;
+/// Writes and reads.
+const ODP_ONE_SIDED: u32 = 4 | 8;
+
+impl ExtendedAttributes {
+    /// Whether reliable connections read and write memory that is paged in on demand.
+    pub(super) fn pages_on_demand(&self) -> bool {
+        let general = u64::from_ne_bytes(self.0[240..248].try_into().expect("8 bytes"));
+        let reliable = u32::from_ne_bytes(self.0[248..252].try_into().expect("4 bytes"));
+        general & ODP_SUPPORTED != 0 && reliable & ODP_ONE_SIDED == ODP_ONE_SIDED
+    }
 }
 
 #[repr(C)]
@@ -250,6 +289,9 @@ const _: () = {
     assert!(offset_of!(Context, operations) + offset_of!(Operations, req_notify_cq) == 104);
     assert!(offset_of!(Context, operations) + offset_of!(Operations, post_send) == 208);
     assert!(offset_of!(Context, command_fd) == 264 && offset_of!(Context, async_fd) == 268);
+    assert!(size_of::<Context>() == 328 && offset_of!(Context, abi) == 320);
+    assert!(size_of::<Extended>() == 648 && offset_of!(Extended, query_device_ex) == 216);
+    assert!(offset_of!(Extended, size) == 312 && offset_of!(Extended, context) == 320);
     assert!(offset_of!(Mr, local_key) == 36 && offset_of!(Mr, remote_key) == 40);
     assert!(offset_of!(Qp, number) == 52 && offset_of!(Channel, fd) == 8);
     assert!(size_of::<QpInit>() == 64 && size_of::<AddressHandle>() == 32);
@@ -273,10 +315,10 @@ macro_rules! library {
 
         impl Library {
             fn open() -> Result<Library, String> {
-                let handle = open_library()?;
+                let handle = loader::open(FILE, "install libibverbs1 and the provider of the NIC")?;
                 Ok(Library {
                     $($name: {
-                        let symbol = symbol(handle, concat!("ibv_", stringify!($name)))?;
+                        let symbol = loader::symbol(handle, FILE, concat!("ibv_", stringify!($name)))?;
                         // SAFETY: the library documents this function under this name with this signature, and its
                         // ABI version is part of the file name that was opened.
                         unsafe { std::mem::transmute::<Opaque, $signature>(symbol) }
@@ -316,36 +358,4 @@ library! {
 pub(super) fn library() -> Result<&'static Library, String> {
     static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
     LIBRARY.get_or_init(Library::open).as_ref().map_err(Clone::clone)
-}
-
-fn open_library() -> Result<Opaque, String> {
-    // SAFETY: a name that ends in zero; the library's initialisers are those of a system library.
-    let handle = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    if handle.is_null() {
-        return Err(format!(
-            "{} (install libibverbs1 and the provider of the NIC)",
-            loader_error()
-        ));
-    }
-    Ok(handle)
-}
-
-fn symbol(handle: Opaque, name: &str) -> Result<Opaque, String> {
-    let terminated = CString::new(name).map_err(|error| error.to_string())?;
-    // SAFETY: an open library and a name that ends in zero.
-    let symbol = unsafe { libc::dlsym(handle, terminated.as_ptr()) };
-    if symbol.is_null() {
-        return Err(format!("libibverbs.so.1 has no {name}: {}", loader_error()));
-    }
-    Ok(symbol)
-}
-
-fn loader_error() -> String {
-    // SAFETY: takes no argument; the answer belongs to this thread until its next call of the loader.
-    let words = unsafe { libc::dlerror() };
-    if words.is_null() {
-        return "unknown".to_owned();
-    }
-    // SAFETY: a string of the loader that ends in zero.
-    unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned()
 }

@@ -15,7 +15,9 @@ use super::device::{Device, Registered};
 use super::ffi::{
     self, AddressHandle, Capacity, Channel, Cq, Qp, QpAttributes, QpInit, ScatterEntry, SendRequest, WorkCompletion,
 };
-use crate::memory::MemorySlice;
+use super::manager::Link;
+use crate::memory::{MemoryRegion, MemorySlice};
+use crate::remote::RemoteAccess;
 use crate::transfer::Direction;
 
 const STATE_INIT: u32 = 1;
@@ -271,7 +273,11 @@ pub(crate) struct QueuePair {
     // Destroyed after the queue pair, as fields are dropped after `drop`.
     _completions: Arc<CompletionQueue>,
     qp: NonNull<Qp>,
-    /// In the order of posting, which is the order of completion.
+    /// What librdmacm knows of it, on iWARP: let go of after the queue pair.
+    link: Mutex<Option<Link>>,
+    /// On iWARP: where the byte goes that is read behind a write.
+    scratch: Option<(MemorySlice, Registered)>,
+    /// In the order of posting, which is the order of completion but on iWARP.
     held: Mutex<VecDeque<(u64, MemorySlice, Arc<Registered>)>>,
 }
 
@@ -295,7 +301,8 @@ impl QueuePair {
             receive_cq: completions.cq.as_ptr(),
             srq: std::ptr::null_mut(),
             capacity: Capacity {
-                max_send_wr: depth,
+                // A write on iWARP is followed by a read.
+                max_send_wr: if device.is_iwarp { 2 * depth } else { depth },
                 max_recv_wr: 1,
                 max_send_sge: 1,
                 max_recv_sge: 1,
@@ -303,6 +310,10 @@ impl QueuePair {
             },
             qp_type: TYPE_RELIABLE_CONNECTION,
             signal_all: 0,
+        };
+        let scratch = match device.is_iwarp {
+            true => Some(scratch_on(device)?),
+            false => None,
         };
         // SAFETY: a protection domain and a completion queue of the same device; the library only reads and updates
         // the attributes.
@@ -312,6 +323,8 @@ impl QueuePair {
             device: Arc::clone(device),
             _completions: Arc::clone(completions),
             qp,
+            link: Mutex::default(),
+            scratch,
             held: Mutex::default(),
         };
         let mut attributes = QpAttributes {
@@ -365,6 +378,21 @@ impl QueuePair {
         self.modify(&mut attributes, MASK_STATE | mask)
     }
 
+    /// Whether a completion tells that everything before it is complete, too.
+    pub(crate) fn is_ordered(&self) -> bool {
+        !self.device.is_iwarp
+    }
+
+    /// It was connected through librdmacm.
+    pub(crate) fn keep(&self, link: Link) {
+        *self.link.lock() = Some(link);
+    }
+
+    /// Whether the connection that it called for is over, which an idle queue pair does not tell by a completion.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.link.lock().as_ref().is_some_and(Link::has_ended)
+    }
+
     /// Stops it: whatever it was given completes as flushed.
     pub(crate) fn stop(&self) -> io::Result<()> {
         let mut attributes = QpAttributes {
@@ -385,15 +413,26 @@ impl QueuePair {
     /// Posts all of `works` in one call. From here on their memory is owned here until [`QueuePair::complete`] or drop.
     /// On an error nothing that was posted is lost: `posted` of them complete as any other.
     pub(crate) fn post(&self, works: &[Work]) -> Result<(), PostError> {
-        let mut entries: Vec<ScatterEntry> = works
-            .iter()
-            .map(|work| ScatterEntry {
-                address: work.local.as_ptr() as u64,
-                length: u32::try_from(work.local.len()).expect("slices are short"),
-                local_key: work.registered.local_key,
-            })
-            .collect();
-        let mut requests: Vec<SendRequest> = works.iter().map(request_of).collect();
+        let mut entries: Vec<ScatterEntry> = Vec::with_capacity(2 * works.len());
+        let mut requests: Vec<SendRequest> = Vec::with_capacity(2 * works.len());
+        for work in works {
+            entries.push(entry_of(work));
+            let mut request = request_of(work);
+            if let (Some((scratch, registered)), Direction::Write) = (&self.scratch, work.direction) {
+                // There a write completes when it is sent: only an answer to what comes after it shows that it was not
+                // refused, and has arrived.
+                request.flags &= !FLAG_SIGNALLED;
+                requests.push(request);
+                entries.push(ScatterEntry {
+                    address: scratch.as_ptr() as u64,
+                    length: 1,
+                    local_key: registered.local_key,
+                });
+                request.opcode = OPCODE_READ;
+                request.flags = FLAG_SIGNALLED;
+            }
+            requests.push(request);
+        }
         self.link_and_post(works, &mut entries, &mut requests)
     }
 
@@ -403,11 +442,11 @@ impl QueuePair {
         entries: &mut [ScatterEntry],
         requests: &mut [SendRequest],
     ) -> Result<(), PostError> {
-        let first = requests.as_mut_ptr();
+        let (first, count) = (requests.as_mut_ptr(), requests.len());
         for (at, request) in requests.iter_mut().enumerate() {
             request.entries = &raw mut entries[at];
             request.entry_count = 1;
-            if at + 1 < works.len() {
+            if at + 1 < count {
                 request.next = first.wrapping_add(at + 1);
             }
         }
@@ -428,9 +467,14 @@ impl QueuePair {
         if answer == 0 {
             return Ok(());
         }
-        let posted = (0..works.len())
+        let taken = (0..count)
             .find(|at| std::ptr::eq(first.wrapping_add(*at), refused))
-            .unwrap_or(works.len());
+            .unwrap_or(count);
+        // One of which a part was taken counts: its memory is the device's.
+        let posted = works
+            .iter()
+            .take_while(|work| requests[..taken].iter().any(|request| request.id == work.id))
+            .count();
         // What was not posted is not the device's.
         let keep = held.len() - (works.len() - posted);
         held.truncate(keep);
@@ -440,14 +484,15 @@ impl QueuePair {
         })
     }
 
-    /// A completion of `id` has come: that one and all before it are the device's no more.
+    /// A completion of `id` has come: that one, and all before it where there is an order, are the device's no more.
     pub(crate) fn complete(&self, id: u64) {
         let done: Vec<_> = {
             let mut held = self.held.lock();
             let Some(at) = held.iter().position(|(other, ..)| *other == id) else {
                 return;
             };
-            held.drain(..=at).collect()
+            let first = if self.is_ordered() { 0 } else { at };
+            held.drain(first..=at).collect()
         };
         // A region may be unmapped by this: not under the lock.
         drop(done);
@@ -458,16 +503,26 @@ impl QueuePair {
     pub(crate) fn post_send_message(&self, work: &Work) -> Result<(), PostError> {
         let mut request = request_of(work);
         request.opcode = OPCODE_SEND;
-        let mut entry = ScatterEntry {
-            address: work.local.as_ptr() as u64,
-            length: u32::try_from(work.local.len()).expect("short"),
-            local_key: work.registered.local_key,
-        };
+        let mut entry = entry_of(work);
         self.link_and_post(
             std::slice::from_ref(work),
             std::slice::from_mut(&mut entry),
             std::slice::from_mut(&mut request),
         )
+    }
+}
+
+fn scratch_on(device: &Arc<Device>) -> io::Result<(MemorySlice, Registered)> {
+    let region = MemoryRegion::anonymous(4096).map_err(io::Error::other)?;
+    let slice = region.slice(0, 1).map_err(io::Error::other)?;
+    Ok((slice, Registered::new(device, &region, RemoteAccess::Read)?))
+}
+
+fn entry_of(work: &Work) -> ScatterEntry {
+    ScatterEntry {
+        address: work.local.as_ptr() as u64,
+        length: u32::try_from(work.local.len()).expect("slices are short"),
+        local_key: work.registered.local_key,
     }
 }
 

@@ -4,6 +4,8 @@
 //! The machine's names are `DOMAIN/NAME@MEMBER`: each counter has one writer, so that no two invalidations are ever taken for one.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -24,6 +26,8 @@ use crate::node::driver::{Settled, Waiter};
 
 /// How long a learnt counter may take to be durable before it counts as not learnt.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+/// What [`boot_time`] may be late by.
+const CLOCK_STEP: Duration = Duration::from_millis(10);
 /// Raises whose progress is remembered.
 const PROGRESS_MAX: usize = 4096;
 
@@ -98,7 +102,7 @@ impl Generations {
     /// Whether this member may serve reads now. Where not, every read is a miss.
     pub(super) fn is_serving(&self) -> bool {
         let until = self.serving_until.load(Ordering::Acquire);
-        until == u64::MAX || boot_time().0 < until
+        until == u64::MAX || boot_time().after(CLOCK_STEP).0 < until
     }
 
     pub(super) fn is_fenced(&self) -> bool {
@@ -368,9 +372,36 @@ fn raised_of(counter: &Counter) -> Raised {
     )
 }
 
-/// Time since the machine was started, suspended or not.
+/// Time since the machine was started, suspended or not, a hundredth of a second late at most.
+///
+/// Of `/proc/uptime`: the clock that the system has for it is not to be had everywhere that this runs.
 fn boot_time() -> Time {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    Time(seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0))
+    static UPTIME: OnceLock<Option<File>> = OnceLock::new();
+    static STARTED: OnceLock<Instant> = OnceLock::new();
+    let file = UPTIME.get_or_init(|| File::open("/proc/uptime").ok());
+    let mut text = [0; 64];
+    let read = file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
+    let seconds = read.and_then(|read| seconds_in(&text[..read]));
+    // Without it a machine that slept may take a lease to last for longer than it does.
+    let passed = seconds.unwrap_or_else(|| STARTED.get_or_init(Instant::now).elapsed());
+    Time(u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn seconds_in(text: &[u8]) -> Option<Duration> {
+    let seconds = std::str::from_utf8(text).ok()?.split_whitespace().next()?;
+    Duration::try_from_secs_f64(seconds.parse().ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_since_boot_is_read_and_goes_on() {
+        assert_eq!(seconds_in(b"12.34 99.00\n"), Some(Duration::from_millis(12_340)));
+        assert_eq!(seconds_in(b""), None);
+        let before = boot_time();
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(boot_time() > before && before.0 > 0);
+    }
 }

@@ -70,6 +70,8 @@ pub(super) struct Counts {
     pub(super) corrupt: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) stale: AtomicU64,
+    /// Of the latest block: how many are worth asking for at a time.
+    pub(super) block_bytes: AtomicU64,
 }
 
 #[derive(Default)]

@@ -9,6 +9,7 @@
 //!          4 Release   array(lease u64); no reply
 //!          5 Connect   bytes -> 0x85: bytes. A step of an RDMA handshake
 //!          6 Cluster   bytes; no reply. Between the state machines of generations
+//!          8 Probe     -> 0x88: bytes, a region of nobody's bytes to read from
 //!          7 Command   text JSON -> 0x87: text JSON. A purge for the member to carry out, or a question about one
 //! keys     = text DOMAIN/NAME, realization (32), array(hash (16))
 //! versions = array(member (16), counter u64)
@@ -112,6 +113,8 @@ pub(super) enum Message {
     Cluster(Vec<u8>),
     Command(String),
     Answered(String),
+    Probe,
+    Probed(Vec<u8>),
 }
 
 impl Message {
@@ -129,6 +132,8 @@ impl Message {
             Message::Cluster(_) => 6,
             Message::Command(_) => 7,
             Message::Answered(_) => REPLY | 7,
+            Message::Probe => 8,
+            Message::Probed(_) => REPLY | 8,
         }
     }
 
@@ -177,7 +182,8 @@ impl Message {
                     put_u64(*lease, &mut target);
                 }
             }
-            Message::Connect(bytes) | Message::Connected(bytes) | Message::Cluster(bytes) => {
+            Message::Probe => {}
+            Message::Connect(bytes) | Message::Connected(bytes) | Message::Cluster(bytes) | Message::Probed(bytes) => {
                 put_bytes(bytes, "bytes", (0, BYTES_MAX), &mut target)?;
             }
             Message::Command(text) | Message::Answered(text) => {
@@ -231,6 +237,8 @@ impl Message {
             6 => Message::Cluster(cursor.bytes("bytes", 0, BYTES_MAX)?.to_vec()),
             7 => Message::Command(cursor.text("text", 0, BYTES_MAX)?.to_owned()),
             0x87 => Message::Answered(cursor.text("text", 0, BYTES_MAX)?.to_owned()),
+            8 => Message::Probe,
+            0x88 => Message::Probed(cursor.bytes("bytes", 0, BYTES_MAX)?.to_vec()),
             code => {
                 return Err(DecodeError::UnknownCode {
                     field: "kind",
@@ -480,6 +488,8 @@ mod tests {
             Message::Cluster(vec![0; 100]),
             Message::Command("{}".into()),
             Message::Answered("{}".into()),
+            Message::Probe,
+            Message::Probed(vec![4; 40]),
         ]
     }
 

@@ -3,12 +3,13 @@
 //! A client's fetch that misses here is taken over by one of a few threads. What it finds with peers becomes a block of this node,
 //! and then the fetch is answered as any other. Whatever goes wrong on the way is a miss, after the time that the settings grant at the latest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use kvtier_core::cost::Decision;
 use kvtier_core::{
     Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent, Realization,
     RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
@@ -21,11 +22,16 @@ use super::link::{Link, Live, Unanswered};
 use super::message::{Acquired, Held, Keys, Message, Versions};
 use super::regions::Way;
 use super::serving::request;
+use super::weighing::{Asked, Fetching, Weighing};
 use crate::node::driver::Waiter;
 use crate::node::outbox::{Notice, Outbox};
 
 /// Fetches that wait for a thread, for each of them.
 const WAITING_A_THREAD: usize = 64;
+/// Bytes that are asked for at a time: what was read is compared while it is in the cache.
+const PART_BYTES: u64 = 2 << 20;
+/// Parts that are being read while another's answer is waited for.
+const RUNNING_MAX: usize = 2;
 
 /// Blocks of one namespace and realization, as a session names them.
 #[derive(Clone, Copy)]
@@ -51,6 +57,7 @@ pub(crate) struct FetchJob {
 pub(crate) struct LookupJob {
     pub(crate) scope: Scope,
     pub(crate) hashes: Vec<BlockHash>,
+    pub(crate) hints: Hints,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) request: u64,
 }
@@ -76,6 +83,28 @@ struct Found {
     live: Arc<Live>,
     region: Arc<RemoteRegion>,
     held: Held,
+}
+
+/// A peer, and what it has of the blocks asked for.
+type Located = (Arc<Link>, Arc<Live>, Vec<Option<Tier>>);
+/// A peer, and the places of what it is to be asked for.
+type Assigned = (Arc<Link>, Arc<Live>, Vec<usize>);
+
+/// Blocks that were asked for together.
+struct Part {
+    link: Arc<Link>,
+    live: Arc<Live>,
+    /// Their places among the keys asked for.
+    places: Vec<usize>,
+    answer: Result<Receiver<Message>, Unanswered>,
+}
+
+/// A part that is being read.
+struct Running {
+    own: ClientId,
+    begun: Instant,
+    blocks: Vec<(Found, ReservationId, Extent)>,
+    transfer: Option<Transfer>,
 }
 
 impl Reading {
@@ -170,7 +199,12 @@ impl Shared {
         let mut tiers = tiers;
         if let Some((keys, versions)) = self.question(*scope, hashes, &missing) {
             let until = Instant::now() + self.query_timeout;
-            for (_, _, found) in self.locate(&keys, &versions, until) {
+            let mut found = self.locate(&keys, &versions, until);
+            if self.weighing.is_some() {
+                let chosen = self.weigh(&tiers, &missing, job.hints, &found).map(|(_, link)| link);
+                found.retain(|(link, ..)| chosen.as_ref().is_some_and(|chosen| Arc::ptr_eq(chosen, link)));
+            }
+            for (_, _, found) in found {
                 for (&position, tier) in missing.iter().zip(found) {
                     if tier.is_some() {
                         tiers[position] = Some(Tier::Remote);
@@ -205,7 +239,7 @@ impl Shared {
     }
 
     /// Asks every peer at once what it has, and waits for all until the deadline. Those with other invalidations have nothing.
-    fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<(Arc<Link>, Arc<Live>, Vec<Option<Tier>>)> {
+    fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<Located> {
         let question = Message::Locate(keys.clone());
         let asked: Vec<_> = self
             .links()
@@ -233,7 +267,7 @@ impl Shared {
     }
 
     /// Which of the missing blocks to ask which peer for: each as far as it reaches, the farthest first.
-    fn assign(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> Vec<(Arc<Link>, Arc<Live>, Vec<usize>)> {
+    fn assign(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> Vec<Assigned> {
         let links = self.links();
         let mut reachable: Vec<_> = links.into_iter().filter_map(|link| Some((Arc::clone(&link), link.live()?))).collect();
         if reachable.len() <= 1 {
@@ -242,7 +276,7 @@ impl Shared {
             return reachable.drain(..).map(|(link, live)| (link, live, everything.clone())).collect();
         }
         let mut found = self.locate(keys, versions, until.min(Instant::now() + self.query_timeout));
-        let mut assigned: Vec<(Arc<Link>, Arc<Live>, Vec<usize>)> = Vec::new();
+        let mut assigned: Vec<Assigned> = Vec::new();
         let mut taken = vec![false; keys.hashes.len()];
         match which {
             FetchScope::Each => found.sort_by_key(|(_, _, tiers)| std::cmp::Reverse(tiers.iter().flatten().count())),
@@ -270,6 +304,9 @@ impl Shared {
     }
 
     /// Makes blocks of peers blocks of this node. The positions of those that came.
+    ///
+    /// Blocks are asked for in parts, all at once: while one part is read, the next one's checksums are taken at the holder and
+    /// the last one's are compared here, as long as its bytes are in the cache.
     fn copy_from_peers(&self, job: &FetchJob, until: Instant) -> Vec<usize> {
         let scope = job.scope;
         let looked = self.driver.with(|decider, now| {
@@ -283,110 +320,290 @@ impl Shared {
         let Some((keys, versions)) = self.question(scope, &job.hashes, &missing) else {
             return Vec::new();
         };
-        let found = self.acquire(&keys, &versions, job.which, until);
-        if found.is_empty() {
-            return Vec::new();
-        }
-        let useful = match job.which {
-            FetchScope::Each => found.len(),
-            // Behind a gap nothing is of use.
-            FetchScope::Prefix => found.iter().zip(0..).take_while(|(block, place)| block.position == *place).count(),
+        let Some(own) = self.own_client(scope.domain) else { return Vec::new() };
+        let (assigned, mut fetching) = match &self.weighing {
+            None => (self.assign(&keys, &versions, job.which, until), None),
+            Some(weighing) => {
+                let found = self.locate(&keys, &versions, until.min(Instant::now() + self.query_timeout));
+                let Some((decision, chosen)) = self.weigh(&tiers, &missing, job.hints, &found) else {
+                    return Vec::new();
+                };
+                let assigned = found.into_iter().filter(|(link, ..)| Arc::ptr_eq(link, &chosen));
+                let assigned = assigned.map(|(link, live, tiers)| (link, live, positions(&tiers, Option::is_some)));
+                let fetching = weighing.begin(self.driver.clock.now(), &decision);
+                (assigned.collect(), Some((weighing, fetching)))
+            }
         };
-        let copied = self.take_over(job, generation, &missing, &found[..useful], until);
-        let mut leases: Vec<(Arc<Live>, Vec<u64>)> = Vec::new();
-        for block in &found {
-            match leases.iter_mut().find(|(live, _)| Arc::ptr_eq(live, &block.live)) {
-                Some((_, held)) => held.push(block.held.lease),
-                None => leases.push((Arc::clone(&block.live), vec![block.held.lease])),
+        let mut parts = self.ask_for_parts(&keys, assigned, until);
+        let mut running: VecDeque<Running> = VecDeque::new();
+        let mut right: Vec<(usize, Found, ReservationId, Extent)> = Vec::new();
+        let mut reached = 0;
+        while let Some(part) = parts.pop_front() {
+            let found = self.leased(part, &versions, until);
+            if let Some((weighing, fetching)) = &mut fetching {
+                weighing.answered(self.driver.clock.now(), fetching, found.is_some());
+            }
+            let found = found.unwrap_or_default();
+            // In a prefix nothing behind a gap is of use.
+            let (useful, useless): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|block| {
+                let follows = job.which == FetchScope::Each || block.position == reached;
+                reached += usize::from(follows);
+                follows
+            });
+            give_back(&useless);
+            if useful.is_empty() {
+                continue;
+            }
+            let is_last = parts.is_empty() && running.is_empty();
+            if let Some(begun) = self.begin(own, job, &missing, useful, is_last, until) {
+                running.push_back(begun);
+            }
+            while running.len() > RUNNING_MAX
+                && let Some(part) = running.pop_front()
+            {
+                right.extend(self.finish_weighed(part, &mut fetching));
             }
         }
-        for (live, held) in leases {
-            live.tell(&Message::Release(held));
+        for part in running {
+            right.extend(self.finish_weighed(part, &mut fetching));
         }
-        copied
+        if let Some((weighing, fetching)) = &fetching {
+            weighing.end(self.driver.clock.now(), fetching);
+        }
+        self.seal(own, job, generation, &missing, right)
     }
 
-    /// Leases at the peers that have them. Positions are places in `keys`.
-    fn acquire(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> Vec<Found> {
+    /// Asks for leases at the peers that have the blocks, in parts.
+    fn ask_for_parts(&self, keys: &Keys, assigned: Vec<Assigned>, until: Instant) -> VecDeque<Part> {
         let left = until.saturating_duration_since(Instant::now());
-        let asked: Vec<_> = self
-            .assign(keys, versions, which, until)
-            .into_iter()
-            .map(|(link, live, places)| {
+        // Half of the time is for the bytes.
+        let wait_ms = u32::try_from(left.as_millis() / 2).unwrap_or(u32::MAX);
+        let mut parts = VecDeque::new();
+        for (link, live, places) in assigned {
+            let block_bytes = link.counts.block_bytes.load(Ordering::Relaxed).max(1);
+            let blocks = usize::try_from(PART_BYTES / block_bytes).unwrap_or(1).max(1);
+            for places in places.chunks(blocks) {
                 let question = Message::Acquire {
-                    // Half of the time is for the bytes.
-                    wait_ms: u32::try_from(left.as_millis() / 2).unwrap_or(u32::MAX),
+                    wait_ms,
                     keys: Keys {
                         hashes: places.iter().map(|&place| keys.hashes[place]).collect(),
                         ..keys.clone()
                     },
                 };
-                let answer = live.ask(&question);
-                (link, live, places, answer)
-            })
-            .collect();
-        let mut found = Vec::new();
-        for (link, live, places, answer) in asked {
-            let (theirs, regions, outcomes) = match link.answer(answer, until) {
-                Ok(Message::Leased {
-                    versions,
-                    regions,
-                    outcomes,
-                }) if outcomes.len() == places.len() => (versions, regions, outcomes),
-                Ok(_) | Err(Unanswered::Away | Unanswered::Late) => continue,
-            };
-            let regions: Vec<Option<Arc<RemoteRegion>>> = regions
-                .iter()
-                .map(|region| RemoteRegion::decode(region).ok().map(Arc::new))
-                .collect();
-            let (mut usable, mut unused) = (Vec::new(), Vec::new());
-            for (&position, outcome) in places.iter().zip(&outcomes) {
-                let Acquired::Held(held) = *outcome else { continue };
-                let region = regions.get(held.region as usize).cloned().flatten();
-                match region {
-                    Some(region) if theirs == *versions => usable.push(Found {
-                        position,
-                        link: Arc::clone(&link),
-                        live: Arc::clone(&live),
-                        region,
-                        held,
-                    }),
-                    _ => unused.push(held.lease),
-                }
+                parts.push_back(Part {
+                    answer: live.ask(&question),
+                    link: Arc::clone(&link),
+                    live: Arc::clone(&live),
+                    places: places.to_vec(),
+                });
             }
-            if !unused.is_empty() {
-                link.counts.stale.fetch_add(1, Ordering::Relaxed);
-                live.tell(&Message::Release(unused));
-            }
-            found.append(&mut usable);
         }
-        found.sort_by_key(|block| block.position);
-        found
+        parts.make_contiguous().sort_by_key(|part| part.places.first().copied());
+        parts
     }
 
-    /// Reserves, reads, checks and seals. The positions among the client's keys of those that came.
-    fn take_over(&self, job: &FetchJob, generation: Generation, missing: &[usize], found: &[Found], until: Instant) -> Vec<usize> {
-        let scope = job.scope;
-        let Some(own) = self.own_client(scope.domain) else { return Vec::new() };
-        let hashes: Vec<BlockHash> = found.iter().map(|block| job.hashes[missing[block.position]]).collect();
-        let lengths: Vec<u32> = found.iter().map(|block| block.held.length).collect();
-        let Some(reserved) = self.reserve(own, scope, &hashes, &lengths, until) else {
-            return Vec::new();
+    /// Which peer the cost model would have the missing blocks fetched from.
+    fn weigh(
+        &self,
+        tiers: &[Option<Tier>],
+        missing: &[usize],
+        hints: Hints,
+        found: &[Located],
+    ) -> Option<(Decision, Arc<Link>)> {
+        let weighing = self.weighing.as_ref()?;
+        let asked = Asked {
+            blocks: tiers.len(),
+            local: tiers.iter().position(Option::is_none).unwrap_or(tiers.len()),
+            hints,
         };
-        let mut slots: Vec<(&Found, ReservationId, Extent)> = Vec::new();
-        for (block, reserved) in found.iter().zip(&reserved) {
-            if let Reserved::Granted { reservation, extent } = *reserved {
-                slots.push((block, reservation, extent));
+        let reach = |theirs: &[Option<Tier>]| {
+            let mut all = tiers.to_vec();
+            for (&position, tier) in missing.iter().zip(theirs) {
+                all[position] = *tier;
+            }
+            all.iter().position(Option::is_none).unwrap_or(all.len())
+        };
+        let peers: Vec<(Arc<Link>, usize)> = found
+            .iter()
+            .map(|(link, _, theirs)| (Arc::clone(link), reach(theirs)))
+            .collect();
+        weighing.decide(self.driver.clock.now(), &asked, &peers)
+    }
+
+    fn finish_weighed(
+        &self,
+        part: Running,
+        fetching: &mut Option<(&Weighing, Fetching)>,
+    ) -> Vec<(usize, Found, ReservationId, Extent)> {
+        let (begun, wanted) = (part.begun, part.blocks.len());
+        let right = self.finish(part);
+        if let Some((weighing, fetching)) = fetching {
+            let bytes = right.iter().map(|(_, block, ..)| u64::from(block.held.length)).sum();
+            let now = self.driver.clock.now();
+            weighing.arrived(now, fetching, bytes, begun.elapsed(), right.len() == wanted);
+        }
+        right
+    }
+
+    /// What a peer leased of a part; `None`: it did not answer in time. Where it has not seen the same invalidations, nothing.
+    fn leased(&self, part: Part, versions: &Versions, until: Instant) -> Option<Vec<Found>> {
+        let Part {
+            link,
+            live,
+            places,
+            answer,
+        } = part;
+        let (theirs, regions, outcomes) = match link.answer(answer, until) {
+            Ok(Message::Leased {
+                versions,
+                regions,
+                outcomes,
+            }) if outcomes.len() == places.len() => (versions, regions, outcomes),
+            Ok(_) | Err(Unanswered::Away | Unanswered::Late) => return None,
+        };
+        let regions: Vec<Option<Arc<RemoteRegion>>> = regions
+            .iter()
+            .map(|region| RemoteRegion::decode(region).ok().map(Arc::new))
+            .collect();
+        let (mut usable, mut unused) = (Vec::new(), Vec::new());
+        for (&position, outcome) in places.iter().zip(&outcomes) {
+            let Acquired::Held(held) = *outcome else { continue };
+            let region = regions.get(held.region as usize).cloned().flatten();
+            match region {
+                Some(region) if theirs == *versions => usable.push(Found {
+                    position,
+                    link: Arc::clone(&link),
+                    live: Arc::clone(&live),
+                    region,
+                    held,
+                }),
+                _ => unused.push(held.lease),
             }
         }
-        let arrived = self.transfer(scope.domain, &slots, until);
-        let (mut copies, mut places, mut abandoned) = (Vec::new(), Vec::new(), Vec::new());
-        for ((block, reservation, extent), arrived) in slots.into_iter().zip(arrived) {
-            if !arrived || !self.is_right(block, &extent) {
-                abandoned.push(reservation);
+        if !unused.is_empty() {
+            link.counts.stale.fetch_add(1, Ordering::Relaxed);
+            live.tell(&Message::Release(unused));
+        }
+        if let Some(block) = usable.first() {
+            let bytes = u64::from(block.held.length);
+            link.counts.block_bytes.store(bytes, Ordering::Relaxed);
+        }
+        Some(usable)
+    }
+
+    /// Reserves slots for a part and begins to read it. The leases of what cannot be read are given back.
+    fn begin(
+        &self,
+        own: ClientId,
+        job: &FetchJob,
+        missing: &[usize],
+        found: Vec<Found>,
+        is_alone: bool,
+        until: Instant,
+    ) -> Option<Running> {
+        let hashes: Vec<BlockHash> = found.iter().map(|block| job.hashes[missing[block.position]]).collect();
+        let lengths: Vec<u32> = found.iter().map(|block| block.held.length).collect();
+        let reserved = self
+            .reserve(own, job.scope, &hashes, &lengths, until)
+            .unwrap_or_else(|| vec![Reserved::Busy; found.len()]);
+        let (mut blocks, mut pieces, mut without) = (Vec::new(), Vec::new(), Vec::new());
+        for (block, reserved) in found.into_iter().zip(reserved) {
+            let Reserved::Granted { reservation, extent } = reserved else {
+                without.push(block);
                 continue;
+            };
+            match self.piece(job.scope.domain, &block, &extent) {
+                Some(piece) => {
+                    pieces.push(piece);
+                    blocks.push((block, reservation, extent));
+                }
+                None => {
+                    self.driver.with(|decider, now| decider.manager.abandon(own, &[reservation], now));
+                    without.push(block);
+                }
             }
-            let position = missing[block.position];
+        }
+        give_back(&without);
+        let live = Arc::clone(&blocks.first()?.0.live);
+        let begun = Instant::now();
+        let left = until.saturating_duration_since(Instant::now());
+        let transfer = live.data.submit(pieces, left).ok();
+        if !is_alone && let Some(transfer) = &transfer {
+            // This thread has other things to do: one of the transport's sees to it.
+            let _ = transfer.outcome();
+        }
+        Some(Running {
+            own,
+            begun,
+            blocks,
+            transfer,
+        })
+    }
+
+    fn piece(&self, domain: TrustDomain, block: &Found, extent: &Extent) -> Option<Piece> {
+        if block.live.way == Way::Verbs {
+            // The NIC must know the target, too.
+            self.regions.of(extent.segment, domain, Way::Verbs).ok()?;
+        }
+        Some(Piece {
+            local: self.driver.host.slice(extent).ok()?,
+            remote: block.region.slice(block.held.offset, u64::from(block.held.length)).ok()?,
+            direction: Direction::Read,
+        })
+    }
+
+    /// Waits until nothing touches a part's slots any more, and compares what is in them. Those that are right.
+    fn finish(&self, part: Running) -> Vec<(usize, Found, ReservationId, Extent)> {
+        let Running {
+            own, blocks, transfer, ..
+        } = part;
+        let outcome = transfer.map(Transfer::wait);
+        let has_arrived = matches!(outcome, Some(Ok(())));
+        if let (false, Some((block, ..))) = (has_arrived, blocks.first()) {
+            block.link.counts.failed.fetch_add(1, Ordering::Relaxed);
+            if let Some(Err(error)) = outcome
+                && !matches!(error.cause, Cause::Deadline)
+            {
+                tracing::debug!(peer = block.link.address, %error, "a read from a peer failed");
+            }
+        }
+        let (mut right, mut abandoned, mut leases) = (Vec::new(), Vec::new(), Vec::new());
+        let live = blocks.first().map(|(block, ..)| Arc::clone(&block.live));
+        for (block, reservation, extent) in blocks {
+            leases.push(block.held.lease);
+            if has_arrived && self.is_right(&block, &extent) {
+                right.push((block.position, block, reservation, extent));
+            } else {
+                abandoned.push(reservation);
+            }
+        }
+        if let Some(live) = live {
+            live.tell(&Message::Release(leases));
+        }
+        if !abandoned.is_empty() {
+            self.driver.with(|decider, now| decider.manager.abandon(own, &abandoned, now));
+        }
+        right
+    }
+
+    /// Publishes what was read. The positions among the client's keys of those that are there now.
+    fn seal(
+        &self,
+        own: ClientId,
+        job: &FetchJob,
+        generation: Generation,
+        missing: &[usize],
+        right: Vec<(usize, Found, ReservationId, Extent)>,
+    ) -> Vec<usize> {
+        if right.is_empty() {
+            return Vec::new();
+        }
+        let scope = job.scope;
+        let mut right = right;
+        right.sort_by_key(|(position, ..)| *position);
+        let (mut copies, mut places) = (Vec::new(), Vec::new());
+        for (position, block, reservation, extent) in right {
+            let position = missing[position];
             let before = position.checked_sub(1).map(|before| Parent::Block(job.hashes[before]));
             copies.push(Copied {
                 item: SealItem {
@@ -406,7 +623,6 @@ impl Shared {
             places.push(position);
         }
         let sealed = self.driver.with(|decider, now| {
-            decider.manager.abandon(own, &abandoned, now);
             let asked = SealRequest {
                 client: own,
                 namespace: scope.namespace,
@@ -419,7 +635,8 @@ impl Shared {
         });
         let Ok(sealed) = sealed else { return Vec::new() };
         let there = |outcome: &Sealed| matches!(outcome, Sealed::Published | Sealed::Present);
-        places.into_iter().zip(&sealed).filter(|(_, outcome)| there(outcome)).map(|(place, _)| place).collect()
+        let sealed = places.into_iter().zip(&sealed).filter(|(_, outcome)| there(outcome));
+        sealed.map(|(place, _)| place).collect()
     }
 
     fn reserve(
@@ -450,56 +667,6 @@ impl Shared {
         }
     }
 
-    /// Moves the bytes, one batch for each peer, and waits until nothing touches the slots any more. Which of them arrived.
-    fn transfer(&self, domain: TrustDomain, slots: &[(&Found, ReservationId, Extent)], until: Instant) -> Vec<bool> {
-        let mut batches: Vec<(&Found, Vec<usize>, Vec<Piece>)> = Vec::new();
-        for (place, (block, _, extent)) in slots.iter().enumerate() {
-            if block.live.way == Way::Verbs && self.regions.of(extent.segment, domain, Way::Verbs).is_err() {
-                continue;
-            }
-            let Ok(local) = self.driver.host.slice(extent) else { continue };
-            let Ok(remote) = block.region.slice(block.held.offset, u64::from(block.held.length)) else {
-                continue;
-            };
-            let piece = Piece {
-                local,
-                remote,
-                direction: Direction::Read,
-            };
-            match batches.iter_mut().find(|(first, _, _)| Arc::ptr_eq(&first.live, &block.live)) {
-                Some((_, places, pieces)) => {
-                    places.push(place);
-                    pieces.push(piece);
-                }
-                None => batches.push((block, vec![place], vec![piece])),
-            }
-        }
-        let mut arrived = vec![false; slots.len()];
-        let left = until.saturating_duration_since(Instant::now());
-        let running: Vec<(&Found, Vec<usize>, Option<Transfer>)> = batches
-            .into_iter()
-            .map(|(block, places, pieces)| (block, places, block.live.data.submit(pieces, left).ok()))
-            .collect();
-        for (block, places, transfer) in running {
-            match transfer.map(Transfer::wait) {
-                Some(Ok(())) => {
-                    for place in places {
-                        arrived[place] = true;
-                    }
-                }
-                outcome => {
-                    block.link.counts.failed.fetch_add(1, Ordering::Relaxed);
-                    if let Some(Err(error)) = outcome
-                        && !matches!(error.cause, Cause::Deadline)
-                    {
-                        tracing::debug!(peer = block.link.address, %error, "a read from a peer failed");
-                    }
-                }
-            }
-        }
-        arrived
-    }
-
     /// Whether what arrived is what the peer said it sends. What is not is zeroed.
     fn is_right(&self, block: &Found, extent: &Extent) -> bool {
         let Ok(slice) = self.driver.host.slice(extent) else { return false };
@@ -528,6 +695,13 @@ impl Shared {
         connected.ok()?;
         clients.insert(domain, client);
         Some(client)
+    }
+}
+
+fn give_back(blocks: &[Found]) {
+    if let Some(first) = blocks.first() {
+        let leases = blocks.iter().map(|block| block.held.lease).collect();
+        first.live.tell(&Message::Release(leases));
     }
 }
 

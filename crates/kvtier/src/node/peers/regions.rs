@@ -9,10 +9,13 @@ use std::sync::Arc;
 
 use kvtier_core::{SegmentId, TrustDomain};
 use kvtier_storage::host::HostTier;
+use kvtier_transfer::memory::{MemoryRegion, PageRequest};
 use kvtier_transfer::rdma::Verbs;
 use kvtier_transfer::tcp::Tcp;
 use kvtier_transfer::{Registration, RemoteAccess, Transport};
 use parking_lot::Mutex;
+
+use super::weighing::PROBE_BYTES;
 
 /// How a peer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +30,8 @@ pub(crate) struct Regions {
     tcp: Arc<Tcp>,
     verbs: Option<Arc<Verbs>>,
     open: Mutex<HashMap<(SegmentId, Way), Registered>>,
+    /// Nobody's bytes, for peers to measure with.
+    probes: Mutex<HashMap<Way, (Registration, Vec<u8>)>>,
 }
 
 struct Registered {
@@ -42,7 +47,35 @@ impl Regions {
             tcp,
             verbs,
             open: Mutex::default(),
+            probes: Mutex::default(),
         }
+    }
+
+    fn transport(&self, way: Way) -> Result<&dyn Transport, String> {
+        match (way, &self.verbs) {
+            (Way::Tcp, _) => Ok(&*self.tcp),
+            (Way::Verbs, Some(verbs)) => Ok(&**verbs),
+            (Way::Verbs, None) => Err("this node has no RDMA".into()),
+        }
+    }
+
+    /// A region that holds nobody's bytes.
+    pub(super) fn probe(&self, way: Way) -> Result<Vec<u8>, String> {
+        let mut probes = self.probes.lock();
+        if let Some((_, encoded)) = probes.get(&way) {
+            return Ok(encoded.clone());
+        }
+        let (region, _) = MemoryRegion::create("kvtier-probe", PROBE_BYTES, PageRequest::Small)
+            .map_err(|error| error.to_string())?;
+        // Pages that are there: else a probe would measure how they are made.
+        region.zero();
+        let registration = self
+            .transport(way)?
+            .register(&region, None, RemoteAccess::Read)
+            .map_err(|error| error.to_string())?;
+        let encoded = registration.remote().encode();
+        probes.insert(way, (registration, encoded.clone()));
+        Ok(encoded)
     }
 
     /// What to tell a peer of a segment that holds something leased. Registers it if need be.
@@ -53,12 +86,8 @@ impl Regions {
             return Ok(Arc::clone(&registered.encoded));
         }
         let memory = self.host.segment(segment).ok_or("the segment is closed")?;
-        let transport: &dyn Transport = match (way, &self.verbs) {
-            (Way::Tcp, _) => &*self.tcp,
-            (Way::Verbs, Some(verbs)) => &**verbs,
-            (Way::Verbs, None) => return Err("this node has no RDMA".into()),
-        };
-        let registration = transport
+        let registration = self
+            .transport(way)?
             .register(&memory.region, None, RemoteAccess::Read)
             .map_err(|error| error.to_string())?;
         let encoded = Arc::new(registration.remote().encode());

@@ -32,6 +32,8 @@ const GREETING_PATIENCE: Duration = Duration::from_secs(2);
 const CONNECTIONS_MAX: usize = 1024;
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// Blocks of so many bytes are described by the thread that was asked.
+const DESCRIBED_AT_ONCE_BYTES: u64 = 1 << 20;
 /// Replies that wait to be sent on one connection; past it the connection ends.
 const REPLIES_MAX: usize = 4096;
 
@@ -61,6 +63,7 @@ pub(super) struct Served {
     stream: Arc<TcpStream>,
     peer: Introduction,
     way: Way,
+    writer: Mutex<FrameWriter>,
     replies: Sender<Reply>,
     clients: Mutex<HashMap<TrustDomain, Leases>>,
     rdma: Option<RdmaSession>,
@@ -161,13 +164,13 @@ fn welcome(shared: &Arc<Shared>, stream: TcpStream, number: u64) {
         }
     };
     let (writer, mut reader, stream) = channel.split();
-    if let Some((served, replies)) = introduce(shared, &mut reader, &stream) {
+    if let Some((served, replies)) = introduce(shared, writer, &mut reader, &stream) {
         let served = Arc::new(served);
         shared.connections.lock().insert(number, Arc::clone(&served));
         let answering = Arc::clone(&served);
         let answerer = std::thread::Builder::new()
             .name("kvtier-peer-tell".into())
-            .spawn(move || answering.answer(writer, &replies));
+            .spawn(move || answering.answer(&replies));
         if answerer.is_ok() {
             let why = served.receive(&mut reader);
             tracing::debug!(from, member = served.peer.member, %why, "a peer's connection ended");
@@ -182,6 +185,7 @@ fn welcome(shared: &Arc<Shared>, stream: TcpStream, number: u64) {
 /// Takes the first message, and has the reply to it sent.
 fn introduce(
     shared: &Arc<Shared>,
+    writer: FrameWriter,
     reader: &mut FrameReader,
     stream: &Arc<TcpStream>,
 ) -> Option<(Served, Receiver<Reply>)> {
@@ -203,6 +207,7 @@ fn introduce(
         stream: Arc::clone(stream),
         peer,
         way,
+        writer: Mutex::new(writer),
         replies,
         clients: Mutex::default(),
         rdma,
@@ -236,8 +241,7 @@ impl Served {
         let reply = match message {
             Message::Locate(keys) => self.locate(&keys),
             Message::Acquire { wait_ms, keys } => {
-                self.acquire(number, wait_ms, &keys);
-                return Ok(());
+                return self.acquire(number, wait_ms, &keys);
             }
             Message::Release(leases) => {
                 self.release(&leases);
@@ -251,16 +255,22 @@ impl Served {
                 self.shared.generations.heard(&self.peer.address, &bytes);
                 return Ok(());
             }
+            Message::Probe => Message::Probed(self.shared.regions.probe(self.way).map_err(io::Error::other)?),
             Message::Command(json) => return self.command(number, json),
             Message::Hello(_)
             | Message::Welcome(_)
             | Message::Located { .. }
             | Message::Leased { .. }
             | Message::Connected(_)
-            | Message::Answered(_) => return Err(io::Error::other("it says what nobody asked it")),
+            | Message::Answered(_)
+            | Message::Probed(_) => return Err(io::Error::other("it says what nobody asked it")),
         };
-        let _ = self.replies.send(Reply::Ready(number, reply));
-        Ok(())
+        self.send(number, &reply)
+    }
+
+    fn send(&self, number: u64, message: &Message) -> io::Result<()> {
+        let body = message.encode(number).map_err(io::Error::other)?;
+        self.writer.lock().send(&body)
     }
 
     /// A purge may take its time: on a thread of its own.
@@ -307,17 +317,15 @@ impl Served {
         }
     }
 
-    fn acquire(self: &Arc<Self>, number: u64, wait_ms: u32, keys: &Keys) {
+    fn acquire(self: &Arc<Self>, number: u64, wait_ms: u32, keys: &Keys) -> io::Result<()> {
         let refuse = || {
             self.shared.given.refused.fetch_add(1, Ordering::Relaxed);
-            let _ = self.replies.send(Reply::Ready(
-                number,
-                Message::Leased {
-                    versions: Versions::default(),
-                    regions: Vec::new(),
-                    outcomes: vec![Acquired::Absent; keys.hashes.len()],
-                },
-            ));
+            let nothing = Message::Leased {
+                versions: Versions::default(),
+                regions: Vec::new(),
+                outcomes: vec![Acquired::Absent; keys.hashes.len()],
+            };
+            self.send(number, &nothing)
         };
         let Some((domain, namespace, realization, versions)) = self.resolve(keys) else {
             return refuse();
@@ -350,13 +358,19 @@ impl Served {
                 }
             }
         });
-        if let Some((asked, results)) = answer {
-            let _ = self.replies.send(Reply::Fetched(asked, results));
+        match answer {
+            // Where checksums may take their time the other thread takes them, and this one the next question.
+            Some((asked, results)) if bytes_of(&results) > DESCRIBED_AT_ONCE_BYTES => {
+                let _ = self.replies.send(Reply::Fetched(asked, results));
+                Ok(())
+            }
+            Some((asked, results)) => self.send(number, &self.describe(&asked, &results)),
+            None => Ok(()),
         }
     }
 
     /// The answering thread.
-    fn answer(self: &Arc<Self>, mut writer: FrameWriter, work: &Receiver<Reply>) {
+    fn answer(self: &Arc<Self>, work: &Receiver<Reply>) {
         loop {
             let (number, message) = match work.recv_timeout(TICK) {
                 Ok(Reply::Ready(number, message)) => (number, message),
@@ -367,8 +381,7 @@ impl Served {
                     continue;
                 }
             };
-            let sent = message.encode(number).map_err(io::Error::other).and_then(|body| writer.send(&body));
-            if let Err(error) = sent {
+            if let Err(error) = self.send(number, &message) {
                 tracing::debug!(%error, "a peer cannot be answered");
                 let _ = self.stream.shutdown(Shutdown::Both);
                 return;
@@ -546,6 +559,14 @@ impl Served {
             driver.with(|decider, now| decider.manager.disconnect(leases.client, Departure::Gone, now));
         }
     }
+}
+
+fn bytes_of(results: &[Fetched]) -> u64 {
+    let bytes = |result: &Fetched| match result {
+        Fetched::Leased { extent, .. } => u64::from(extent.length),
+        Fetched::Miss | Fetched::Busy => 0,
+    };
+    results.iter().map(bytes).sum()
 }
 
 /// A question about these keys.

@@ -1,0 +1,294 @@
+//! Whether a peer's blocks are worth fetching: asks [`kvtier_core::cost`], and tells it what fetches and probes took.
+//!
+//! Without a model in the settings nothing is known of what recomputing takes, and peers are read from unasked.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use kvtier_core::cost::{
+    BackendId, BackendProfile, Candidate, ComputeProfile, CostModel, Decision, FetchId, FetchPlan, GateMode, GateSettings,
+    GpuProfile, ModelProfile, Question,
+};
+use kvtier_core::{Hints, Time};
+use kvtier_transfer::memory::{MemoryRegion, PageRequest};
+use kvtier_transfer::{Direction, Piece, RemoteAccess, RemoteRegion, Transport};
+use parking_lot::Mutex;
+
+use super::Shared;
+use super::link::Link;
+use super::message::Message;
+use super::regions::Way;
+use crate::settings::{CheckedSettings, PeerGate};
+
+/// Bytes of a probe at most: what the region that peers probe has.
+pub(super) const PROBE_BYTES: usize = 2 << 20;
+/// How long a probe may take.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest pause between two looks for probes that are due.
+const PROBE_PAUSE: Duration = Duration::from_millis(200);
+
+/// See the module.
+pub(super) struct Weighing {
+    state: Mutex<State>,
+    block_tokens: u32,
+    kv_bytes_per_token: u64,
+    gate: GateMode,
+}
+
+struct State {
+    model: CostModel,
+    backends: HashMap<String, BackendId>,
+    next_fetch: u64,
+    fetch: u64,
+    recompute: u64,
+    latest: HashMap<BackendId, String>,
+}
+
+/// What a lookup or a fetch is about, in blocks.
+pub(super) struct Asked {
+    /// All keys.
+    pub(super) blocks: usize,
+    /// Those before the first that is not here.
+    pub(super) local: usize,
+    pub(super) hints: Hints,
+}
+
+/// A fetch that was decided on and is under way.
+pub(super) struct Fetching {
+    id: FetchId,
+    begun: Instant,
+    answered: bool,
+    failed: bool,
+}
+
+/// A gate as the status shows it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct GateStatus {
+    pub(super) open: bool,
+    pub(super) reason: String,
+    pub(super) value: f64,
+    pub(super) bytes_per_second: u64,
+    pub(super) lookup_us: u64,
+    pub(super) latest: String,
+}
+
+impl Weighing {
+    /// `None` where the settings name no model. They were checked.
+    pub(super) fn new(settings: &CheckedSettings) -> Option<Weighing> {
+        let model = ModelProfile::preset(settings.cost_model.as_deref()?)?;
+        let profile = ComputeProfile {
+            model,
+            gpu: GpuProfile::preset(&settings.cost_gpu)?,
+            gpus: settings.cost_gpus,
+            utilization: 0.5,
+            overhead_s: 0.01,
+        };
+        Some(Weighing {
+            state: Mutex::new(State {
+                model: CostModel::new(profile.coefficients()),
+                backends: HashMap::new(),
+                next_fetch: 1,
+                fetch: 0,
+                recompute: 0,
+                latest: HashMap::new(),
+            }),
+            block_tokens: settings.block_tokens,
+            kv_bytes_per_token: settings.kv_bytes_per_token.unwrap_or(model.kv_bytes_per_token),
+            gate: match settings.peer_gate {
+                PeerGate::Auto => GateMode::Auto,
+                PeerGate::On => GateMode::On,
+                PeerGate::Off => GateMode::Off,
+            },
+        })
+    }
+
+    /// Decides which peer to fetch from: candidates are peers and how many of the first blocks are cached with what each has.
+    pub(super) fn decide(&self, now: Time, asked: &Asked, peers: &[(Arc<Link>, usize)]) -> Option<(Decision, Arc<Link>)> {
+        let tokens = |blocks: usize| u32::try_from(blocks).unwrap_or(u32::MAX).saturating_mul(self.block_tokens);
+        let mut state = self.state.lock();
+        let candidates: Vec<(Candidate, &Arc<Link>)> = peers
+            .iter()
+            .map(|(link, blocks)| {
+                let backend = self.backend(&mut state, &link.address);
+                let matched_tokens = tokens(*blocks);
+                (Candidate { backend, matched_tokens }, link)
+            })
+            .collect();
+        let hints = &asked.hints;
+        let question = Question {
+            prompt_tokens: hints.prompt_tokens.unwrap_or(0).max(tokens(asked.blocks)),
+            local_prefix_tokens: hints.local_prefix_tokens.unwrap_or(0).max(tokens(asked.local)),
+            block_tokens: self.block_tokens,
+            kv_bytes_per_token: self.kv_bytes_per_token,
+            queue_wait_s: hints.queue_wait_us.unwrap_or(0) as f64 / 1e6,
+            // The protocol has no answer that leaves a part of the prefix to the engine.
+            can_split: false,
+        };
+        let offered: Vec<Candidate> = candidates.iter().map(|(candidate, _)| *candidate).collect();
+        let decision = state.model.decide(now, &question, &offered);
+        tracing::debug!(%decision, "a peer's blocks were weighed");
+        if let Some(backend) = decision.backend {
+            state.latest.insert(backend, decision.to_string());
+        }
+        if decision.plan == FetchPlan::Recompute {
+            state.recompute += 1;
+            return None;
+        }
+        state.fetch += 1;
+        let chosen = candidates.iter().find(|(candidate, _)| Some(candidate.backend) == decision.backend);
+        chosen.map(|(_, link)| (decision, Arc::clone(link)))
+    }
+
+    fn backend(&self, state: &mut State, address: &str) -> BackendId {
+        if let Some(backend) = state.backends.get(address) {
+            return *backend;
+        }
+        let gate = GateSettings {
+            probe_bytes_max: PROBE_BYTES as u64,
+            ..GateSettings::default()
+        };
+        let profile = BackendProfile {
+            lookup_s: 1e-3,
+            parallel_fetches: 4,
+            ..BackendProfile::default()
+        };
+        let backend = state.model.add_backend(profile, gate).expect("these settings decide");
+        state.model.set_gate_mode(backend, self.gate);
+        state.backends.insert(address.to_owned(), backend);
+        backend
+    }
+
+    pub(super) fn begin(&self, now: Time, decision: &Decision) -> Fetching {
+        let mut state = self.state.lock();
+        let id = FetchId(state.next_fetch);
+        state.next_fetch += 1;
+        state.model.begin_fetch(now, id, decision);
+        Fetching {
+            id,
+            begun: Instant::now(),
+            answered: false,
+            failed: false,
+        }
+    }
+
+    /// The peer answered, or did not in time.
+    pub(super) fn answered(&self, now: Time, fetching: &mut Fetching, in_time: bool) {
+        if !in_time {
+            fetching.failed = true;
+        } else if !fetching.answered {
+            fetching.answered = true;
+            let took_s = fetching.begun.elapsed().as_secs_f64();
+            self.state.lock().model.observe_lookup(now, fetching.id, took_s);
+        }
+    }
+
+    /// A part of it arrived, or did not.
+    pub(super) fn arrived(&self, now: Time, fetching: &mut Fetching, bytes: u64, took: Duration, is_right: bool) {
+        if is_right {
+            let mut state = self.state.lock();
+            state.model.observe_progress(now, fetching.id, bytes, took.as_secs_f64());
+        } else {
+            fetching.failed = true;
+        }
+    }
+
+    pub(super) fn end(&self, now: Time, fetching: &Fetching) {
+        let took_s = fetching.begun.elapsed().as_secs_f64();
+        let mut state = self.state.lock();
+        if fetching.failed {
+            state.model.observe_failed(now, fetching.id, took_s);
+        } else {
+            state.model.observe_fetched(now, fetching.id, took_s);
+        }
+    }
+
+    /// Decisions so far: to fetch, to recompute.
+    pub(super) fn decisions(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.fetch, state.recompute)
+    }
+
+    pub(super) fn gate(&self, now: Time, address: &str) -> Option<GateStatus> {
+        let state = self.state.lock();
+        let backend = *state.backends.get(address)?;
+        let (gate, known) = (state.model.gate(backend, now)?, state.model.backend(backend, now)?);
+        Some(GateStatus {
+            open: gate.open,
+            reason: gate.reason.to_string(),
+            value: gate.value,
+            bytes_per_second: known.bytes_per_s as u64,
+            lookup_us: (known.lookup_s * 1e6) as u64,
+            latest: state.latest.get(&backend).cloned().unwrap_or_default(),
+        })
+    }
+}
+
+impl Shared {
+    /// The probing thread: reads a little from peers that nobody has read from for a while.
+    pub(super) fn probe_peers(&self) {
+        let Some(weighing) = &self.weighing else { return };
+        while !self.is_stopping() {
+            for link in self.links() {
+                weighing.backend(&mut weighing.state.lock(), &link.address);
+            }
+            let now = self.driver.clock.now();
+            let due = weighing.state.lock().model.poll_probe(now);
+            let Some((backend, probe)) = due else {
+                std::thread::sleep(PROBE_PAUSE);
+                continue;
+            };
+            let address = {
+                let state = weighing.state.lock();
+                let named = state.backends.iter().find(|(_, other)| **other == backend);
+                named.map(|(address, _)| address.clone())
+            };
+            let link = self.links().into_iter().find(|link| Some(&link.address) == address.as_ref());
+            let begun = Instant::now();
+            let bytes = usize::try_from(probe.bytes).unwrap_or(PROBE_BYTES).clamp(1, PROBE_BYTES);
+            let probed = link.and_then(|link| self.probe(&link, bytes));
+            let now = self.driver.clock.now();
+            let mut state = weighing.state.lock();
+            match probed {
+                Some((lookup, took)) => {
+                    let (lookup_s, took_s) = (lookup.as_secs_f64(), took.as_secs_f64());
+                    state.model.observe_probed(now, backend, lookup_s, bytes as u64, took_s);
+                }
+                None => state.model.observe_probe_failed(now, backend, begun.elapsed().as_secs_f64()),
+            }
+        }
+    }
+
+    /// How long the answer took, and the bytes.
+    fn probe(&self, link: &Arc<Link>, bytes: usize) -> Option<(Duration, Duration)> {
+        let begun = Instant::now();
+        let until = begun + PROBE_PATIENCE;
+        let live = link.live()?;
+        let Ok(Message::Probed(region)) = link.answer(live.ask(&Message::Probe), until) else {
+            return None;
+        };
+        let lookup = begun.elapsed();
+        let region = Arc::new(RemoteRegion::decode(&region).ok()?);
+        let (local, _) = MemoryRegion::create("kvtier-probe", PROBE_BYTES, PageRequest::Small).ok()?;
+        let registered = match (live.way, &self.verbs) {
+            (Way::Verbs, Some(verbs)) => Some(verbs.register(&local, None, RemoteAccess::Read).ok()?),
+            _ => None,
+        };
+        let length = u64::try_from(bytes).ok()?.min(region.bytes);
+        let piece = Piece {
+            local: local.slice(0, usize::try_from(length).ok()?).ok()?,
+            remote: region.slice(0, length).ok()?,
+            direction: Direction::Read,
+        };
+        let asked = Instant::now();
+        let moved = live.data.submit(vec![piece], PROBE_PATIENCE).ok()?.wait();
+        let took = asked.elapsed();
+        drop(registered);
+        if moved.is_err() {
+            link.counts.failed.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some((lookup, took))
+    }
+}
