@@ -7,6 +7,7 @@
 mod clock;
 mod domains;
 mod driver;
+mod learned;
 mod listener;
 mod outbox;
 mod peers;
@@ -29,6 +30,7 @@ use kvtier_storage::nvme::{EngineChoice, Found, NvmeError, NvmeSettings, NvmeTie
 use self::clock::NodeClock;
 use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
+use self::learned::Keeper;
 use self::listener::Listener;
 use self::peers::versions::{Cause, VersionBook};
 use self::peers::{MemberKey, Peers};
@@ -171,6 +173,7 @@ pub struct Node {
     domains: Arc<Domains>,
     purging: Arc<Purging>,
     peers: Option<Arc<Peers>>,
+    learned: Option<Keeper>,
     threads: Vec<JoinHandle<()>>,
     settings: CheckedSettings,
 }
@@ -297,6 +300,7 @@ impl Node {
         // The cell is set once, here, before anything can complete.
         let _ = cell.set(Arc::downgrade(&driver));
 
+        let learned = Keeper::start(&driver, &settings.state_dir, &*observer)?;
         restart::restore_names(&driver, &domains)?;
         restart::restore_segments(&driver, found, begun, &*observer);
         let timer = Arc::clone(&driver);
@@ -346,6 +350,7 @@ impl Node {
             domains,
             purging,
             peers,
+            learned,
             threads,
             settings,
         })
@@ -524,6 +529,9 @@ impl Node {
         self.purging.stop();
         if let Some(peers) = self.peers.take() {
             peers.stop();
+        }
+        if let Some(learned) = self.learned.take() {
+            learned.stop();
         }
         self.driver.stop();
         for thread in self.threads.drain(..) {

@@ -279,6 +279,14 @@ impl Daemon {
         directory
     }
 
+    /// SIGTERM; how it ended, what it said, and its directory, which stays.
+    pub(crate) fn stop_with_log(mut self) -> (ExitStatus, String, TempDir) {
+        self.signal(Signal::TERM);
+        let status = wait(&mut self.child);
+        let (log, directory) = self.into_remains();
+        (status, log, directory)
+    }
+
     /// What an ended daemon said.
     fn into_log(self) -> String {
         self.into_remains().0

@@ -10,6 +10,7 @@ mod demo;
 mod domains;
 mod gate;
 mod hostile;
+mod learned;
 mod peers;
 mod purge;
 mod raw;
