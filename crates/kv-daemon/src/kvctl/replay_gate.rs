@@ -95,7 +95,12 @@ pub(super) fn run(connection: &Connection, options: &ReplayGateOptions) -> Resul
         &mut || progress.inc(1),
     )
     .map_err(|GateError(words)| {
-        Failure::new(ExitCode::DataFormat, format!("hardware {}: {words}", options.hardware))
+        let words = format!(
+            "trace {} on hardware {}: {words}",
+            options.trace.display(),
+            options.hardware
+        );
+        Failure::new(ExitCode::DataFormat, words)
     })?;
     progress.finish_and_clear();
     // What is no file, such as a pipe, has no length to set.

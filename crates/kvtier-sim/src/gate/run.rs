@@ -31,6 +31,8 @@ const SLICES: usize = 60;
 const POINTS: usize = 100;
 
 const DAY_S: f64 = 86_400.0;
+/// Longest time that is lived through, days: remotes are probed all along.
+const DAYS_MAX: f64 = 92.0;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// How a gate is run.
@@ -70,7 +72,7 @@ pub fn steps(requests: usize, hardware: &GateHardware) -> u64 {
 /// Runs the gate over a trace in which an id stands for `tokens_per_id` tokens.
 ///
 /// # Errors
-/// Where the hardware has no room for blocks of this profile.
+/// Where the hardware has no room for blocks of this profile, or the trace covers more than 92 days.
 pub fn replay_gate(
     requests: &[TraceRequest],
     tokens_per_id: u32,
@@ -92,6 +94,12 @@ pub fn replay_gate(
         hardware,
         options,
     };
+    if gate.duration_s() > DAYS_MAX * DAY_S {
+        return Err(GateError(format!(
+            "from its first request to its last are {:.0} days: give a trace of at most {DAYS_MAX}",
+            gate.duration_s() / DAY_S
+        )));
+    }
     let mut reports = Vec::new();
     let baseline = Setup {
         local: match options.baseline {

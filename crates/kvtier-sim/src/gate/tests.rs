@@ -486,3 +486,20 @@ fn hardware_without_room_for_blocks_is_refused_in_words() {
         "{error}"
     );
 }
+
+#[test]
+fn a_trace_of_a_century_is_refused_and_not_probed_through() {
+    let hardware = GateHardware::preset("idle").expect("a preset");
+    let profile = GateProfile::preset("llama-3.1-8b/h100").expect("a preset");
+    let requests = [request(0, 0..2), request(3_000_000_000_000, 0..2)];
+    let refused = replay_gate(
+        &requests,
+        TOKENS_PER_ID,
+        &profile,
+        &hardware,
+        &GateOptions::default(),
+        &mut || (),
+    );
+    let error = refused.expect_err("longer than anyone waits");
+    assert!(error.0.contains("34722 days"), "{error}");
+}
