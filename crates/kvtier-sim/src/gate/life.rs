@@ -2,7 +2,7 @@ mod fetching;
 
 use std::collections::BTreeMap;
 
-use kvtier_core::cost::{CostModel, FetchId, FetchPlan, GateReport, GateSettings};
+use kvtier_core::cost::{CostModel, FetchId, GateReport, GateSettings};
 use kvtier_core::{BlockHash, Event, Fetched, LeaseId, Reserved, Time};
 
 use super::GateError;
