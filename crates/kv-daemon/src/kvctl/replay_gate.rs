@@ -56,7 +56,7 @@ pub(super) fn run(connection: &Connection, options: &ReplayGateOptions) -> Resul
         &options.profile,
         GateProfile::preset,
         GateProfile::parse,
-        || GateProfile::presets(),
+        GateProfile::presets,
     )?;
     let presets = || GateHardware::PRESETS.join(", ");
     let (mut hardware, hardware_input) = choose(

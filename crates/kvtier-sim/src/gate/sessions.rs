@@ -41,10 +41,10 @@ pub(super) fn turns(requests: &[TraceRequest]) -> Vec<Turn> {
                 session,
                 after: BTreeSet::new(),
             });
-            if let Some(next) = ids.get(place + 1) {
-                if seen.after.len() <= TURNS_MAX {
-                    seen.after.insert(*next);
-                }
+            if let Some(next) = ids.get(place + 1)
+                && seen.after.len() <= TURNS_MAX
+            {
+                seen.after.insert(*next);
             }
         }
         turns.push(Turn { session, turn });
