@@ -31,8 +31,8 @@ use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::listener::Listener;
 use self::peers::versions::{Cause, VersionBook};
-use self::peers::{MemberKey, Peers};
 pub use self::peers::{ClusterStatus, PeerStatus, RailStatus};
+use self::peers::{MemberKey, Peers};
 use self::purging::Purging;
 pub use self::purging::STEPS as PURGE_STEPS;
 use self::recorder::Recorder;
@@ -350,7 +350,6 @@ impl Node {
             settings,
         })
     }
-
 
     /// Where clients connect.
     #[must_use]

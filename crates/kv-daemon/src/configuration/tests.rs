@@ -50,8 +50,13 @@ fn flags_win_over_variables_and_these_over_the_file() {
 
 #[test]
 fn members_are_separated_by_commas_or_an_array() {
-    let flags = [("peers", "--peers", "a:1, b:2"), ("peer_listen", "--peer-listen", "127.0.0.1:1")];
-    let configuration = sources(&[("HOME", "/h"), ("KVTIER_PEERS", "[\"c:3\"]")], &flags).load().unwrap();
+    let flags = [
+        ("peers", "--peers", "a:1, b:2"),
+        ("peer_listen", "--peer-listen", "127.0.0.1:1"),
+    ];
+    let configuration = sources(&[("HOME", "/h"), ("KVTIER_PEERS", "[\"c:3\"]")], &flags)
+        .load()
+        .unwrap();
     assert_eq!(configuration.node.peers, ["a:1", "b:2"]);
     let file = "peers = [\"d:4\"]\npeer_listen = \"127.0.0.1:1\"\n";
     let configuration = with_file(file, sources(&[("HOME", "/h")], &[])).unwrap();

@@ -167,7 +167,19 @@ pub(super) fn transfer(connection: &Connection, options: TransferBenchOptions) -
     }
     let mut text = format!(
         "{:<9}{:<9}{:>9}{:>6}{:>6}{:>7}{:>7}{:>7}{:>10}{:>10}{:>10}{:>9}{:>9}\n",
-        "case", "transport", "bytes", "batch", "conn", "GB/s", "raw", "ratio", "p50 µs", "raw", "p99 µs", "CPU s/GB", "raw"
+        "case",
+        "transport",
+        "bytes",
+        "batch",
+        "conn",
+        "GB/s",
+        "raw",
+        "ratio",
+        "p50 µs",
+        "raw",
+        "p99 µs",
+        "CPU s/GB",
+        "raw"
     );
     for row in &rows {
         text.push_str(&format!(

@@ -33,7 +33,11 @@ fn describe(cluster: &ClusterStatus) -> String {
         "{} (member {}), {}{}",
         cluster.address,
         cluster.member,
-        if cluster.serving { "serving" } else { "NOT SERVING: no majority renews its lease" },
+        if cluster.serving {
+            "serving"
+        } else {
+            "NOT SERVING: no majority renews its lease"
+        },
         if cluster.fenced { ", fenced" } else { "" }
     )];
     if !cluster.rdma.is_empty() {

@@ -15,8 +15,20 @@ type Labelled = (Vec<(&'static str, String)>, u64);
 pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatus) -> fmt::Result {
     let bytes = Some(&Unit::Bytes);
     let own = |value: u64| vec![(Vec::new(), value)];
-    counter(encoder, "peer_leased_blocks", "Blocks leased to peers", None, &own(cluster.leased_blocks))?;
-    counter(encoder, "peer_leased", "Bytes of blocks leased to peers", bytes, &own(cluster.leased_bytes))?;
+    counter(
+        encoder,
+        "peer_leased_blocks",
+        "Blocks leased to peers",
+        None,
+        &own(cluster.leased_blocks),
+    )?;
+    counter(
+        encoder,
+        "peer_leased",
+        "Bytes of blocks leased to peers",
+        bytes,
+        &own(cluster.leased_bytes),
+    )?;
     let help = "Leases that peers did not give back in time";
     counter(encoder, "peer_leases_expired", help, None, &own(cluster.leases_expired))?;
     let help = "Questions of peers that were refused";
@@ -27,11 +39,21 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
     counter(encoder, "cluster_lapses", help, None, &own(cluster.lapses))?;
     let help = "Whether this member serves; 0 while no majority renews its lease";
     gauge(encoder, "cluster_serving", help, &own(u64::from(cluster.serving)))?;
-    gauge(encoder, "cluster_members", "Members, this one included", &own(cluster.members.len() as u64))?;
+    gauge(
+        encoder,
+        "cluster_members",
+        "Members, this one included",
+        &own(cluster.members.len() as u64),
+    )?;
     let help = "Purges that some member has not confirmed";
     gauge(encoder, "cluster_purges_open", help, &own(cluster.purges_open))?;
     let help = "Host segments registered for peers";
-    gauge(encoder, "peer_segments_registered", help, &own(cluster.segments_registered))?;
+    gauge(
+        encoder,
+        "peer_segments_registered",
+        help,
+        &own(cluster.segments_registered),
+    )?;
 
     let decisions = vec![
         (vec![("plan", "fetch".to_owned())], cluster.decisions_fetch),
@@ -49,11 +71,23 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
     let connected = of_peers(&|peer| u64::from(peer.state == "connected"));
     gauge(encoder, "peer_connected", "Whether a peer is connected", &connected)?;
     let blocks = of_peers(&|peer| peer.blocks);
-    counter(encoder, "peer_read_blocks", "Blocks read from a peer and found right", None, &blocks)?;
+    counter(
+        encoder,
+        "peer_read_blocks",
+        "Blocks read from a peer and found right",
+        None,
+        &blocks,
+    )?;
     let read = of_peers(&|peer| peer.bytes);
     counter(encoder, "peer_read", "Bytes of blocks read from a peer", bytes, &read)?;
     let late = of_peers(&|peer| peer.late);
-    counter(encoder, "peer_late", "Questions that a peer did not answer in time", None, &late)?;
+    counter(
+        encoder,
+        "peer_late",
+        "Questions that a peer did not answer in time",
+        None,
+        &late,
+    )?;
     let failed = of_peers(&|peer| peer.failed);
     counter(encoder, "peer_failed", "Reads from a peer that failed", None, &failed)?;
     let corrupt = of_peers(&|peer| peer.corrupt);
@@ -64,10 +98,18 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
     counter(encoder, "peer_stale", help, None, &stale)?;
 
     let open = of_peers(&|peer| u64::from(peer.gate.starts_with("open")));
-    gauge(encoder, "cost_gate_open", "Whether the cost model lets a peer be asked", &open)?;
+    gauge(
+        encoder,
+        "cost_gate_open",
+        "Whether the cost model lets a peer be asked",
+        &open,
+    )?;
 
     let of_rails = |value: &dyn Fn(&kvtier::node::RailStatus) -> u64| -> Vec<Labelled> {
-        let rails = cluster.peers.iter().flat_map(|peer| peer.rails.iter().map(move |rail| (peer, rail)));
+        let rails = cluster
+            .peers
+            .iter()
+            .flat_map(|peer| peer.rails.iter().map(move |rail| (peer, rail)));
         let labels = |peer: &kvtier::node::PeerStatus, rail: &kvtier::node::RailStatus| {
             vec![
                 ("peer", peer.address.clone()),
@@ -77,11 +119,34 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
         };
         rails.map(|(peer, rail)| (labels(peer, rail), value(rail))).collect()
     };
-    gauge(encoder, "peer_rail_usable", "Whether a rail takes transfers", &of_rails(&|rail| u64::from(rail.usable)))?;
-    counter(encoder, "peer_rail", "Bytes moved over a rail", bytes, &of_rails(&|rail| rail.bytes))?;
-    counter(encoder, "peer_rail_errors", "Failures of a rail", None, &of_rails(&|rail| rail.errors))?;
+    gauge(
+        encoder,
+        "peer_rail_usable",
+        "Whether a rail takes transfers",
+        &of_rails(&|rail| u64::from(rail.usable)),
+    )?;
+    counter(
+        encoder,
+        "peer_rail",
+        "Bytes moved over a rail",
+        bytes,
+        &of_rails(&|rail| rail.bytes),
+    )?;
+    counter(
+        encoder,
+        "peer_rail_errors",
+        "Failures of a rail",
+        None,
+        &of_rails(&|rail| rail.errors),
+    )?;
     let help = "How often a rail was connected anew";
-    counter(encoder, "peer_rail_reconnects", help, None, &of_rails(&|rail| rail.reconnects))
+    counter(
+        encoder,
+        "peer_rail_reconnects",
+        help,
+        None,
+        &of_rails(&|rail| rail.reconnects),
+    )
 }
 
 fn counter(

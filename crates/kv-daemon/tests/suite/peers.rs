@@ -30,7 +30,12 @@ impl Plan {
         let ports: Vec<TcpListener> = (0..members)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
             .collect();
-        Plan::of(ports.iter().map(|port| port.local_addr().expect("bound").to_string()).collect())
+        Plan::of(
+            ports
+                .iter()
+                .map(|port| port.local_addr().expect("bound").to_string())
+                .collect(),
+        )
     }
 
     pub(crate) fn of(addresses: Vec<String>) -> Plan {
@@ -121,7 +126,12 @@ pub(crate) fn sum_of_peers(daemon: &Daemon, field: &str) -> u64 {
 }
 
 pub(crate) fn bytes_of(key: &str) -> Vec<u8> {
-    key.bytes().cycle().enumerate().map(|(at, byte)| byte ^ (at / 251) as u8).take(BLOCK_BYTES).collect()
+    key.bytes()
+        .cycle()
+        .enumerate()
+        .map(|(at, byte)| byte ^ (at / 251) as u8)
+        .take(BLOCK_BYTES)
+        .collect()
 }
 
 pub(crate) fn put(daemon: &Daemon, key: &str) {
@@ -143,7 +153,10 @@ pub(crate) fn get(daemon: &Daemon, key: &str) -> Option<String> {
         .expect("kvctl runs");
     match output.status.code() {
         Some(0) => {
-            assert!(std::fs::read(&file).expect("written") == bytes_of(key), "{key}: wrong bytes");
+            assert!(
+                std::fs::read(&file).expect("written") == bytes_of(key),
+                "{key}: wrong bytes"
+            );
             let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
             Some(answer["tier"].as_str().expect("a tier").to_owned())
         }
@@ -155,14 +168,18 @@ pub(crate) fn get(daemon: &Daemon, key: &str) -> Option<String> {
 /// `kvctl purge team/default`, with these arguments.
 pub(crate) fn purge(daemon: &Daemon, arguments: &[&str]) -> Output {
     let mut kvctl = daemon.kvctl();
-    kvctl.args(["--json", "purge", "team/default", "--state-dir"]).arg(daemon.state());
+    kvctl
+        .args(["--json", "purge", "team/default", "--state-dir"])
+        .arg(daemon.state());
     kvctl.args(arguments).output().expect("kvctl runs")
 }
 
 /// Every receipt that the daemon has signed for a purge, oldest first.
 pub(crate) fn receipts(daemon: &Daemon, purge: &str) -> Vec<Value> {
     let chain = std::fs::read_to_string(daemon.state().join("receipts/chain.jsonl")).unwrap_or_default();
-    let lines = chain.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines = chain
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter(|entry| entry["purge"] == purge).collect()
 }
 
@@ -261,7 +278,9 @@ fn who_does_not_know_the_secret_is_refused_and_said_so() {
     put(&nodes[0], "hidden");
     until("the refusal is seen", || {
         let cluster = cluster_of(&nodes[1]);
-        cluster["peers"][0]["trouble"].as_str().is_some_and(|trouble| trouble.contains("secret"))
+        cluster["peers"][0]["trouble"]
+            .as_str()
+            .is_some_and(|trouble| trouble.contains("secret"))
     });
     assert_eq!(get(&nodes[1], "hidden"), None);
 }
@@ -271,9 +290,20 @@ fn settings_that_cannot_be_are_refused_with_the_remedy() {
     for (flags, remedy) in [
         (&["--peer-listen", "0.0.0.0:7411"][..], "peer_secret_file"),
         (&["--peers", "10.0.0.1:7411"][..], "peer_listen"),
-        (&["--peer-listen", "127.0.0.1:0", "--peers", "nonsense"][..], "HOST:PORT"),
         (
-            &["--peer-listen", "127.0.0.1:0", "--peer-address", "a:1", "--peers", "a:1,b:1", "--cluster-fence"][..],
+            &["--peer-listen", "127.0.0.1:0", "--peers", "nonsense"][..],
+            "HOST:PORT",
+        ),
+        (
+            &[
+                "--peer-listen",
+                "127.0.0.1:0",
+                "--peer-address",
+                "a:1",
+                "--peers",
+                "a:1,b:1",
+                "--cluster-fence",
+            ][..],
             "three members",
         ),
     ] {
@@ -286,7 +316,10 @@ fn settings_that_cannot_be_are_refused_with_the_remedy() {
 #[test]
 fn what_is_not_worth_fetching_is_a_miss_and_what_is_is_fetched() {
     let settings = |kv_bytes: u64, gate: &str| {
-        format!("cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = {kv_bytes}\npeer_gate = {gate:?}\n{}", Plan::settings())
+        format!(
+            "cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = {kv_bytes}\npeer_gate = {gate:?}\n{}",
+            Plan::settings()
+        )
     };
     let plan = Plan::on_loopback(4);
     let flags: Vec<Vec<String>> = (0..4).map(|member| plan.flags_of(member)).collect();
@@ -308,15 +341,33 @@ fn what_is_not_worth_fetching_is_a_miss_and_what_is_is_fetched() {
     let cluster = cluster_of(&cheap);
     assert!(cluster["decisions_fetch"].as_u64().expect("a number") > 0, "{cluster}");
     let peers = cluster["peers"].as_array().expect("a list");
-    assert!(peers.iter().any(|peer| peer["gate"].as_str().expect("text").starts_with("open")), "{cluster}");
-    assert!(cluster.to_string().contains("fetching is expected to be faster"), "{cluster}");
+    assert!(
+        peers
+            .iter()
+            .any(|peer| peer["gate"].as_str().expect("text").starts_with("open")),
+        "{cluster}"
+    );
+    assert!(
+        cluster.to_string().contains("fetching is expected to be faster"),
+        "{cluster}"
+    );
     for node in [&dear, &off] {
-        let exists = node.kvctl().args(["--json", "exists", "weighed"]).output().expect("kvctl runs");
+        let exists = node
+            .kvctl()
+            .args(["--json", "exists", "weighed"])
+            .output()
+            .expect("kvctl runs");
         assert_eq!(exists.status.code(), Some(1), "{}", words(&exists));
         assert_eq!(get(node, "weighed"), None);
         assert_eq!(sum_of_peers(node, "blocks"), 0);
     }
     let weighed = cluster_of(&dear);
-    assert!(weighed["decisions_recompute"].as_u64().expect("a number") > 0, "{weighed}");
-    assert!(weighed.to_string().contains("recomputing is expected to be faster"), "{weighed}");
+    assert!(
+        weighed["decisions_recompute"].as_u64().expect("a number") > 0,
+        "{weighed}"
+    );
+    assert!(
+        weighed.to_string().contains("recomputing is expected to be faster"),
+        "{weighed}"
+    );
 }

@@ -48,10 +48,15 @@ fn a_purge_of_the_cluster_hides_the_block_on_every_member() {
     assert_eq!(receipt["reach"], "cluster", "{receipt}");
     let processors = processors(&receipt);
     assert_eq!(processors.len(), 3, "{receipt}");
-    assert!(processors.iter().all(|(_, status, _)| status == "confirmed"), "{receipt}");
+    assert!(
+        processors.iter().all(|(_, status, _)| status == "confirmed"),
+        "{receipt}"
+    );
     // Whoever stores it anew shares it anew.
     put(&nodes[1], "tenant's");
-    until("both know the same invalidations", || get(&nodes[2], "tenant's").is_some());
+    until("both know the same invalidations", || {
+        get(&nodes[2], "tenant's").is_some()
+    });
 }
 
 #[test]
@@ -131,10 +136,22 @@ fn a_member_that_is_away_is_unconfirmed_and_completes_the_receipt_when_it_is_bac
     let second = receipt(&nodes[0], &id);
     assert_eq!(second["supersedes"], first["id"], "{second}");
     let keys = nodes[0].directory.path().join("keys");
-    std::fs::write(&keys, nodes[0].http("GET", "/v1/keys").1.split_once("\r\n\r\n").expect("a body").1).expect("written");
+    std::fs::write(
+        &keys,
+        nodes[0]
+            .http("GET", "/v1/keys")
+            .1
+            .split_once("\r\n\r\n")
+            .expect("a body")
+            .1,
+    )
+    .expect("written");
     let mut verify = nodes[0].kvctl();
     verify.args(["receipt", "verify", "--keys"]).arg(keys);
-    let verified = verify.arg(nodes[0].state().join("receipts/chain.jsonl")).output().expect("runs");
+    let verified = verify
+        .arg(nodes[0].state().join("receipts/chain.jsonl"))
+        .output()
+        .expect("runs");
     assert!(verified.status.success(), "{}", words(&verified));
 }
 
@@ -153,7 +170,9 @@ fn two_nodes_in_network_namespaces_read_each_other() {
     assert_eq!(get(&nodes[1], "unreachable"), None);
     assert!(begun.elapsed() < Duration::from_secs(10));
     network.join(0);
-    until("it is read once the cable is back", || get(&nodes[1], "unreachable").is_some());
+    until("it is read once the cable is back", || {
+        get(&nodes[1], "unreachable").is_some()
+    });
 }
 
 #[test]
@@ -192,7 +211,9 @@ fn a_fenced_purge_waits_for_the_lease_of_a_member_that_is_cut_off_which_serves_o
     let Some(network) = Network::new(3) else { return };
     let plan = network.plan().with(&["--cluster-fence"]);
     let nodes = network.start_all(&plan);
-    until("all serve", || nodes.iter().all(|node| cluster_of(node)["serving"] == true));
+    until("all serve", || {
+        nodes.iter().all(|node| cluster_of(node)["serving"] == true)
+    });
     put(&nodes[0], "fenced");
     assert_eq!(get(&nodes[2], "fenced").as_deref(), Some("remote"));
     network.cut(2);

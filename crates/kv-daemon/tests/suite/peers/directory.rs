@@ -128,6 +128,8 @@ fn a_server_that_is_away_at_the_start_is_found_later() {
     let second = member(&plan, 1, &stand_in);
     url_only(stand_in);
     let back = Redis::start(Some(port)).expect("it was there before");
-    until("they find each other", || connected(&first) == 1 && connected(&second) == 1);
+    until("they find each other", || {
+        connected(&first) == 1 && connected(&second) == 1
+    });
     assert_eq!(back.port, port);
 }

@@ -48,8 +48,18 @@ fn bytes_unlike_their_checksum_are_a_miss_and_counted() {
     // The checksum is taken when it is first lent.
     assert_eq!(get(&nodes[1], "altered").as_deref(), Some("remote"));
     // The others must not have it: only its first holder is asked.
-    assert!(nodes[1].kvctl().args(["delete", "altered"]).status().expect("runs").success());
-    assert!(alter(&nodes[0], &bytes_of("altered")) > 0, "the block is somewhere in its memory");
+    assert!(
+        nodes[1]
+            .kvctl()
+            .args(["delete", "altered"])
+            .status()
+            .expect("runs")
+            .success()
+    );
+    assert!(
+        alter(&nodes[0], &bytes_of("altered")) > 0,
+        "the block is somewhere in its memory"
+    );
     assert_eq!(get(&nodes[2], "altered"), None);
     assert_eq!(sum_of_peers(&nodes[2], "corrupt"), 1);
     assert_eq!(sum_of_peers(&nodes[2], "blocks"), 0);
@@ -64,11 +74,19 @@ fn alter(daemon: &Daemon, bytes: &[u8]) -> usize {
         .open(format!("/proc/{pid}/mem"))
         .expect("our own child's memory");
     let mut altered = 0;
-    for line in std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("its maps").lines() {
+    for line in std::fs::read_to_string(format!("/proc/{pid}/maps"))
+        .expect("its maps")
+        .lines()
+    {
         if !line.contains("memfd:") {
             continue;
         }
-        let (from, to) = line.split_once(' ').expect("a range").0.split_once('-').expect("a range");
+        let (from, to) = line
+            .split_once(' ')
+            .expect("a range")
+            .0
+            .split_once('-')
+            .expect("a range");
         let from = u64::from_str_radix(from, 16).expect("an address");
         let to = u64::from_str_radix(to, 16).expect("an address");
         let mut content = vec![0; usize::try_from(to - from).expect("a mapping")];
@@ -94,6 +112,13 @@ fn a_clients_deletion_here_does_not_reach_peers() {
     let nodes = plan.start_all();
     put(&nodes[0], "kept");
     assert_eq!(get(&nodes[1], "kept").as_deref(), Some("remote"));
-    assert!(nodes[1].kvctl().args(["delete", "kept"]).status().expect("runs").success());
+    assert!(
+        nodes[1]
+            .kvctl()
+            .args(["delete", "kept"])
+            .status()
+            .expect("runs")
+            .success()
+    );
     assert_eq!(get(&nodes[0], "kept").as_deref(), Some("host"));
 }

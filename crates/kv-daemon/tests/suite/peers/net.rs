@@ -60,10 +60,20 @@ impl Network {
             "-n", &spaces[0], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &spaces[1],
         ])?;
         for (member, space) in spaces.iter().enumerate() {
-            ip(&["-n", space, "addr", "add", &format!("10.77.0.{}/24", member + 1), "dev", "eth0"])?;
+            ip(&[
+                "-n",
+                space,
+                "addr",
+                "add",
+                &format!("10.77.0.{}/24", member + 1),
+                "dev",
+                "eth0",
+            ])?;
             ip(&["-n", space, "link", "set", "eth0", "up"])?;
             let device = self.nic(member);
-            ip(&["netns", "exec", space, "rdma", "link", "add", &device, "type", "rxe", "netdev", "eth0"])?;
+            ip(&[
+                "netns", "exec", space, "rdma", "link", "add", &device, "type", "rxe", "netdev", "eth0",
+            ])?;
         }
         Ok(())
     }
@@ -85,7 +95,15 @@ impl Network {
                 "-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &space,
             ])?;
             ip(&["-n", &hub, "link", "set", &port, "master", "hub", "up"])?;
-            ip(&["-n", &space, "addr", "add", &format!("10.77.0.{}/24", member + 1), "dev", "eth0"])?;
+            ip(&[
+                "-n",
+                &space,
+                "addr",
+                "add",
+                &format!("10.77.0.{}/24", member + 1),
+                "dev",
+                "eth0",
+            ])?;
             ip(&["-n", &space, "link", "set", "eth0", "up"])?;
         }
         Ok(())
@@ -99,7 +117,11 @@ impl Network {
     }
 
     pub(crate) fn plan(&self) -> Plan {
-        Plan::of((1..=self.members).map(|member| format!("10.77.0.{member}:7411")).collect())
+        Plan::of(
+            (1..=self.members)
+                .map(|member| format!("10.77.0.{member}:7411"))
+                .collect(),
+        )
     }
 
     pub(crate) fn start(&self, plan: &Plan, member: usize) -> Daemon {
@@ -180,7 +202,10 @@ impl Drop for Network {
 }
 
 fn ip(arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new("ip").args(arguments).output().map_err(|error| format!("ip: {error}"))?;
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("ip: {error}"))?;
     if output.status.success() {
         return Ok(());
     }

@@ -27,7 +27,10 @@ fn a_block_is_read_by_rdma_and_the_metrics_say_over_which_rail() {
     assert_eq!(peer["blocks"], 1, "{cluster}");
     let rail = &peer["rails"][0];
     assert!(rail["name"].as_str().expect("a name").contains("rxe"), "{cluster}");
-    assert!(rail["bytes"].as_u64().expect("a number") >= super::BLOCK_BYTES as u64, "{cluster}");
+    assert!(
+        rail["bytes"].as_u64().expect("a number") >= super::BLOCK_BYTES as u64,
+        "{cluster}"
+    );
     assert_eq!(cluster_of(&nodes[0])["segments_registered"], 1);
 }
 
@@ -64,6 +67,8 @@ fn a_cable_that_is_pulled_is_a_miss_and_is_used_again() {
     network.cut(0);
     assert_eq!(get(&nodes[1], "unreachable"), None);
     network.join(0);
-    until("it is read once the cable is back", || get(&nodes[1], "unreachable").is_some());
+    until("it is read once the cable is back", || {
+        get(&nodes[1], "unreachable").is_some()
+    });
     assert_eq!(cluster_of(&nodes[1])["peers"][0]["transport"], "verbs");
 }
