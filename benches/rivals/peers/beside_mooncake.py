@@ -57,7 +57,8 @@ def pattern(number, size):
 
 def hold(master, metadata):
     """The process that holds the blocks: puts what each line asks for."""
-    holder = store(master, metadata, 512 << 20)
+    # Removed objects keep their place for some seconds.
+    holder = store(master, metadata, 3 << 30)
     print("ready", flush=True)
     for line in sys.stdin:
         stream, count, size = (int(word) for word in line.split())

@@ -33,8 +33,8 @@ use self::driver::{Decider, Driver, Settled, Waiter};
 use self::learned::Keeper;
 use self::listener::Listener;
 use self::peers::versions::{Cause, VersionBook};
-use self::peers::{MemberKey, Peers};
 pub use self::peers::{ClusterStatus, PeerStatus, RailStatus};
+use self::peers::{MemberKey, Peers};
 use self::purging::Purging;
 pub use self::purging::STEPS as PURGE_STEPS;
 use self::recorder::Recorder;
@@ -355,7 +355,6 @@ impl Node {
             settings,
         })
     }
-
 
     /// Where clients connect.
     #[must_use]

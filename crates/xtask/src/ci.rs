@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::outcome::{Failure, Tally};
 use crate::workspace::Workspace;
-use crate::{Fuzzing, Restart, Simulation, confined, lint, process, python, replay, restart, runner, suite, torture, verbs_world};
+use crate::{
+    Fuzzing, Restart, Simulation, confined, lint, process, python, replay, restart, runner, suite, torture, verbs_world,
+};
 
 /// What a whole run may take; a step that would start later is reported as not run, and that fails.
 const BUDGET: Duration = Duration::from_secs(40 * 60);

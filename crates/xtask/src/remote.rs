@@ -28,7 +28,16 @@ pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
     let server = server()?;
     let mut cargo = workspace.cargo();
     cargo
-        .args(["test", "--package", "kv-daemon", "--test", "suite", "--", "--show-output", "directory::"])
+        .args([
+            "test",
+            "--package",
+            "kv-daemon",
+            "--test",
+            "suite",
+            "--",
+            "--show-output",
+            "directory::",
+        ])
         .env("KVTIER_REDIS_SERVER", &server.program)
         .env("KVTIER_REDIS_LIBRARIES", server.libraries);
     let mut report = Report::default();

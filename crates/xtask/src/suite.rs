@@ -17,9 +17,7 @@ use crate::workspace::Workspace;
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Suites that a later version brings. They are listed and never pretended: naming one exits 69.
-const LATER: [(&str, &str); 1] = [
-    ("gpu", "needs the GPU tier, which this version does not have yet"),
-];
+const LATER: [(&str, &str); 1] = [("gpu", "needs the GPU tier, which this version does not have yet")];
 
 /// Runs a suite and says what it came to; failures of its tests are in the tally.
 type Beside = fn(&Workspace) -> Result<Tally, Failure>;

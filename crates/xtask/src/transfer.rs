@@ -47,7 +47,11 @@ struct Programs {
 
 impl Programs {
     fn build(workspace: &Workspace) -> Result<Programs, Failure> {
-        let [unit, suite] = executables(workspace, &["--package", "kvtier-transfer"], ["kvtier_transfer", "suite"])?;
+        let [unit, suite] = executables(
+            workspace,
+            &["--package", "kvtier-transfer"],
+            ["kvtier_transfer", "suite"],
+        )?;
         Ok(Programs { unit, suite })
     }
 }
@@ -74,7 +78,10 @@ fn executables<const N: usize>(
     names: [&str; N],
 ) -> Result<[PathBuf; N], Failure> {
     let mut cargo = workspace.cargo();
-    cargo.arg("test").args(wanted).args(["--no-run", "--message-format", "json"]);
+    cargo
+        .arg("test")
+        .args(wanted)
+        .args(["--no-run", "--message-format", "json"]);
     let mut found = [const { None }; N];
     let status = process::stream(&mut cargo, "building the tests", BUILD_LIMIT, |_, line| {
         let Ok(message) = serde_json::from_str::<Value>(line) else {
@@ -128,7 +135,11 @@ pub(crate) fn rdma(workspace: &Workspace) -> Result<Tally, Failure> {
     std::fs::copy(&programs.unit, directory.path().join("unit"))?;
     std::fs::copy(&programs.suite, directory.path().join("suite"))?;
     let nodes = Nodes::build(workspace)?;
-    for (program, name) in [(&nodes.daemon, "kv-daemon"), (&nodes.tool, "kvctl"), (&nodes.suite, "nodes")] {
+    for (program, name) in [
+        (&nodes.daemon, "kv-daemon"),
+        (&nodes.tool, "kvctl"),
+        (&nodes.suite, "nodes"),
+    ] {
         std::fs::copy(program, directory.path().join(name))?;
     }
     std::fs::write(directory.path().join("run.sh"), RUN)?;

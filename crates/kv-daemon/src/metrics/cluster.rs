@@ -98,7 +98,12 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
     counter(encoder, "peer_stale", help, None, &stale)?;
 
     let open = of_peers(&|peer| u64::from(peer.gate.starts_with("open")));
-    gauge(encoder, "cost_gate_open", "Whether the cost model lets a peer be asked", &open)?;
+    gauge(
+        encoder,
+        "cost_gate_open",
+        "Whether the cost model lets a peer be asked",
+        &open,
+    )?;
 
     let of_rails = |value: &dyn Fn(&kvtier::node::RailStatus) -> u64| -> Vec<Labelled> {
         let rails = cluster

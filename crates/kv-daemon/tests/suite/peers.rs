@@ -316,7 +316,10 @@ fn settings_that_cannot_be_are_refused_with_the_remedy() {
 #[test]
 fn what_is_not_worth_fetching_is_a_miss_and_what_is_is_fetched() {
     let settings = |kv_bytes: u64, gate: &str| {
-        format!("cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = {kv_bytes}\npeer_gate = {gate:?}\n{}", Plan::settings())
+        format!(
+            "cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = {kv_bytes}\npeer_gate = {gate:?}\n{}",
+            Plan::settings()
+        )
     };
     let plan = Plan::on_loopback(4);
     let flags: Vec<Vec<String>> = (0..4).map(|member| plan.flags_of(member)).collect();
@@ -338,15 +341,33 @@ fn what_is_not_worth_fetching_is_a_miss_and_what_is_is_fetched() {
     let cluster = cluster_of(&cheap);
     assert!(cluster["decisions_fetch"].as_u64().expect("a number") > 0, "{cluster}");
     let peers = cluster["peers"].as_array().expect("a list");
-    assert!(peers.iter().any(|peer| peer["gate"].as_str().expect("text").starts_with("open")), "{cluster}");
-    assert!(cluster.to_string().contains("fetching is expected to be faster"), "{cluster}");
+    assert!(
+        peers
+            .iter()
+            .any(|peer| peer["gate"].as_str().expect("text").starts_with("open")),
+        "{cluster}"
+    );
+    assert!(
+        cluster.to_string().contains("fetching is expected to be faster"),
+        "{cluster}"
+    );
     for node in [&dear, &off] {
-        let exists = node.kvctl().args(["--json", "exists", "weighed"]).output().expect("kvctl runs");
+        let exists = node
+            .kvctl()
+            .args(["--json", "exists", "weighed"])
+            .output()
+            .expect("kvctl runs");
         assert_eq!(exists.status.code(), Some(1), "{}", words(&exists));
         assert_eq!(get(node, "weighed"), None);
         assert_eq!(sum_of_peers(node, "blocks"), 0);
     }
     let weighed = cluster_of(&dear);
-    assert!(weighed["decisions_recompute"].as_u64().expect("a number") > 0, "{weighed}");
-    assert!(weighed.to_string().contains("recomputing is expected to be faster"), "{weighed}");
+    assert!(
+        weighed["decisions_recompute"].as_u64().expect("a number") > 0,
+        "{weighed}"
+    );
+    assert!(
+        weighed.to_string().contains("recomputing is expected to be faster"),
+        "{weighed}"
+    );
 }

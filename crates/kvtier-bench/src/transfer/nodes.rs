@@ -72,7 +72,9 @@ impl Pair {
                 peer_connections: u32::try_from(CONNECTIONS).unwrap_or(1),
                 ..Settings::default()
             };
-            let settings = settings.check().map_err(|error| refused("settings")(error.to_string()))?;
+            let settings = settings
+                .check()
+                .map_err(|error| refused("settings")(error.to_string()))?;
             Node::start(settings, Box::new(|_| {})).map_err(|error| refused("start of a node")(error.to_string()))
         };
         let nodes = [start(0)?, start(1)?];
@@ -86,7 +88,7 @@ impl Pair {
                 .map_err(failed("namespace"))
         };
         let begun = Instant::now();
-        while !nodes.iter().all(|node| is_connected(node)) {
+        while !nodes.iter().all(is_connected) {
             if begun.elapsed() > PATIENCE {
                 return Err(refused("peers")("they do not reach each other".into()));
             }
@@ -152,7 +154,12 @@ fn is_connected(node: &Node) -> bool {
 }
 
 /// Gets of a peer's blocks, `sizes` bytes each, for so many rounds.
-pub(super) fn run(sizes: &[usize], rounds: u32, quick: bool, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, BenchError> {
+pub(super) fn run(
+    sizes: &[usize],
+    rounds: u32,
+    quick: bool,
+    say: &mut dyn FnMut(&str),
+) -> Result<Vec<Row>, BenchError> {
     let pair = Pair::start()?;
     let region = |label: &str| -> Result<MemorySlice, BenchError> {
         let (region, _) = MemoryRegion::create(label, ROUND_BYTES, PageRequest::Small)
@@ -193,9 +200,12 @@ fn measure(
         let hashes = pair.put(round << 32 | bytes as u64, count, bytes)?;
         // The first round warms up, and its bytes are compared.
         let is_first = round == 0;
-        let turn = timed(count * bytes, &mut times, hashes.chunks(BATCH).zip((0u64..).step_by(BATCH)), |(some, first)| {
-            pair.get(some, first, is_first)
-        })?;
+        let turn = timed(
+            count * bytes,
+            &mut times,
+            hashes.chunks(BATCH).zip((0u64..).step_by(BATCH)),
+            |(some, first)| pair.get(some, first, is_first),
+        )?;
         pair.forget(&hashes)?;
         let wanted: Vec<(u64, MemorySlice)> = (0..count)
             .map(|at| {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
-    Action, ClientId, Completion, Event, Failure, Generation, NamespaceId, OperationId, PurgeEvidence, SegmentId, Tier, TierManager,
-    Time, TrustDomain,
+    Action, ClientId, Completion, Event, Failure, Generation, NamespaceId, OperationId, PurgeEvidence, SegmentId, Tier,
+    TierManager, Time, TrustDomain,
 };
 use kvtier_storage::host::{HostError, HostTier};
 use kvtier_storage::nvme::{NvmeTier, StorageAction};
@@ -17,8 +17,8 @@ use parking_lot::{Condvar, Mutex};
 use super::clock::NodeClock;
 use super::domains::Domains;
 use super::outbox::{Notice, Outbox};
-use super::peers::versions::{Cause, VersionBook};
 use super::peers;
+use super::peers::versions::{Cause, VersionBook};
 use super::recorder::{Job, Recorder};
 use super::status::{Durability, Purges};
 use super::watchers::{Confirmations, Watchers};
@@ -275,12 +275,9 @@ impl Driver {
             Action::SealSegment { operation, segment } => {
                 self.submit(operation, StorageAction::Seal { operation, segment });
             }
-            Action::OpenSegment {
-                tier: Tier::Remote, ..
+            Action::OpenSegment { tier: Tier::Remote, .. } | Action::CloseSegment { tier: Tier::Remote, .. } => {
+                unreachable!("segments are of this node's tiers")
             }
-            | Action::CloseSegment {
-                tier: Tier::Remote, ..
-            } => unreachable!("segments are of this node's tiers"),
             Action::Demote {
                 operation,
                 source,
@@ -465,9 +462,7 @@ impl Driver {
             return Ok(());
         };
         let name = format!("{}/{}", label.domain, label.name);
-        let changed = versions
-            .settle(namespace, &name, generation)
-            .map_err(|_| Failure::Io)?;
+        let changed = versions.settle(namespace, &name, generation).map_err(|_| Failure::Io)?;
         if let Some(peers) = self.peers() {
             peers.note(&changed);
         }

@@ -43,8 +43,8 @@ pub(crate) use self::generations::Progress;
 use self::link::{Link, Surroundings};
 use self::message::Introduction;
 pub(crate) use self::message::MemberKey;
-use self::reading::{Job, Reading};
 pub(crate) use self::reading::{FetchJob, LookupJob, Scope};
+use self::reading::{Job, Reading};
 use self::regions::{Regions, Way};
 use self::serving::{Connections, Given, Server};
 use self::versions::{Counter, VersionBook};
@@ -227,7 +227,9 @@ impl Peers {
         versions: &Arc<VersionBook>,
         observer: &dyn Fn(StartProgress),
     ) -> Result<Option<Arc<Peers>>, StartError> {
-        let Some(listen) = settings.peer_listen else { return Ok(None) };
+        let Some(listen) = settings.peer_listen else {
+            return Ok(None);
+        };
         let refused = |address: String| move |source: io::Error| StartError::Peers { address, source };
         let secret = match &settings.peer_secret_file {
             Some(path) => Some(read_secret(path).map_err(refused(path.display().to_string()))?),
@@ -347,7 +349,10 @@ impl Peers {
             let thread = spawn("kvtier-members", move || {
                 loop {
                     let mut stop = wake.0.lock();
-                    if *stop || !wake.1.wait_for(&mut stop, RESOLVE_INTERVAL).timed_out() && *stop {
+                    if !*stop {
+                        wake.1.wait_for(&mut stop, RESOLVE_INTERVAL);
+                    }
+                    if *stop {
                         return;
                     }
                     drop(stop);
@@ -506,20 +511,14 @@ impl Shared {
         self.domains.is_shared(domain) && self.links.read().iter().any(|link| link.live().is_some())
     }
 
-    /// Takes a fetch over; hands it back when too many wait.
-    pub(crate) fn fetch_from_peers(&self, job: FetchJob) -> Result<(), FetchJob> {
-        self.reading.submit(Job::Fetch(job)).map_err(|refused| match refused {
-            Job::Fetch(job) => job,
-            Job::Lookup(_) | Job::Stop => unreachable!("what was handed in comes back"),
-        })
+    /// Takes a fetch over; false when too many wait.
+    pub(crate) fn fetch_from_peers(&self, job: FetchJob) -> bool {
+        self.reading.submit(Job::Fetch(job))
     }
 
-    /// Takes a lookup over; hands it back when too many wait.
-    pub(crate) fn look_at_peers(&self, job: LookupJob) -> Result<(), LookupJob> {
-        self.reading.submit(Job::Lookup(job)).map_err(|refused| match refused {
-            Job::Lookup(job) => job,
-            Job::Fetch(_) | Job::Stop => unreachable!("what was handed in comes back"),
-        })
+    /// Takes a lookup over; false when too many wait.
+    pub(crate) fn look_at_peers(&self, job: LookupJob) -> bool {
+        self.reading.submit(Job::Lookup(job))
     }
 
     /// Host memory is about to be given back. False where a peer may still reach it.
@@ -599,7 +598,10 @@ impl Shared {
                 reconnects: rail.reconnects,
             };
             let now = self.driver.clock.now();
-            let gate = self.weighing.as_ref().and_then(|weighing| weighing.gate(now, &link.address));
+            let gate = self
+                .weighing
+                .as_ref()
+                .and_then(|weighing| weighing.gate(now, &link.address));
             let gate = gate.unwrap_or_default();
             PeerStatus {
                 gate: match (gate.open, gate.reason.as_str()) {
@@ -668,7 +670,11 @@ impl Copying {
     fn wait_for_earlier(&self, namespace: NamespaceId) {
         let mut state = self.state.lock();
         let last = state.0;
-        while state.1.iter().any(|(ticket, other)| *ticket <= last && *other == namespace) {
+        while state
+            .1
+            .iter()
+            .any(|(ticket, other)| *ticket <= last && *other == namespace)
+        {
             self.ended.wait(&mut state);
         }
     }
@@ -691,7 +697,9 @@ fn open_directory(
     settings: &CheckedSettings,
     own: &Introduction,
 ) -> Result<Option<Mutex<directory::Directory>>, StartError> {
-    let Some(url) = &settings.peers_redis else { return Ok(None) };
+    let Some(url) = &settings.peers_redis else {
+        return Ok(None);
+    };
     let refused = |source| StartError::Peers {
         address: "peers_redis".into(),
         source,
@@ -703,10 +711,7 @@ fn open_directory(
     Ok(Some(Mutex::new(directory)))
 }
 
-fn open_verbs(
-    settings: &CheckedSettings,
-    secret: &Secret,
-) -> Result<(Option<Arc<Verbs>>, Option<String>), StartError> {
+fn open_verbs(settings: &CheckedSettings, secret: &Secret) -> Result<(Option<Arc<Verbs>>, Option<String>), StartError> {
     if settings.peer_transport == PeerTransport::Tcp {
         return Ok((None, None));
     }

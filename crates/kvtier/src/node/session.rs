@@ -503,7 +503,7 @@ impl Session {
                     request,
                 };
                 // With too many before it the answer is what is here.
-                if peers.look_at_peers(job).is_ok() {
+                if peers.look_at_peers(job) {
                     self.waiting.insert(request, None);
                     return Ok(());
                 }
@@ -587,7 +587,9 @@ impl Session {
         hints: Hints,
         deadline_us: u64,
     ) -> bool {
-        let Some(peers) = self.shared.driver.peers() else { return false };
+        let Some(peers) = self.shared.driver.peers() else {
+            return false;
+        };
         if !peers.is_serving() || !peers.may_help(self.identity().domain) {
             return false;
         }
@@ -616,7 +618,7 @@ impl Session {
             outbox: Arc::clone(&self.outbox),
             request,
         };
-        let taken = peers.fetch_from_peers(job).is_ok();
+        let taken = peers.fetch_from_peers(job);
         if taken {
             self.waiting.insert(request, Some(handle));
         }

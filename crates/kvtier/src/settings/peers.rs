@@ -72,7 +72,11 @@ impl Settings {
         let Some(listen) = self.peer_listen else {
             let has_members = !self.peers.is_empty() || self.peers_dns.is_some() || self.peers_redis.is_some();
             if has_members || self.cluster_fence {
-                return refuse("peer_listen", "none".into(), "name the address at which peers reach this node");
+                return refuse(
+                    "peer_listen",
+                    "none".into(),
+                    "name the address at which peers reach this node",
+                );
             }
             return Ok(());
         };
@@ -115,7 +119,11 @@ impl Settings {
             );
         }
         if self.cluster_name.is_empty() || self.cluster_name.len() > 128 || self.cluster_name.contains(':') {
-            return refuse("cluster_name", format!("{:?}", self.cluster_name), "1 to 128 bytes without ':'");
+            return refuse(
+                "cluster_name",
+                format!("{:?}", self.cluster_name),
+                "1 to 128 bytes without ':'",
+            );
         }
         for (field, value) in [
             ("peer_connections", u64::from(self.peer_connections)),

@@ -226,7 +226,10 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(5);
 
-    fn both(caller: Option<&'static [u8]>, listener: Option<&'static [u8]>) -> (io::Result<Channel>, io::Result<Channel>) {
+    fn both(
+        caller: Option<&'static [u8]>,
+        listener: Option<&'static [u8]>,
+    ) -> (io::Result<Channel>, io::Result<Channel>) {
         let socket = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let address = socket.local_addr().expect("bound");
         let answering = thread::spawn(move || {
@@ -274,6 +277,9 @@ mod tests {
         again.extend(code(&writer.key, 0, b"once"));
         again.extend(b"once");
         (&*stream).write_all(&again).expect("sent");
-        assert_eq!(reader.receive().expect_err("repeated").kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            reader.receive().expect_err("repeated").kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 }

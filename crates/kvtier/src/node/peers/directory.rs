@@ -33,12 +33,7 @@ pub(super) struct Directory {
 
 impl Directory {
     /// `url` is `redis://[USER@]HOST:PORT[/DB]`.
-    pub(super) fn new(
-        url: &str,
-        password: Option<&str>,
-        cluster: &str,
-        own: &Introduction,
-    ) -> io::Result<Directory> {
+    pub(super) fn new(url: &str, password: Option<&str>, cluster: &str, own: &Introduction) -> io::Result<Directory> {
         let mut server = url.into_connection_info().map_err(io::Error::other)?;
         if let Some(password) = password {
             let settings = server.redis_settings().clone().set_password(password);
@@ -92,7 +87,10 @@ impl Directory {
                 .arg("COUNT")
                 .arg(SCAN_COUNT)
                 .query(connection)?;
-            members.extend(keys.iter().filter_map(|key| Some(key.strip_prefix(&prefix)?.to_owned())));
+            members.extend(
+                keys.iter()
+                    .filter_map(|key| Some(key.strip_prefix(&prefix)?.to_owned())),
+            );
             if next == 0 || members.len() >= MEMBERS_MAX {
                 break;
             }
@@ -146,6 +144,10 @@ mod tests {
             ..Introduction::default()
         };
         let directory = Directory::new("redis://localhost:7777/2", Some("secret"), "c", &own).expect("a url");
-        assert!(!directory.name.contains("secret") && directory.name.contains("7777"), "{}", directory.name);
+        assert!(
+            !directory.name.contains("secret") && directory.name.contains("7777"),
+            "{}",
+            directory.name
+        );
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use kvtier_core::cluster::{
-    Cluster, ClusterAction, ClusterEvent, ClusterSettings, ClusterStatistics, Incarnation, MemberId, Message, RaiseRequest,
-    Raised, Reach,
+    Cluster, ClusterAction, ClusterEvent, ClusterSettings, ClusterStatistics, Incarnation, MemberId, Message,
+    RaiseRequest, Raised, Reach,
 };
 use kvtier_core::{Generation, NamespaceId, OperationId, Time};
 use parking_lot::{Condvar, Mutex};
@@ -73,11 +73,7 @@ struct State {
 
 impl Generations {
     /// The caller starts [`Generations::run`].
-    pub(super) fn new(
-        address: String,
-        members: Vec<String>,
-        settings: ClusterSettings,
-    ) -> (Generations, InputQueue) {
+    pub(super) fn new(address: String, members: Vec<String>, settings: ClusterSettings) -> (Generations, InputQueue) {
         let (inputs, work) = crossbeam_channel::unbounded();
         let until = if settings.fenced { 0 } else { u64::MAX };
         let generations = Generations {
@@ -200,18 +196,26 @@ impl Generations {
             let counters = shared.versions.counters();
             counters.iter().map(raised_of).collect::<Vec<_>>()
         };
-        let Some(shared) = self.shared.get().and_then(Weak::upgrade) else { return };
+        let Some(shared) = self.shared.get().and_then(Weak::upgrade) else {
+            return;
+        };
         let mut members = self.members();
-        let Some(mut machine) = self.machine(&members, durable(&shared)) else { return };
+        let Some(mut machine) = self.machine(&members, durable(&shared)) else {
+            return;
+        };
         drop(shared);
         loop {
-            let due = machine.poll_timeout().map_or(Duration::from_secs(1), |due| due.since(boot_time()));
+            let due = machine
+                .poll_timeout()
+                .map_or(Duration::from_secs(1), |due| due.since(boot_time()));
             let input = match queue.0.recv_timeout(due) {
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(input) => Some(input),
                 Err(RecvTimeoutError::Timeout) => None,
             };
-            let Some(shared) = self.shared.get().and_then(Weak::upgrade) else { return };
+            let Some(shared) = self.shared.get().and_then(Weak::upgrade) else {
+                return;
+            };
             let now = boot_time();
             match input {
                 Some(Input::Heard(address, message)) => {
@@ -300,7 +304,10 @@ impl Generations {
                 let (Reach::Fenced { confirmed, .. }
                 | Reach::NotStored { confirmed, .. }
                 | Reach::Unfenced { confirmed, .. }) = &reach;
-                let confirmed: Vec<String> = confirmed.iter().map(|member| members[member.0 as usize].clone()).collect();
+                let confirmed: Vec<String> = confirmed
+                    .iter()
+                    .map(|member| members[member.0 as usize].clone())
+                    .collect();
                 let mut state = self.state.lock();
                 if let Some(progress) = state.progress.get_mut(&operation) {
                     progress.confirmed = confirmed;
@@ -327,8 +334,12 @@ impl Generations {
 fn record(shared: &Shared, raised: &[Raised]) -> bool {
     let mut learned: HashMap<&str, Vec<(MemberKey, u64)>> = HashMap::new();
     for (name, generation) in raised {
-        let Some((namespace, member)) = name.rsplit_once('@') else { continue };
-        let Some(member) = MemberKey::parse(member) else { continue };
+        let Some((namespace, member)) = name.rsplit_once('@') else {
+            continue;
+        };
+        let Some(member) = MemberKey::parse(member) else {
+            continue;
+        };
         if !shared.versions.knows(namespace, member, generation.0) {
             learned.entry(namespace).or_default().push((member, generation.0));
         }
@@ -349,14 +360,19 @@ fn record(shared: &Shared, raised: &[Raised]) -> bool {
     }
     waiting.into_iter().all(|(settled, name, counters)| {
         let raised = matches!(settled.recv_deadline(until), Ok(Settled::Invalidated(_)));
-        raised && counters.iter().all(|(member, count)| shared.versions.knows(name, *member, *count))
+        raised
+            && counters
+                .iter()
+                .all(|(member, count)| shared.versions.knows(name, *member, *count))
     })
 }
 
 fn begin(shared: &Shared, namespace: NamespaceId, counters: Vec<(MemberKey, u64)>) -> Receiver<Settled> {
     let (sender, receiver) = crossbeam_channel::bounded(1);
     shared.driver.with(|decider, now| {
-        let operation = shared.driver.raise(decider, namespace, None, Cause::Learned(counters), now);
+        let operation = shared
+            .driver
+            .raise(decider, namespace, None, Cause::Learned(counters), now);
         decider.wait(operation, Waiter::Caller(sender));
     });
     receiver

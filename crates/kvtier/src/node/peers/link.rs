@@ -133,7 +133,10 @@ impl Link {
     }
 
     pub(super) fn rails(&self) -> Vec<RailReport> {
-        self.live.read().as_ref().map_or_else(Vec::new, |live| live.data.rails())
+        self.live
+            .read()
+            .as_ref()
+            .map_or_else(Vec::new, |live| live.data.rails())
     }
 
     pub(super) fn way(&self) -> Option<Way> {
@@ -145,7 +148,11 @@ impl Link {
     }
 
     /// The answer to a question that was asked on this link, or why there is none.
-    pub(super) fn answer(&self, asked: Result<Receiver<Message>, Unanswered>, until: Instant) -> Result<Message, Unanswered> {
+    pub(super) fn answer(
+        &self,
+        asked: Result<Receiver<Message>, Unanswered>,
+        until: Instant,
+    ) -> Result<Message, Unanswered> {
         let outcome = match asked?.recv_deadline(until) {
             Ok(message) => Ok(message),
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(Unanswered::Late),

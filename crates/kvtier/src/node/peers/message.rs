@@ -344,7 +344,9 @@ fn versions(cursor: &mut Cursor<'_>) -> Result<Versions, DecodeError> {
     }
     let entry = |cursor: &mut Cursor<'_>| Ok((MemberKey(cursor.fixed("versions")?), cursor.u64("versions")?));
     Ok(Versions(
-        (0..checked).map(|_| entry(cursor)).collect::<Result<_, DecodeError>>()?,
+        (0..checked)
+            .map(|_| entry(cursor))
+            .collect::<Result<_, DecodeError>>()?,
     ))
 }
 

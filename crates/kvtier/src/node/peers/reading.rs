@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::cost::Decision;
 use kvtier_core::{
-    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent, Realization,
-    RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
+    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent,
+    Realization, RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
 };
 use kvtier_transfer::{Cause, Direction, Piece, RemoteRegion, Transfer};
 use parking_lot::Mutex;
@@ -29,9 +29,9 @@ use crate::node::outbox::{Notice, Outbox};
 /// Fetches that wait for a thread, for each of them.
 const WAITING_A_THREAD: usize = 64;
 /// Bytes that are asked for at a time: what was read is compared while it is in the cache.
-const PART_BYTES: u64 = 2 << 20;
-/// Parts that are being read while another's answer is waited for.
-const RUNNING_MAX: usize = 2;
+const PART_BYTES: u64 = 1 << 20;
+/// Parts that are on their way while this thread is at another.
+const RUNNING_MAX: usize = 1;
 
 /// Blocks of one namespace and realization, as a session names them.
 #[derive(Clone, Copy)]
@@ -119,10 +119,8 @@ impl Reading {
     }
 
     /// False when so much waits already that peers are of no help.
-    pub(super) fn submit(&self, job: Job) -> Result<(), Job> {
-        self.jobs.try_send(job).map_err(|refused| match refused {
-            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
-        })
+    pub(super) fn submit(&self, job: Job) -> bool {
+        self.jobs.try_send(job).is_ok()
     }
 
     pub(super) fn stop(&self) {
@@ -156,7 +154,13 @@ impl Shared {
             let asked = Request {
                 hints: job.hints,
                 deadline: now.after(left),
-                ..request(job.scope.client, job.scope.namespace, job.scope.realization, &job.hashes, now)
+                ..request(
+                    job.scope.client,
+                    job.scope.namespace,
+                    job.scope.realization,
+                    &job.hashes,
+                    now,
+                )
             };
             let answer = decider.manager.fetch(&asked, job.which, now);
             if let Ok(Answer::Pending(operation)) = answer {
@@ -253,7 +257,10 @@ impl Shared {
         let mut found = Vec::new();
         for (link, live, answer) in asked {
             match link.answer(answer, until) {
-                Ok(Message::Located { versions: theirs, tiers }) if tiers.len() == keys.hashes.len() => {
+                Ok(Message::Located {
+                    versions: theirs,
+                    tiers,
+                }) if tiers.len() == keys.hashes.len() => {
                     if theirs == *versions {
                         found.push((link, live, tiers));
                     } else if tiers.iter().any(Option::is_some) {
@@ -269,11 +276,17 @@ impl Shared {
     /// Which of the missing blocks to ask which peer for: each as far as it reaches, the farthest first.
     fn assign(&self, keys: &Keys, versions: &Versions, which: FetchScope, until: Instant) -> Vec<Assigned> {
         let links = self.links();
-        let mut reachable: Vec<_> = links.into_iter().filter_map(|link| Some((Arc::clone(&link), link.live()?))).collect();
+        let mut reachable: Vec<_> = links
+            .into_iter()
+            .filter_map(|link| Some((Arc::clone(&link), link.live()?)))
+            .collect();
         if reachable.len() <= 1 {
             // One trip less: it says itself what it does not have.
             let everything = (0..keys.hashes.len()).collect::<Vec<_>>();
-            return reachable.drain(..).map(|(link, live)| (link, live, everything.clone())).collect();
+            return reachable
+                .drain(..)
+                .map(|(link, live)| (link, live, everything.clone()))
+                .collect();
         }
         let mut found = self.locate(keys, versions, until.min(Instant::now() + self.query_timeout));
         let mut assigned: Vec<Assigned> = Vec::new();
@@ -305,8 +318,8 @@ impl Shared {
 
     /// Makes blocks of peers blocks of this node. The positions of those that came.
     ///
-    /// Blocks are asked for in parts, all at once: while one part is read, the next one's checksums are taken at the holder and
-    /// the last one's are compared here, as long as its bytes are in the cache.
+    /// Blocks are asked for in parts, all at once: while this thread reads one part and compares its checksums, with the bytes in
+    /// the cache, the holder takes those of the next.
     fn copy_from_peers(&self, job: &FetchJob, until: Instant) -> Vec<usize> {
         let scope = job.scope;
         let looked = self.driver.with(|decider, now| {
@@ -315,12 +328,16 @@ impl Shared {
             let generation = decider.manager.generation(scope.namespace);
             (decider.manager.lookup(&asked, now), generation)
         });
-        let (Ok(tiers), generation) = looked else { return Vec::new() };
+        let (Ok(tiers), generation) = looked else {
+            return Vec::new();
+        };
         let missing = positions(&tiers, |tier| tier.is_none());
         let Some((keys, versions)) = self.question(scope, &job.hashes, &missing) else {
             return Vec::new();
         };
-        let Some(own) = self.own_client(scope.domain) else { return Vec::new() };
+        let Some(own) = self.own_client(scope.domain) else {
+            return Vec::new();
+        };
         let (assigned, mut fetching) = match &self.weighing {
             None => (self.assign(&keys, &versions, job.which, until), None),
             Some(weighing) => {
@@ -354,8 +371,7 @@ impl Shared {
             if useful.is_empty() {
                 continue;
             }
-            let is_last = parts.is_empty() && running.is_empty();
-            if let Some(begun) = self.begin(own, job, &missing, useful, is_last, until) {
+            if let Some(begun) = self.begin(own, job, &missing, useful, until) {
                 running.push_back(begun);
             }
             while running.len() > RUNNING_MAX
@@ -498,7 +514,6 @@ impl Shared {
         job: &FetchJob,
         missing: &[usize],
         found: Vec<Found>,
-        is_alone: bool,
         until: Instant,
     ) -> Option<Running> {
         let hashes: Vec<BlockHash> = found.iter().map(|block| job.hashes[missing[block.position]]).collect();
@@ -518,7 +533,8 @@ impl Shared {
                     blocks.push((block, reservation, extent));
                 }
                 None => {
-                    self.driver.with(|decider, now| decider.manager.abandon(own, &[reservation], now));
+                    self.driver
+                        .with(|decider, now| decider.manager.abandon(own, &[reservation], now));
                     without.push(block);
                 }
             }
@@ -528,10 +544,6 @@ impl Shared {
         let begun = Instant::now();
         let left = until.saturating_duration_since(Instant::now());
         let transfer = live.data.submit(pieces, left).ok();
-        if !is_alone && let Some(transfer) = &transfer {
-            // This thread has other things to do: one of the transport's sees to it.
-            let _ = transfer.outcome();
-        }
         Some(Running {
             own,
             begun,
@@ -547,7 +559,10 @@ impl Shared {
         }
         Some(Piece {
             local: self.driver.host.slice(extent).ok()?,
-            remote: block.region.slice(block.held.offset, u64::from(block.held.length)).ok()?,
+            remote: block
+                .region
+                .slice(block.held.offset, u64::from(block.held.length))
+                .ok()?,
             direction: Direction::Read,
         })
     }
@@ -581,7 +596,8 @@ impl Shared {
             live.tell(&Message::Release(leases));
         }
         if !abandoned.is_empty() {
-            self.driver.with(|decider, now| decider.manager.abandon(own, &abandoned, now));
+            self.driver
+                .with(|decider, now| decider.manager.abandon(own, &abandoned, now));
         }
         right
     }
@@ -669,10 +685,16 @@ impl Shared {
 
     /// Whether what arrived is what the peer said it sends. What is not is zeroed.
     fn is_right(&self, block: &Found, extent: &Extent) -> bool {
-        let Ok(slice) = self.driver.host.slice(extent) else { return false };
+        let Ok(slice) = self.driver.host.slice(extent) else {
+            return false;
+        };
         if slice.crc32c() == block.held.checksum {
             block.link.counts.blocks.fetch_add(1, Ordering::Relaxed);
-            block.link.counts.bytes.fetch_add(u64::from(extent.length), Ordering::Relaxed);
+            block
+                .link
+                .counts
+                .bytes
+                .fetch_add(u64::from(extent.length), Ordering::Relaxed);
             return true;
         }
         slice.zero();
@@ -691,7 +713,9 @@ impl Shared {
             return Some(*client);
         }
         let client = self.next_client();
-        let connected = self.driver.with(|decider, now| decider.manager.connect(client, domain, now));
+        let connected = self
+            .driver
+            .with(|decider, now| decider.manager.connect(client, domain, now));
         connected.ok()?;
         clients.insert(domain, client);
         Some(client)

@@ -65,8 +65,8 @@ impl Regions {
         if let Some((_, encoded)) = probes.get(&way) {
             return Ok(encoded.clone());
         }
-        let (region, _) = MemoryRegion::create("kvtier-probe", PROBE_BYTES, PageRequest::Small)
-            .map_err(|error| error.to_string())?;
+        let (region, _) =
+            MemoryRegion::create("kvtier-probe", PROBE_BYTES, PageRequest::Small).map_err(|error| error.to_string())?;
         // Pages that are there: else a probe would measure how they are made.
         region.zero();
         let registration = self

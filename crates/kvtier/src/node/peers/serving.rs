@@ -153,7 +153,9 @@ impl Server {
 }
 
 fn welcome(shared: &Arc<Shared>, stream: TcpStream, number: u64) {
-    let from = stream.peer_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
+    let from = stream
+        .peer_addr()
+        .map_or_else(|_| "?".to_owned(), |address| address.to_string());
     let channel = match Channel::answer(stream, &shared.secret, GREETING_PATIENCE) {
         Ok(channel) => channel,
         Err(error) => {
@@ -193,7 +195,11 @@ fn introduce(
     let (number, message) = Message::decode(reader.receive().ok()?).ok()?;
     stream.set_read_timeout(None).ok()?;
     let Message::Hello(peer) = message else { return None };
-    let rdma = shared.verbs.as_ref().filter(|_| peer.verbs).map(|verbs| verbs.session());
+    let rdma = shared
+        .verbs
+        .as_ref()
+        .filter(|_| peer.verbs)
+        .map(|verbs| verbs.session());
     let way = if rdma.is_some() { Way::Verbs } else { Way::Tcp };
     // Bounded by what a connection may ask at once; the receiving side checks.
     let (replies, work) = crossbeam_channel::unbounded();
@@ -276,10 +282,12 @@ impl Served {
     /// A purge may take its time: on a thread of its own.
     fn command(self: &Arc<Self>, number: u64, json: String) -> io::Result<()> {
         let mine = Arc::clone(self);
-        let answering = std::thread::Builder::new().name("kvtier-peer-do".into()).spawn(move || {
-            let answer = Message::Answered(mine.shared.command(&json));
-            let _ = mine.replies.send(Reply::Ready(number, answer));
-        });
+        let answering = std::thread::Builder::new()
+            .name("kvtier-peer-do".into())
+            .spawn(move || {
+                let answer = Message::Answered(mine.shared.command(&json));
+                let _ = mine.replies.send(Reply::Ready(number, answer));
+            });
         answering.map(drop)
     }
 
@@ -306,7 +314,9 @@ impl Served {
         let Some((domain, namespace, realization, versions)) = self.resolve(keys) else {
             return nothing;
         };
-        let Some(client) = self.client(domain) else { return nothing };
+        let Some(client) = self.client(domain) else {
+            return nothing;
+        };
         let found = self.shared.driver.with(|decider, now| {
             let asked = request(client, namespace, realization, &keys.hashes, now);
             decider.manager.lookup(&asked, now)
@@ -330,7 +340,9 @@ impl Served {
         let Some((domain, namespace, realization, versions)) = self.resolve(keys) else {
             return refuse();
         };
-        let Some(client) = self.client(domain) else { return refuse() };
+        let Some(client) = self.client(domain) else {
+            return refuse();
+        };
         let asked = Box::new(Asked {
             number,
             versions,
@@ -399,7 +411,11 @@ impl Served {
         let mut bytes = 0;
         for result in results {
             let Fetched::Leased { lease, extent, .. } = *result else {
-                outcomes.push(if *result == Fetched::Busy { Acquired::Busy } else { Acquired::Absent });
+                outcomes.push(if *result == Fetched::Busy {
+                    Acquired::Busy
+                } else {
+                    Acquired::Absent
+                });
                 continue;
             };
             let described = shared
@@ -492,7 +508,9 @@ impl Served {
 
     fn give_back(&self, client: ClientId, leases: &[LeaseId]) {
         if !leases.is_empty() {
-            self.shared.driver.with(|decider, now| decider.manager.release(client, leases, now));
+            self.shared
+                .driver
+                .with(|decider, now| decider.manager.release(client, leases, now));
         }
     }
 

@@ -200,7 +200,11 @@ impl VersionBook {
         let entry = Entry {
             namespace: name.to_owned(),
             generation: generation.0,
-            counters: changes.0.iter().map(|(member, count)| (member.to_string(), *count)).collect(),
+            counters: changes
+                .0
+                .iter()
+                .map(|(member, count)| (member.to_string(), *count))
+                .collect(),
         };
         let appended = self.journal.lock().append(&[&entry]);
         appended.inspect_err(|_| {
@@ -247,14 +251,22 @@ impl State {
     }
 
     fn counters(&self) -> Vec<Counter> {
-        self.names.iter().flat_map(|(name, known)| counters(name, &known.versions)).collect()
+        self.names
+            .iter()
+            .flat_map(|(name, known)| counters(name, &known.versions))
+            .collect()
     }
 
     fn entries(&self) -> Vec<Entry> {
         let entry = |(name, known): (&String, &Known)| Entry {
             namespace: name.clone(),
             generation: known.generation,
-            counters: known.versions.0.iter().map(|(member, count)| (member.to_string(), *count)).collect(),
+            counters: known
+                .versions
+                .0
+                .iter()
+                .map(|(member, count)| (member.to_string(), *count))
+                .collect(),
         };
         self.names.iter().map(entry).collect()
     }
@@ -312,7 +324,11 @@ mod tests {
         let book = open(directory.path());
         assert_eq!(book.of(NAMESPACE, "a/n"), versions(&[]));
         book.begin(NAMESPACE, Generation(2), Cause::Own);
-        assert_eq!(book.of(NAMESPACE, "a/n"), None, "neither the old nor the new list is true now");
+        assert_eq!(
+            book.of(NAMESPACE, "a/n"),
+            None,
+            "neither the old nor the new list is true now"
+        );
         let changed = book.settle(NAMESPACE, "a/n", Generation(2)).expect("written");
         assert_eq!(changed.len(), 1);
         assert_eq!(book.of(NAMESPACE, "a/n"), versions(&[(OWN, 1)]));
@@ -363,7 +379,10 @@ mod tests {
     #[test]
     fn two_nodes_that_invalidate_at_once_differ_until_each_has_learned_of_the_other() {
         let (one, other) = (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("other"));
-        let (a, b) = (open(one.path()), VersionBook::open(other.path(), OTHER).expect("private"));
+        let (a, b) = (
+            open(one.path()),
+            VersionBook::open(other.path(), OTHER).expect("private"),
+        );
         for book in [&a, &b] {
             book.begin(NAMESPACE, Generation(2), Cause::Own);
             book.settle(NAMESPACE, "n", Generation(2)).expect("written");

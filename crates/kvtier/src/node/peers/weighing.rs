@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kvtier_core::cost::{
-    BackendId, BackendProfile, Candidate, ComputeProfile, CostModel, Decision, FetchId, FetchPlan, GateMode, GateSettings,
-    GpuProfile, ModelProfile, Question,
+    BackendId, BackendProfile, Candidate, ComputeProfile, CostModel, Decision, FetchId, FetchPlan, GateMode,
+    GateSettings, GpuProfile, ModelProfile, Question,
 };
 use kvtier_core::{Hints, Time};
 use kvtier_transfer::memory::{MemoryRegion, PageRequest};
@@ -105,15 +105,30 @@ impl Weighing {
     }
 
     /// Decides which peer to fetch from: candidates are peers and how many of the first blocks are cached with what each has.
-    pub(super) fn decide(&self, now: Time, asked: &Asked, peers: &[(Arc<Link>, usize)]) -> Option<(Decision, Arc<Link>)> {
-        let tokens = |blocks: usize| u32::try_from(blocks).unwrap_or(u32::MAX).saturating_mul(self.block_tokens);
+    pub(super) fn decide(
+        &self,
+        now: Time,
+        asked: &Asked,
+        peers: &[(Arc<Link>, usize)],
+    ) -> Option<(Decision, Arc<Link>)> {
+        let tokens = |blocks: usize| {
+            u32::try_from(blocks)
+                .unwrap_or(u32::MAX)
+                .saturating_mul(self.block_tokens)
+        };
         let mut state = self.state.lock();
         let candidates: Vec<(Candidate, &Arc<Link>)> = peers
             .iter()
             .map(|(link, blocks)| {
                 let backend = self.backend(&mut state, &link.address);
                 let matched_tokens = tokens(*blocks);
-                (Candidate { backend, matched_tokens }, link)
+                (
+                    Candidate {
+                        backend,
+                        matched_tokens,
+                    },
+                    link,
+                )
             })
             .collect();
         let hints = &asked.hints;
@@ -137,7 +152,9 @@ impl Weighing {
             return None;
         }
         state.fetch += 1;
-        let chosen = candidates.iter().find(|(candidate, _)| Some(candidate.backend) == decision.backend);
+        let chosen = candidates
+            .iter()
+            .find(|(candidate, _)| Some(candidate.backend) == decision.backend);
         chosen.map(|(_, link)| (decision, Arc::clone(link)))
     }
 
@@ -188,7 +205,9 @@ impl Weighing {
     pub(super) fn arrived(&self, now: Time, fetching: &mut Fetching, bytes: u64, took: Duration, is_right: bool) {
         if is_right {
             let mut state = self.state.lock();
-            state.model.observe_progress(now, fetching.id, bytes, took.as_secs_f64());
+            state
+                .model
+                .observe_progress(now, fetching.id, bytes, took.as_secs_f64());
         } else {
             fetching.failed = true;
         }
@@ -244,9 +263,14 @@ impl Shared {
                 let named = state.backends.iter().find(|(_, other)| **other == backend);
                 named.map(|(address, _)| address.clone())
             };
-            let link = self.links().into_iter().find(|link| Some(&link.address) == address.as_ref());
+            let link = self
+                .links()
+                .into_iter()
+                .find(|link| Some(&link.address) == address.as_ref());
             let begun = Instant::now();
-            let bytes = usize::try_from(probe.bytes).unwrap_or(PROBE_BYTES).clamp(1, PROBE_BYTES);
+            let bytes = usize::try_from(probe.bytes)
+                .unwrap_or(PROBE_BYTES)
+                .clamp(1, PROBE_BYTES);
             let probed = link.and_then(|link| self.probe(&link, bytes));
             let now = self.driver.clock.now();
             let mut state = weighing.state.lock();
@@ -255,7 +279,9 @@ impl Shared {
                     let (lookup_s, took_s) = (lookup.as_secs_f64(), took.as_secs_f64());
                     state.model.observe_probed(now, backend, lookup_s, bytes as u64, took_s);
                 }
-                None => state.model.observe_probe_failed(now, backend, begun.elapsed().as_secs_f64()),
+                None => state
+                    .model
+                    .observe_probe_failed(now, backend, begun.elapsed().as_secs_f64()),
             }
         }
     }

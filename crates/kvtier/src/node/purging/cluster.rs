@@ -12,8 +12,8 @@ use super::{Purging, late};
 use crate::keys::KeyError;
 use crate::node::peers;
 use crate::purge::{
-    Guarantee, ProcessorReport, PurgeError, PurgeJob, PurgeMode, PurgeReach, PurgeRequest, PurgeState,
-    ReceiptBody, Standing, rfc3339, weakest,
+    Guarantee, ProcessorReport, PurgeError, PurgeJob, PurgeMode, PurgeReach, PurgeRequest, PurgeState, ReceiptBody,
+    Standing, rfc3339, weakest,
 };
 
 /// How long a majority may take to have an invalidation before whoever asked is told that it has not.
@@ -39,7 +39,11 @@ impl Purging {
     }
 
     /// Whether a request can reach the cluster.
-    pub(super) fn check_reach(&self, request: &PurgeRequest, domain: kvtier_core::TrustDomain) -> Result<(), PurgeError> {
+    pub(super) fn check_reach(
+        &self,
+        request: &PurgeRequest,
+        domain: kvtier_core::TrustDomain,
+    ) -> Result<(), PurgeError> {
         if request.reach != Some(PurgeReach::Cluster) {
             return Ok(());
         }
@@ -60,8 +64,13 @@ impl Purging {
     /// What a narrow purge is about to delete here must not be read from a peer again.
     pub(super) fn set_apart(&self, record: &Record) -> Result<(), PurgeError> {
         let namespace = kvtier_core::NamespaceId(record.slot);
-        let Some(peers) = self.driver.peers() else { return Ok(()) };
-        if !self.domains.is_shared(self.driver.look(|manager| manager.domain_of(namespace))) {
+        let Some(peers) = self.driver.peers() else {
+            return Ok(());
+        };
+        if !self
+            .domains
+            .is_shared(self.driver.look(|manager| manager.domain_of(namespace)))
+        {
             return Ok(());
         }
         peers
@@ -71,8 +80,12 @@ impl Purging {
 
     /// Carries what is in force here to every member, as far as the job wants it. Done again, it goes on.
     pub(super) fn reach_cluster(&self, number: u64, until: Option<Instant>) -> Result<(), PurgeError> {
-        let Some(record) = self.record(number) else { return Ok(()) };
-        let Some(peers) = self.peers_of(&record) else { return Ok(()) };
+        let Some(record) = self.record(number) else {
+            return Ok(());
+        };
+        let Some(peers) = self.peers_of(&record) else {
+            return Ok(());
+        };
         let operation = self
             .operation_of(number, &record, &peers)
             .ok_or_else(|| PurgeError::Unavailable("too many purges wait for members: ask again".into()))?;
@@ -112,7 +125,11 @@ impl Purging {
             .and_then(|operation| peers.progress(operation))
             .unwrap_or_default();
         let expired = matches!(progress.reach, Some(Reach::Fenced { .. }));
-        let others: Vec<String> = peers.members().into_iter().filter(|member| member != peers.address()).collect();
+        let others: Vec<String> = peers
+            .members()
+            .into_iter()
+            .filter(|member| member != peers.address())
+            .collect();
         let mut reports = Vec::new();
         let mut all = true;
         for member in others {
@@ -150,7 +167,12 @@ impl Purging {
     }
 
     /// Has a member carry out a physical purge of its own, and waits for its receipt.
-    fn destroyed_at(&self, record: &Record, peers: &peers::Shared, member: &str) -> Result<(Guarantee, String), String> {
+    fn destroyed_at(
+        &self,
+        record: &Record,
+        peers: &peers::Shared,
+        member: &str,
+    ) -> Result<(Guarantee, String), String> {
         let job = &record.job;
         let until = Instant::now() + MEMBER_TIMEOUT;
         let request = PurgeRequest {
@@ -177,7 +199,8 @@ impl Purging {
                 ));
             }
             if answer["state"] == json!(PurgeState::Completed) {
-                let guarantee = serde_json::from_value(answer["guarantee"].clone()).map_err(|error| error.to_string())?;
+                let guarantee =
+                    serde_json::from_value(answer["guarantee"].clone()).map_err(|error| error.to_string())?;
                 let receipt = answer["receipt"].as_str().unwrap_or_default();
                 return Ok((guarantee, format!("its own receipt: {receipt}")));
             }
@@ -258,7 +281,8 @@ impl Purging {
         {
             let altered = |error: serde_json::Error| KeyError::io("read", &self.settings.state_dir)(error.into());
             let mut body = ReceiptBody::of_line(&line.text).map_err(altered)?;
-            let is_member = |report: &ProcessorReport| members.iter().any(|member| member.processor == report.processor);
+            let is_member =
+                |report: &ProcessorReport| members.iter().any(|member| member.processor == report.processor);
             body.processors.retain(|report| !is_member(report));
             body.processors.extend(members);
             body.guarantee = weakest(&body.processors);

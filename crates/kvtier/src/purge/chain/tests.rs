@@ -535,8 +535,15 @@ fn a_later_receipt_supersedes_the_first_and_both_stay_in_the_chain() {
     assert_ne!(second.id, first.id);
     drop(log);
     let log = ReceiptLog::open(directory.path(), &mut Vec::new()).unwrap();
-    assert_eq!(log.of_job("prg_1").unwrap().unwrap().id, second.id, "the latest counts after a restart too");
-    let lines = vec![("first".to_owned(), first.text.into_bytes()), ("second".to_owned(), second.text.into_bytes())];
+    assert_eq!(
+        log.of_job("prg_1").unwrap().unwrap().id,
+        second.id,
+        "the latest counts after a restart too"
+    );
+    let lines = vec![
+        ("first".to_owned(), first.text.into_bytes()),
+        ("second".to_owned(), second.text.into_bytes()),
+    ];
     let report = verify(&lines, &log.keys());
     assert!(report.verified, "{report:?}");
 }
