@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 use kvtier_core::{
-    Answer, BlockHash, ClientId, Departure, Extent, FetchScope, Fetched, Generation, NamespaceId, Realization,
-    RealizationId, Refusal, Reserved, SealItem, SegmentId, Time,
+    Answer, BlockHash, ClientId, Departure, Extent, Generation, NamespaceId, Realization, RealizationId, Refusal,
+    Reserved, SealItem, SegmentId, Time,
 };
 use kvtier_core::{Hints, Label, LeaseId, SealRequest};
 use kvtier_transfer::socket;
@@ -24,11 +24,12 @@ use super::driver::Waiter;
 use super::listener::Shared;
 use super::outbox::{Notice, Outbox};
 use super::peers::versions::Cause;
-use super::peers::{FetchJob, LookupJob, Scope};
+
 use crate::error::ErrorKind;
 use crate::settings::Clock;
 use crate::wire::{Ahead, Frame, FrameStream, KEYS_MAX, Keys, Reply, Request, Slot, VERSION_MAX, VERSION_MIN, Welcome};
 
+mod reading;
 mod watching;
 
 /// How long a connection may take to say who it is.
@@ -469,195 +470,6 @@ impl Session {
         };
         let handle = u32::try_from(index).unwrap_or(u32::MAX);
         self.reply(request, &Reply::NamespaceOpened { handle, generation });
-        Ok(())
-    }
-
-    fn lookup(&mut self, request: u64, keys: &Keys<'_>, hints: Hints) -> Result<(), Refused> {
-        let (_, namespace, realization) = self.handle(keys.handle)?;
-        keys.hashes.copy_to(&mut self.hashes);
-        let (client, hashes) = (self.client, &self.hashes);
-        let (tiers, generation) = self.shared.driver.with(|decider, now| {
-            let asked = kvtier_core::Request {
-                client,
-                namespace,
-                realization,
-                hashes,
-                hints,
-                deadline: now,
-            };
-            (
-                decider.manager.lookup(&asked, now),
-                decider.manager.generation(namespace),
-            )
-        });
-        let mut tiers = tiers?;
-        if let Some(peers) = self.shared.driver.peers() {
-            if !peers.is_serving() {
-                tiers.fill(None);
-            } else if tiers.contains(&None) && peers.may_help(self.identity().domain) {
-                let job = LookupJob {
-                    scope: self.scope(namespace, realization),
-                    hashes: self.hashes.clone(),
-                    hints,
-                    outbox: Arc::clone(&self.outbox),
-                    request,
-                };
-                // With too many before it the answer is what is here.
-                if peers.look_at_peers(job) {
-                    self.waiting.insert(request, None);
-                    return Ok(());
-                }
-            }
-        }
-        self.reply(
-            request,
-            &Reply::Found {
-                generation,
-                tiers: (&tiers).into(),
-            },
-        );
-        Ok(())
-    }
-
-    fn scope(&self, namespace: NamespaceId, realization: RealizationId) -> Scope {
-        Scope {
-            client: self.client,
-            domain: self.identity().domain,
-            namespace,
-            realization,
-        }
-    }
-
-    fn fetch(
-        &mut self,
-        request: u64,
-        scope: FetchScope,
-        keys: &Keys<'_>,
-        hints: Hints,
-        deadline_us: u64,
-    ) -> io::Result<Result<(), Refused>> {
-        let (index, namespace, realization) = match self.handle(keys.handle) {
-            Ok(handle) => handle,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        keys.hashes.copy_to(&mut self.hashes);
-        let driver = Arc::clone(&self.shared.driver);
-        if self.is_taken_over(request, index, scope, hints, deadline_us) {
-            return Ok(Ok(()));
-        }
-        let (client, hashes, outbox) = (self.client, &self.hashes, &self.outbox);
-        let answer = driver.with(|decider, now| {
-            let deadline = self.deadline(now, deadline_us);
-            let asked = kvtier_core::Request {
-                client,
-                namespace,
-                realization,
-                hashes,
-                hints,
-                deadline,
-            };
-            let answer = decider.manager.fetch(&asked, scope, now);
-            if let Ok(Answer::Pending(operation)) = answer {
-                decider.wait(
-                    operation,
-                    Waiter::Session {
-                        outbox: Arc::clone(outbox),
-                        request,
-                    },
-                );
-            }
-            answer
-        });
-        match answer {
-            Ok(Answer::Ready(results)) => self.tell_fetched(request, index, &results)?,
-            Ok(Answer::Pending(_)) => {
-                self.waiting.insert(request, Some(index));
-            }
-            Err(refusal) => return Ok(Err(refusal.into())),
-        }
-        Ok(Ok(()))
-    }
-
-    /// Whether peers are asked for what a fetch does not find here.
-    fn is_taken_over(
-        &mut self,
-        request: u64,
-        handle: usize,
-        which: FetchScope,
-        hints: Hints,
-        deadline_us: u64,
-    ) -> bool {
-        let Some(peers) = self.shared.driver.peers() else {
-            return false;
-        };
-        if !peers.is_serving() || !peers.may_help(self.identity().domain) {
-            return false;
-        }
-        let Handle { namespace, realization } = self.handles[handle];
-        let (client, hashes) = (self.client, &self.hashes);
-        let looked = self.shared.driver.with(|decider, now| {
-            let asked = kvtier_core::Request {
-                client,
-                namespace,
-                realization,
-                hashes,
-                hints,
-                deadline: now,
-            };
-            decider.manager.lookup(&asked, now)
-        });
-        if !looked.is_ok_and(|tiers| tiers.contains(&None)) {
-            return false;
-        }
-        let job = FetchJob {
-            scope: self.scope(namespace, realization),
-            hashes: self.hashes.clone(),
-            which,
-            hints,
-            deadline: Instant::now() + self.patience(deadline_us),
-            outbox: Arc::clone(&self.outbox),
-            request,
-        };
-        let taken = peers.fetch_from_peers(job);
-        if taken {
-            self.waiting.insert(request, Some(handle));
-        }
-        taken
-    }
-
-    fn tell_fetched(&mut self, request: u64, handle: usize, results: &[Fetched]) -> io::Result<()> {
-        // Asked again now that the bytes are here: a member whose lease lapsed answers only misses.
-        let is_serving = self.shared.driver.peers().is_none_or(|peers| peers.is_serving());
-        if !is_serving {
-            let leased = |result: &Fetched| match result {
-                Fetched::Leased { lease, .. } => Some(*lease),
-                Fetched::Miss | Fetched::Busy => None,
-            };
-            let leases: Vec<LeaseId> = results.iter().filter_map(leased).collect();
-            let client = self.client;
-            let driver = &self.shared.driver;
-            driver.with(|decider, now| decider.manager.release(client, &leases, now));
-        }
-        let misses;
-        let results = if is_serving {
-            results
-        } else {
-            misses = vec![Fetched::Miss; results.len()];
-            &misses
-        };
-        for result in results {
-            if let Fetched::Leased { extent, .. } = result {
-                self.announce(extent)?;
-            }
-        }
-        let generation = self.generation(handle);
-        self.reply(
-            request,
-            &Reply::Fetched {
-                generation,
-                outcomes: results.into(),
-            },
-        );
         Ok(())
     }
 
