@@ -122,3 +122,26 @@ fn a_clients_deletion_here_does_not_reach_peers() {
     );
     assert_eq!(get(&nodes[0], "kept").as_deref(), Some("host"));
 }
+
+#[test]
+fn more_than_fits_in_the_time_comes_in_part_and_holds_nothing_up() {
+    let plan = Plan::on_loopback(2).with(&["--host-bytes", "64MiB"]);
+    let flags = |member| plan.flags_of(member);
+    let start = |member, settings: &str| {
+        let flags: Vec<String> = flags(member);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        Daemon::start_with(&flags, settings)
+    };
+    let holder = start(0, &Plan::settings());
+    // A millisecond, in which next to nothing can be read.
+    let hasty = start(1, &format!("peer_fetch_timeout_ms = 1\n{}", Plan::settings()));
+    await_connected(&hasty, 1);
+    for key in 0..20 {
+        put(&holder, &format!("key {key}"));
+    }
+    // Each is a miss or right, and the peer is not blamed for the haste.
+    let found = (0..20).filter(|key| get(&hasty, &format!("key {key}")).is_some()).count();
+    eprintln!("{found} of 20 came within a millisecond each");
+    holder.settle();
+    hasty.settle();
+}

@@ -346,14 +346,20 @@ impl Shared {
                     return Vec::new();
                 };
                 let assigned = found.into_iter().filter(|(link, ..)| Arc::ptr_eq(link, &chosen));
-                let assigned = assigned.map(|(link, live, tiers)| (link, live, positions(&tiers, Option::is_some)));
+                let assigned = assigned.map(|(link, live, tiers)| {
+                    let end = match job.which {
+                        FetchScope::Each => tiers.len(),
+                        FetchScope::Prefix => tiers.iter().position(Option::is_none).unwrap_or(tiers.len()),
+                    };
+                    (link, live, positions(&tiers[..end], Option::is_some))
+                });
                 let fetching = weighing.begin(self.driver.clock.now(), &decision);
                 (assigned.collect(), Some((weighing, fetching)))
             }
         };
         let mut parts = self.ask_for_parts(&keys, assigned, until);
         let mut running: VecDeque<Running> = VecDeque::new();
-        let mut right: Vec<(usize, Found, ReservationId, Extent)> = Vec::new();
+        let mut copied = Vec::new();
         let mut reached = 0;
         while let Some(part) = parts.pop_front() {
             let found = self.leased(part, &versions, until);
@@ -377,16 +383,18 @@ impl Shared {
             while running.len() > RUNNING_MAX
                 && let Some(part) = running.pop_front()
             {
-                right.extend(self.finish_weighed(part, &mut fetching));
+                let right = self.finish_weighed(part, &mut fetching);
+                copied.extend(self.seal(own, job, generation, &missing, right));
             }
         }
         for part in running {
-            right.extend(self.finish_weighed(part, &mut fetching));
+            let right = self.finish_weighed(part, &mut fetching);
+            copied.extend(self.seal(own, job, generation, &missing, right));
         }
         if let Some((weighing, fetching)) = &fetching {
             weighing.end(self.driver.clock.now(), fetching);
         }
-        self.seal(own, job, generation, &missing, right)
+        copied
     }
 
     /// Asks for leases at the peers that have the blocks, in parts.
@@ -469,6 +477,17 @@ impl Shared {
             places,
             answer,
         } = part;
+        if Instant::now() >= until {
+            // The time went by with the parts before: that is no fault of this answer's. What it holds is given back.
+            if let Some(Message::Leased { outcomes, .. }) = answer.ok().and_then(|answer| answer.try_recv().ok()) {
+                let lease = |outcome: &Acquired| match outcome {
+                    Acquired::Held(held) => Some(held.lease),
+                    Acquired::Absent | Acquired::Busy => None,
+                };
+                live.tell(&Message::Release(outcomes.iter().filter_map(lease).collect()));
+            }
+            return None;
+        }
         let (theirs, regions, outcomes) = match link.answer(answer, until) {
             Ok(Message::Leased {
                 versions,
