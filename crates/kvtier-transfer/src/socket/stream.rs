@@ -74,28 +74,34 @@ pub fn send_parts(socket: impl AsFd, parts: &[Part<'_>], skipped: usize, when_fu
     Ok(sent)
 }
 
-/// Sends all parts with `flags`, and tells of each call whether it took anything.
+/// Sends all parts with `flags`, and tells of each call whether it took anything so. False where the kernel may lock no more
+/// pages for `MSG_ZEROCOPY`: from there on the rest was sent without.
 pub(super) fn send_parts_flagged(
     socket: impl AsFd,
     parts: &[Part<'_>],
     flags: libc::c_int,
     tell: &mut dyn FnMut(bool),
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let total: usize = parts.iter().map(Part::len).sum();
-    let mut sent = 0;
+    let (mut sent, mut flags, mut has_room) = (0, flags, true);
     let mut vectors = Vec::with_capacity(parts.len().min(PARTS_MAX));
     while sent < total {
         fill(&mut vectors, parts, sent);
         match send_vectors(&socket, &mut vectors, libc::MSG_NOSIGNAL | flags) {
             Ok(count) => {
-                tell(count > 0);
+                tell(count > 0 && has_room);
                 sent += count;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The pages would be locked, and this process may lock no more (`RLIMIT_MEMLOCK`): copied, they are not.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && flags & libc::MSG_ZEROCOPY != 0 => {
+                flags &= !libc::MSG_ZEROCOPY;
+                has_room = false;
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(has_room)
 }
 
 /// What one call takes of all but the first `sent` bytes.

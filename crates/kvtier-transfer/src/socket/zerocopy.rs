@@ -58,11 +58,14 @@ impl ZeroCopy {
     /// Sends all parts. Their memory is the kernel's until [`ZeroCopy::settle`] has returned `Ok`.
     pub(crate) fn send(&mut self, socket: impl AsFd, parts: &[Part<'_>]) -> io::Result<()> {
         let sent = &mut self.sent;
-        send_parts_flagged(socket, parts, libc::MSG_ZEROCOPY, &mut |taken| {
+        let has_room = send_parts_flagged(socket, parts, libc::MSG_ZEROCOPY, &mut |taken| {
             if taken {
                 *sent = sent.wrapping_add(1);
             }
-        })
+        })?;
+        // A process that may lock no more pages copies from now on.
+        self.copied |= !has_room;
+        Ok(())
     }
 
     /// Waits until the kernel holds no page of what was sent.
