@@ -140,7 +140,9 @@ fn more_than_fits_in_the_time_comes_in_part_and_holds_nothing_up() {
         put(&holder, &format!("key {key}"));
     }
     // Each is a miss or right, and the peer is not blamed for the haste.
-    let found = (0..20).filter(|key| get(&hasty, &format!("key {key}")).is_some()).count();
+    let found = (0..20)
+        .filter(|key| get(&hasty, &format!("key {key}")).is_some())
+        .count();
     eprintln!("{found} of 20 came within a millisecond each");
     holder.settle();
     hasty.settle();
