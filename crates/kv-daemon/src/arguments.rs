@@ -106,7 +106,7 @@ pub(crate) struct Flags {
     /// How long demoted blocks may wait before they survive a power cut, milliseconds [default: 1000]
     #[arg(long, value_name = "MS")]
     nvme_flush_interval_ms: Option<String>,
-    /// Where peers reach this node; beyond loopback it needs --peer-secret-file [default: no peers]
+    /// Where peers reach this node; it needs --peer-secret-file [default: no peers]
     #[arg(long, value_name = "ADDRESS")]
     peer_listen: Option<String>,
     /// This node as the others' list names it [default: --peer-listen]

@@ -201,7 +201,7 @@ pub struct Settings {
     pub anchor_file: Option<PathBuf>,
     /// Kills the process at this step of a purge: a test mode. Default none.
     pub purge_fail_point: Option<String>,
-    /// Where peers reach this node, address and port. Beyond loopback it needs `peer_secret_file`. Default none: no peers.
+    /// Where peers reach this node, address and port. It needs `peer_secret_file`. Default none: no peers.
     pub peer_listen: Option<SocketAddr>,
     /// This node as the others' list names it, `HOST:PORT`. Default: `peer_listen`.
     pub peer_address: Option<String>,
@@ -216,7 +216,7 @@ pub struct Settings {
     pub peers_redis_password_file: Option<PathBuf>,
     /// What this cluster is called there: servers may be shared. Default `kvtier`.
     pub cluster_name: String,
-    /// A file whose content, at least 16 bytes, all members know and nobody else. Default none: for loopback only.
+    /// A file whose content, at least 16 bytes, all members know and nobody else. Default none: no peers.
     pub peer_secret_file: Option<PathBuf>,
     /// How blocks are read from peers. Default `auto`.
     pub peer_transport: PeerTransport,

@@ -53,12 +53,13 @@ fn members_are_separated_by_commas_or_an_array() {
     let flags = [
         ("peers", "--peers", "a:1, b:2"),
         ("peer_listen", "--peer-listen", "127.0.0.1:1"),
+        ("peer_secret_file", "--peer-secret-file", "/s"),
     ];
     let configuration = sources(&[("HOME", "/h"), ("KVTIER_PEERS", "[\"c:3\"]")], &flags)
         .load()
         .unwrap();
     assert_eq!(configuration.node.peers, ["a:1", "b:2"]);
-    let file = "peers = [\"d:4\"]\npeer_listen = \"127.0.0.1:1\"\n";
+    let file = "peers = [\"d:4\"]\npeer_listen = \"127.0.0.1:1\"\npeer_secret_file = \"/s\"\n";
     let configuration = with_file(file, sources(&[("HOME", "/h")], &[])).unwrap();
     assert_eq!(configuration.node.peers, ["d:4"]);
 }

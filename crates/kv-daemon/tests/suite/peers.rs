@@ -289,15 +289,26 @@ fn who_does_not_know_the_secret_is_refused_and_said_so() {
 fn settings_that_cannot_be_are_refused_with_the_remedy() {
     for (flags, remedy) in [
         (&["--peer-listen", "0.0.0.0:7411"][..], "peer_secret_file"),
+        // Other users of this machine reach loopback.
+        (&["--peer-listen", "127.0.0.1:0"][..], "peer_secret_file"),
         (&["--peers", "10.0.0.1:7411"][..], "peer_listen"),
         (
-            &["--peer-listen", "127.0.0.1:0", "--peers", "nonsense"][..],
+            &[
+                "--peer-listen",
+                "127.0.0.1:0",
+                "--peer-secret-file",
+                "/nowhere",
+                "--peers",
+                "nonsense",
+            ][..],
             "HOST:PORT",
         ),
         (
             &[
                 "--peer-listen",
                 "127.0.0.1:0",
+                "--peer-secret-file",
+                "/nowhere",
                 "--peer-address",
                 "a:1",
                 "--peers",

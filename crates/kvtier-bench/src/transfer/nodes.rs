@@ -52,6 +52,9 @@ impl Pair {
             let address = listener.local_addr().map_err(BenchError::system("a port".to_owned()))?;
             Ok(address.to_string())
         };
+        let secret = directory.path().join("secret");
+        std::fs::write(&secret, "what both nodes of a bench know")
+            .map_err(BenchError::system("a secret".to_owned()))?;
         let addresses = [port()?, port()?];
         let start = |member: usize| -> Result<Node, BenchError> {
             let state_dir = directory.path().join(member.to_string());
@@ -68,6 +71,7 @@ impl Pair {
                 }],
                 peer_listen: addresses[member].parse().ok(),
                 peers: addresses.to_vec(),
+                peer_secret_file: Some(secret.clone()),
                 peer_transport: PeerTransport::Tcp,
                 peer_connections: u32::try_from(CONNECTIONS).unwrap_or(1),
                 ..Settings::default()

@@ -80,11 +80,12 @@ impl Settings {
             }
             return Ok(());
         };
-        if !listen.ip().is_loopback() && self.peer_secret_file.is_none() {
+        // On loopback, too: other users of the machine reach it, and a peer reads what the domains hold.
+        if self.peer_secret_file.is_none() {
             return refuse(
                 "peer_listen",
                 listen.to_string(),
-                "beyond loopback peers need a secret in common: set peer_secret_file",
+                "whoever is taken for a peer reads the memory of the domains: set peer_secret_file, the same on all members",
             );
         }
         if self.peer_address.is_none() && (listen.ip().is_unspecified() || self.cluster_fence) {

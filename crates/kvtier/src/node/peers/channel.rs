@@ -30,7 +30,7 @@ const CODE_BYTES: usize = 16;
 pub(crate) struct ClusterSecret(Zeroizing<[u8; 32]>);
 
 impl ClusterSecret {
-    /// From what the operator wrote. Without one, whoever reaches the port is a member: for loopback only.
+    /// From what the operator wrote. The settings always name one.
     pub(crate) fn new(bytes: Option<&[u8]>) -> ClusterSecret {
         ClusterSecret(Zeroizing::new(blake3::derive_key(
             "kvtier peers 2026-11 cluster secret",
