@@ -1,27 +1,25 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use kvtier_core::{Completion, Failure, NamespaceId};
 use kvtier_transfer::memory::MemorySlice;
 
+mod pace;
+
+use self::pace::Pace;
 use super::format::{ALIGNMENT, HEADER_BYTES};
 use super::segment::{Segment, aligned};
 use super::tier::{Inner, Ticket};
 
 /// What is overwritten in one write: whoever reads waits behind one of them at most.
 const PIECE_BYTES: u64 = 128 << 10;
-/// A read or write is followed by a pause of so many times what it took.
-const PAUSES: u32 = 3;
 /// Between two pages that are read back, besides the first and the last of a range.
 const SAMPLE_BYTES: u64 = 1 << 20;
 /// Decoding an index is a millisecond's work: whoever reads goes first.
 const NICENESS: i32 = 10;
-/// Longest pause after a piece.
-const PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// What is to be overwritten in one segment. See [`kvtier_core::Action::EraseRecords`].
 pub(super) struct Erasure {
@@ -32,11 +30,13 @@ pub(super) struct Erasure {
     pub(super) keep: Vec<Range<u32>>,
 }
 
-/// The erasing thread: one part after another, at about a quarter of the device's speed, so that whoever reads finds it free.
+/// The erasing thread: one part after another, and pauses in between: see [`Pace`].
 pub(super) fn run(inner: &Arc<Inner>, erasures: &Receiver<Option<Erasure>>) {
     // Where it may not be had, readers wait for a processor a little more often.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+    let pace = Pace::default();
     while let Ok(Some(erasure)) = erasures.recv() {
+        pace.resume();
         let Erasure {
             ticket,
             segment,
@@ -44,7 +44,7 @@ pub(super) fn run(inner: &Arc<Inner>, erasures: &Receiver<Option<Erasure>>) {
             namespace,
             keep,
         } = erasure;
-        match erase(inner, &ticket, &segment, pages, namespace, &keep) {
+        match erase(inner, &pace, &ticket, &segment, pages, namespace, &keep) {
             Ok(Some((records, bytes))) => ticket.answer(Ok(Completion::Erased { records, bytes })),
             Ok(None) => ticket.answer(Err(Failure::Deadline)),
             Err(error) => inner.fail(ticket, "overwrite records", error),
@@ -55,6 +55,7 @@ pub(super) fn run(inner: &Arc<Inner>, erasures: &Receiver<Option<Erasure>>) {
 /// How many records and bytes; `None` where a reset came in between.
 fn erase(
     inner: &Inner,
+    pace: &Pace,
     ticket: &Ticket,
     segment: &Segment,
     pages: Range<u32>,
@@ -75,7 +76,7 @@ fn erase(
             }
             is_target && pages.contains(&place)
         },
-        &pause,
+        &|took| pace.pause(took),
     )?;
     inner.count_device_write(named.bytes);
     let payloads = page(HEADER_BYTES)..page(named.index_starts_at);
@@ -84,13 +85,15 @@ fn erase(
     let zeroes = aligned(usize::try_from(PIECE_BYTES).map_err(io::Error::other)?)?;
     let mut bytes = 0;
     for gap in &gaps {
-        if !overwrite(ticket, segment, gap, &zeroes)? {
+        if !overwrite(pace, ticket, segment, gap, &zeroes)? {
             return Ok(None);
         }
         bytes += gap.end - gap.start;
     }
     inner.count_device_write(bytes);
+    let begun = Instant::now();
     segment.sync_payloads()?;
+    pace.pause_after_flush(begun.elapsed());
     for gap in &gaps {
         verify(segment, gap)?;
     }
@@ -117,13 +120,14 @@ fn gaps(within: Range<u32>, mut survivors: Vec<Range<u32>>) -> Vec<Range<u64>> {
     gaps
 }
 
-/// Leaves the device to others.
-fn pause(after: Duration) {
-    thread::sleep((after * PAUSES).min(PAUSE_MAX));
-}
-
 /// False where a reset came in between.
-fn overwrite(ticket: &Ticket, segment: &Segment, gap: &Range<u64>, zeroes: &MemorySlice) -> io::Result<bool> {
+fn overwrite(
+    pace: &Pace,
+    ticket: &Ticket,
+    segment: &Segment,
+    gap: &Range<u64>,
+    zeroes: &MemorySlice,
+) -> io::Result<bool> {
     let mut offset = gap.start;
     while offset < gap.end {
         if ticket.is_cancelled() {
@@ -133,7 +137,8 @@ fn overwrite(ticket: &Ticket, segment: &Segment, gap: &Range<u64>, zeroes: &Memo
         let length = PIECE_BYTES.min(gap.end - offset);
         segment.overwrite(offset, length, zeroes)?;
         offset += length;
-        pause(begun.elapsed());
+        pace.wrote(length);
+        pace.pause(begun.elapsed());
     }
     Ok(true)
 }
@@ -151,7 +156,7 @@ fn verify(segment: &Segment, gap: &Range<u64>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::gaps;
+    use super::*;
 
     fn pages(range: std::ops::Range<u64>) -> std::ops::Range<u64> {
         range.start * 4096..range.end * 4096
