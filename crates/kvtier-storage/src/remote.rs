@@ -3,7 +3,7 @@
 //! A server is told nothing: names are keyed digests, contents are sealed, and what it gives back is believed only once it opened. What
 //! leaves with an object is its length and when it is asked for.
 //!
-//! [`ObjectKey`] names, seals and opens; it needs no server. The feature `redis` brings [`redis::RedisStore`], which puts, fetches and erases.
+//! [`ObjectKey`] names, seals and opens; it needs no server. The feature `redis` brings `redis::RedisStore`, which puts, fetches and erases.
 //! Absent on purpose: which block is worth a trip, who holds the keys, and retries.
 
 mod object;

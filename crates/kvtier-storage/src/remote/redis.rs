@@ -330,7 +330,7 @@ impl RedisStore {
                 Some(connection) => Ok(connection),
                 None => Connection::open(&self.server, until),
             };
-            let mut connection = opened.map_err(|fault| self.error("the connection", fault, until))?;
+            let mut connection = opened.map_err(|fault| self.error("a connection", fault, until))?;
             connection.begin(until);
             let fault = match job(&mut connection) {
                 Ok(done) => {
@@ -418,7 +418,7 @@ impl Place<'_> {
         }
     }
 
-    /// Leaves a connection for the next, unless an answer is still awaited on it: that would be taken for another's.
+    /// Leaves a connection for the next, unless an answer is still awaited on it, or one came unasked: it would be taken for another's.
     fn keep(&self, connection: Connection) {
         if connection.is_settled() {
             self.store.pool.lock().idle.push(connection);

@@ -147,9 +147,9 @@ impl Connection {
         }
     }
 
-    /// Whether every answer came, so that the next one belongs to the next command.
+    /// Whether every answer came and nothing else, so that the next one belongs to the next command.
     pub(super) fn is_settled(&self) -> bool {
-        self.awaited == 0 && self.unsent.is_empty()
+        self.awaited == 0 && self.unsent.is_empty() && self.stream.buffer().is_empty()
     }
 
     /// Answers since it was taken up.

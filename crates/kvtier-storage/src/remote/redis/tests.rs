@@ -259,6 +259,28 @@ fn an_answer_that_came_too_late_is_nobodys() {
 }
 
 #[test]
+fn an_answer_that_nobody_asked_for_is_no_answer_to_the_next_command() {
+    let server = Scripted::new(|number, caller| {
+        while caller.command().is_some() {
+            caller.say(format!("$1\r\n{number}\r\n").as_bytes());
+            if number == 1 {
+                thread::sleep(Duration::from_millis(50));
+            }
+            if number < 2 {
+                caller.say(b"$5\r\nfalse\r\n");
+            }
+        }
+    });
+    let store = store(server.url.clone(), 1, LONG);
+    // Beside the answer that was asked for, then after it.
+    for number in ["0", "1", "2", "2"] {
+        let object = Some(number.as_bytes().to_vec());
+        assert_eq!(fetched(&store, &[name(1)], after(LONG)), (vec![object], Ok(())));
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
 fn an_idle_connection_that_was_closed_is_replaced_unseen() {
     // Closed while idle; then one that is closed by the next command, which cannot be seen before.
     let server = Scripted::new(|number, caller| match number {
