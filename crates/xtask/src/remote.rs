@@ -11,6 +11,19 @@ use crate::verbs_world::{cache, packages::Packages};
 use crate::workspace::Workspace;
 
 const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Package, program and tests that want the server.
+const TESTS: [&[&str]; 2] = [
+    &[
+        "kvtier-storage",
+        "--features",
+        "redis",
+        "--lib",
+        "--",
+        "--show-output",
+        "remote::redis::tests::real::",
+    ],
+    &["kv-daemon", "--test", "suite", "--", "--show-output", "directory::"],
+];
 /// The server and what it is linked with, alternatives in the order of their preference.
 const PACKAGES: [&[&str]; 8] = [
     &["redis-server"],
@@ -26,27 +39,21 @@ const PACKAGES: [&[&str]; 8] = [
 /// Runs the tests that want a Redis server.
 pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
     let server = server()?;
-    let mut cargo = workspace.cargo();
-    cargo
-        .args([
-            "test",
-            "--package",
-            "kv-daemon",
-            "--test",
-            "suite",
-            "--",
-            "--show-output",
-            "directory::",
-        ])
-        .env("KVTIER_REDIS_SERVER", &server.program)
-        .env("KVTIER_REDIS_LIBRARIES", server.libraries);
     let mut report = Report::default();
-    let status = process::stream(&mut cargo, "remote", LIMIT, |stream, line| {
-        if report.read(stream, line) {
-            println!("{line}");
-        }
-    })?;
-    report.close(status.success());
+    for tests in TESTS {
+        let mut cargo = workspace.cargo();
+        cargo
+            .args(["test", "--package"])
+            .args(tests)
+            .env("KVTIER_REDIS_SERVER", &server.program)
+            .env("KVTIER_REDIS_LIBRARIES", &server.libraries);
+        let status = process::stream(&mut cargo, "remote", LIMIT, |stream, line| {
+            if report.read(stream, line) {
+                println!("{line}");
+            }
+        })?;
+        report.close(status.success());
+    }
     report.print_skipped();
     Ok(report.tally())
 }

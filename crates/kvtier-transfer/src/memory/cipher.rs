@@ -75,21 +75,52 @@ impl Cipher {
         target: &MemorySlice,
     ) -> [u8; CIPHER_TAG_BYTES] {
         check_ranges(source, target);
+        // SAFETY: source and target are mappings of `len` bytes that the slices keep alive, identical or disjoint (checked).
+        unsafe { self.seal_at(nonce, associated, source.as_ptr(), target.as_mut_ptr(), source.len()) }
+    }
+
+    /// As [`Cipher::seal`], to a buffer of this process.
+    ///
+    /// # Panics
+    /// When the lengths differ, or a message is longer than GCM allows (64 GiB).
+    #[must_use]
+    pub fn seal_to_slice(
+        &self,
+        nonce: &[u8; CIPHER_NONCE_BYTES],
+        associated: &[u8],
+        source: &MemorySlice,
+        target: &mut [u8],
+    ) -> [u8; CIPHER_TAG_BYTES] {
+        assert_eq!(source.len(), target.len(), "plaintext and ciphertext are equally long");
+        // SAFETY: both have `len` bytes, the source in a mapping that its slice keeps alive; a `&mut [u8]` never lies in a region.
+        unsafe { self.seal_at(nonce, associated, source.as_ptr(), target.as_mut_ptr(), source.len()) }
+    }
+
+    /// # Safety
+    /// `source` is readable and `target` writable for `length` bytes; the two are identical or disjoint.
+    unsafe fn seal_at(
+        &self,
+        nonce: &[u8; CIPHER_NONCE_BYTES],
+        associated: &[u8],
+        source: *const u8,
+        target: *mut u8,
+        length: usize,
+    ) -> [u8; CIPHER_TAG_BYTES] {
         let mut tag = [0; CIPHER_TAG_BYTES];
         let mut tag_bytes = 0;
-        // SAFETY: source and target are mappings of `len` bytes that the slices keep alive, identical or disjoint
-        // (checked); nonce, tag and associated data have the lengths that are passed and outlive the call.
+        // SAFETY: source and target are as the caller promises; nonce, tag and associated data have the lengths that are
+        // passed and outlive the call.
         let sealed = unsafe {
             EVP_AEAD_CTX_seal_scatter(
                 self.context.as_ptr(),
-                target.as_mut_ptr(),
+                target,
                 tag.as_mut_ptr(),
                 &raw mut tag_bytes,
                 tag.len(),
                 nonce.as_ptr(),
                 nonce.len(),
-                source.as_ptr(),
-                source.len(),
+                source,
+                length,
                 std::ptr::null(),
                 0,
                 associated.as_ptr(),
@@ -146,19 +177,28 @@ impl Opening {
     /// When the lengths differ, the target is read-only, or the piece has 2 GiB or more.
     pub fn decrypt(&mut self, source: &MemorySlice, target: &MemorySlice) {
         check_ranges(source, target);
-        let length = c_int::try_from(source.len()).expect("a piece is shorter than 2 GiB");
+        // SAFETY: source and target are mappings of `len` bytes that the slices keep alive, identical or disjoint (checked).
+        unsafe { self.decrypt_at(source.as_ptr(), target.as_mut_ptr(), source.len()) }
+    }
+
+    /// As [`Opening::decrypt`], from a buffer of this process.
+    ///
+    /// # Panics
+    /// As [`Opening::decrypt`].
+    pub fn decrypt_from_slice(&mut self, source: &[u8], target: &MemorySlice) {
+        assert_eq!(source.len(), target.len(), "plaintext and ciphertext are equally long");
+        // SAFETY: both have `len` bytes, the target in a mapping that its slice keeps alive; a `&[u8]` never lies in a region.
+        unsafe { self.decrypt_at(source.as_ptr(), target.as_mut_ptr(), source.len()) }
+    }
+
+    /// # Safety
+    /// `source` is readable and `target` writable for `length` bytes; the two are identical or disjoint.
+    unsafe fn decrypt_at(&mut self, source: *const u8, target: *mut u8, length: usize) {
+        let length = c_int::try_from(length).expect("a piece is shorter than 2 GiB");
         let mut decrypted = 0;
-        // SAFETY: source and target are mappings of `length` bytes that the slices keep alive, identical or disjoint
-        // (checked); in this mode as many bytes come out as go in.
-        let outcome = unsafe {
-            EVP_DecryptUpdate(
-                self.decryption.as_ptr(),
-                target.as_mut_ptr(),
-                &raw mut decrypted,
-                source.as_ptr(),
-                length,
-            )
-        };
+        // SAFETY: source and target are as the caller promises; in this mode as many bytes come out as go in.
+        let outcome =
+            unsafe { EVP_DecryptUpdate(self.decryption.as_ptr(), target, &raw mut decrypted, source, length) };
         assert!(
             outcome == 1 && decrypted == length,
             "decrypting has no other way to fail"
@@ -339,6 +379,24 @@ mod tests {
         let mut opening = cipher.opening(&[1; 12], b"place");
         let front = |of: &MemorySlice| of.subslice(0, 70_000).expect("inside");
         opening.decrypt(&front(&sealed), &front(&opened));
+        assert_eq!(opening.finish(&tag), Err(SealBroken));
+    }
+
+    #[test]
+    fn a_buffer_of_the_process_takes_and_gives_the_same_ciphertext_as_a_region() {
+        let (plain, sealed, opened) = slices();
+        let cipher = Cipher::new(&[7; 32]);
+        let tag = cipher.seal(&[1; 12], b"place", &plain, &sealed);
+        let mut buffer = vec![0; plain.len()];
+        assert_eq!(cipher.seal_to_slice(&[1; 12], b"place", &plain, &mut buffer), tag);
+        assert_eq!(buffer, sealed.to_vec());
+        let mut opening = cipher.opening(&[1; 12], b"place");
+        opening.decrypt_from_slice(&buffer, &opened);
+        assert_eq!(opening.finish(&tag), Ok(()));
+        assert_eq!(plain.to_vec(), opened.to_vec());
+        buffer[70_000] ^= 1;
+        let mut opening = cipher.opening(&[1; 12], b"place");
+        opening.decrypt_from_slice(&buffer, &opened);
         assert_eq!(opening.finish(&tag), Err(SealBroken));
     }
 
