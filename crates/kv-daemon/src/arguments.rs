@@ -121,6 +121,9 @@ pub(crate) struct Flags {
     /// A Redis server where members find each other
     #[arg(long, value_name = "redis://HOST:PORT")]
     peers_redis: Option<String>,
+    /// A Redis server that keeps sealed blocks of the named trust domains: redis://[USER@]HOST:PORT[/DB]
+    #[arg(long, value_name = "URL")]
+    remote_redis: Option<String>,
     /// A file whose content all members know and nobody else
     #[arg(long, value_name = "FILE")]
     peer_secret_file: Option<String>,
@@ -188,6 +191,7 @@ impl Flags {
             ("peers", "--peers", self.peers),
             ("peers_dns", "--peers-dns", self.peers_dns),
             ("peers_redis", "--peers-redis", self.peers_redis),
+            ("remote_redis", "--remote-redis", self.remote_redis),
             ("peer_secret_file", "--peer-secret-file", self.peer_secret_file),
             ("peer_transport", "--peer-transport", self.peer_transport),
             ("cluster_fence", "--cluster-fence", self.cluster_fence),

@@ -12,6 +12,7 @@ mod namespace;
 mod peers;
 mod purge;
 mod receipt;
+mod remote;
 mod replay_gate;
 mod simulate;
 mod token;
@@ -71,6 +72,8 @@ enum Command {
     Status,
     /// The other nodes: rails, bandwidth, errors
     Peers,
+    /// The remote tier: what was read and written there, and whether it is worth asking
+    Remote,
     /// Store a file, or standard input, under a key
     Put {
         /// 32 hex digits, or any text (which is hashed)
@@ -278,6 +281,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Status => commands::status(&connection),
         Command::Peers => peers::peers(&connection),
+        Command::Remote => remote::remote(&connection),
         Command::Put {
             key,
             file,

@@ -3,11 +3,12 @@
 //! Each scrape asks the node once and encodes that answer; nothing is counted twice, here and in the core.
 
 mod cluster;
+mod remote;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kvtier::node::{ClusterStatus, Durations, Purges, Status};
+use kvtier::node::{ClusterStatus, Durations, Purges, RemoteStatus, Status};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -207,6 +208,7 @@ struct Scrape {
     numbers: BTreeMap<&'static str, u64>,
     purges: Option<Purges>,
     cluster: Option<ClusterStatus>,
+    remote: Option<RemoteStatus>,
     uptime_seconds: f64,
     version: &'static str,
 }
@@ -248,6 +250,9 @@ impl Collector for Scrape {
         }
         if let Some(cluster) = &self.cluster {
             cluster::encode(&mut encoder, cluster)?;
+        }
+        if let Some(remote) = &self.remote {
+            remote::encode(&mut encoder, remote)?;
         }
         let uptime = ConstGauge::new(self.uptime_seconds);
         uptime.encode(encoder.encode_descriptor(
@@ -310,6 +315,7 @@ pub fn exposition(status: Option<&Status>, uptime_seconds: f64) -> Result<String
             .unwrap_or_default(),
         purges: status.map(|status| status.purges.clone()),
         cluster: status.and_then(|status| status.cluster.clone()),
+        remote: status.and_then(|status| status.remote.clone()),
         uptime_seconds,
         version: env!("CARGO_PKG_VERSION"),
     }));

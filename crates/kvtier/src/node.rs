@@ -5,6 +5,7 @@
 //! generations durable, and those of the NVMe engine; when nobody asks, all of them sleep.
 
 mod clock;
+mod copying;
 mod domains;
 mod driver;
 mod learned;
@@ -32,12 +33,20 @@ use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::learned::Keeper;
 use self::listener::Listener;
+#[cfg(feature = "redis")]
+mod remote;
+#[cfg(not(feature = "redis"))]
+#[path = "node/remote_absent.rs"]
+mod remote;
+
 use self::peers::versions::{Cause, VersionBook};
 pub use self::peers::{ClusterStatus, PeerStatus, RailStatus};
 use self::peers::{MemberKey, Peers};
 use self::purging::Purging;
 pub use self::purging::STEPS as PURGE_STEPS;
 use self::recorder::Recorder;
+use self::remote::Remote;
+pub use self::remote::RemoteStatus;
 pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durability, Durations, Purges, Status};
 pub use self::watchers::Processor;
 use crate::error::ErrorKind;
@@ -113,6 +122,14 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The remote tier cannot be had as the settings say.
+    #[error("the remote tier, {address}: {source}: correct the settings")]
+    Remote {
+        /// Which setting or server.
+        address: String,
+        /// What it said.
+        source: std::io::Error,
+    },
     /// A fenced cluster's list lacks this node.
     #[error("peers: the list does not name this node, {own}: with cluster_fence it must")]
     NotAMember {
@@ -173,6 +190,7 @@ pub struct Node {
     domains: Arc<Domains>,
     purging: Arc<Purging>,
     peers: Option<Arc<Peers>>,
+    remote: Option<Arc<Remote>>,
     learned: Option<Keeper>,
     threads: Vec<JoinHandle<()>>,
     settings: CheckedSettings,
@@ -279,13 +297,13 @@ impl Node {
         }
         let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations, anchor, is_anchor_missing);
         let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
-        let versions = match settings.peer_listen {
-            Some(_) => {
+        let versions = match (settings.peer_listen, &settings.remote_redis) {
+            (Some(_), _) | (None, Some(_)) => {
                 let identity = recorder.register.identity();
                 let own = MemberKey::parse(&identity).expect("an identity has 32 digits");
                 Some(Arc::new(VersionBook::open(&settings.state_dir, own)?))
             }
-            None => None,
+            (None, None) => None,
         };
         let (driver, segment_work) = Driver::new(
             &settings,
@@ -334,6 +352,13 @@ impl Node {
                 "{learnt} peers told what they invalidated"
             )));
         }
+        let remote = {
+            let told = |progress| observer(progress);
+            Remote::start(&settings, &driver, &domains, versions.as_ref(), &told)?
+        };
+        if let Some(remote) = &remote {
+            let _ = driver.remote.set(Arc::downgrade(remote));
+        }
         let purger = Arc::clone(&purging);
         threads.push(spawn("kvtier-purge", move || purger.run(&purging_jobs))?);
         // Before any client: nobody sees what a purge of an earlier run was to hide.
@@ -350,6 +375,7 @@ impl Node {
             domains,
             purging,
             peers,
+            remote,
             learned,
             threads,
             settings,
@@ -529,6 +555,9 @@ impl Node {
         if let Some(peers) = self.peers.take() {
             peers.stop();
         }
+        if let Some(remote) = self.remote.take() {
+            remote.stop();
+        }
         if let Some(learned) = self.learned.take() {
             learned.stop();
         }
@@ -606,6 +635,7 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         device,
         purges: driver.purges.lock().clone(),
         cluster: driver.peers().map(|peers| peers.status()),
+        remote: driver.remote().map(|remote| remote.status()),
         domains: domain_statistics,
     }
 }

@@ -1,6 +1,7 @@
 //! The settings of a [`crate::node::Node`]: plain data, checked once.
 
 mod peers;
+mod remote;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -247,6 +248,24 @@ pub struct Settings {
     pub kv_bytes_per_token: Option<u64>,
     /// Whether peers are asked at all: `auto` by what the cost model measured, `on` or `off`. Default `auto`.
     pub peer_gate: PeerGate,
+    /// A Redis server that keeps blocks of the trust domains that the settings name, `redis://[USER@]HOST:PORT[/DB]`. Each block is
+    /// sealed with its namespace's key before it leaves. Needs the feature `redis`. Default none.
+    pub remote_redis: Option<String>,
+    /// File of that server's password. Default none.
+    pub remote_redis_password_file: Option<PathBuf>,
+    /// Connections to that server that read blocks, each with a thread and one fetch at a time; 64 more wait for each. A connection more
+    /// writes, and one probes. Default 2. Each costs 8 MiB at most.
+    pub remote_readers: u32,
+    /// Puts that wait to be written to that server; those that find no place are not written. Default 1,024, of 4 KiB at most.
+    pub remote_writes_max: u32,
+    /// How long that server keeps a block that is not written again, seconds. Default 86,400.
+    pub remote_ttl_s: u64,
+    /// How long a fetch may wait for that server before it is a miss, milliseconds. Default 1,000.
+    pub remote_fetch_timeout_ms: u64,
+    /// How long that server may take to say what it has, milliseconds. Default 100. A lookup of what is not here waits for it.
+    pub remote_query_timeout_ms: u64,
+    /// Whether that server is asked at all, where a cost model is named: `auto` by what was measured, `on` or `off`. Default `auto`.
+    pub remote_gate: PeerGate,
     /// Serve only while a majority of `peers` renews this member's lease, so that no member can serve what a purge of the cluster
     /// has hidden. Needs a fixed list of at least three. Default false.
     pub cluster_fence: bool,
@@ -327,6 +346,14 @@ impl Default for Settings {
             block_tokens: 256,
             kv_bytes_per_token: None,
             peer_gate: PeerGate::Auto,
+            remote_redis: None,
+            remote_redis_password_file: None,
+            remote_readers: 2,
+            remote_writes_max: 1024,
+            remote_ttl_s: 86_400,
+            remote_fetch_timeout_ms: 1000,
+            remote_query_timeout_ms: 100,
+            remote_gate: PeerGate::Auto,
             cluster_fence: false,
             cluster_lease_ms: 3000,
             cluster_renew_ms: 500,
@@ -567,6 +594,7 @@ impl Settings {
         self.check_domains()?;
         self.check_costs()?;
         self.check_peers()?;
+        self.check_remote()?;
         let core = self.core_settings().check().map_err(|error| SettingsError {
             field: error.field,
             value: error.value,

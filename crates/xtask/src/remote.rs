@@ -22,7 +22,15 @@ const TESTS: [&[&str]; 2] = [
         "--show-output",
         "remote::redis::tests::real::",
     ],
-    &["kv-daemon", "--test", "suite", "--", "--show-output", "directory::"],
+    &[
+        "kv-daemon",
+        "--test",
+        "suite",
+        "--",
+        "--show-output",
+        "directory::",
+        "remote::",
+    ],
 ];
 /// The server and what it is linked with, alternatives in the order of their preference.
 const PACKAGES: [&[&str]; 8] = [

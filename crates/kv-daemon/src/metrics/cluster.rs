@@ -149,7 +149,7 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
     )
 }
 
-fn counter(
+pub(super) fn counter(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -163,7 +163,7 @@ fn counter(
     Ok(())
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, values: &[Labelled]) -> fmt::Result {
+pub(super) fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, values: &[Labelled]) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in values {
         let value = i64::try_from(*value).unwrap_or(i64::MAX);

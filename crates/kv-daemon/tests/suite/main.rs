@@ -15,5 +15,7 @@ mod peers;
 mod purge;
 mod raw;
 mod receipts;
+mod redis;
+mod remote;
 mod restart;
 mod settings;

@@ -141,7 +141,7 @@ impl TierManager {
     }
 
     /// A copy lies on a tier in service.
-    fn is_readable(&self, block: u32) -> bool {
+    pub(super) fn is_readable(&self, block: u32) -> bool {
         let entry = self.index.entry(block);
         entry.in_host() || (entry.on_nvme() && self.nvme_in_service())
     }

@@ -2,7 +2,9 @@ use super::TierManager;
 use super::seal::Origin;
 use crate::host_table::SlotState;
 use crate::index::{NONE, flag};
-use crate::{BlockKey, ClientId, Labels, LeaseId, Parent, Refusal, SealItem, SealRequest, Sealed, Time};
+use crate::{
+    BlockKey, ClientId, Fetched, Labels, LeaseId, Parent, Refusal, Request, SealItem, SealRequest, Sealed, Tier, Time,
+};
 
 /// What another node needs to know of a leased block to keep a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,28 @@ impl TierManager {
             labels: self.labels_of(entry),
             checksum: entry.is(flag::CHECKSUM).then_some(entry.checksum),
         })
+    }
+
+    /// Leases what lies in host memory, to copy it to another tier: that is no use of a block, and eviction learns nothing from it.
+    ///
+    /// # Errors
+    /// `Denied`, `UnknownClient`, `Invalid`, or `Busy` for a client that holds too much.
+    pub fn lease_unused(&mut self, request: &Request<'_>, now: Time) -> Result<Vec<Fetched>, Refusal> {
+        self.advance(now);
+        let client = self.admit_request(request)?;
+        self.may_hold_more(client)?;
+        let found = self.find_all(request);
+        let mut results = Vec::with_capacity(found.len());
+        for block in found {
+            let is_there = block != NONE && self.is_readable(block) && self.index.entry(block).in_host();
+            results.push(if is_there {
+                self.lease(client, block, Tier::Host)
+            } else {
+                Fetched::Miss
+            });
+        }
+        self.pump();
+        Ok(results)
     }
 
     /// Remembers the CRC32C of a block that this client leases: it is computed once.

@@ -287,6 +287,25 @@ impl RedisStore {
         })
     }
 
+    /// Deletes these objects; which of them were there, in their order.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some may have been deleted.
+    pub fn remove(&self, group: &ObjectGroup, names: &[ObjectName], until: Instant) -> Result<Vec<bool>, StoreError> {
+        self.run("UNLINK", until, |connection| {
+            let mut removed = Vec::with_capacity(names.len());
+            for names in names.chunks(COMMANDS_MAX) {
+                for name in names {
+                    connection.ask(&[b"UNLINK", key(group, name).as_bytes()])?;
+                }
+                connection.flush()?;
+                let answers = all(connection, names.len(), Connection::number)?;
+                removed.extend(answers.into_iter().map(|count| count > 0));
+            }
+            Ok(removed)
+        })
+    }
+
     /// Deletes every object of a namespace, of all its generations, and looks again. It goes through all keys of the server twice.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ use super::outbox::{Notice, Outbox};
 use super::peers;
 use super::peers::versions::{Cause, VersionBook};
 use super::recorder::{Job, Recorder};
+use super::remote::Remote;
 use super::status::{Durability, Purges};
 use super::watchers::{Confirmations, Watchers};
 use crate::settings::CheckedSettings;
@@ -75,6 +76,8 @@ pub(crate) struct Driver {
     pub(crate) domains: Arc<Domains>,
     /// Set once they are reached, if there are any.
     pub(crate) peers: OnceLock<Weak<peers::Shared>>,
+    /// Set once, too, where the settings name a server.
+    pub(crate) remote: OnceLock<Weak<Remote>>,
     /// What came back from NVMe at the start.
     pub(crate) restored: OnceLock<Durability>,
     pub(crate) clock: NodeClock,
@@ -117,6 +120,7 @@ impl Driver {
             versions,
             domains,
             peers: OnceLock::new(),
+            remote: OnceLock::new(),
             restored: OnceLock::new(),
             clock,
             watchers: Watchers::new(),
@@ -202,6 +206,11 @@ impl Driver {
     /// The peers, where there are any.
     pub(crate) fn peers(&self) -> Option<Arc<peers::Shared>> {
         self.peers.get().and_then(Weak::upgrade)
+    }
+
+    /// The remote tier, where there is one.
+    pub(crate) fn remote(&self) -> Option<Arc<Remote>> {
+        self.remote.get().and_then(Weak::upgrade)
     }
 
     /// Looks at the manager without commanding it.

@@ -17,7 +17,7 @@ mod reading;
 mod regions;
 mod serving;
 pub(crate) mod versions;
-mod weighing;
+pub(super) mod weighing;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -46,9 +46,12 @@ pub(crate) use self::message::MemberKey;
 pub(crate) use self::reading::{FetchJob, LookupJob, Scope};
 use self::reading::{Job, Reading};
 use self::regions::{Regions, Way};
+#[cfg(feature = "redis")]
+pub(in crate::node) use self::serving::request;
 use self::serving::{Connections, Given, Server};
 use self::versions::{Counter, VersionBook};
 use self::weighing::Weighing;
+use super::copying::Copying;
 use super::domains::Domains;
 use super::driver::Driver;
 use super::purging::Purging;
@@ -189,13 +192,6 @@ pub(crate) struct Shared {
     copying: Copying,
 }
 
-/// Copies under way, so that a deletion can wait for those that began before it.
-#[derive(Default)]
-struct Copying {
-    state: Mutex<(u64, Vec<(u64, NamespaceId)>)>,
-    ended: Condvar,
-}
-
 /// See the module.
 pub(crate) struct Peers {
     shared: Arc<Shared>,
@@ -299,7 +295,7 @@ impl Peers {
             introduction: introduction.clone(),
             generations,
             reading,
-            weighing: Weighing::new(settings),
+            weighing: Weighing::new(settings, settings.peer_gate),
             links: RwLock::default(),
             given: Given::default(),
             connections: Connections::default(),
@@ -649,33 +645,6 @@ impl Shared {
             lapses: statistics.lapses,
             purges_open: statistics.operations,
             peers: peers.collect(),
-        }
-    }
-}
-
-impl Copying {
-    fn begin(&self, namespace: NamespaceId) -> u64 {
-        let mut state = self.state.lock();
-        state.0 += 1;
-        let ticket = state.0;
-        state.1.push((ticket, namespace));
-        ticket
-    }
-
-    fn end(&self, ticket: u64) {
-        self.state.lock().1.retain(|(other, _)| *other != ticket);
-        self.ended.notify_all();
-    }
-
-    fn wait_for_earlier(&self, namespace: NamespaceId) {
-        let mut state = self.state.lock();
-        let last = state.0;
-        while state
-            .1
-            .iter()
-            .any(|(ticket, other)| *ticket <= last && *other == namespace)
-        {
-            self.ended.wait(&mut state);
         }
     }
 }

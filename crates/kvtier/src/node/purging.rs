@@ -7,6 +7,7 @@ mod cluster;
 mod evidence;
 mod namespaces;
 mod record;
+mod server;
 mod settings_of_namespaces;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,6 +23,7 @@ use serde_json::json;
 use self::cluster::ClusterPart;
 use self::evidence::{Done, Found};
 use self::record::{Record, digest_of_request};
+use self::server::ServerPart;
 use self::settings_of_namespaces::NamespaceFile;
 use super::domains::Domains;
 use super::driver::{Driver, Settled, Waiter};
@@ -30,7 +32,7 @@ use crate::keys::{self, KeyError, KeyId};
 use crate::purge::journal::Journal;
 use crate::purge::{
     KeySet, LABEL_BYTES_MAX, PurgeError, PurgeJob, PurgeMode, PurgeReach, PurgeRequest, PurgeScope, PurgeState,
-    RECEIPTS_DIRECTORY, ReceiptLog, rfc3339,
+    RECEIPTS_DIRECTORY, ReceiptLog, Standing, rfc3339,
 };
 use crate::settings::{CheckedSettings, Encryption};
 
@@ -80,6 +82,7 @@ pub(crate) struct Purging {
     book: Mutex<Book>,
     changed: Condvar,
     cluster_parts: Mutex<BTreeMap<u64, ClusterPart>>,
+    server_parts: Mutex<BTreeMap<u64, ServerPart>>,
     work: Sender<Option<u64>>,
     stopping: AtomicBool,
 }
@@ -132,6 +135,7 @@ impl Purging {
             }),
             changed: Condvar::new(),
             cluster_parts: Mutex::default(),
+            server_parts: Mutex::default(),
             work,
             stopping: AtomicBool::new(false),
             driver,
@@ -417,6 +421,10 @@ impl Purging {
                 let (forgotten, of_any_label) = self
                     .forget(namespace, &record.job.request.scope, deadline)
                     .ok_or_else(late)?;
+                if self.driver.remote().is_some() {
+                    // What was written there between the two lies in a group that is over now.
+                    self.set_apart(&record)?;
+                }
                 self.update(number, |record| {
                     record.job.blocks += forgotten;
                     record.of_any_label += of_any_label;
@@ -539,7 +547,11 @@ impl Purging {
             done.destruction = Some(self.destroy(&record)?);
             self.reached("destroyed");
         }
-        let (members, all_confirmed) = self.member_reports(&record);
+        let (mut members, mut all_confirmed) = self.member_reports(&record);
+        if let Some(server) = self.server_report(&record) {
+            all_confirmed &= server.status == Standing::Confirmed;
+            members.push(server);
+        }
         let found = Found {
             members,
             caches: self.await_caches(&record),
@@ -572,6 +584,7 @@ impl Purging {
         }
         self.conclude(number, conclude)?;
         self.cluster_parts.lock().remove(&number);
+        self.server_parts.lock().remove(&number);
         self.count(number);
         self.reached("completed");
         Ok(true)

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 use kvtier_core::{
     Answer, BlockHash, ClientId, Departure, Extent, Generation, NamespaceId, Realization, RealizationId, Refusal,
-    Reserved, SealItem, SegmentId, Time,
+    Reserved, SealItem, Sealed, SegmentId, Time,
 };
 use kvtier_core::{Hints, Label, LeaseId, SealRequest};
 use kvtier_transfer::socket;
@@ -566,6 +566,12 @@ impl Session {
             Ok(outcomes) => outcomes,
             Err(refusal) => return Ok(Err(refusal.into())),
         };
+        if let Some(remote) = driver.remote() {
+            let published = self.items.iter().zip(&outcomes);
+            let published = published.filter(|(_, outcome)| **outcome == Sealed::Published);
+            let published = published.map(|(item, _)| item.hash).collect();
+            remote.offer(self.identity().domain, namespace, realization, published);
+        }
         self.grant(ahead)?;
         let slots = std::mem::take(&mut self.slots);
         self.reply(
@@ -603,22 +609,35 @@ impl Session {
         let (_, namespace, realization) = self.handle(keys.handle)?;
         keys.hashes.copy_to(&mut self.hashes);
         let (client, hashes) = (self.client, &self.hashes);
-        let (removed, generation) = self.shared.driver.with(|decider, now| {
-            let hints = Hints::default();
-            let asked = kvtier_core::Request {
-                client,
-                namespace,
-                realization,
-                hashes,
-                hints,
-                deadline: now,
-            };
-            (
-                decider.manager.delete(&asked, now),
-                decider.manager.generation(namespace),
-            )
-        });
-        let removed = removed?;
+        let driver = Arc::clone(&self.shared.driver);
+        let delete = || {
+            driver.with(|decider, now| {
+                let hints = Hints::default();
+                let asked = kvtier_core::Request {
+                    client,
+                    namespace,
+                    realization,
+                    hashes,
+                    hints,
+                    deadline: now,
+                };
+                (
+                    decider.manager.delete(&asked, now),
+                    decider.manager.generation(namespace),
+                )
+            })
+        };
+        let (removed, generation) = delete();
+        let mut removed = removed?;
+        if let Some(remote) = driver.remote() {
+            let forgotten = remote.forget(self.identity().domain, namespace, realization, hashes);
+            let forgotten = forgotten.map_err(|error| Refused(ErrorKind::Unavailable, error.to_string()))?;
+            for (removed, there) in removed.iter_mut().zip(forgotten) {
+                *removed |= there;
+            }
+            // What was being read from there meanwhile goes too.
+            delete().0?;
+        }
         self.reply(
             request,
             &Reply::Deleted {

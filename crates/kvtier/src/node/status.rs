@@ -7,6 +7,7 @@ use kvtier_storage::nvme::NvmeStatistics;
 use serde::{Deserialize, Serialize};
 
 use super::peers::ClusterStatus;
+use super::remote::RemoteStatus;
 use super::watchers::Processor;
 
 macro_rules! mirror {
@@ -333,6 +334,8 @@ pub struct Status {
     /// The node among its peers; none where it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterStatus>,
+    /// The remote tier; absent where the settings name none.
+    pub remote: Option<RemoteStatus>,
     /// Each trust domain's part.
     pub domains: Vec<DomainStatus>,
 }

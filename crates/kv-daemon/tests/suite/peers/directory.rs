@@ -1,73 +1,12 @@
-//! Members that find each other through a real Redis server. `cargo xtask test remote` names one in `KVTIER_REDIS_SERVER`.
-
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-
-use tempfile::TempDir;
+//! Members that find each other through a real Redis server.
 
 use super::{Plan, connected, get, put, until};
 use crate::daemon::Daemon;
-
-const PASSWORD: &str = "the directory's password";
-
-/// A server of one test. Killed when dropped.
-struct Redis {
-    child: Child,
-    port: u16,
-    directory: TempDir,
-}
-
-impl Redis {
-    fn start(port: Option<u16>) -> Option<Redis> {
-        let Some(program) = std::env::var_os("KVTIER_REDIS_SERVER") else {
-            eprintln!("skipped: redis: no server is named; cargo xtask test remote brings one");
-            return None;
-        };
-        let port = port.unwrap_or_else(|| {
-            let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-            free.local_addr().expect("bound").port()
-        });
-        let directory = crate::daemon::directory();
-        let file = directory.path().join("redis.conf");
-        let settings = format!("bind 127.0.0.1\nport {port}\nsave \"\"\nrequirepass \"{PASSWORD}\"\n");
-        std::fs::write(&file, settings).expect("written");
-        let mut command = Command::new(program);
-        if let Some(libraries) = std::env::var_os("KVTIER_REDIS_LIBRARIES") {
-            command.env("LD_LIBRARY_PATH", libraries);
-        }
-        let child = command
-            .arg(&file)
-            .current_dir(directory.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server starts");
-        let redis = Redis { child, port, directory };
-        until("redis listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Some(redis)
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    fn kill(mut self) -> u16 {
-        self.child.kill().expect("killed");
-        self.child.wait().expect("gone");
-        self.port
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::redis::Redis;
 
 /// A member that knows nobody but the server.
 fn member(plan: &Plan, number: usize, redis: &Redis) -> Daemon {
-    let password = redis.directory.path().join("password");
-    std::fs::write(&password, PASSWORD).expect("written");
+    let password = redis.password_file();
     let address = &plan.addresses[number];
     let settings = format!(
         "peers_redis_password_file = {password:?}\npeers_redis = {:?}\ncluster_name = \"test [1]\"\n{}",

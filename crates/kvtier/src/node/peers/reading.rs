@@ -146,8 +146,11 @@ impl Shared {
         let begun = Instant::now();
         let until = job.deadline.min(begun + self.fetch_timeout);
         let ticket = self.copying.begin(job.scope.namespace);
-        let copied = self.copy_from_peers(&job, until);
+        let mut copied = self.copy_from_peers(&job, until);
         self.copying.end(ticket);
+        if let Some(remote) = self.driver.remote() {
+            copied.extend(remote.copy(&job));
+        }
         // Whether or not anything came: what is here now is the answer.
         let answer = self.driver.with(|decider, now| {
             let left = job.deadline.saturating_duration_since(Instant::now());
@@ -215,6 +218,11 @@ impl Shared {
                     }
                 }
             }
+        }
+        if let Some(remote) = self.driver.remote()
+            && remote.may_help(scope.domain)
+        {
+            remote.add_found(*scope, hashes, job.hints, &mut tiers);
         }
         job.outbox.push(Notice::Found {
             request: job.request,

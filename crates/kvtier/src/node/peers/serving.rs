@@ -588,7 +588,7 @@ fn bytes_of(results: &[Fetched]) -> u64 {
 }
 
 /// A question about these keys.
-pub(super) fn request(
+pub(in crate::node) fn request(
     client: ClientId,
     namespace: NamespaceId,
     realization: RealizationId,

@@ -23,14 +23,14 @@ use super::regions::Way;
 use crate::settings::{CheckedSettings, PeerGate};
 
 /// Bytes of a probe at most: what the region that peers probe has.
-pub(super) const PROBE_BYTES: usize = 2 << 20;
+pub(in crate::node) const PROBE_BYTES: usize = 2 << 20;
 /// How long a probe may take.
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest pause between two looks for probes that are due.
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
 
 /// See the module.
-pub(super) struct Weighing {
+pub(in crate::node) struct Weighing {
     state: Mutex<State>,
     block_tokens: u32,
     kv_bytes_per_token: u64,
@@ -47,16 +47,16 @@ struct State {
 }
 
 /// What a lookup or a fetch is about, in blocks.
-pub(super) struct Asked {
+pub(in crate::node) struct Asked {
     /// All keys.
-    pub(super) blocks: usize,
+    pub(in crate::node) blocks: usize,
     /// Those before the first that is not here.
-    pub(super) local: usize,
-    pub(super) hints: Hints,
+    pub(in crate::node) local: usize,
+    pub(in crate::node) hints: Hints,
 }
 
 /// A fetch that was decided on and is under way.
-pub(super) struct Fetching {
+pub(in crate::node) struct Fetching {
     id: FetchId,
     begun: Instant,
     answered: bool,
@@ -65,18 +65,18 @@ pub(super) struct Fetching {
 
 /// A gate as the status shows it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct GateStatus {
-    pub(super) open: bool,
-    pub(super) reason: String,
-    pub(super) value: f64,
-    pub(super) bytes_per_second: u64,
-    pub(super) lookup_us: u64,
-    pub(super) latest: String,
+pub(in crate::node) struct GateStatus {
+    pub(in crate::node) open: bool,
+    pub(in crate::node) reason: String,
+    pub(in crate::node) value: f64,
+    pub(in crate::node) bytes_per_second: u64,
+    pub(in crate::node) lookup_us: u64,
+    pub(in crate::node) latest: String,
 }
 
 impl Weighing {
     /// `None` where the settings name no model. They were checked.
-    pub(super) fn new(settings: &CheckedSettings) -> Option<Weighing> {
+    pub(in crate::node) fn new(settings: &CheckedSettings, gate: PeerGate) -> Option<Weighing> {
         let model = ModelProfile::preset(settings.cost_model.as_deref()?)?;
         let profile = ComputeProfile {
             model,
@@ -96,7 +96,7 @@ impl Weighing {
             }),
             block_tokens: settings.block_tokens,
             kv_bytes_per_token: settings.kv_bytes_per_token.unwrap_or(model.kv_bytes_per_token),
-            gate: match settings.peer_gate {
+            gate: match gate {
                 PeerGate::Auto => GateMode::Auto,
                 PeerGate::On => GateMode::On,
                 PeerGate::Off => GateMode::Off,
@@ -105,45 +105,38 @@ impl Weighing {
     }
 
     /// Decides which peer to fetch from: candidates are peers and how many of the first blocks are cached with what each has.
-    pub(super) fn decide(
+    pub(in crate::node::peers) fn decide(
         &self,
         now: Time,
         asked: &Asked,
         peers: &[(Arc<Link>, usize)],
     ) -> Option<(Decision, Arc<Link>)> {
-        let tokens = |blocks: usize| {
-            u32::try_from(blocks)
-                .unwrap_or(u32::MAX)
-                .saturating_mul(self.block_tokens)
-        };
-        let mut state = self.state.lock();
-        let candidates: Vec<(Candidate, &Arc<Link>)> = peers
+        let offers: Vec<(&str, usize)> = peers
             .iter()
-            .map(|(link, blocks)| {
-                let backend = self.backend(&mut state, &link.address);
-                let matched_tokens = tokens(*blocks);
-                (
-                    Candidate {
-                        backend,
-                        matched_tokens,
-                    },
-                    link,
-                )
+            .map(|(link, blocks)| (link.address.as_str(), *blocks))
+            .collect();
+        let (decision, chosen) = self.decide_among(now, asked, &offers)?;
+        Some((decision, Arc::clone(&peers[chosen].0)))
+    }
+
+    /// Decides which backend to fetch from: each with how many of the first blocks are cached together with what it has.
+    pub(in crate::node) fn decide_among(
+        &self,
+        now: Time,
+        asked: &Asked,
+        offers: &[(&str, usize)],
+    ) -> Option<(Decision, usize)> {
+        let mut state = self.state.lock();
+        let candidates: Vec<Candidate> = offers
+            .iter()
+            .map(|(name, blocks)| Candidate {
+                backend: self.backend(&mut state, name),
+                matched_tokens: self.tokens(*blocks),
             })
             .collect();
-        let hints = &asked.hints;
-        let question = Question {
-            prompt_tokens: hints.prompt_tokens.unwrap_or(0).max(tokens(asked.blocks)),
-            local_prefix_tokens: hints.local_prefix_tokens.unwrap_or(0).max(tokens(asked.local)),
-            block_tokens: self.block_tokens,
-            kv_bytes_per_token: self.kv_bytes_per_token,
-            queue_wait_s: hints.queue_wait_us.unwrap_or(0) as f64 / 1e6,
-            // The protocol has no answer that leaves a part of the prefix to the engine.
-            can_split: false,
-        };
-        let offered: Vec<Candidate> = candidates.iter().map(|(candidate, _)| *candidate).collect();
-        let decision = state.model.decide(now, &question, &offered);
-        tracing::debug!(%decision, "a peer's blocks were weighed");
+        let question = self.question(asked);
+        let decision = state.model.decide(now, &question, &candidates);
+        tracing::debug!(%decision, "blocks elsewhere were weighed");
         if let Some(backend) = decision.backend {
             state.latest.insert(backend, decision.to_string());
         }
@@ -152,10 +145,28 @@ impl Weighing {
             return None;
         }
         state.fetch += 1;
-        let chosen = candidates
-            .iter()
-            .find(|(candidate, _)| Some(candidate.backend) == decision.backend);
-        chosen.map(|(_, link)| (decision, Arc::clone(link)))
+        let is_chosen = |candidate: &Candidate| Some(candidate.backend) == decision.backend;
+        let chosen = candidates.iter().position(is_chosen)?;
+        Some((decision, chosen))
+    }
+
+    fn tokens(&self, blocks: usize) -> u32 {
+        u32::try_from(blocks)
+            .unwrap_or(u32::MAX)
+            .saturating_mul(self.block_tokens)
+    }
+
+    fn question(&self, asked: &Asked) -> Question {
+        let hints = &asked.hints;
+        Question {
+            prompt_tokens: hints.prompt_tokens.unwrap_or(0).max(self.tokens(asked.blocks)),
+            local_prefix_tokens: hints.local_prefix_tokens.unwrap_or(0).max(self.tokens(asked.local)),
+            block_tokens: self.block_tokens,
+            kv_bytes_per_token: self.kv_bytes_per_token,
+            queue_wait_s: hints.queue_wait_us.unwrap_or(0) as f64 / 1e6,
+            // The protocol has no answer that leaves a part of the prefix to the engine.
+            can_split: false,
+        }
     }
 
     fn backend(&self, state: &mut State, address: &str) -> BackendId {
@@ -177,7 +188,7 @@ impl Weighing {
         backend
     }
 
-    pub(super) fn begin(&self, now: Time, decision: &Decision) -> Fetching {
+    pub(in crate::node) fn begin(&self, now: Time, decision: &Decision) -> Fetching {
         let mut state = self.state.lock();
         let id = FetchId(state.next_fetch);
         state.next_fetch += 1;
@@ -191,7 +202,7 @@ impl Weighing {
     }
 
     /// The peer answered, or did not in time.
-    pub(super) fn answered(&self, now: Time, fetching: &mut Fetching, in_time: bool) {
+    pub(in crate::node) fn answered(&self, now: Time, fetching: &mut Fetching, in_time: bool) {
         if !in_time {
             fetching.failed = true;
         } else if !fetching.answered {
@@ -202,7 +213,14 @@ impl Weighing {
     }
 
     /// A part of it arrived, or did not.
-    pub(super) fn arrived(&self, now: Time, fetching: &mut Fetching, bytes: u64, took: Duration, is_right: bool) {
+    pub(in crate::node) fn arrived(
+        &self,
+        now: Time,
+        fetching: &mut Fetching,
+        bytes: u64,
+        took: Duration,
+        is_right: bool,
+    ) {
         if is_right {
             let mut state = self.state.lock();
             state
@@ -213,7 +231,7 @@ impl Weighing {
         }
     }
 
-    pub(super) fn end(&self, now: Time, fetching: &Fetching) {
+    pub(in crate::node) fn end(&self, now: Time, fetching: &Fetching) {
         let took_s = fetching.begun.elapsed().as_secs_f64();
         let mut state = self.state.lock();
         if fetching.failed {
@@ -224,12 +242,12 @@ impl Weighing {
     }
 
     /// Decisions so far: to fetch, to recompute.
-    pub(super) fn decisions(&self) -> (u64, u64) {
+    pub(in crate::node) fn decisions(&self) -> (u64, u64) {
         let state = self.state.lock();
         (state.fetch, state.recompute)
     }
 
-    pub(super) fn gate(&self, now: Time, address: &str) -> Option<GateStatus> {
+    pub(in crate::node) fn gate(&self, now: Time, address: &str) -> Option<GateStatus> {
         let state = self.state.lock();
         let backend = *state.backends.get(address)?;
         let (gate, known) = (state.model.gate(backend, now)?, state.model.backend(backend, now)?);
@@ -244,9 +262,69 @@ impl Weighing {
     }
 }
 
+/// Of a backend that is no peer.
+#[cfg(feature = "redis")]
+impl Weighing {
+    /// Whether so many blocks would be fetched from a backend, were its gate open, by a request that waits that long for a GPU.
+    pub(in crate::node) fn would_pay(&self, now: Time, name: &str, blocks: usize, queue_wait_us: u64) -> bool {
+        let mut state = self.state.lock();
+        let backend = self.backend(&mut state, name);
+        let asked = Asked {
+            blocks,
+            local: 0,
+            hints: Hints {
+                queue_wait_us: Some(queue_wait_us),
+                ..Hints::default()
+            },
+        };
+        let offered = Candidate {
+            backend,
+            matched_tokens: self.tokens(blocks),
+        };
+        let decision = state.model.explain(now, &self.question(&asked), &[offered]);
+        let fetched_s = decision.terms.total_s().max(decision.queue_wait_s);
+        decision.backend.is_some() && fetched_s < decision.recompute_s
+    }
+
+    /// Whether requests are let through to a backend now.
+    pub(in crate::node) fn is_open(&self, now: Time, name: &str) -> bool {
+        let mut state = self.state.lock();
+        let backend = self.backend(&mut state, name);
+        state.model.gate(backend, now).is_some_and(|gate| gate.open)
+    }
+
+    /// The next probe of the only backend that is known under this name.
+    pub(in crate::node) fn poll_probe(&self, now: Time, name: &str) -> Option<u64> {
+        let mut state = self.state.lock();
+        let _ = self.backend(&mut state, name);
+        state.model.poll_probe(now).map(|(_, probe)| probe.bytes)
+    }
+
+    /// What a probe took: until the answer, and for so many bytes. `None`: it failed.
+    pub(in crate::node) fn probed(
+        &self,
+        now: Time,
+        name: &str,
+        begun: Instant,
+        outcome: Option<(Duration, u64, Duration)>,
+    ) {
+        let mut state = self.state.lock();
+        let backend = self.backend(&mut state, name);
+        match outcome {
+            Some((lookup, bytes, took)) => {
+                let (lookup_s, took_s) = (lookup.as_secs_f64(), took.as_secs_f64());
+                state.model.observe_probed(now, backend, lookup_s, bytes, took_s);
+            }
+            None => state
+                .model
+                .observe_probe_failed(now, backend, begun.elapsed().as_secs_f64()),
+        }
+    }
+}
+
 impl Shared {
     /// The probing thread: reads a little from peers that nobody has read from for a while.
-    pub(super) fn probe_peers(&self) {
+    pub(in crate::node) fn probe_peers(&self) {
         let Some(weighing) = &self.weighing else { return };
         while !self.is_stopping() {
             for link in self.links() {

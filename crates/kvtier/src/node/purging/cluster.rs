@@ -23,7 +23,7 @@ const MEMBER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Between two questions how far it is.
 const MEMBER_PAUSE: Duration = Duration::from_millis(50);
 /// How long members that have not confirmed are waited for, once there is a receipt that says so.
-const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(86_400);
+pub(super) const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// What a job knows of its members, in this run.
 pub(super) struct ClusterPart {
@@ -64,6 +64,10 @@ impl Purging {
     /// What a narrow purge is about to delete here must not be read from a peer again.
     pub(super) fn set_apart(&self, record: &Record) -> Result<(), PurgeError> {
         let namespace = kvtier_core::NamespaceId(record.slot);
+        if let Some(remote) = self.driver.remote() {
+            let apart = remote.set_apart(namespace);
+            return apart.map_err(|error| PurgeError::Unavailable(error.to_string()));
+        }
         let Some(peers) = self.driver.peers() else {
             return Ok(());
         };
@@ -254,23 +258,32 @@ impl Purging {
     /// A receipt that lacks members is followed by another once they have confirmed. True when there is nothing left to wait
     /// for.
     pub(super) fn amend(&self, record: &Record) -> Result<bool, KeyError> {
-        let Some(peers) = self.peers_of(record) else {
-            return self.finish_amended(record, None).map(|()| true);
-        };
-        let operation = self.operation_of(record.number, record, &peers);
-        let completed = operation
-            .and_then(|operation| peers.progress(operation))
-            .is_some_and(|progress| progress.completed);
-        let late = self
-            .cluster_parts
-            .lock()
-            .get(&record.number)
-            .is_some_and(|part| part.since.elapsed() > UNCONFIRMED_TIMEOUT);
-        if !completed && !late {
+        let peers = self.peers_of(record);
+        if let Some(peers) = &peers {
+            let operation = self.operation_of(record.number, record, peers);
+            let completed = operation
+                .and_then(|operation| peers.progress(operation))
+                .is_some_and(|progress| progress.completed);
+            let late = self
+                .cluster_parts
+                .lock()
+                .get(&record.number)
+                .is_some_and(|part| part.since.elapsed() > UNCONFIRMED_TIMEOUT);
+            if !completed && !late {
+                return Ok(false);
+            }
+        }
+        let server = self.server_report(record);
+        let is_left = server
+            .as_ref()
+            .is_some_and(|report| report.status == Standing::Unconfirmed);
+        if is_left && !self.is_given_up(record.number) {
             return Ok(false);
         }
-        let (members, _) = self.member_reports(record);
-        self.finish_amended(record, Some(members)).map(|()| true)
+        let mut others = peers.map(|_| self.member_reports(record).0).unwrap_or_default();
+        others.extend(server);
+        let others = (!others.is_empty()).then_some(others);
+        self.finish_amended(record, others).map(|()| true)
     }
 
     fn finish_amended(&self, record: &Record, members: Option<Vec<ProcessorReport>>) -> Result<(), KeyError> {
@@ -296,6 +309,7 @@ impl Purging {
             record.job.receipt = receipt;
         })?;
         self.cluster_parts.lock().remove(&record.number);
+        self.server_parts.lock().remove(&record.number);
         self.count(record.number);
         Ok(())
     }

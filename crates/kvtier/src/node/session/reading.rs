@@ -49,6 +49,9 @@ impl Session {
                 }
             }
         }
+        if self.is_looked_up_elsewhere(request, namespace, realization, hints, &tiers) {
+            return Ok(());
+        }
         self.reply(
             request,
             &Reply::Found {
@@ -57,6 +60,35 @@ impl Session {
             },
         );
         Ok(())
+    }
+
+    /// Whether the remote tier is asked for what a lookup does not find here.
+    fn is_looked_up_elsewhere(
+        &mut self,
+        request: u64,
+        namespace: NamespaceId,
+        realization: RealizationId,
+        hints: Hints,
+        tiers: &[Option<kvtier_core::Tier>],
+    ) -> bool {
+        let Some(remote) = self.shared.driver.remote() else {
+            return false;
+        };
+        let is_serving = self.shared.driver.peers().is_none_or(|peers| peers.is_serving());
+        if !is_serving || !tiers.contains(&None) || !remote.may_help(self.identity().domain) {
+            return false;
+        }
+        let taken = remote.look_here(LookupJob {
+            scope: self.scope(namespace, realization),
+            hashes: self.hashes.clone(),
+            hints,
+            outbox: Arc::clone(&self.outbox),
+            request,
+        });
+        if taken {
+            self.waiting.insert(request, None);
+        }
+        taken
     }
 
     fn scope(&self, namespace: NamespaceId, realization: RealizationId) -> Scope {
@@ -118,7 +150,7 @@ impl Session {
         Ok(Ok(()))
     }
 
-    /// Whether peers are asked for what a fetch does not find here.
+    /// Whether peers or the remote tier are asked for what a fetch does not find here.
     fn is_taken_over(
         &mut self,
         request: u64,
@@ -127,10 +159,14 @@ impl Session {
         hints: Hints,
         deadline_us: u64,
     ) -> bool {
-        let Some(peers) = self.shared.driver.peers() else {
+        let domain = self.identity().domain;
+        let peers = self.shared.driver.peers();
+        if peers.as_ref().is_some_and(|peers| !peers.is_serving()) {
             return false;
-        };
-        if !peers.is_serving() || !peers.may_help(self.identity().domain) {
+        }
+        let peers = peers.filter(|peers| peers.may_help(domain));
+        let remote = self.shared.driver.remote().filter(|remote| remote.may_help(domain));
+        if peers.is_none() && remote.is_none() {
             return false;
         }
         let Handle { namespace, realization } = self.handles[handle];
@@ -158,7 +194,12 @@ impl Session {
             outbox: Arc::clone(&self.outbox),
             request,
         };
-        let taken = peers.fetch_from_peers(job);
+        // Peers' threads go on to the remote tier.
+        let taken = match (peers, remote) {
+            (Some(peers), _) => peers.fetch_from_peers(job),
+            (None, Some(remote)) => remote.fetch_here(job),
+            (None, None) => false,
+        };
         if taken {
             self.waiting.insert(request, Some(handle));
         }

@@ -1,0 +1,291 @@
+//! The remote tier, on a real Redis server.
+
+mod proxy;
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use self::proxy::Proxy;
+use crate::daemon::{self, Daemon, signal_process, words};
+use crate::peers::{bytes_of, get, purge, put, receipts, until};
+use crate::redis::Redis;
+
+/// A node that keeps blocks in memory and at this server, and nowhere else.
+fn settings(redis: &Redis, url: &str, more: &str) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    format!(
+        "remote_redis = {url:?}\nremote_redis_password_file = {:?}\n{more}\n[[domains]]\nname = \"team\"\nuids = [{uid}]\n",
+        redis.password_file(),
+    )
+}
+
+fn start(redis: &Redis, directory: TempDir) -> Daemon {
+    let settings = settings(redis, &redis.url(), "");
+    Daemon::start_in_with(directory, &["--nvme-bytes", "0"], &settings)
+}
+
+fn remote(daemon: &Daemon) -> Value {
+    daemon.ask(&["remote"])
+}
+
+fn count(daemon: &Daemon, field: &str) -> u64 {
+    remote(daemon)[field].as_u64().expect("a number")
+}
+
+/// Puts blocks, waits until the server has them, and takes the node's memory away.
+fn put_and_restart(redis: &Redis, keys: &[&str]) -> Daemon {
+    let daemon = start(redis, daemon::directory());
+    for key in keys {
+        put(&daemon, key);
+    }
+    until("they are written behind", || {
+        count(&daemon, "written") == keys.len() as u64
+    });
+    start(redis, daemon.stop_and_keep())
+}
+
+fn objects(redis: &Redis) -> Vec<(String, Vec<u8>)> {
+    redis.content()
+}
+
+#[test]
+fn a_block_that_left_the_node_comes_back_and_the_server_can_read_nothing_of_it() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["one", "two"]);
+    let exists = daemon.ask(&["exists", "one"]);
+    assert!(exists.to_string().contains("remote"), "{exists}");
+    assert_eq!(get(&daemon, "one").as_deref(), Some("remote"));
+    assert_eq!(get(&daemon, "one").as_deref(), Some("host"));
+    assert_eq!(get(&daemon, "two").as_deref(), Some("remote"));
+    assert_eq!(get(&daemon, "three"), None);
+    assert_eq!(count(&daemon, "blocks"), 2);
+    // Neither the tenant nor the content: not a run of sixteen bytes of the block.
+    let content = objects(&redis);
+    assert_eq!(content.len(), 2);
+    let block = bytes_of("one");
+    for (key, object) in &content {
+        assert!(
+            key.starts_with("kvtier:1:") && !key.contains("team") && !key.contains("default"),
+            "{key}"
+        );
+        assert!(object.len() > block.len());
+        let seen = |part: &[u8]| object.windows(part.len()).any(|window| window == part);
+        assert!(
+            !block.chunks_exact(16).step_by(997).any(seen),
+            "a part of the block is readable"
+        );
+    }
+}
+
+#[test]
+fn what_was_invalidated_or_deleted_does_not_come_back() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["deleted", "kept"]);
+    let deleted = daemon.ask(&["delete", "deleted"]);
+    assert!(deleted.to_string().contains("true"), "{deleted}");
+    assert_eq!(get(&daemon, "deleted"), None);
+    assert_eq!(get(&daemon, "kept").as_deref(), Some("remote"));
+    assert_eq!(objects(&redis).len(), 1, "its object is gone from the server");
+    daemon.ask(&["invalidate", "default"]);
+    assert_eq!(get(&daemon, "kept"), None);
+    // The object is there still, and nobody finds it, in the next run neither.
+    assert_eq!(objects(&redis).len(), 1);
+    let daemon = start(&redis, daemon.stop_and_keep());
+    assert_eq!(get(&daemon, "kept"), None);
+    put(&daemon, "kept");
+    assert_eq!(get(&daemon, "kept").as_deref(), Some("host"));
+}
+
+#[test]
+fn a_deletion_while_the_server_stands_still_is_kept_all_the_same() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["deleted"]);
+    signal_process(&redis.child, Signal::STOP);
+    // Nobody can say whether it was there; that it is gone is what counts.
+    let deleted = daemon.kvctl().args(["delete", "deleted"]).output().expect("kvctl runs");
+    assert_eq!(deleted.status.code(), Some(1), "{}", words(&deleted));
+    signal_process(&redis.child, Signal::CONT);
+    until("it answers again", || {
+        put(&daemon, "another");
+        get(&daemon, "deleted").is_none() && remote(&daemon)["state"] == "in service"
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(get(&daemon, "deleted"), None);
+}
+
+#[test]
+fn altered_swapped_and_cut_objects_are_misses() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["a", "b", "c", "d"]);
+    let content = objects(&redis);
+    let mut altered = content[0].1.clone();
+    let middle = altered.len() / 2;
+    altered[middle] ^= 1;
+    redis.set(&content[0].0, &altered);
+    redis.set(&content[1].0, &content[2].1);
+    redis.set(&content[2].0, &content[1].1);
+    redis.set(&content[3].0, &content[3].1[..content[3].1.len() - 1]);
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(get(&daemon, key), None, "{key}");
+    }
+    assert_eq!(count(&daemon, "corrupt"), 4);
+    assert_eq!(count(&daemon, "blocks"), 0);
+    // What is put again is right again.
+    put(&daemon, "a");
+    assert_eq!(get(&daemon, "a").as_deref(), Some("host"));
+}
+
+#[test]
+fn a_purge_deletes_the_objects_lists_the_server_and_says_so() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["one", "two", "three"]);
+    daemon
+        .kvctl()
+        .args(["--namespace", "other", "put", "x", "/etc/hostname"])
+        .output()
+        .expect("kvctl runs");
+    until("the other tenant's is written, too", || objects(&redis).len() == 4);
+    let output = purge(&daemon, &["--mode", "physical", "--wait"]);
+    assert!(output.status.success(), "{}", words(&output));
+    assert_eq!(get(&daemon, "one"), None);
+    assert_eq!(objects(&redis).len(), 1, "another tenant's object stays");
+    let chain = std::fs::read_to_string(daemon.state().join("receipts/chain.jsonl")).expect("a chain");
+    let receipt: Value = serde_json::from_str(chain.lines().last().expect("a receipt")).expect("JSON");
+    let processors = receipt["processors"].as_array().expect("processors");
+    let server = processors
+        .iter()
+        .find(|report| report["kind"] == "remote_store")
+        .expect("the server is one");
+    assert_eq!(server["status"], "confirmed", "{receipt}");
+    assert_eq!(server["guarantee"], "verified_physical_purge");
+    assert_eq!(server["evidence"][0]["tier"], "remote");
+    assert_eq!(server["evidence"][0]["objects"].to_string().trim_matches('"'), "3");
+    assert_eq!(server["evidence"][0]["verified"], true);
+    assert_eq!(receipt["guarantee"], "verified_physical_purge");
+}
+
+#[test]
+fn a_narrow_purge_leaves_nothing_behind_at_the_server() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["one", "two"]);
+    let exists = daemon.ask(&["exists", "one"]).to_string();
+    let mut words_of = exists.split(|c: char| !c.is_ascii_hexdigit());
+    let hash = words_of.find(|part| part.len() == 32).expect("a key").to_owned();
+    let output = purge(&daemon, &["--hash", &hash, "--wait"]);
+    assert!(output.status.success(), "{}", words(&output));
+    assert_eq!(get(&daemon, "one"), None);
+    // The whole namespace's: a server's objects do not tell what extends what.
+    assert_eq!(get(&daemon, "two"), None);
+    assert_eq!(objects(&redis).len(), 0);
+}
+
+#[test]
+fn a_server_that_stands_still_leaves_a_receipt_unconfirmed_until_it_confirms() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["one", "two"]);
+    signal_process(&redis.child, Signal::STOP);
+    let output = purge(&daemon, &["--mode", "invalidate"]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", words(&output)));
+    let id = answer["id"]
+        .as_str()
+        .or(answer["purge"].as_str())
+        .expect("a purge")
+        .to_owned();
+    until("there is a receipt", || !receipts(&daemon, &id).is_empty());
+    let first = receipts(&daemon, &id).remove(0);
+    assert_eq!(first["guarantee"], "unconfirmed", "{first}");
+    assert_eq!(get(&daemon, "one"), None);
+    signal_process(&redis.child, Signal::CONT);
+    until("a receipt follows", || receipts(&daemon, &id).len() == 2);
+    let second = receipts(&daemon, &id).remove(1);
+    assert_eq!(second["supersedes"], first["id"]);
+    assert_eq!(second["guarantee"], "verified_namespace_invalidation", "{second}");
+    assert_eq!(objects(&redis).len(), 0);
+}
+
+#[test]
+fn a_server_that_is_away_at_the_start_is_a_warning_and_used_once_it_is_there() {
+    let Some(redis) = Redis::start(None) else { return };
+    let (url, password) = (redis.url(), settings(&redis, &redis.url(), ""));
+    let port = redis.port;
+    signal_process(&redis.child, Signal::KILL);
+    let begun = Instant::now();
+    let daemon = Daemon::start_in_with(daemon::directory(), &["--nvme-bytes", "0"], &password);
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    put(&daemon, "early");
+    assert_eq!(get(&daemon, "early").as_deref(), Some("host"));
+    assert_eq!(get(&daemon, "nothing"), None);
+    assert_eq!(remote(&daemon)["state"], "away");
+    let again = Redis::start(Some(port)).expect("it was there before");
+    assert_eq!(again.url(), url);
+    let mut number = 0;
+    until("puts are written", || {
+        number += 1;
+        put(&daemon, &format!("late {number}"));
+        count(&daemon, "written") > 0
+    });
+    assert_eq!(remote(&daemon)["state"], "in service");
+}
+
+#[test]
+fn a_server_that_slows_down_is_asked_no_more_and_once_it_heals_it_is_again() {
+    let Some(redis) = Redis::start(None) else { return };
+    let proxy = Proxy::start(redis.port);
+    let kv_bytes = bytes_of("x").len() / 256;
+    let model = format!("cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = {kv_bytes}");
+    let settings = settings(&redis, &proxy.url(), &model);
+    let daemon = Daemon::start_in_with(daemon::directory(), &["--nvme-bytes", "0"], &settings);
+    let keys: Vec<String> = (0..40).map(|number| format!("block {number}")).collect();
+    for key in &keys {
+        put(&daemon, key);
+    }
+    until("they are written behind", || count(&daemon, "written") >= 40);
+    let daemon = Daemon::start_in_with(daemon.stop_and_keep(), &["--nvme-bytes", "0"], &settings);
+    let offered = |key: &str| {
+        let exists = daemon.kvctl().args(["--json", "exists", key]).output();
+        words(&exists.expect("kvctl runs")).contains("\"remote\"")
+    };
+    until("it is measured, and asked", || offered(&keys[0]));
+    assert_eq!(get(&daemon, &keys[0]).as_deref(), Some("remote"));
+    proxy.slow(Duration::from_millis(400), 200_000);
+    let begun = Instant::now();
+    let mut next = 1;
+    until("lookups offer it no more", || {
+        next += 1;
+        !offered(&keys[next % 30 + 1])
+    });
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    // Once it is closed, nobody waits for it.
+    until("requests are quick", || {
+        let begun = Instant::now();
+        let _ = offered(&keys[35]);
+        begun.elapsed() < Duration::from_millis(300)
+    });
+    proxy.slow(Duration::ZERO, u64::MAX);
+    until("it is asked again", || offered(&keys[36]));
+    assert_eq!(get(&daemon, &keys[36]).as_deref(), Some("remote"));
+}
+
+#[test]
+fn connections_that_break_amid_an_object_are_misses_and_the_next_one_works() {
+    let Some(redis) = Redis::start(None) else { return };
+    let proxy = Proxy::start(redis.port);
+    let settings = settings(&redis, &proxy.url(), "");
+    let daemon = Daemon::start_in_with(daemon::directory(), &["--nvme-bytes", "0"], &settings);
+    put(&daemon, "one");
+    until("it is written behind", || count(&daemon, "written") == 1);
+    let daemon = Daemon::start_in_with(daemon.stop_and_keep(), &["--nvme-bytes", "0"], &settings);
+    proxy.break_after(150_000);
+    assert_eq!(get(&daemon, "one"), None);
+    proxy.corrupt(true);
+    proxy.break_after(u64::MAX);
+    until("altered on the way: a miss", || {
+        assert_eq!(get(&daemon, "one"), None);
+        count(&daemon, "corrupt") + count(&daemon, "failed") > 1
+    });
+    proxy.corrupt(false);
+    until("it comes", || get(&daemon, "one").as_deref() == Some("remote"));
+}

@@ -1,0 +1,500 @@
+//! Blocks on a server beside the node: written behind puts, sealed, and read back where that is expected to be faster than recomputing.
+//!
+//! Objects of a namespace lie in a group that the node's key and what is known of the namespace's invalidations make: after one the next
+//! group begins, empty, at once, whether or not the server can be reached. What lies in earlier groups is under a key or a name that nobody
+//! has any more; a purge deletes it and looks again. Only trust domains that the settings name leave the node.
+//!
+//! Read first: [`Remote`]; [`reading`] and [`writing`] are its two ways.
+
+mod probing;
+mod reading;
+mod writing;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvtier_core::{BlockHash, ClientId, Generation, NamespaceId, Realization, RealizationId, TrustDomain};
+use kvtier_storage::nvme::RecordKeys;
+use kvtier_storage::remote::redis::{Erased, RedisSettings, RedisStore, StoreError};
+use kvtier_storage::remote::{ObjectGroup, ObjectKey, ObjectName};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use self::reading::Reading;
+use self::writing::{Offer, Writing};
+use super::copying::Copying;
+use super::domains::Domains;
+use super::driver::Driver;
+use super::peers::versions::VersionBook;
+use super::peers::weighing::Weighing;
+use super::{StartError, StartProgress, spawn};
+use crate::settings::CheckedSettings;
+
+/// How this backend is called where more than one is weighed.
+const NAME: &str = "redis";
+/// Clients of the tier manager that are this room are numbered from here; connections count from 1, peers from 2^63.
+const FIRST_CLIENT: u64 = 1 << 62;
+/// First pause after the server failed; it doubles up to [`AWAY_MAX`].
+const AWAY: Duration = Duration::from_millis(500);
+const AWAY_MAX: Duration = Duration::from_secs(10);
+/// How long a deletion may wait for the server before the namespace is set apart instead.
+const FORGET_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The tier as the status shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RemoteStatus {
+    /// `redis`.
+    pub backend: String,
+    /// Where it is.
+    pub address: String,
+    /// `in service`, or `away`.
+    pub state: String,
+    /// Why it is away; empty when it is not.
+    pub trouble: String,
+    /// Blocks read and found right.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks written.
+    pub written: u64,
+    /// Their bytes, as stored.
+    pub written_bytes: u64,
+    /// Blocks that were not written: too many waited, or the server was away.
+    pub dropped: u64,
+    /// Blocks that were not written because they are never worth fetching.
+    pub declined: u64,
+    /// Objects that did not open.
+    pub corrupt: u64,
+    /// Questions, reads and writes that failed.
+    pub failed: u64,
+    /// Objects deleted by purges and deletions.
+    pub deleted: u64,
+    /// Whether the cost model lets it be asked; empty where no model is named.
+    pub gate: String,
+    /// Requests that were worth fetching.
+    pub decisions_fetch: u64,
+    /// Requests that it had and that were not.
+    pub decisions_recompute: u64,
+    /// Bytes a second that the cost model counts with.
+    pub expected_bytes_per_second: u64,
+    /// Time until it answers that the cost model counts with, microseconds.
+    pub expected_lookup_us: u64,
+    /// The latest decision, term by term.
+    pub latest_decision: String,
+}
+
+#[derive(Default)]
+struct Counts {
+    blocks: AtomicU64,
+    bytes: AtomicU64,
+    written: AtomicU64,
+    written_bytes: AtomicU64,
+    dropped: AtomicU64,
+    declined: AtomicU64,
+    corrupt: AtomicU64,
+    failed: AtomicU64,
+    deleted: AtomicU64,
+}
+
+/// When the server is asked again after it failed.
+#[derive(Default)]
+struct Outage {
+    until: Option<Instant>,
+    pause: Duration,
+    trouble: String,
+}
+
+/// Where a namespace's objects lie in one generation, and their key.
+struct Place {
+    group: ObjectGroup,
+    key: ObjectKey,
+    realization: Realization,
+}
+
+/// See the module.
+pub(crate) struct Remote {
+    driver: Arc<Driver>,
+    domains: Arc<Domains>,
+    versions: Arc<VersionBook>,
+    store: RedisStore,
+    address: String,
+    /// `None`: it is read from unasked.
+    weighing: Option<Weighing>,
+    reading: Reading,
+    writing: Writing,
+    copying: Copying,
+    clients: Mutex<HashMap<TrustDomain, ClientId>>,
+    next_client: AtomicU64,
+    outage: Mutex<Outage>,
+    counts: Counts,
+    ttl: Duration,
+    fetch_timeout: Duration,
+    query_timeout: Duration,
+    stopping: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Remote {
+    /// Starts the threads. `None` where the settings name no server; one that is away is no error.
+    pub(super) fn start(
+        settings: &CheckedSettings,
+        driver: &Arc<Driver>,
+        domains: &Arc<Domains>,
+        versions: Option<&Arc<VersionBook>>,
+        observer: &dyn Fn(StartProgress),
+    ) -> Result<Option<Arc<Remote>>, StartError> {
+        let (Some(url), Some(versions)) = (&settings.remote_redis, versions) else {
+            return Ok(None);
+        };
+        let refused = |source| StartError::Remote {
+            address: url.clone(),
+            source,
+        };
+        let password = settings
+            .remote_redis_password_file
+            .as_ref()
+            .map(std::fs::read_to_string);
+        let password = password.transpose().map_err(refused)?.map(zeroize::Zeroizing::new);
+        let store = RedisStore::new(RedisSettings {
+            url: match &password {
+                Some(password) => with_password(url, password.trim()),
+                None => url.clone(),
+            },
+            connections: settings.remote_readers as usize + 2,
+            timeout: Duration::from_millis(settings.remote_fetch_timeout_ms),
+        })
+        .map_err(|error| refused(io::Error::other(error)))?;
+        let (reading, jobs) = Reading::new(settings.remote_readers as usize);
+        let (writing, offers) = Writing::new(settings.remote_writes_max as usize);
+        let remote = Arc::new(Remote {
+            driver: Arc::clone(driver),
+            domains: Arc::clone(domains),
+            versions: Arc::clone(versions),
+            address: store.address().to_owned(),
+            store,
+            weighing: Weighing::new(settings, settings.remote_gate),
+            reading,
+            writing,
+            copying: Copying::default(),
+            clients: Mutex::default(),
+            next_client: AtomicU64::new(FIRST_CLIENT),
+            outage: Mutex::default(),
+            counts: Counts::default(),
+            ttl: Duration::from_secs(settings.remote_ttl_s),
+            fetch_timeout: Duration::from_millis(settings.remote_fetch_timeout_ms),
+            query_timeout: Duration::from_millis(settings.remote_query_timeout_ms),
+            stopping: AtomicBool::new(false),
+            threads: Mutex::default(),
+        });
+        if let Err(error) = remote.store.ping(Instant::now() + remote.query_timeout.max(AWAY)) {
+            remote.failed(&error);
+            observer(StartProgress::Warning(format!(
+                "the remote tier at {} is away: {error}. The node serves without it, and asks again",
+                remote.address
+            )));
+        }
+        if remote.weighing.is_none() {
+            observer(StartProgress::Note(
+                "no cost_model is named: blocks of the remote tier are fetched whether or not that is faster than recomputing them".into(),
+            ));
+        }
+        let mut threads = Vec::new();
+        for reader in 0..settings.remote_readers {
+            let (remote, jobs) = (Arc::clone(&remote), jobs.clone());
+            threads.push(spawn(&format!("kvtier-fetch-{reader}"), move || remote.read(&jobs))?);
+        }
+        let writer = Arc::clone(&remote);
+        threads.push(spawn("kvtier-store", move || writer.write(&offers))?);
+        if remote.weighing.is_some() {
+            let prober = Arc::clone(&remote);
+            threads.push(spawn("kvtier-sound", move || prober.probe_server())?);
+        }
+        *remote.threads.lock() = threads;
+        Ok(Some(remote))
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.reading.stop();
+        self.writing.stop();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the remote tier panicked: report this");
+            }
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether blocks that this node does not have may be had from the server.
+    pub(crate) fn may_help(&self, domain: TrustDomain) -> bool {
+        self.domains.is_shared(domain) && !self.is_away()
+    }
+
+    /// A client's blocks were published: they are written when their turn comes.
+    pub(crate) fn offer(
+        &self,
+        domain: TrustDomain,
+        namespace: NamespaceId,
+        realization: RealizationId,
+        hashes: Vec<BlockHash>,
+    ) {
+        if hashes.is_empty() || !self.domains.is_shared(domain) {
+            return;
+        }
+        let count = hashes.len() as u64;
+        let offer = Offer {
+            domain,
+            namespace,
+            realization,
+            hashes,
+        };
+        if !self.writing.submit(offer) {
+            self.counts.dropped.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// A client deleted these blocks here. When this returns, none of them comes back from the server. Which were there, as far as that is
+    /// known.
+    pub(crate) fn forget(
+        &self,
+        domain: TrustDomain,
+        namespace: NamespaceId,
+        realization: RealizationId,
+        hashes: &[BlockHash],
+    ) -> Result<Vec<bool>, crate::keys::KeyError> {
+        if !self.domains.is_shared(domain) {
+            return Ok(Vec::new());
+        }
+        let until = Instant::now() + FORGET_PATIENCE;
+        let removed = (|| {
+            // A write under way may be of these very blocks.
+            let _writing = self.writing.exclusive(until)?;
+            let generation = self.driver.look(|manager| manager.generation(namespace));
+            let place = self.place(namespace, realization, generation)?;
+            let names: Vec<ObjectName> = hashes.iter().map(|&hash| place.name(hash)).collect();
+            if self.is_away() {
+                return None;
+            }
+            self.noted(self.store.remove(&place.group, &names, until)).ok()
+        })();
+        match removed {
+            Some(removed) => {
+                let count = removed.iter().filter(|removed| **removed).count() as u64;
+                self.counts.deleted.fetch_add(count, Ordering::Relaxed);
+                self.copying.wait_for_earlier(namespace);
+                Ok(removed)
+            }
+            // Nothing of the namespace is found there any more.
+            None => self.set_apart(namespace).map(|()| Vec::new()),
+        }
+    }
+
+    /// Nothing that lies on the server of a namespace is read from now on, and what was under way before has ended.
+    pub(crate) fn set_apart(&self, namespace: NamespaceId) -> Result<(), crate::keys::KeyError> {
+        if let Some(name) = self.shared_name(namespace) {
+            match self.driver.peers() {
+                Some(peers) => peers.set_apart(namespace, &name)?,
+                None => drop(self.versions.set_apart(&name)?),
+            }
+            self.copying.wait_for_earlier(namespace);
+        }
+        Ok(())
+    }
+
+    /// Deletes everything of a namespace that lies on the server, and looks again. `None`: nothing of it may be there.
+    pub(crate) fn erase(&self, namespace: NamespaceId, until: Instant) -> Option<Result<Erased, String>> {
+        self.shared_name(namespace)?;
+        let outcome = (|| {
+            let _writing = self.writing.exclusive(until).ok_or("it was busy for too long")?;
+            let erased = self.store.erase_namespace(&self.namespace_print(namespace), until);
+            self.noted(erased).map_err(|error| error.to_string())
+        })();
+        if let Ok(erased) = &outcome {
+            self.counts.deleted.fetch_add(erased.deleted, Ordering::Relaxed);
+        }
+        Some(outcome)
+    }
+
+    /// Where it is, without a password.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn status(&self) -> RemoteStatus {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let outage = self.outage.lock();
+        let now = self.driver.clock.now();
+        let gate = self.weighing.as_ref().and_then(|weighing| weighing.gate(now, NAME));
+        let decisions = self.weighing.as_ref().map_or((0, 0), Weighing::decisions);
+        RemoteStatus {
+            backend: NAME.into(),
+            address: self.address.clone(),
+            state: if outage.trouble.is_empty() {
+                "in service"
+            } else {
+                "away"
+            }
+            .into(),
+            trouble: outage.trouble.clone(),
+            blocks: load(&self.counts.blocks),
+            bytes: load(&self.counts.bytes),
+            written: load(&self.counts.written),
+            written_bytes: load(&self.counts.written_bytes),
+            dropped: load(&self.counts.dropped),
+            declined: load(&self.counts.declined),
+            corrupt: load(&self.counts.corrupt),
+            failed: load(&self.counts.failed),
+            deleted: load(&self.counts.deleted),
+            gate: gate.as_ref().map_or_else(String::new, |gate| {
+                format!("{}: {}", if gate.open { "open" } else { "closed" }, gate.reason)
+            }),
+            decisions_fetch: decisions.0,
+            decisions_recompute: decisions.1,
+            expected_bytes_per_second: gate.as_ref().map_or(0, |gate| gate.bytes_per_second),
+            expected_lookup_us: gate.as_ref().map_or(0, |gate| gate.lookup_us),
+            latest_decision: gate.map_or_else(String::new, |gate| gate.latest),
+        }
+    }
+
+    /// `DOMAIN/NAME` of a namespace that may leave the node.
+    fn shared_name(&self, namespace: NamespaceId) -> Option<String> {
+        let label = self.driver.recorder.register.label(namespace)?;
+        self.domains.shared(&label.domain)?;
+        Some(format!("{}/{}", label.domain, label.name))
+    }
+
+    /// Where the objects of a generation lie; `None` while it is being raised, and once it is not in force any more.
+    fn place(&self, namespace: NamespaceId, realization: RealizationId, generation: Generation) -> Option<Place> {
+        let name = self.shared_name(namespace)?;
+        let versions = self.versions.of(namespace, &name)?;
+        let register = &self.driver.recorder.register;
+        let data_key = register.data_key(namespace, generation)?;
+        let realization = (*self
+            .driver
+            .recorder
+            .realizations
+            .entries()
+            .get(realization.0 as usize)?)?;
+        let mut print = blake3::Hasher::new_derive_key("kvtier v1 group of remote objects");
+        print.update(register.identity().as_bytes());
+        print.update(&namespace.0.to_le_bytes());
+        print.update(&generation.0.to_le_bytes());
+        for (member, count) in &versions.0 {
+            print.update(&member.0);
+            print.update(&count.to_le_bytes());
+        }
+        let print = print.finalize();
+        let mut key = blake3::Hasher::new_derive_key("kvtier v1 key of remote objects");
+        key.update(data_key.bytes());
+        key.update(print.as_bytes());
+        let mut derived = zeroize::Zeroizing::new([0; 32]);
+        key.finalize_xof().fill(&mut *derived);
+        Some(Place {
+            group: ObjectGroup {
+                namespace: self.namespace_print(namespace),
+                generation: first_half(print.as_bytes()),
+            },
+            key: ObjectKey::new(&derived),
+            realization,
+        })
+    }
+
+    /// The same for as long as the state directory lives: what a purge deletes by.
+    fn namespace_print(&self, namespace: NamespaceId) -> [u8; 16] {
+        let mut print = blake3::Hasher::new_derive_key("kvtier v1 namespace of remote objects");
+        print.update(self.driver.recorder.register.identity().as_bytes());
+        print.update(&namespace.0.to_le_bytes());
+        first_half(print.finalize().as_bytes())
+    }
+
+    fn is_away(&self) -> bool {
+        self.outage.lock().until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Passes an answer of the server on, and remembers how it fared.
+    fn noted<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &outcome {
+            Ok(_) => {
+                let mut outage = self.outage.lock();
+                if !outage.trouble.is_empty() {
+                    tracing::info!(address = self.address, "the remote tier answers again");
+                }
+                *outage = Outage::default();
+            }
+            Err(error) => self.failed(error),
+        }
+        outcome
+    }
+
+    fn failed(&self, error: &StoreError) {
+        self.counts.failed.fetch_add(1, Ordering::Relaxed);
+        let mut outage = self.outage.lock();
+        if outage.trouble.is_empty() {
+            tracing::warn!(address = self.address, %error, "the remote tier is away: blocks are neither read there nor written");
+        }
+        outage.pause = (outage.pause * 2).clamp(AWAY, AWAY_MAX);
+        outage.until = Some(Instant::now() + outage.pause);
+        outage.trouble = error.to_string();
+    }
+
+    /// This room as a client of a domain.
+    fn own_client(&self, domain: TrustDomain) -> Option<ClientId> {
+        let mut clients = self.clients.lock();
+        if let Some(client) = clients.get(&domain) {
+            return Some(*client);
+        }
+        let client = ClientId(self.next_client.fetch_add(1, Ordering::Relaxed));
+        let connected = self
+            .driver
+            .with(|decider, now| decider.manager.connect(client, domain, now));
+        connected.ok()?;
+        clients.insert(domain, client);
+        Some(client)
+    }
+}
+
+impl Place {
+    fn name(&self, hash: BlockHash) -> ObjectName {
+        self.key.name(&self.realization.0, hash)
+    }
+}
+
+/// The address with a password in it, which was checked to have none.
+fn with_password(url: &str, password: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
+    let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let mut escaped = zeroize::Zeroizing::new(String::with_capacity(3 * password.len()));
+    for byte in password.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            escaped.push(byte.into());
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    format!("{scheme}://{user}:{}@{host}", escaped.as_str())
+}
+
+fn first_half(digest: &[u8; 32]) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&digest[..16]);
+    half
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_password;
+
+    #[test]
+    fn a_password_of_any_characters_fits_into_an_address() {
+        assert_eq!(with_password("redis://h:1/2", "a b@/"), "redis://:a%20b%40%2F@h:1/2");
+        assert_eq!(with_password("rediss://user@h", "word"), "rediss://user:word@h");
+    }
+}

@@ -1,0 +1,442 @@
+//! Reads blocks from the server: reserve a slot, open the object into it, seal. What does not open is a miss.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use kvtier_core::{
+    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, Parent, Request,
+    ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier,
+};
+
+use super::writing::reach;
+use super::{NAME, Place, Remote};
+use crate::node::driver::Waiter;
+use crate::node::outbox::Notice;
+use crate::node::peers::weighing::{Asked, Fetching};
+use crate::node::peers::{FetchJob, LookupJob, Scope, request};
+
+/// Jobs that wait for a thread, for each of them.
+const WAITING_A_THREAD: usize = 64;
+/// Blocks that are published together.
+const SEALED_TOGETHER: usize = 64;
+
+pub(super) enum Job {
+    Fetch(FetchJob),
+    Lookup(LookupJob),
+    Stop,
+}
+
+/// The queue of the reading threads.
+pub(super) struct Reading {
+    jobs: Sender<Job>,
+    threads: usize,
+}
+
+impl Reading {
+    pub(super) fn new(threads: usize) -> (Reading, Receiver<Job>) {
+        let (jobs, work) = crossbeam_channel::bounded(threads * WAITING_A_THREAD);
+        (Reading { jobs, threads }, work)
+    }
+
+    pub(super) fn stop(&self) {
+        for _ in 0..self.threads {
+            let _ = self.jobs.send_timeout(Job::Stop, Duration::from_secs(1));
+        }
+    }
+}
+
+/// What a request lacks here, and where it would lie on the server.
+struct Wanted {
+    /// Places among the keys asked for.
+    missing: Vec<usize>,
+    local: usize,
+    generation: Generation,
+    place: Place,
+}
+
+impl Remote {
+    /// Takes a fetch over; false when too many wait.
+    pub(crate) fn fetch_here(&self, job: FetchJob) -> bool {
+        self.reading.jobs.try_send(Job::Fetch(job)).is_ok()
+    }
+
+    /// Takes a lookup over; false when too many wait.
+    pub(crate) fn look_here(&self, job: LookupJob) -> bool {
+        self.reading.jobs.try_send(Job::Lookup(job)).is_ok()
+    }
+
+    /// A reading thread.
+    pub(super) fn read(&self, work: &Receiver<Job>) {
+        while let Ok(job) = work.recv() {
+            match job {
+                Job::Stop => return,
+                Job::Fetch(job) => self.serve_fetch(&job),
+                Job::Lookup(job) => self.serve_lookup(&job),
+            }
+        }
+    }
+
+    fn serve_fetch(&self, job: &FetchJob) {
+        let copied = self.copy(job);
+        // Whether or not anything came: what is here now is the answer.
+        let answer = self.driver.with(|decider, now| {
+            let asked = Request {
+                hints: job.hints,
+                deadline: now.after(job.deadline.saturating_duration_since(Instant::now())),
+                ..request(
+                    job.scope.client,
+                    job.scope.namespace,
+                    job.scope.realization,
+                    &job.hashes,
+                    now,
+                )
+            };
+            let answer = decider.manager.fetch(&asked, job.which, now);
+            if let Ok(Answer::Pending(operation)) = answer {
+                let waiter = Waiter::Session {
+                    outbox: Arc::clone(&job.outbox),
+                    request: job.request,
+                };
+                decider.wait(operation, waiter);
+            }
+            answer
+        });
+        let mut results = match answer {
+            Ok(Answer::Pending(_)) => return,
+            Ok(Answer::Ready(results)) => results,
+            Err(_) => vec![Fetched::Miss; job.hashes.len()],
+        };
+        for position in copied {
+            if let Some(Fetched::Leased { tier, .. }) = results.get_mut(position) {
+                *tier = Tier::Remote;
+            }
+        }
+        job.outbox.push(Notice::Fetched {
+            request: job.request,
+            results,
+        });
+    }
+
+    fn serve_lookup(&self, job: &LookupJob) {
+        let (mut tiers, generation) = self.look(job.scope, &job.hashes);
+        let answer = |tiers| {
+            job.outbox.push(Notice::Found {
+                request: job.request,
+                generation,
+                tiers,
+            });
+        };
+        let now = self.driver.clock.now();
+        if self
+            .weighing
+            .as_ref()
+            .is_some_and(|weighing| !weighing.is_open(now, NAME))
+        {
+            // Nobody waits for a server that is not worth asking. What it has still counts for its gate.
+            answer(tiers.clone());
+            self.add_found(job.scope, &job.hashes, job.hints, &mut tiers);
+            return;
+        }
+        self.add_found(job.scope, &job.hashes, job.hints, &mut tiers);
+        answer(tiers);
+    }
+
+    /// Marks what the server has of the blocks that were found nowhere, where it is worth fetching.
+    pub(crate) fn add_found(&self, scope: Scope, hashes: &[BlockHash], hints: Hints, tiers: &mut [Option<Tier>]) {
+        if let Some(wait_us) = hints.queue_wait_us {
+            self.writing.told_wait(wait_us);
+        }
+        let generation = self.driver.look(|manager| manager.generation(scope.namespace));
+        let Some(wanted) = self.wanted(scope, tiers, generation) else {
+            return;
+        };
+        let until = Instant::now() + self.query_timeout;
+        let Some(there) = self.there(&wanted, hashes, until) else {
+            return;
+        };
+        if self.weighing.is_some() && self.weigh(&wanted, &there, tiers, hints).is_none() {
+            return;
+        }
+        for (&position, there) in wanted.missing.iter().zip(there) {
+            if there {
+                tiers[position] = Some(Tier::Remote);
+            }
+        }
+    }
+
+    fn look(&self, scope: Scope, hashes: &[BlockHash]) -> (Vec<Option<Tier>>, Generation) {
+        self.driver.with(|decider, now| {
+            let asked = request(scope.client, scope.namespace, scope.realization, hashes, now);
+            let tiers = decider.manager.lookup(&asked, now);
+            // Together: what is written under this generation was looked for in the group that belongs to it.
+            let generation = decider.manager.generation(scope.namespace);
+            (tiers.unwrap_or_else(|_| vec![None; hashes.len()]), generation)
+        })
+    }
+
+    fn wanted(&self, scope: Scope, tiers: &[Option<Tier>], generation: Generation) -> Option<Wanted> {
+        if self.is_away() {
+            return None;
+        }
+        let missing: Vec<usize> = (0..tiers.len()).filter(|&position| tiers[position].is_none()).collect();
+        let local = *missing.first()?;
+        Some(Wanted {
+            missing,
+            local,
+            generation,
+            place: self.place(scope.namespace, scope.realization, generation)?,
+        })
+    }
+
+    fn there(&self, wanted: &Wanted, hashes: &[BlockHash], until: Instant) -> Option<Vec<bool>> {
+        let names: Vec<_> = wanted
+            .missing
+            .iter()
+            .map(|&position| wanted.place.name(hashes[position]))
+            .collect();
+        let begun = Instant::now();
+        let there = self.noted(self.store.exists(&wanted.place.group, &names, until));
+        if let (Some(weighing), Err(_)) = (&self.weighing, &there) {
+            weighing.probed(self.driver.clock.now(), NAME, begun, None);
+        }
+        there.ok().filter(|there| there.len() == names.len())
+    }
+
+    /// The fetch that is decided on, if any. One of nothing is weighed as well: it tells the gate what asking costs.
+    fn weigh(
+        &self,
+        wanted: &Wanted,
+        there: &[bool],
+        tiers: &[Option<Tier>],
+        hints: Hints,
+    ) -> Option<kvtier_core::cost::Decision> {
+        let weighing = self.weighing.as_ref()?;
+        let mut all: Vec<bool> = tiers.iter().map(Option::is_some).collect();
+        for (&position, &there) in wanted.missing.iter().zip(there) {
+            all[position] = there;
+        }
+        let reached = all.iter().position(|there| !there).unwrap_or(all.len());
+        let asked = Asked {
+            blocks: tiers.len(),
+            local: wanted.local,
+            hints,
+        };
+        let decided = weighing.decide_among(self.driver.clock.now(), &asked, &[(NAME, reached)]);
+        decided.map(|(decision, _)| decision)
+    }
+
+    /// Makes blocks of the server blocks of this node, as far as a fetch lacks them and they are worth it. The positions of those that came.
+    pub(crate) fn copy(&self, job: &FetchJob) -> Vec<usize> {
+        let until = job.deadline.min(Instant::now() + self.fetch_timeout);
+        let ticket = self.copying.begin(job.scope.namespace);
+        let copied = self.copy_until(job, until).unwrap_or_default();
+        self.copying.end(ticket);
+        copied
+    }
+
+    fn copy_until(&self, job: &FetchJob, until: Instant) -> Option<Vec<usize>> {
+        if let Some(wait_us) = job.hints.queue_wait_us {
+            self.writing.told_wait(wait_us);
+        }
+        let now = self.driver.clock.now();
+        if self
+            .weighing
+            .as_ref()
+            .is_some_and(|weighing| !weighing.is_open(now, NAME))
+        {
+            return None;
+        }
+        let (tiers, generation) = self.look(job.scope, &job.hashes);
+        let wanted = self.wanted(job.scope, &tiers, generation)?;
+        let own = self.own_client(job.scope.domain)?;
+        let mut fetching = None;
+        let places = match &self.weighing {
+            // Without a model nothing is decided: one trip less.
+            None => (0..wanted.missing.len()).collect(),
+            Some(weighing) => {
+                let there = self.there(&wanted, &job.hashes, until.min(Instant::now() + self.query_timeout))?;
+                let decision = self.weigh(&wanted, &there, &tiers, job.hints)?;
+                fetching = Some(weighing.begin(self.driver.clock.now(), &decision));
+                reach(job.which, &there)
+            }
+        };
+        let copied = self.fetch_objects(job, &wanted, &places, own, until, &mut fetching);
+        if let (Some(weighing), Some(fetching)) = (&self.weighing, &fetching) {
+            weighing.end(self.driver.clock.now(), fetching);
+        }
+        Some(copied)
+    }
+
+    fn fetch_objects(
+        &self,
+        job: &FetchJob,
+        wanted: &Wanted,
+        places: &[usize],
+        own: ClientId,
+        until: Instant,
+        fetching: &mut Option<Fetching>,
+    ) -> Vec<usize> {
+        let positions: Vec<usize> = places.iter().map(|&place| wanted.missing[place]).collect();
+        let names: Vec<_> = positions
+            .iter()
+            .map(|&position| wanted.place.name(job.hashes[position]))
+            .collect();
+        let (mut copied, mut opened, mut has_gap) = (Vec::new(), Vec::new(), false);
+        let mut since = Instant::now();
+        let fetched = self
+            .store
+            .fetch(&wanted.place.group, &names, until, &mut |place, object| {
+                let position = positions[place];
+                // In a prefix nothing behind a gap is of use.
+                let is_useful = job.which == FetchScope::Each || !has_gap;
+                let Some(object) = object.filter(|_| is_useful) else {
+                    has_gap = true;
+                    return;
+                };
+                if let (Some(weighing), Some(fetching)) = (&self.weighing, &mut *fetching) {
+                    let now = self.driver.clock.now();
+                    weighing.answered(now, fetching, true);
+                    weighing.arrived(now, fetching, object.len() as u64, since.elapsed(), true);
+                    since = Instant::now();
+                }
+                match self.open(job, wanted, own, position, &object, until) {
+                    Some(block) => opened.push(block),
+                    None => has_gap = true,
+                }
+                if opened.len() >= SEALED_TOGETHER {
+                    copied.extend(self.publish(job, wanted.generation, own, std::mem::take(&mut opened)));
+                }
+            });
+        copied.extend(self.publish(job, wanted.generation, own, opened));
+        if self.noted(fetched).is_err()
+            && let (Some(weighing), Some(fetching)) = (&self.weighing, fetching)
+        {
+            weighing.arrived(self.driver.clock.now(), fetching, 0, Duration::ZERO, false);
+        }
+        copied
+    }
+
+    /// Opens an object into a slot of its own.
+    fn open(
+        &self,
+        job: &FetchJob,
+        wanted: &Wanted,
+        own: ClientId,
+        position: usize,
+        object: &[u8],
+        until: Instant,
+    ) -> Option<(usize, Copied)> {
+        let hash = job.hashes[position];
+        let name = wanted.place.name(hash);
+        let corrupt = |error: &dyn std::fmt::Display| {
+            self.counts.corrupt.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(address = self.address, %error, "an object of the remote tier does not open: a miss");
+        };
+        let contents = match wanted.place.key.contents(name, object) {
+            Ok(contents) => contents,
+            Err(error) => {
+                corrupt(&error);
+                return None;
+            }
+        };
+        let (reservation, extent) = self.reserve(own, job.scope, hash, contents.length, until)?;
+        let opened = match self.driver.host.slice(&extent) {
+            Ok(slice) => wanted
+                .place
+                .key
+                .open(name, object, &slice)
+                .map_err(|error| corrupt(&error)),
+            Err(_) => Err(()),
+        };
+        if opened.is_err() {
+            self.driver
+                .with(|decider, now| decider.manager.abandon(own, &[reservation], now));
+            return None;
+        }
+        self.counts.blocks.fetch_add(1, Ordering::Relaxed);
+        self.counts.bytes.fetch_add(u64::from(extent.length), Ordering::Relaxed);
+        let before = position.checked_sub(1).map(|before| Parent::Block(job.hashes[before]));
+        let copied = Copied {
+            item: SealItem {
+                reservation,
+                hash,
+                // A fetch names a prefix in order; else what was written counts.
+                parent: match (job.which, before) {
+                    (FetchScope::Prefix, Some(parent)) => parent,
+                    _ => contents.parent,
+                },
+                length: extent.length,
+                tokens: contents.tokens,
+            },
+            labels: contents.labels,
+            checksum: contents.checksum,
+        };
+        Some((position, copied))
+    }
+
+    fn reserve(
+        &self,
+        own: ClientId,
+        scope: Scope,
+        hash: BlockHash,
+        length: u32,
+        until: Instant,
+    ) -> Option<(ReservationId, Extent)> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let answer = self.driver.with(|decider, now| {
+            let asked = Request {
+                deadline: now.after(until.saturating_duration_since(Instant::now())),
+                ..request(
+                    own,
+                    scope.namespace,
+                    scope.realization,
+                    std::slice::from_ref(&hash),
+                    now,
+                )
+            };
+            let answer = decider.manager.reserve(&asked, &[length], now);
+            if let Ok(Answer::Pending(operation)) = answer {
+                decider.wait(operation, Waiter::Reader(sender));
+            }
+            answer
+        });
+        let reserved = match answer {
+            Ok(Answer::Ready(reserved)) => reserved,
+            // The manager answers at the deadline; a little later it has failed to.
+            Ok(Answer::Pending(_)) => receiver.recv_deadline(until + Duration::from_secs(5)).ok()?,
+            Err(_) => return None,
+        };
+        match reserved.first() {
+            Some(&Reserved::Granted { reservation, extent }) => Some((reservation, extent)),
+            _ => None,
+        }
+    }
+
+    /// Publishes what was opened. The positions among the client's keys of those that are there now.
+    fn publish(
+        &self,
+        job: &FetchJob,
+        generation: Generation,
+        own: ClientId,
+        opened: Vec<(usize, Copied)>,
+    ) -> Vec<usize> {
+        let copies: Vec<Copied> = opened.iter().map(|(_, copied)| *copied).collect();
+        let sealed = self.driver.with(|decider, now| {
+            let asked = SealRequest {
+                client: own,
+                namespace: job.scope.namespace,
+                realization: job.scope.realization,
+                generation,
+                label: None,
+                items: &[],
+            };
+            decider.manager.seal_copies(&asked, &copies, now)
+        });
+        let sealed = sealed.unwrap_or_default();
+        let there = |outcome: &Sealed| matches!(outcome, Sealed::Published | Sealed::Present);
+        let sealed = opened.iter().zip(&sealed).filter(|(_, outcome)| there(outcome));
+        sealed.map(|((position, _), _)| *position).collect()
+    }
+}

@@ -1,0 +1,208 @@
+//! Puts are written behind: a thread leases what was published, seals it and sends it. Nobody waits for it, and it may fall behind: then
+//! blocks are left out.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use kvtier_core::{BlockHash, FetchScope, Fetched, LeaseId, NamespaceId, RealizationId, TrustDomain};
+use kvtier_storage::remote::{Contents, ObjectName};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{NAME, Remote};
+use crate::node::peers::request;
+
+/// Bytes that are sealed and sent together, at least one block.
+const PART_BYTES: u64 = 4 << 20;
+/// How long a wait for a GPU that a request told is reckoned with when blocks are chosen.
+const WAIT_MEMORY: Duration = Duration::from_secs(300);
+
+/// Blocks that a client has just published.
+pub(super) struct Offer {
+    pub(super) domain: TrustDomain,
+    pub(super) namespace: NamespaceId,
+    pub(super) realization: RealizationId,
+    pub(super) hashes: Vec<BlockHash>,
+}
+
+/// The queue of the writing thread.
+pub(super) struct Writing {
+    offers: Sender<Offer>,
+    /// Held while blocks are leased, sealed and sent.
+    busy: Mutex<()>,
+    /// The longest wait for a GPU that requests told lately, microseconds, and since when.
+    wait_us: AtomicU64,
+    told: Mutex<Option<Instant>>,
+    stopping: AtomicBool,
+}
+
+impl Writing {
+    pub(super) fn new(capacity: usize) -> (Writing, Receiver<Offer>) {
+        let (offers, work) = crossbeam_channel::bounded(capacity);
+        let writing = Writing {
+            offers,
+            busy: Mutex::default(),
+            wait_us: AtomicU64::new(0),
+            told: Mutex::default(),
+            stopping: AtomicBool::new(false),
+        };
+        (writing, work)
+    }
+
+    /// False when too many wait.
+    pub(super) fn submit(&self, offer: Offer) -> bool {
+        self.offers.try_send(offer).is_ok()
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Keeps the writing thread from writing; `None` when it was at it until then.
+    pub(super) fn exclusive(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
+        self.busy.try_lock_until(until)
+    }
+
+    /// A request said how long it waits for a GPU.
+    pub(super) fn told_wait(&self, wait_us: u64) {
+        let mut told = self.told.lock();
+        let is_stale = told.is_none_or(|told| told.elapsed() > WAIT_MEMORY);
+        if is_stale || wait_us >= self.wait_us.load(Ordering::Relaxed) {
+            self.wait_us.store(wait_us, Ordering::Relaxed);
+            *told = Some(Instant::now());
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+impl Remote {
+    /// The writing thread.
+    pub(super) fn write(&self, offers: &Receiver<Offer>) {
+        while !self.writing.is_stopping() {
+            let Ok(offer) = offers.recv_timeout(Duration::from_millis(200)) else {
+                continue;
+            };
+            let count = offer.hashes.len();
+            if !self.is_worth_keeping(count) {
+                self.counts.declined.fetch_add(count as u64, Ordering::Relaxed);
+                continue;
+            }
+            let mut rest = offer.hashes.as_slice();
+            while !rest.is_empty() && !self.writing.is_stopping() {
+                let tried = if self.is_away() {
+                    0
+                } else {
+                    self.write_part(&offer, rest)
+                };
+                if tried == 0 {
+                    self.counts.dropped.fetch_add(rest.len() as u64, Ordering::Relaxed);
+                    break;
+                }
+                rest = &rest[tried..];
+            }
+        }
+    }
+
+    /// Whether blocks like these are ever worth fetching from there. It may be idle now, and busy when they are asked for.
+    fn is_worth_keeping(&self, blocks: usize) -> bool {
+        let Some(weighing) = &self.weighing else { return true };
+        let wait_us = self.writing.wait_us.load(Ordering::Relaxed);
+        weighing.would_pay(self.driver.clock.now(), NAME, blocks, wait_us)
+    }
+
+    /// Writes the first of these; how many were gone through. 0: the server is away, or the namespace is being invalidated.
+    fn write_part(&self, offer: &Offer, hashes: &[BlockHash]) -> usize {
+        let until = Instant::now() + self.fetch_timeout;
+        let Some(_writing) = self.writing.exclusive(until) else {
+            return 0;
+        };
+        let Some(own) = self.own_client(offer.domain) else {
+            return 0;
+        };
+        let generation = self.driver.look(|manager| manager.generation(offer.namespace));
+        let Some(place) = self.place(offer.namespace, offer.realization, generation) else {
+            return 0;
+        };
+        let (mut objects, mut bytes, mut tried) = (Vec::new(), 0, 0);
+        for &hash in hashes {
+            if bytes >= PART_BYTES {
+                break;
+            }
+            tried += 1;
+            let name = place.name(hash);
+            let leased = self.driver.with(|decider, now| {
+                let asked = request(
+                    own,
+                    offer.namespace,
+                    offer.realization,
+                    std::slice::from_ref(&hash),
+                    now,
+                );
+                let results = decider.manager.lease_unused(&asked, now).unwrap_or_default();
+                let Some(&Fetched::Leased { lease, extent, .. }) = results.first() else {
+                    return None;
+                };
+                Some((lease, extent, decider.manager.described(own, lease)))
+            });
+            let Some((lease, extent, described)) = leased else {
+                continue;
+            };
+            if let (Some(described), Ok(slice)) = (described, self.driver.host.slice(&extent)) {
+                let checksum = described.checksum.unwrap_or_else(|| slice.crc32c());
+                let contents = Contents {
+                    length: extent.length,
+                    tokens: described.tokens,
+                    parent: described.parent,
+                    labels: described.labels,
+                    checksum,
+                };
+                let object = place.key.seal(name, &contents, &slice, None);
+                bytes += object.len() as u64;
+                objects.push((name, object));
+                self.release(own, lease, described.checksum.is_none().then_some(checksum));
+            } else {
+                self.release(own, lease, None);
+            }
+        }
+        // Under the same invalidations still: else these are no objects of the group that is in force.
+        let again = self.place(offer.namespace, offer.realization, generation);
+        if again.is_none_or(|again| again.group != place.group) {
+            return 0;
+        }
+        self.put(&place, &objects, bytes, until).then_some(tried).unwrap_or(0)
+    }
+
+    fn put(&self, place: &super::Place, objects: &[(ObjectName, Vec<u8>)], bytes: u64, until: Instant) -> bool {
+        if objects.is_empty() {
+            return true;
+        }
+        let put = self.store.put(&place.group, objects, Some(self.ttl), until);
+        if self.noted(put).is_err() {
+            return false;
+        }
+        self.counts.written.fetch_add(objects.len() as u64, Ordering::Relaxed);
+        self.counts.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        true
+    }
+
+    fn release(&self, own: kvtier_core::ClientId, lease: LeaseId, checksum: Option<u32>) {
+        self.driver.with(|decider, now| {
+            if let Some(checksum) = checksum {
+                decider.manager.note_checksum(own, lease, checksum);
+            }
+            decider.manager.release(own, &[lease], now)
+        });
+    }
+}
+
+/// Which of the keys asked for follow each other from the first on, of those that are there.
+pub(super) fn reach(which: FetchScope, there: &[bool]) -> Vec<usize> {
+    let end = match which {
+        FetchScope::Each => there.len(),
+        FetchScope::Prefix => there.iter().position(|there| !there).unwrap_or(there.len()),
+    };
+    (0..end).filter(|&position| there[position]).collect()
+}

@@ -1,0 +1,95 @@
+//! What stands in for the remote tier in a program that was built without it: there is none, and settings that name one are refused.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvtier_core::{BlockHash, Hints, NamespaceId, RealizationId, Tier, TrustDomain};
+use serde::{Deserialize, Serialize};
+
+use super::domains::Domains;
+use super::driver::Driver;
+use super::peers::versions::VersionBook;
+use super::peers::{FetchJob, LookupJob, Scope};
+use super::{StartError, StartProgress};
+use crate::keys::KeyError;
+use crate::settings::CheckedSettings;
+
+/// The tier as the status would show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteStatus {}
+
+/// What an erasure would come to.
+pub(crate) struct Erased {
+    pub(crate) deleted: u64,
+    pub(crate) left: u64,
+}
+
+/// Never there.
+pub(crate) enum Remote {}
+
+impl Remote {
+    #[expect(clippy::unnecessary_wraps, reason = "the face of the real one")]
+    pub(super) fn start(
+        _settings: &CheckedSettings,
+        _driver: &Arc<Driver>,
+        _domains: &Arc<Domains>,
+        _versions: Option<&Arc<VersionBook>>,
+        _observer: &dyn Fn(StartProgress),
+    ) -> Result<Option<Arc<Remote>>, StartError> {
+        Ok(None)
+    }
+
+    pub(super) fn stop(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn may_help(&self, _: TrustDomain) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn offer(&self, _: TrustDomain, _: NamespaceId, _: RealizationId, _: Vec<BlockHash>) {
+        match *self {}
+    }
+
+    pub(crate) fn forget(
+        &self,
+        _: TrustDomain,
+        _: NamespaceId,
+        _: RealizationId,
+        _: &[BlockHash],
+    ) -> Result<Vec<bool>, KeyError> {
+        match *self {}
+    }
+
+    pub(crate) fn set_apart(&self, _: NamespaceId) -> Result<(), KeyError> {
+        match *self {}
+    }
+
+    pub(crate) fn erase(&self, _: NamespaceId, _: Instant) -> Option<Result<Erased, String>> {
+        match *self {}
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        match *self {}
+    }
+
+    pub(crate) fn status(&self) -> RemoteStatus {
+        match *self {}
+    }
+
+    pub(crate) fn fetch_here(&self, _: FetchJob) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn look_here(&self, _: LookupJob) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn add_found(&self, _: Scope, _: &[BlockHash], _: Hints, _: &mut [Option<Tier>]) {
+        match *self {}
+    }
+
+    pub(crate) fn copy(&self, _: &FetchJob) -> Vec<usize> {
+        match *self {}
+    }
+}

@@ -1,0 +1,76 @@
+use super::{Settings, SettingsError};
+
+impl Settings {
+    pub(super) fn check_remote(&self) -> Result<(), SettingsError> {
+        let refuse = |field: &'static str, value: String, remedy: &str| {
+            Err(SettingsError {
+                field,
+                value,
+                remedy: remedy.to_owned(),
+            })
+        };
+        let Some(url) = &self.remote_redis else {
+            return match &self.remote_redis_password_file {
+                Some(file) => refuse(
+                    "remote_redis_password_file",
+                    file.display().to_string(),
+                    "name the server in remote_redis, too",
+                ),
+                None => Ok(()),
+            };
+        };
+        if !cfg!(feature = "redis") {
+            return refuse(
+                "remote_redis",
+                url.clone(),
+                "this program was built without the feature `redis`",
+            );
+        }
+        if has_password(url) {
+            return refuse(
+                "remote_redis",
+                "a URL with a password".into(),
+                "a password is not for settings that others may see: put it into remote_redis_password_file",
+            );
+        }
+        if self.domains.is_empty() {
+            return refuse(
+                "remote_redis",
+                url.clone(),
+                "blocks leave the node only for trust domains that the settings name: add [[domains]]",
+            );
+        }
+        for (field, value, most) in [
+            ("remote_readers", u64::from(self.remote_readers), 256),
+            ("remote_writes_max", u64::from(self.remote_writes_max), 1 << 20),
+            ("remote_ttl_s", self.remote_ttl_s, 10 * 365 * 86_400),
+            ("remote_fetch_timeout_ms", self.remote_fetch_timeout_ms, 3_600_000),
+            ("remote_query_timeout_ms", self.remote_query_timeout_ms, 3_600_000),
+        ] {
+            if value == 0 || value > most {
+                return refuse(field, value.to_string(), &format!("at least 1, and at most {most}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn has_password(url: &str) -> bool {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or_default();
+    let user = authority.rsplit_once('@').map(|(user, _)| user);
+    user.is_some_and(|user| user.contains(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_password;
+
+    #[test]
+    fn a_password_in_an_address_is_seen() {
+        assert!(has_password("redis://user:word@host:6379/0"));
+        assert!(has_password("redis://:word@host"));
+        assert!(!has_password("redis://user@host:6379/0"));
+        assert!(!has_password("redis://host:6379"));
+    }
+}
