@@ -10,6 +10,7 @@ mod channel;
 mod cluster_wire;
 #[cfg(feature = "redis")]
 mod directory;
+mod explaining;
 mod generations;
 mod link;
 mod message;
@@ -38,6 +39,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use self::channel::ClusterSecret;
+pub use self::explaining::{ExplainedPeer, ExplainedQuestion, ExplainedTerms, Explanation};
 use self::generations::Generations;
 pub(crate) use self::generations::Progress;
 use self::link::{Link, Surroundings};
@@ -519,6 +521,11 @@ impl Shared {
     /// Takes a lookup over; false when too many wait.
     pub(crate) fn look_at_peers(&self, job: LookupJob) -> bool {
         self.reading.submit(Job::Lookup(job))
+    }
+
+    /// Takes a question about a lookup over; false when too many wait.
+    pub(crate) fn explain_to(&self, job: LookupJob) -> bool {
+        self.reading.submit(Job::Explain(job))
     }
 
     /// Host memory is about to be given back. False where a peer may still reach it.

@@ -58,6 +58,8 @@ pub(crate) struct LookupJob {
     pub(crate) scope: Scope,
     pub(crate) hashes: Vec<BlockHash>,
     pub(crate) hints: Hints,
+    /// What exists is asked, not what is worth fetching.
+    pub(crate) raw: bool,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) request: u64,
 }
@@ -65,6 +67,7 @@ pub(crate) struct LookupJob {
 pub(super) enum Job {
     Fetch(FetchJob),
     Lookup(LookupJob),
+    Explain(LookupJob),
     Stop,
 }
 
@@ -86,7 +89,7 @@ struct Found {
 }
 
 /// A peer, and what it has of the blocks asked for.
-type Located = (Arc<Link>, Arc<Live>, Vec<Option<Tier>>);
+pub(super) type Located = (Arc<Link>, Arc<Live>, Vec<Option<Tier>>);
 /// A peer, and the places of what it is to be asked for.
 type Assigned = (Arc<Link>, Arc<Live>, Vec<usize>);
 
@@ -138,6 +141,7 @@ impl Shared {
                 Job::Stop => return,
                 Job::Fetch(job) => self.fetch(job),
                 Job::Lookup(job) => self.lookup(job),
+                Job::Explain(job) => self.explain(&job),
             }
         }
     }
@@ -204,7 +208,7 @@ impl Shared {
         if let Some((keys, versions)) = self.question(*scope, hashes, &missing) {
             let until = Instant::now() + self.query_timeout;
             let mut found = self.locate(&keys, &versions, until);
-            if self.weighing.is_some() {
+            if self.weighing.is_some() && !job.raw {
                 let chosen = self.weigh(&tiers, &missing, job.hints, &found).map(|(_, link)| link);
                 found.retain(|(link, ..)| chosen.as_ref().is_some_and(|chosen| Arc::ptr_eq(chosen, link)));
             }
@@ -224,7 +228,7 @@ impl Shared {
     }
 
     /// What to ask peers, and the list that theirs must equal; `None` where nothing is to be asked.
-    fn question(&self, scope: Scope, hashes: &[BlockHash], positions: &[usize]) -> Option<(Keys, Versions)> {
+    pub(super) fn question(&self, scope: Scope, hashes: &[BlockHash], positions: &[usize]) -> Option<(Keys, Versions)> {
         if positions.is_empty() || !self.generations.is_serving() {
             return None;
         }
@@ -243,7 +247,7 @@ impl Shared {
     }
 
     /// Asks every peer at once what it has, and waits for all until the deadline. Those with other invalidations have nothing.
-    fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<Located> {
+    pub(super) fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<Located> {
         let question = Message::Locate(keys.clone());
         let asked: Vec<_> = self
             .links()
@@ -435,23 +439,11 @@ impl Shared {
         found: &[Located],
     ) -> Option<(Decision, Arc<Link>)> {
         let weighing = self.weighing.as_ref()?;
-        let asked = Asked {
-            blocks: tiers.len(),
-            local: tiers.iter().position(Option::is_none).unwrap_or(tiers.len()),
-            hints,
-        };
-        let reach = |theirs: &[Option<Tier>]| {
-            let mut all = tiers.to_vec();
-            for (&position, tier) in missing.iter().zip(theirs) {
-                all[position] = *tier;
-            }
-            all.iter().position(Option::is_none).unwrap_or(all.len())
-        };
         let peers: Vec<(Arc<Link>, usize)> = found
             .iter()
-            .map(|(link, _, theirs)| (Arc::clone(link), reach(theirs)))
+            .map(|(link, _, theirs)| (Arc::clone(link), reach(tiers, missing, theirs)))
             .collect();
-        weighing.decide(self.driver.clock.now(), &asked, &peers)
+        weighing.decide(self.driver.clock.now(), &asked(tiers, hints), &peers)
     }
 
     fn finish_weighed(
@@ -748,6 +740,29 @@ fn give_back(blocks: &[Found]) {
     }
 }
 
-fn positions<T>(items: &[T], wanted: impl Fn(&T) -> bool) -> Vec<usize> {
+/// What is asked of the cost model about keys of which this node has these.
+pub(super) fn asked(tiers: &[Option<Tier>], hints: Hints) -> Asked {
+    Asked {
+        blocks: tiers.len(),
+        local: prefix(tiers),
+        hints,
+    }
+}
+
+/// How many of the first keys are cached with what a peer has of the missing ones.
+pub(super) fn reach(tiers: &[Option<Tier>], missing: &[usize], theirs: &[Option<Tier>]) -> usize {
+    let mut all = tiers.to_vec();
+    for (&position, tier) in missing.iter().zip(theirs) {
+        all[position] = *tier;
+    }
+    prefix(&all)
+}
+
+/// How many of the first keys are there.
+pub(super) fn prefix(tiers: &[Option<Tier>]) -> usize {
+    tiers.iter().position(Option::is_none).unwrap_or(tiers.len())
+}
+
+pub(super) fn positions<T>(items: &[T], wanted: impl Fn(&T) -> bool) -> Vec<usize> {
     (0..items.len()).filter(|&position| wanted(&items[position])).collect()
 }

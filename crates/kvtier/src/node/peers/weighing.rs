@@ -111,17 +111,12 @@ impl Weighing {
         asked: &Asked,
         peers: &[(Arc<Link>, usize)],
     ) -> Option<(Decision, Arc<Link>)> {
-        let tokens = |blocks: usize| {
-            u32::try_from(blocks)
-                .unwrap_or(u32::MAX)
-                .saturating_mul(self.block_tokens)
-        };
         let mut state = self.state.lock();
         let candidates: Vec<(Candidate, &Arc<Link>)> = peers
             .iter()
             .map(|(link, blocks)| {
                 let backend = self.backend(&mut state, &link.address);
-                let matched_tokens = tokens(*blocks);
+                let matched_tokens = self.tokens(*blocks);
                 (
                     Candidate {
                         backend,
@@ -131,16 +126,7 @@ impl Weighing {
                 )
             })
             .collect();
-        let hints = &asked.hints;
-        let question = Question {
-            prompt_tokens: hints.prompt_tokens.unwrap_or(0).max(tokens(asked.blocks)),
-            local_prefix_tokens: hints.local_prefix_tokens.unwrap_or(0).max(tokens(asked.local)),
-            block_tokens: self.block_tokens,
-            kv_bytes_per_token: self.kv_bytes_per_token,
-            queue_wait_s: hints.queue_wait_us.unwrap_or(0) as f64 / 1e6,
-            // The protocol has no answer that leaves a part of the prefix to the engine.
-            can_split: false,
-        };
+        let question = self.question(asked);
         let offered: Vec<Candidate> = candidates.iter().map(|(candidate, _)| *candidate).collect();
         let decision = state.model.decide(now, &question, &offered);
         tracing::debug!(%decision, "a peer's blocks were weighed");
@@ -156,6 +142,54 @@ impl Weighing {
             .iter()
             .find(|(candidate, _)| Some(candidate.backend) == decision.backend);
         chosen.map(|(_, link)| (decision, Arc::clone(link)))
+    }
+
+    /// What [`Weighing::decide`] would decide, and the address of the peer that was weighed; counts nothing. Peers that nothing is known of
+    /// yet are left out.
+    pub(super) fn explain(
+        &self,
+        now: Time,
+        asked: &Asked,
+        peers: &[(&str, usize)],
+    ) -> (Question, Decision, Option<String>) {
+        let state = self.state.lock();
+        let offered: Vec<Candidate> = peers
+            .iter()
+            .filter_map(|(address, blocks)| {
+                let backend = *state.backends.get(*address)?;
+                let matched_tokens = self.tokens(*blocks);
+                Some(Candidate {
+                    backend,
+                    matched_tokens,
+                })
+            })
+            .collect();
+        let question = self.question(asked);
+        let decision = state.model.explain(now, &question, &offered);
+        let weighed = decision.backend.and_then(|backend| {
+            let mut known = state.backends.iter();
+            known.find_map(|(address, other)| (*other == backend).then(|| address.clone()))
+        });
+        (question, decision, weighed)
+    }
+
+    fn question(&self, asked: &Asked) -> Question {
+        let hints = &asked.hints;
+        Question {
+            prompt_tokens: hints.prompt_tokens.unwrap_or(0).max(self.tokens(asked.blocks)),
+            local_prefix_tokens: hints.local_prefix_tokens.unwrap_or(0).max(self.tokens(asked.local)),
+            block_tokens: self.block_tokens,
+            kv_bytes_per_token: self.kv_bytes_per_token,
+            queue_wait_s: hints.queue_wait_us.unwrap_or(0) as f64 / 1e6,
+            // The protocol has no answer that leaves a part of the prefix to the engine.
+            can_split: false,
+        }
+    }
+
+    fn tokens(&self, blocks: usize) -> u32 {
+        u32::try_from(blocks)
+            .unwrap_or(u32::MAX)
+            .saturating_mul(self.block_tokens)
     }
 
     fn backend(&self, state: &mut State, address: &str) -> BackendId {

@@ -7,12 +7,14 @@ use std::time::Instant;
 use kvtier_core::{Answer, FetchScope, Fetched, Hints, LeaseId, NamespaceId, RealizationId};
 
 use super::{Handle, Refused, Session};
+use crate::error::ErrorKind;
 use crate::node::driver::Waiter;
 use crate::node::peers::{FetchJob, LookupJob, Scope};
-use crate::wire::{Keys, Reply};
+use crate::wire::{Extensions, Keys, Reply};
 
 impl Session {
-    pub(super) fn lookup(&mut self, request: u64, keys: &Keys<'_>, hints: Hints) -> Result<(), Refused> {
+    pub(super) fn lookup(&mut self, request: u64, keys: &Keys<'_>, extensions: &Extensions<'_>) -> Result<(), Refused> {
+        let hints = extensions.hints;
         let (_, namespace, realization) = self.handle(keys.handle)?;
         keys.hashes.copy_to(&mut self.hashes);
         let (client, hashes) = (self.client, &self.hashes);
@@ -39,6 +41,7 @@ impl Session {
                     scope: self.scope(namespace, realization),
                     hashes: self.hashes.clone(),
                     hints,
+                    raw: extensions.raw,
                     outbox: Arc::clone(&self.outbox),
                     request,
                 };
@@ -56,6 +59,32 @@ impl Session {
                 tiers: (&tiers).into(),
             },
         );
+        Ok(())
+    }
+
+    /// What would be decided about the keys' blocks: by a reading thread, as it has to ask peers what they have.
+    pub(super) fn explain(&mut self, request: u64, keys: &Keys<'_>, hints: Hints) -> Result<(), Refused> {
+        let (_, namespace, realization) = self.handle(keys.handle)?;
+        keys.hashes.copy_to(&mut self.hashes);
+        let unavailable = |words: String| Refused(ErrorKind::Unavailable, words);
+        let Some(peers) = self.shared.driver.peers() else {
+            let words = "there is no backend to weigh: this node has no peers; set peer_listen and peers";
+            return Err(unavailable(words.into()));
+        };
+        peers.can_explain(self.identity().domain).map_err(unavailable)?;
+        let job = LookupJob {
+            scope: self.scope(namespace, realization),
+            hashes: self.hashes.clone(),
+            hints,
+            raw: true,
+            outbox: Arc::clone(&self.outbox),
+            request,
+        };
+        if !peers.explain_to(job) {
+            let words = "too many lookups and fetches wait for peers: ask again";
+            return Err(Refused(ErrorKind::Busy, words.into()));
+        }
+        self.waiting.insert(request, None);
         Ok(())
     }
 
