@@ -6,6 +6,7 @@
 //!
 //! Read first: [`Peers`]; [`reading`] and [`serving`] are the two sides, [`versions`] says when a peer's block may be read at all.
 
+mod attempt;
 mod channel;
 mod cluster_wire;
 #[cfg(feature = "redis")]
@@ -38,6 +39,7 @@ use kvtier_transfer::tcp::{Secret, Tcp, TcpSettings};
 use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+use self::attempt::Patience;
 use self::channel::ClusterSecret;
 pub use self::explaining::{ExplainedPeer, ExplainedQuestion, ExplainedTerms, Explanation};
 use self::generations::Generations;
@@ -94,6 +96,10 @@ pub struct PeerStatus {
     pub corrupt: u64,
     /// Answers that were of no use because invalidations are not known to both.
     pub stale: u64,
+    /// Fetches that took so long that recomputing was expected to be faster: their clients were answered before they ended.
+    pub given_up: u64,
+    /// Blocks that came after their fetch was answered, and were kept.
+    pub late_blocks: u64,
     /// Whether the cost model lets it be asked; empty where no model is named.
     pub gate: String,
     /// Bytes a second that the cost model counts with.
@@ -179,6 +185,7 @@ pub(crate) struct Shared {
     reading: Reading,
     /// `None`: peers are read from unasked.
     weighing: Option<Weighing>,
+    patience: Patience,
     links: RwLock<Vec<Arc<Link>>>,
     given: Given,
     connections: Connections,
@@ -302,6 +309,7 @@ impl Peers {
             generations,
             reading,
             weighing: Weighing::new(settings),
+            patience: Patience::default(),
             links: RwLock::default(),
             given: Given::default(),
             connections: Connections::default(),
@@ -331,6 +339,8 @@ impl Peers {
         if shared.weighing.is_some() {
             let probing = Arc::clone(&shared);
             threads.push(spawn("kvtier-probe", move || probing.probe_peers())?);
+            let judging = Arc::clone(&shared);
+            threads.push(spawn("kvtier-judge", move || judging.judge_attempts())?);
         } else {
             observer(StartProgress::Note(
                 "cost_model names no model: peers are read from without asking whether it pays".into(),
@@ -395,6 +405,7 @@ impl Peers {
         }
         self.shared.generations.stop();
         self.shared.reading.stop();
+        self.shared.patience.stop();
         for thread in self.threads.lock().drain(..) {
             // One that panicked has already said so.
             let _ = thread.join();
@@ -635,6 +646,8 @@ impl Shared {
                 failed: load(&link.counts.failed),
                 corrupt: load(&link.counts.corrupt),
                 stale: load(&link.counts.stale),
+                given_up: load(&link.counts.given_up),
+                late_blocks: load(&link.counts.late_blocks),
                 rails: link.rails().into_iter().map(rail).collect(),
             }
         });

@@ -1,8 +1,11 @@
 //! What the cost model says of peers' blocks.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
-use super::{Plan, await_connected, cluster_of, get, put, sum_of_peers, until};
+use super::net::Network;
+use super::{BLOCK_BYTES, Plan, await_connected, cluster_of, get, put, sum_of_peers, until};
 use crate::daemon::{Daemon, words};
 
 /// Block hashes as `kvctl explain` reads them, which `kvctl put` takes as keys.
@@ -111,6 +114,10 @@ fn a_lookup_is_explained_term_by_term_and_nothing_is_decided() {
     }
     assert_eq!(decisions(&asker), (0, 0));
     assert_eq!(sum_of_peers(&asker, "blocks"), 0);
+    let (_, metrics) = asker.http("GET", "/metrics");
+    for name in ["kvtier_peer_given_up_total{", "kvtier_peer_late_blocks_total{"] {
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "{name} {metrics}");
+    }
     // What the engine has already is not fetched.
     let output = explain(&asker, &lines, &["--local-prefix-tokens", "768", "--json"]);
     let explained: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -165,4 +172,74 @@ fn a_raw_lookup_finds_what_is_not_worth_fetching() {
     assert_eq!(decisions(&asker), weighed);
     assert_eq!(get(&asker, "there"), None);
     assert_eq!(sum_of_peers(&asker, "blocks"), 0);
+}
+
+/// How fast a slow holder sends: a block takes a second and a half.
+const SLOW_BITS_PER_S: u64 = BLOCK_BYTES as u64 * 8 * 2 / 3;
+
+/// By the socket: the admin server is in another network.
+fn is_idle(daemon: &Daemon) -> bool {
+    let status = daemon.ask(&["status"]);
+    ["leases", "reservations", "operations_in_flight", "waiting"]
+        .iter()
+        .all(|name| status[*name] == 0)
+}
+
+/// A holder and one who asks it, far more patient with peers than the model. The holder's link becomes slow just after it was seen
+/// to be fast, so that no probe is due.
+fn slowed(network: &Network) -> Option<(Daemon, Daemon)> {
+    let patient = "peer_fetch_timeout_ms = 20000\npeer_lease_ttl_ms = 30000\nlease_ttl_ms = 60000\npeer_query_timeout_ms = 5000\n";
+    let model = "cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = 1024\npeer_gate = \"on\"\n";
+    let plan = network.plan().with(&["--peer-transport", "tcp"]);
+    let holder = network.start_with(&plan, 0, patient);
+    let asker = network.start_with(&plan, 1, &format!("{patient}{model}"));
+    await_connected(&holder, 1);
+    await_connected(&asker, 1);
+    put(&holder, "fast");
+    put(&holder, "slow");
+    until("the link is seen to be fast", || get(&asker, "fast").is_some());
+    network.slow(0, SLOW_BITS_PER_S).then_some((holder, asker))
+}
+
+#[test]
+fn a_fetch_that_takes_too_long_is_answered_early_and_what_comes_late_is_found_here() {
+    let Some(network) = Network::new(2) else { return };
+    let Some((holder, asker)) = slowed(&network) else {
+        return;
+    };
+    let begun = Instant::now();
+    assert_eq!(get(&asker, "slow"), None);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(1), "the block alone takes longer: {took:?}");
+    assert_eq!(
+        (sum_of_peers(&asker, "given_up"), sum_of_peers(&asker, "late_blocks")),
+        (1, 0)
+    );
+    until("the block has come", || sum_of_peers(&asker, "late_blocks") == 1);
+    assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
+    network.cut(0);
+    assert_eq!(get(&asker, "slow").as_deref(), Some("host"));
+    until("nothing is under way", || is_idle(&asker));
+    drop(holder);
+}
+
+#[test]
+fn what_comes_late_is_dropped_where_the_namespace_was_invalidated_meanwhile() {
+    let Some(network) = Network::new(2) else { return };
+    let Some((holder, asker)) = slowed(&network) else {
+        return;
+    };
+    assert_eq!(get(&asker, "slow"), None);
+    let invalidated = asker
+        .kvctl()
+        .args(["invalidate", "default"])
+        .output()
+        .expect("kvctl runs");
+    assert!(invalidated.status.success(), "{}", words(&invalidated));
+    // The bytes have come and were right.
+    until("the block has come", || sum_of_peers(&asker, "blocks") == 2);
+    until("nothing is under way", || is_idle(&asker));
+    assert_eq!(sum_of_peers(&asker, "late_blocks"), 0);
+    assert_eq!(get(&asker, "slow"), None);
+    drop(holder);
 }

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::cost::Decision;
 use kvtier_core::{
-    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent,
-    Realization, RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
+    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Generation, Hints, NamespaceId, Parent, Realization,
+    RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
 };
 use kvtier_transfer::{Cause, Direction, Piece, RemoteRegion, Transfer};
 use parking_lot::Mutex;
 
 use super::Shared;
+use super::attempt::Attempt;
 use super::link::{Link, Live, Unanswered};
 use super::message::{Acquired, Held, Keys, Message, Versions};
 use super::regions::Way;
@@ -93,6 +94,9 @@ pub(super) type Located = (Arc<Link>, Arc<Live>, Vec<Option<Tier>>);
 /// A peer, and the places of what it is to be asked for.
 type Assigned = (Arc<Link>, Arc<Live>, Vec<usize>);
 
+/// A block that was read and is what it should be: its place among the keys asked for, and where it lies.
+type Right = (usize, Found, ReservationId, Extent);
+
 /// Blocks that were asked for together.
 struct Part {
     link: Arc<Link>,
@@ -147,52 +151,11 @@ impl Shared {
     }
 
     fn fetch(&self, job: FetchJob) {
-        let begun = Instant::now();
-        let until = job.deadline.min(begun + self.fetch_timeout);
-        let ticket = self.copying.begin(job.scope.namespace);
-        let copied = self.copy_from_peers(&job, until);
+        let attempt = Attempt::new(job);
+        let ticket = self.copying.begin(attempt.job.scope.namespace);
+        self.copy_from_peers(&attempt);
         self.copying.end(ticket);
-        // Whether or not anything came: what is here now is the answer.
-        let answer = self.driver.with(|decider, now| {
-            let left = job.deadline.saturating_duration_since(Instant::now());
-            let asked = Request {
-                hints: job.hints,
-                deadline: now.after(left),
-                ..request(
-                    job.scope.client,
-                    job.scope.namespace,
-                    job.scope.realization,
-                    &job.hashes,
-                    now,
-                )
-            };
-            let answer = decider.manager.fetch(&asked, job.which, now);
-            if let Ok(Answer::Pending(operation)) = answer {
-                let outbox = Arc::clone(&job.outbox);
-                decider.wait(
-                    operation,
-                    Waiter::Session {
-                        outbox,
-                        request: job.request,
-                    },
-                );
-            }
-            answer
-        });
-        let mut results = match answer {
-            Ok(Answer::Pending(_)) => return,
-            Ok(Answer::Ready(results)) => results,
-            Err(_) => vec![Fetched::Miss; job.hashes.len()],
-        };
-        for position in copied {
-            if let Some(Fetched::Leased { tier, .. }) = results.get_mut(position) {
-                *tier = Tier::Remote;
-            }
-        }
-        job.outbox.push(Notice::Fetched {
-            request: job.request,
-            results,
-        });
+        self.answer(&attempt);
     }
 
     fn lookup(&self, job: LookupJob) {
@@ -320,34 +283,35 @@ impl Shared {
         assigned
     }
 
-    /// Makes blocks of peers blocks of this node. The positions of those that came.
+    /// Makes blocks of peers blocks of this node.
     ///
     /// Blocks are asked for in parts, all at once: while this thread reads one part and compares its checksums, with the bytes in
     /// the cache, the holder takes those of the next.
-    fn copy_from_peers(&self, job: &FetchJob, until: Instant) -> Vec<usize> {
+    fn copy_from_peers(&self, attempt: &Arc<Attempt>) {
+        let hard_deadline = Instant::now() + self.fetch_timeout;
+        let job = &attempt.job;
         let scope = job.scope;
+        let mut until = job.deadline.min(hard_deadline);
         let looked = self.driver.with(|decider, now| {
             let asked = request(scope.client, scope.namespace, scope.realization, &job.hashes, now);
             // Together: what is written under this generation was looked for by the list that belongs to it.
             let generation = decider.manager.generation(scope.namespace);
             (decider.manager.lookup(&asked, now), generation)
         });
-        let (Ok(tiers), generation) = looked else {
-            return Vec::new();
-        };
+        let (Ok(tiers), generation) = looked else { return };
         let missing = positions(&tiers, |tier| tier.is_none());
         let Some((keys, versions)) = self.question(scope, &job.hashes, &missing) else {
-            return Vec::new();
+            return;
         };
         let Some(own) = self.own_client(scope.domain) else {
-            return Vec::new();
+            return;
         };
         let (assigned, mut fetching) = match &self.weighing {
             None => (self.assign(&keys, &versions, job.which, until), None),
             Some(weighing) => {
                 let found = self.locate(&keys, &versions, until.min(Instant::now() + self.query_timeout));
                 let Some((decision, chosen)) = self.weigh(&tiers, &missing, job.hints, &found) else {
-                    return Vec::new();
+                    return;
                 };
                 let assigned = found.into_iter().filter(|(link, ..)| Arc::ptr_eq(link, &chosen));
                 let assigned = assigned.map(|(link, live, tiers)| {
@@ -358,12 +322,14 @@ impl Shared {
                     (link, live, positions(&tiers[..end], Option::is_some))
                 });
                 let fetching = weighing.begin(self.driver.clock.now(), &decision);
+                // The client is answered before that, where its patience or the model's ends.
+                until = hard_deadline;
+                self.patience.watch(attempt, &chosen, &fetching);
                 (assigned.collect(), Some((weighing, fetching)))
             }
         };
         let mut parts = self.ask_for_parts(&keys, assigned, until);
         let mut running: VecDeque<Running> = VecDeque::new();
-        let mut copied = Vec::new();
         let mut reached = 0;
         while let Some(part) = parts.pop_front() {
             let found = self.leased(part, &versions, until);
@@ -388,17 +354,25 @@ impl Shared {
                 && let Some(part) = running.pop_front()
             {
                 let right = self.finish_weighed(part, &mut fetching);
-                copied.extend(self.seal(own, job, generation, &missing, right));
+                self.keep(own, attempt, generation, &missing, right);
             }
         }
         for part in running {
             let right = self.finish_weighed(part, &mut fetching);
-            copied.extend(self.seal(own, job, generation, &missing, right));
+            self.keep(own, attempt, generation, &missing, right);
         }
         if let Some((weighing, fetching)) = &fetching {
+            self.patience.end(attempt);
             weighing.end(self.driver.clock.now(), fetching);
         }
-        copied
+    }
+
+    /// Publishes what was read, under the generation that was in force when the fetch began, also where its client was answered.
+    fn keep(&self, own: ClientId, attempt: &Attempt, generation: Generation, missing: &[usize], right: Vec<Right>) {
+        if let Some((_, block, ..)) = right.first() {
+            let link = Arc::clone(&block.link);
+            attempt.keep(&link, || self.seal(own, &attempt.job, generation, missing, right));
+        }
     }
 
     /// Asks for leases at the peers that have the blocks, in parts.
@@ -446,11 +420,7 @@ impl Shared {
         weighing.decide(self.driver.clock.now(), &asked(tiers, hints), &peers)
     }
 
-    fn finish_weighed(
-        &self,
-        part: Running,
-        fetching: &mut Option<(&Weighing, Fetching)>,
-    ) -> Vec<(usize, Found, ReservationId, Extent)> {
+    fn finish_weighed(&self, part: Running, fetching: &mut Option<(&Weighing, Fetching)>) -> Vec<Right> {
         let (begun, wanted) = (part.begun, part.blocks.len());
         let right = self.finish(part);
         if let Some((weighing, fetching)) = fetching {
@@ -579,7 +549,7 @@ impl Shared {
     }
 
     /// Waits until nothing touches a part's slots any more, and compares what is in them. Those that are right.
-    fn finish(&self, part: Running) -> Vec<(usize, Found, ReservationId, Extent)> {
+    fn finish(&self, part: Running) -> Vec<Right> {
         let Running {
             own, blocks, transfer, ..
         } = part;
@@ -620,7 +590,7 @@ impl Shared {
         job: &FetchJob,
         generation: Generation,
         missing: &[usize],
-        right: Vec<(usize, Found, ReservationId, Extent)>,
+        right: Vec<Right>,
     ) -> Vec<usize> {
         if right.is_empty() {
             return Vec::new();

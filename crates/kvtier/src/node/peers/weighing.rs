@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kvtier_core::cost::{
     BackendId, BackendProfile, Candidate, ComputeProfile, CostModel, Decision, FetchId, FetchPlan, GateMode,
-    GateSettings, GpuProfile, ModelProfile, Question,
+    GateSettings, GpuProfile, ModelProfile, Patience, Question,
 };
 use kvtier_core::{Hints, Time};
 use kvtier_transfer::memory::{MemoryRegion, PageRequest};
@@ -28,6 +28,12 @@ pub(super) const PROBE_BYTES: usize = 2 << 20;
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest pause between two looks for probes that are due.
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
+
+/// No fetch is over its soft deadline before this: of what arrives the model learns in parts, and a part of a fast peer may be late by
+/// what threads and sockets take.
+const SOFT_DEADLINE_MIN: Duration = Duration::from_millis(10);
+/// No fetch lasts longer.
+const SOFT_DEADLINE_MAX: Duration = Duration::from_secs(3600);
 
 /// See the module.
 pub(super) struct Weighing {
@@ -61,6 +67,25 @@ pub(super) struct Fetching {
     begun: Instant,
     answered: bool,
     failed: bool,
+    soft_deadline: Duration,
+    recompute_s: f64,
+}
+
+/// How a fetch under way is judged, and when.
+pub(super) struct Overdue {
+    id: FetchId,
+    recompute_s: f64,
+    pub(super) at: Instant,
+}
+
+impl Fetching {
+    pub(super) fn overdue(&self) -> Overdue {
+        Overdue {
+            id: self.id,
+            recompute_s: self.recompute_s,
+            at: self.begun + self.soft_deadline,
+        }
+    }
 }
 
 /// A gate as the status shows it.
@@ -221,6 +246,20 @@ impl Weighing {
             begun: Instant::now(),
             answered: false,
             failed: false,
+            soft_deadline: Duration::try_from_secs_f64(decision.soft_deadline_s)
+                .unwrap_or(SOFT_DEADLINE_MIN)
+                .clamp(SOFT_DEADLINE_MIN, SOFT_DEADLINE_MAX),
+            // By then the wait for a GPU is over.
+            recompute_s: decision.recompute_s - decision.queue_wait_s,
+        }
+    }
+
+    /// Whether to go on waiting for a fetch that is overdue: until when, or no longer.
+    pub(super) fn judge(&self, now: Time, overdue: &Overdue) -> Option<Instant> {
+        let mut state = self.state.lock();
+        match state.model.judge(now, overdue.id, overdue.recompute_s) {
+            Patience::Wait { until } => Some(Instant::now() + until.since(now)),
+            Patience::GiveUp => None,
         }
     }
 
