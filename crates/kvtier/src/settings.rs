@@ -247,6 +247,8 @@ pub struct Settings {
     pub kv_bytes_per_token: Option<u64>,
     /// Whether peers are asked at all: `auto` by what the cost model measured, `on` or `off`. Default `auto`.
     pub peer_gate: PeerGate,
+    /// Logs each n-th decision of the cost model with its terms, at level info; 0: none. Default 0. Costs no memory.
+    pub cost_log_every: u32,
     /// Serve only while a majority of `peers` renews this member's lease, so that no member can serve what a purge of the cluster
     /// has hidden. Needs a fixed list of at least three. Default false.
     pub cluster_fence: bool,
@@ -326,6 +328,7 @@ impl Default for Settings {
             cost_gpus: 1,
             block_tokens: 256,
             kv_bytes_per_token: None,
+            cost_log_every: 0,
             peer_gate: PeerGate::Auto,
             cluster_fence: false,
             cluster_lease_ms: 3000,

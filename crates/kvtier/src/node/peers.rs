@@ -17,6 +17,7 @@ mod link;
 mod message;
 mod reading;
 mod regions;
+mod sampling;
 mod serving;
 pub(crate) mod versions;
 mod weighing;

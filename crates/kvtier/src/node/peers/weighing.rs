@@ -20,6 +20,7 @@ use super::Shared;
 use super::link::Link;
 use super::message::Message;
 use super::regions::Way;
+use super::sampling::Sampling;
 use crate::settings::{CheckedSettings, PeerGate};
 
 /// Bytes of a probe at most: what the region that peers probe has.
@@ -50,6 +51,7 @@ struct State {
     fetch: u64,
     recompute: u64,
     latest: HashMap<BackendId, String>,
+    sampling: Sampling,
 }
 
 /// What a lookup or a fetch is about, in blocks.
@@ -118,6 +120,7 @@ impl Weighing {
                 fetch: 0,
                 recompute: 0,
                 latest: HashMap::new(),
+                sampling: Sampling::new(settings.cost_log_every),
             }),
             block_tokens: settings.block_tokens,
             kv_bytes_per_token: settings.kv_bytes_per_token.unwrap_or(model.kv_bytes_per_token),
@@ -158,14 +161,16 @@ impl Weighing {
         if let Some(backend) = decision.backend {
             state.latest.insert(backend, decision.to_string());
         }
+        let chosen = candidates
+            .iter()
+            .find(|(candidate, _)| Some(candidate.backend) == decision.backend);
+        let peer = chosen.map(|(_, link)| link.address.as_str());
+        state.sampling.see(&decision, peer);
         if decision.plan == FetchPlan::Recompute {
             state.recompute += 1;
             return None;
         }
         state.fetch += 1;
-        let chosen = candidates
-            .iter()
-            .find(|(candidate, _)| Some(candidate.backend) == decision.backend);
         chosen.map(|(_, link)| (decision, Arc::clone(link)))
     }
 
