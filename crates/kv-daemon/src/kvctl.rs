@@ -7,6 +7,7 @@ mod administration;
 mod audit;
 mod bench;
 mod commands;
+mod explain;
 mod http;
 mod namespace;
 mod peers;
@@ -100,7 +101,12 @@ enum Command {
         /// 32 hex digits each, or any text (which is hashed)
         #[arg(required = true)]
         keys: Vec<String>,
+        /// Also what other nodes have and is not worth fetching
+        #[arg(long)]
+        raw: bool,
     },
+    /// Say what would be decided about fetching a prompt's blocks from other nodes, term by term; decides nothing
+    Explain(explain::ExplainOptions),
     /// Forget the blocks of keys; any miss ends with 1
     Delete {
         /// 32 hex digits each, or any text (which is hashed)
@@ -289,7 +295,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             label,
         } => commands::put(&connection, &key, &file, tokens, label.as_deref()),
         Command::Get { key, output } => commands::get(&connection, &key, output.as_deref()),
-        Command::Exists { keys } => commands::exists(&connection, &keys),
+        Command::Exists { keys, raw } => commands::exists(&connection, &keys, raw),
+        Command::Explain(options) => explain::explain(&connection, &options),
         Command::Delete { keys } => commands::delete(&connection, &keys),
         Command::Invalidate { name } => commands::invalidate(&connection, &name),
         Command::Flush => commands::flush(&connection),

@@ -40,7 +40,9 @@ mod remote;
 mod remote;
 
 use self::peers::versions::{Cause, VersionBook};
-pub use self::peers::{ClusterStatus, PeerStatus, RailStatus};
+pub use self::peers::{
+    ClusterStatus, ExplainedPeer, ExplainedQuestion, ExplainedTerms, Explanation, PeerStatus, RailStatus,
+};
 use self::peers::{MemberKey, Peers};
 use self::purging::Purging;
 pub use self::purging::STEPS as PURGE_STEPS;

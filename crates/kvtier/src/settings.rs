@@ -266,6 +266,8 @@ pub struct Settings {
     pub remote_query_timeout_ms: u64,
     /// Whether that server is asked at all, where a cost model is named: `auto` by what was measured, `on` or `off`. Default `auto`.
     pub remote_gate: PeerGate,
+    /// Logs each n-th decision of the cost model with its terms, at level info; 0: none. Default 0. Costs no memory.
+    pub cost_log_every: u32,
     /// Serve only while a majority of `peers` renews this member's lease, so that no member can serve what a purge of the cluster
     /// has hidden. Needs a fixed list of at least three. Default false.
     pub cluster_fence: bool,
@@ -345,6 +347,7 @@ impl Default for Settings {
             cost_gpus: 1,
             block_tokens: 256,
             kv_bytes_per_token: None,
+            cost_log_every: 0,
             peer_gate: PeerGate::Auto,
             remote_redis: None,
             remote_redis_password_file: None,

@@ -49,6 +49,7 @@
 //!  0x000e Goodbye         -                                                                        Farewell
 //!  0x000f Watch           since u64, wait_ms u32, zero u32                                         Watched
 //!  0x0010 Confirm         generation u64, name bytes(1..=256, UTF-8), processor bytes(1..=256, UTF-8)  Confirmed
+//!  0x0011 Explain         keys                                                                     Explained
 //!
 //!  keys  = handle u32, lineage u32 (0 chain after unknown, 1 chain after root, 2 chain after `parent`, 3 independent),
 //!          parent [16] (zero unless lineage is 2), array(hash [16])
@@ -56,6 +57,7 @@
 //!          (56 bytes)
 //!  extensions of requests (hints): 1 prompt_tokens u32, 2 local_prefix_tokens u32, 3 queue_wait_us u64, 4 can_split (empty),
 //!          5 label u64 (of a put: `Label::of` its name), 6 session u64
+//!  further extensions: 7 raw (empty; of a lookup: what exists, not what is worth fetching; a node that does not know it weighs)
 //!
 //!  kind   reply           body
 //!  0x8001 Welcome         version u16, client_clock u16 (0, 1), batch_keys_max u32, block_bytes_max u32, zero u32, client u64,
@@ -73,6 +75,7 @@
 //!  0x800e Farewell        -
 //!  0x800f Watched         sequence u64, json bytes(UTF-8)
 //!  0x8010 Confirmed       generation u64
+//!  0x8011 Explained       json bytes(UTF-8)
 //!  0xffff Error           kind u32 (`ErrorKind::code`), message bytes(UTF-8, <=1024)
 //!  0x4001 SegmentAdded    segment u32, zero u32, bytes u64; one descriptor beside it; before the first reply that names it
 //!  0x4002 SegmentRemoved  segment u32

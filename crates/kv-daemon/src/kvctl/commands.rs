@@ -16,7 +16,7 @@ use crate::output;
 use crate::size;
 
 /// The namespace of keys when nobody names one.
-const NAMESPACE: &str = "default";
+pub(super) const NAMESPACE: &str = "default";
 
 /// Largest file that can be one block.
 const BLOCK_BYTES_MAX: u64 = 64 << 20;
@@ -213,10 +213,15 @@ fn tier_name(tier: Tier) -> &'static str {
     }
 }
 
-pub(super) fn exists(connection: &Connection, keys: &[String]) -> Result<(), Failure> {
+pub(super) fn exists(connection: &Connection, keys: &[String], raw: bool) -> Result<(), Failure> {
     let hashes: Vec<BlockHash> = keys.iter().map(|key| block_hash(key)).collect();
     let namespace = connection.open(NAMESPACE)?;
-    let tiers = namespace.lookup(&hashes).map_err(failure)?;
+    let tiers = if raw {
+        namespace.lookup_raw(&hashes)
+    } else {
+        namespace.lookup(&hashes)
+    };
+    let tiers = tiers.map_err(failure)?;
     let tiers: Vec<Option<&str>> = tiers.into_iter().map(|tier| tier.map(tier_name)).collect();
     if connection.json {
         let rows: Vec<Value> = keys

@@ -66,10 +66,12 @@ fn describe(cluster: &ClusterStatus) -> String {
         ));
         if !peer.gate.is_empty() {
             lines.push(format!(
-                "  gate {}; expected {}/s after {} us",
+                "  gate {}; expected {}/s after {} us; {} fetches given up, {} blocks late",
                 peer.gate,
                 size::rounded(peer.expected_bytes_per_second),
-                peer.expected_lookup_us
+                peer.expected_lookup_us,
+                peer.given_up,
+                peer.late_blocks
             ));
         }
         for line in peer.latest_decision.lines() {

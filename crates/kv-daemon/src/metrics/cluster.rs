@@ -96,6 +96,12 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
     let stale = of_peers(&|peer| peer.stale);
     let help = "Answers of no use because invalidations were not known to both";
     counter(encoder, "peer_stale", help, None, &stale)?;
+    let given_up = of_peers(&|peer| peer.given_up);
+    let help = "Fetches from a peer whose clients were answered before they ended, as recomputing was expected to be faster by then";
+    counter(encoder, "peer_given_up", help, None, &given_up)?;
+    let late_blocks = of_peers(&|peer| peer.late_blocks);
+    let help = "Blocks of a peer that came after their fetch was answered, and were kept";
+    counter(encoder, "peer_late_blocks", help, None, &late_blocks)?;
 
     let open = of_peers(&|peer| u64::from(peer.gate.starts_with("open")));
     gauge(

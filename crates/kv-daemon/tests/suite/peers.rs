@@ -5,6 +5,7 @@ mod directory;
 mod faults;
 mod net;
 mod rdma;
+mod weighed;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

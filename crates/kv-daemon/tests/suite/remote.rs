@@ -270,6 +270,59 @@ fn a_server_that_slows_down_is_asked_no_more_and_once_it_heals_it_is_again() {
 }
 
 #[test]
+fn what_is_never_worth_it_on_an_idle_gpu_stays_off_and_a_raw_lookup_and_an_explanation_say_why() {
+    let Some(redis) = Redis::start(None) else { return };
+    let proxy = Proxy::start(redis.port);
+    // A small model: recomputing 256 tokens is a matter of milliseconds, and a tenth of a second on the way is not.
+    let kv_bytes = bytes_of("x").len() / 256;
+    let model = format!(
+        "cost_model = \"llama-3.1-8b\"\ncost_gpu = \"h100\"\nkv_bytes_per_token = {kv_bytes}\nremote_query_timeout_ms = 1000"
+    );
+    let plain = settings(&redis, &proxy.url(), "");
+    let daemon = Daemon::start_in_with(daemon::directory(), &["--nvme-bytes", "0"], &plain);
+    put(&daemon, "one");
+    until("it is written behind", || count(&daemon, "written") == 1);
+    proxy.slow(Duration::from_millis(100), u64::MAX);
+    let weighed = settings(&redis, &proxy.url(), &model);
+    let daemon = Daemon::start_in_with(daemon.stop_and_keep(), &["--nvme-bytes", "0"], &weighed);
+    let hashes = daemon.directory.path().join("hashes");
+    let raw = daemon.ask(&["exists", "one", "--raw"]);
+    assert!(raw.to_string().contains("remote"), "{raw}");
+    let hash = raw.to_string();
+    let mut parts = hash.split(|c: char| !c.is_ascii_hexdigit());
+    let hash = parts.find(|part| part.len() == 32).expect("a key").to_owned();
+    std::fs::write(&hashes, format!("# one block\n{hash}\n")).expect("written");
+    for _ in 0..10 {
+        let exists = daemon.kvctl().args(["--json", "exists", "one"]).output();
+        assert!(
+            words(&exists.expect("kvctl runs")).contains("null"),
+            "it is not offered"
+        );
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let explain = |more: &[&str]| {
+        let mut arguments = vec![
+            "explain",
+            "--prompt-tokens",
+            "256",
+            "--hashes-from",
+            hashes.to_str().expect("a path"),
+        ];
+        arguments.extend(more);
+        daemon.ask(&arguments)
+    };
+    let explained = explain(&[]);
+    assert_eq!(explained["plan"], "recompute", "{explained}");
+    assert_eq!(explained["peers"][0]["address"], "redis", "{explained}");
+    assert_eq!(explained["peers"][0]["blocks"], 1, "{explained}");
+    assert_eq!(explained["peers"][0]["gate_open"], false, "{explained}");
+    for term in ["lookup_s", "queue_s", "transfer_s", "decompression_s", "risk_s"] {
+        assert!(explained["terms"][term].is_number(), "{explained}");
+    }
+    assert_eq!(get(&daemon, "one"), None);
+}
+
+#[test]
 fn connections_that_break_amid_an_object_are_misses_and_the_next_one_works() {
     let Some(redis) = Redis::start(None) else { return };
     let proxy = Proxy::start(redis.port);

@@ -273,6 +273,10 @@ impl Gate {
     /// Something was learned of the link.
     pub(super) fn observe(&mut self, now: Time) {
         self.observed_at = Some(self.observed_at.map_or(now, |at| at.max(now)));
+        self.put_off_probe(now);
+    }
+
+    fn put_off_probe(&mut self, now: Time) {
         self.probe_at = self
             .probe_at
             .max(now.after(Duration::from_secs_f64(self.settings.probe_interval_s)));
@@ -298,7 +302,12 @@ impl Gate {
 
     /// A fetch or a probe failed, as did `probability` of the last ones.
     pub(super) fn fail(&mut self, now: Time, probability: f64, by_probe: bool) {
-        self.observe(now);
+        if self.observed_at.is_some() {
+            self.observe(now);
+        } else {
+            // What was never measured is not known better by a failure: it stays closed.
+            self.put_off_probe(now);
+        }
         self.failures_in_row += 1;
         self.dead |= self.failures_in_row >= self.settings.failures_max_harmless
             || probability > self.settings.failure_probability_max_harmless;

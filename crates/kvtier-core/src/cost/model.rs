@@ -218,6 +218,13 @@ impl CostModel {
         served.backend.progress_at = served.backend.progress_at.max(now);
     }
 
+    /// The backend said what it has, `lookup_s` after it was asked, outside a fetch.
+    pub fn observe_answer(&mut self, backend: BackendId, lookup_s: f64) {
+        if let Some(served) = self.served.get_mut(backend.0 as usize) {
+            served.backend.latency.observe(lookup_s);
+        }
+    }
+
     /// A part of a fetch arrived: `stored_bytes`, over `took_s`.
     pub fn observe_progress(&mut self, now: Time, fetch: FetchId, stored_bytes: u64, took_s: f64) {
         let Some(flight) = self.flights.get_mut(&fetch) else {

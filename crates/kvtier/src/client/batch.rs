@@ -65,15 +65,19 @@ pub(super) fn check_targets(targets: usize, keys: usize) -> Result<(), ClientErr
     }
 }
 
+/// Refuses more keys than one message takes.
+pub(super) fn check_one_message(keys: usize, session: &Session) -> Result<(), ClientError> {
+    let most = session.keys_max();
+    if keys > most {
+        return Err(ClientError::invalid(format!("{keys} keys: at most {most} at once")));
+    }
+    Ok(())
+}
+
 /// Refuses what the node would refuse.
 pub(super) fn check_lengths(blocks: &[(BlockHash, u32)], session: &Session) -> Result<(), ClientError> {
-    let (most, longest) = (session.keys_max(), session.welcome.block_bytes_max);
-    if blocks.len() > most {
-        return Err(ClientError::invalid(format!(
-            "{} keys: at most {most} at once",
-            blocks.len()
-        )));
-    }
+    let longest = session.welcome.block_bytes_max;
+    check_one_message(blocks.len(), session)?;
     if blocks.iter().any(|(_, length)| *length == 0 || *length > longest) {
         return Err(ClientError::invalid(format!("a block has 1 to {longest} bytes")));
     }

@@ -18,6 +18,8 @@ pub(crate) enum Notice {
         generation: Generation,
         tiers: Vec<Option<Tier>>,
     },
+    /// What would be decided about a fetch; `Err`: why nothing would be.
+    Explained { request: u64, json: Result<String, String> },
     /// A reserve that waited is decided.
     Reserved { request: u64, results: Vec<Reserved> },
     /// An invalidation is durable.

@@ -6,15 +6,18 @@
 //!
 //! Read first: [`Peers`]; [`reading`] and [`serving`] are the two sides, [`versions`] says when a peer's block may be read at all.
 
+mod attempt;
 mod channel;
 mod cluster_wire;
 #[cfg(feature = "redis")]
 mod directory;
+mod explaining;
 mod generations;
 mod link;
 mod message;
 mod reading;
 mod regions;
+mod sampling;
 mod serving;
 pub(crate) mod versions;
 pub(super) mod weighing;
@@ -37,7 +40,9 @@ use kvtier_transfer::tcp::{Secret, Tcp, TcpSettings};
 use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+use self::attempt::Patience;
 use self::channel::ClusterSecret;
+pub use self::explaining::{ExplainedPeer, ExplainedQuestion, ExplainedTerms, Explanation};
 use self::generations::Generations;
 pub(crate) use self::generations::Progress;
 use self::link::{Link, Surroundings};
@@ -95,6 +100,10 @@ pub struct PeerStatus {
     pub corrupt: u64,
     /// Answers that were of no use because invalidations are not known to both.
     pub stale: u64,
+    /// Fetches that took so long that recomputing was expected to be faster: their clients were answered before they ended.
+    pub given_up: u64,
+    /// Blocks that came after their fetch was answered, and were kept.
+    pub late_blocks: u64,
     /// Whether the cost model lets it be asked; empty where no model is named.
     pub gate: String,
     /// Bytes a second that the cost model counts with.
@@ -180,6 +189,7 @@ pub(crate) struct Shared {
     reading: Reading,
     /// `None`: peers are read from unasked.
     weighing: Option<Weighing>,
+    patience: Patience,
     links: RwLock<Vec<Arc<Link>>>,
     given: Given,
     connections: Connections,
@@ -296,6 +306,7 @@ impl Peers {
             generations,
             reading,
             weighing: Weighing::new(settings, settings.peer_gate),
+            patience: Patience::default(),
             links: RwLock::default(),
             given: Given::default(),
             connections: Connections::default(),
@@ -325,6 +336,8 @@ impl Peers {
         if shared.weighing.is_some() {
             let probing = Arc::clone(&shared);
             threads.push(spawn("kvtier-probe", move || probing.probe_peers())?);
+            let judging = Arc::clone(&shared);
+            threads.push(spawn("kvtier-judge", move || judging.judge_attempts())?);
         } else {
             observer(StartProgress::Note(
                 "cost_model names no model: peers are read from without asking whether it pays".into(),
@@ -389,6 +402,7 @@ impl Peers {
         }
         self.shared.generations.stop();
         self.shared.reading.stop();
+        self.shared.patience.stop();
         for thread in self.threads.lock().drain(..) {
             // One that panicked has already said so.
             let _ = thread.join();
@@ -517,6 +531,11 @@ impl Shared {
         self.reading.submit(Job::Lookup(job))
     }
 
+    /// Takes a question about a lookup over; false when too many wait.
+    pub(crate) fn explain_to(&self, job: LookupJob) -> bool {
+        self.reading.submit(Job::Explain(job))
+    }
+
     /// Host memory is about to be given back. False where a peer may still reach it.
     pub(crate) fn close_segment(&self, segment: kvtier_core::SegmentId) -> bool {
         self.regions.close(segment)
@@ -624,6 +643,8 @@ impl Shared {
                 failed: load(&link.counts.failed),
                 corrupt: load(&link.counts.corrupt),
                 stale: load(&link.counts.stale),
+                given_up: load(&link.counts.given_up),
+                late_blocks: load(&link.counts.late_blocks),
                 rails: link.rails().into_iter().map(rail).collect(),
             }
         });

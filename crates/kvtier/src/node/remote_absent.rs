@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvtier_core::{BlockHash, Hints, NamespaceId, RealizationId, Tier, TrustDomain};
+use kvtier_core::{BlockHash, NamespaceId, RealizationId, Tier, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use super::domains::Domains;
 use super::driver::Driver;
 use super::peers::versions::VersionBook;
-use super::peers::{FetchJob, LookupJob, Scope};
+use super::peers::{FetchJob, LookupJob};
 use super::{StartError, StartProgress};
 use crate::keys::KeyError;
 use crate::settings::CheckedSettings;
@@ -85,7 +85,15 @@ impl Remote {
         match *self {}
     }
 
-    pub(crate) fn add_found(&self, _: Scope, _: &[BlockHash], _: Hints, _: &mut [Option<Tier>]) {
+    pub(crate) fn explain_here(&self, _: LookupJob) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn can_explain(&self, _: TrustDomain) -> Result<(), String> {
+        match *self {}
+    }
+
+    pub(crate) fn add_found(&self, _: &LookupJob, _: &mut [Option<Tier>]) {
         match *self {}
     }
 

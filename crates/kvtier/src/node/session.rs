@@ -290,7 +290,8 @@ impl Session {
             Request::OpenNamespace { name, realization } => {
                 self.open_namespace(request, name, realization, deadline_us)
             }
-            Request::Lookup(keys) => self.lookup(request, &keys, extensions.hints),
+            Request::Lookup(keys) => self.lookup(request, &keys, &extensions),
+            Request::Explain(keys) => self.explain(request, &keys, extensions.hints),
             Request::Fetch { scope, keys } => self.fetch(request, scope, &keys, extensions.hints, deadline_us)?,
             Request::Reserve { keys, lengths } => {
                 lengths.copy_to(&mut self.lengths);
@@ -754,6 +755,13 @@ impl Session {
                             tiers: (&tiers).into(),
                         },
                     );
+                }
+                Notice::Explained { request, json } => {
+                    self.waiting.remove(&request);
+                    match json {
+                        Ok(json) => self.reply(request, &Reply::Explained { json: &json }),
+                        Err(words) => self.refuse(request, &Refused(ErrorKind::Unavailable, words)),
+                    }
                 }
                 Notice::Reserved { request, results } => {
                     if let Some(Some(handle)) = self.waiting.remove(&request) {

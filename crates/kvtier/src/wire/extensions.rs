@@ -9,7 +9,8 @@ const QUEUE_WAIT_US: u16 = 3;
 const CAN_SPLIT: u16 = 4;
 const LABEL: u16 = 5;
 const SESSION: u16 = 6;
-const KNOWN_MAX: u16 = SESSION;
+const RAW: u16 = 7;
+const KNOWN_MAX: u16 = RAW;
 
 /// What follows a body: hints, and what a later version added.
 ///
@@ -18,16 +19,31 @@ const KNOWN_MAX: u16 = SESSION;
 pub struct Extensions<'a> {
     /// What the caller knows.
     pub hints: Hints,
+    /// Of a lookup: what exists is asked, not what is worth fetching.
+    pub raw: bool,
     unknown: &'a [u8],
 }
 
 impl From<Hints> for Extensions<'_> {
     fn from(hints: Hints) -> Self {
-        Extensions { hints, unknown: &[] }
+        Extensions {
+            hints,
+            raw: false,
+            unknown: &[],
+        }
     }
 }
 
 impl<'a> Extensions<'a> {
+    /// Those of a lookup that asks what exists.
+    #[must_use]
+    pub fn raw(hints: Hints) -> Self {
+        Extensions {
+            raw: true,
+            ..Extensions::from(hints)
+        }
+    }
+
     /// The encoded extensions of a later version, as they came.
     #[must_use]
     pub fn unknown(&self) -> &'a [u8] {
@@ -68,6 +84,8 @@ impl<'a> Extensions<'a> {
                 CAN_SPLIT => return Err(wrong),
                 LABEL => hints.label = Some(Label(u64::from_le_bytes(value.try_into().map_err(|_| wrong)?))),
                 SESSION => hints.session = Some(u64::from_le_bytes(value.try_into().map_err(|_| wrong)?)),
+                RAW if value.is_empty() => extensions.raw = true,
+                RAW => return Err(wrong),
                 _ => {}
             }
         }
@@ -102,6 +120,9 @@ impl<'a> Extensions<'a> {
                 head(tag, 8, target);
                 put_u64(value, target);
             }
+        }
+        if self.raw {
+            head(RAW, 0, target);
         }
         target.extend_from_slice(self.unknown);
     }

@@ -121,7 +121,9 @@ fn check_message(frame: &Frame<'_>, bytes: &[u8]) -> Result<bool, &'static str> 
 
 fn request_is_bounded(request: &Request<'_>, body: &[u8]) -> bool {
     let count = match request {
-        Request::Lookup(keys) | Request::Delete(keys) | Request::Fetch { keys, .. } => keys.hashes.len(),
+        Request::Lookup(keys) | Request::Delete(keys) | Request::Explain(keys) | Request::Fetch { keys, .. } => {
+            keys.hashes.len()
+        }
         Request::Reserve { keys, lengths } if keys.hashes.len() == lengths.len() => lengths.len(),
         Request::Reserve { .. } => return false,
         Request::Seal { items, .. } => items.len(),

@@ -60,6 +60,8 @@ kinds! {
     Watch = 0x000f,
     /// [`super::Request::Confirm`]
     Confirm = 0x0010,
+    /// [`super::Request::Explain`]
+    Explain = 0x0011,
     /// [`super::Reply::SegmentAdded`]
     SegmentAdded = 0x4001,
     /// [`super::Reply::SegmentRemoved`]
@@ -92,6 +94,8 @@ kinds! {
     Watched = 0x800f,
     /// [`super::Reply::Confirmed`]
     Confirmed = 0x8010,
+    /// [`super::Reply::Explained`]
+    Explained = 0x8011,
     /// [`super::Reply::Error`]
     Error = 0xffff,
 }

@@ -118,6 +118,11 @@ pub enum Reply<'a> {
         /// In force now.
         generation: Generation,
     },
+    /// To `Explain`.
+    Explained {
+        /// A JSON object.
+        json: &'a str,
+    },
     /// To anything.
     Error {
         /// The remedy.
@@ -214,6 +219,9 @@ impl<'a> Reply<'a> {
             Kind::Confirmed => Reply::Confirmed {
                 generation: Generation(cursor.u64("generation")?),
             },
+            Kind::Explained => Reply::Explained {
+                json: cursor.text("json", 0, FRAME_BYTES_MAX)?,
+            },
             Kind::Error => {
                 let code = cursor.u32("error kind")?;
                 let kind = u8::try_from(code).ok().and_then(ErrorKind::from_code);
@@ -258,6 +266,7 @@ impl<'a> Reply<'a> {
             Reply::Farewell => Kind::Farewell,
             Reply::Watched { .. } => Kind::Watched,
             Reply::Confirmed { .. } => Kind::Confirmed,
+            Reply::Explained { .. } => Kind::Explained,
             Reply::Error { .. } => Kind::Error,
             Reply::SegmentAdded { .. } => Kind::SegmentAdded,
             Reply::SegmentRemoved { .. } => Kind::SegmentRemoved,
@@ -335,7 +344,9 @@ impl<'a> Reply<'a> {
                 put_u64(written, target);
                 put_u64(left_out, target);
             }
-            Reply::Status { json } => put_bytes(json.as_bytes(), "json", (0, FRAME_BYTES_MAX), target)?,
+            Reply::Status { json } | Reply::Explained { json } => {
+                put_bytes(json.as_bytes(), "json", (0, FRAME_BYTES_MAX), target)?
+            }
             Reply::Farewell => {}
             Reply::Watched { sequence, json } => {
                 put_u64(sequence, target);

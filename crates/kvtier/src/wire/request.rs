@@ -162,6 +162,9 @@ pub enum Request<'a> {
         /// What the cache is called.
         processor: &'a str,
     },
+    /// What would be decided about fetching keys from elsewhere, term by term; decides nothing. Answered with
+    /// [`super::Reply::Explained`].
+    Explain(Keys<'a>),
     /// The client touches nothing any more. Answered with [`super::Reply::Farewell`].
     Goodbye,
 }
@@ -249,6 +252,7 @@ impl<'a> Request<'a> {
                 name: cursor.text("name", 1, NAME_BYTES_MAX)?,
                 processor: cursor.text("processor", 1, NAME_BYTES_MAX)?,
             },
+            Kind::Explain => Request::Explain(Keys::decode(cursor)?),
             kind => return Err(DecodeError::UnknownKind { kind: kind.code() }),
         })
     }
@@ -273,6 +277,7 @@ impl<'a> Request<'a> {
             Request::Goodbye => Kind::Goodbye,
             Request::Watch { .. } => Kind::Watch,
             Request::Confirm { .. } => Kind::Confirm,
+            Request::Explain(_) => Kind::Explain,
         }
     }
 
@@ -305,7 +310,7 @@ impl<'a> Request<'a> {
                 target.extend_from_slice(&realization.0);
                 put_bytes(name.as_bytes(), "name", (1, NAME_BYTES_MAX), target)
             }
-            Request::Lookup(keys) | Request::Delete(keys) => keys.encode(target),
+            Request::Lookup(keys) | Request::Delete(keys) | Request::Explain(keys) => keys.encode(target),
             Request::Fetch { scope, keys } => {
                 put_u32(u32::from(scope == FetchScope::Each), target);
                 keys.encode(target)

@@ -75,6 +75,36 @@ fn an_extension_of_a_later_version_is_kept_and_skipped() {
 }
 
 #[test]
+fn a_raw_lookup_differs_by_an_extension_that_an_older_node_skips() {
+    let keys = Keys {
+        handle: 3,
+        lineage: Lineage::Chain(Parent::Root),
+        hashes: Array::default(),
+    };
+    let hints = Hints {
+        session: Some(9),
+        ..Hints::default()
+    };
+    let mut raw = Vec::new();
+    let envelope = Envelope {
+        request: 7,
+        extensions: Extensions::raw(hints),
+        ..Envelope::default()
+    };
+    Request::Lookup(keys).encode(&envelope, &mut raw).expect("short");
+    // Behind every tag that version 1 began with: what is unknown must be a tail.
+    assert_eq!(raw, grown(encode(&Request::Lookup(keys), hints), &[7, 0, 0, 0]));
+    let (request, extensions) = decode(&raw).expect("valid");
+    assert_eq!(request, Request::Lookup(keys));
+    assert_eq!((extensions.raw, extensions.hints), (true, hints));
+    let wrong = grown(encode(&Request::Lookup(keys), hints), &[7, 0, 1, 0, 1]);
+    assert_eq!(
+        decode(&wrong).expect_err("refused"),
+        DecodeError::BadExtension { tag: 7 }
+    );
+}
+
+#[test]
 fn extensions_out_of_order_twice_or_of_a_wrong_length_are_refused() {
     let flush = encode(
         &Request::Flush,

@@ -190,6 +190,23 @@ async fn a_silent_node_is_unavailable_and_the_next_call_connects_again() {
 }
 
 #[tokio::test]
+async fn what_exists_is_asked_on_request_only_and_a_lookup_is_explained() {
+    let node = FakeNode::start("async-raw");
+    let (_client, namespace) = connect(&node).await;
+    put(&namespace, 0..1, 4096).await;
+    assert!(namespace.exists(hash(0)).await.expect("answered"));
+    assert_eq!(node.state().raw, 0);
+    let found = namespace.lookup_raw(&[hash(0), hash(1)]).await.expect("answered");
+    assert_eq!((found[0].is_some(), found[1].is_some()), (true, false));
+    assert_eq!(node.state().raw, 1);
+    let explained = namespace.explain(&[hash(0), hash(1)]).await;
+    assert_eq!(explained.expect("answered"), "{\"blocks\":2}");
+    let many = vec![hash(0); 4097];
+    let refused = namespace.explain(&many).await.expect_err("refused");
+    assert_eq!(refused.kind, kvtier::ErrorKind::Invalid);
+}
+
+#[tokio::test]
 async fn releases_are_sent_alone_and_the_last_handle_says_goodbye() {
     let node = FakeNode::start("async-last");
     let (client, namespace) = connect(&node).await;

@@ -379,6 +379,25 @@ fn hints_clock_status_and_flush_pass_through() {
 }
 
 #[test]
+fn what_exists_is_asked_on_request_only_and_a_lookup_is_explained() {
+    let node = FakeNode::start("raw");
+    let (_client, namespace) = connect(&node);
+    put(&namespace, 0..1, 4096);
+    assert!(namespace.exists(hash(0)).expect("answered"));
+    assert_eq!(node.state().raw, 0);
+    let found = namespace.lookup_raw(&[hash(0), hash(1)]).expect("answered");
+    assert_eq!((found[0].is_some(), found[1].is_some()), (true, false));
+    assert_eq!(node.state().raw, 1);
+    assert_eq!(
+        namespace.explain(&[hash(0), hash(1)]).expect("answered"),
+        "{\"blocks\":2}"
+    );
+    let many = vec![hash(0); 4097];
+    assert_eq!(namespace.explain(&many).expect_err("refused").kind, ErrorKind::Invalid);
+    assert_eq!(node.state().raw, 1);
+}
+
+#[test]
 fn threads_share_one_connection() {
     let node = FakeNode::start("threads");
     let (_client, namespace) = connect(&node);

@@ -28,6 +28,8 @@ pub(crate) struct State {
     pub(crate) generation: u64,
     pub(crate) connections: usize,
     pub(crate) clock_ns: u64,
+    /// Lookups of what exists.
+    pub(crate) raw: usize,
     /// Requests of these kinds are not answered.
     pub(crate) mute: Vec<Kind>,
     /// How long an answer waits.
@@ -136,11 +138,13 @@ fn serve(socket: &UnixStream, state: &Mutex<State>, segment: &OwnedFd) {
         };
         stream.advance(count);
         while let Some(frame) = stream.next().expect("the client keeps the protocol") {
-            let (request, _) = Request::decode(&frame.header, frame.body).expect("the client keeps the protocol");
+            let (request, extensions) =
+                Request::decode(&frame.header, frame.body).expect("the client keeps the protocol");
             let mut out = Vec::new();
             let mut guard = state.lock().expect("state");
             let node = &mut *guard;
             node.requests.push(request.kind());
+            node.raw += usize::from(extensions.raw);
             node.clock_ns = node.clock_ns.max(frame.header.clock_ns);
             for lease in frame.releases {
                 node.foreign += usize::from(!node.leases.remove(&lease));
@@ -325,6 +329,10 @@ fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8
         Request::Watch { since, .. } => Reply::Watched {
             sequence: since + 1,
             json: "[[\"a\",3]]",
+        }
+        .encode(number, out),
+        Request::Explain(keys) => Reply::Explained {
+            json: &format!("{{\"blocks\":{}}}", keys.hashes.len()),
         }
         .encode(number, out),
         Request::Confirm { .. } => Reply::Confirmed { generation }.encode(number, out),

@@ -125,6 +125,11 @@ impl Network {
     }
 
     pub(crate) fn start(&self, plan: &Plan, member: usize) -> Daemon {
+        self.start_with(plan, member, "")
+    }
+
+    /// The same with settings beside those that all members have.
+    pub(crate) fn start_with(&self, plan: &Plan, member: usize, more: &str) -> Daemon {
         let mut program = Command::new("ip");
         program
             .args(["netns", "exec", &self.space(Some(member))])
@@ -132,7 +137,7 @@ impl Network {
             .env("KVTIER_CONFIG", "/dev/null");
         let flags = plan.flags_of(member);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let mut settings = Plan::settings();
+        let mut settings = format!("{more}{}", Plan::settings());
         if self.has_nics {
             // Each host sees the other's device, too.
             settings = format!("peer_devices = [{:?}]\n{settings}", self.nic(member));
@@ -147,6 +152,26 @@ impl Network {
             await_connected(daemon, self.members - 1);
         }
         daemons
+    }
+
+    /// Lets so much out of a member's end of the cable from now on. False, said in words, where this machine cannot.
+    pub(crate) fn slow(&self, member: usize, bits_per_s: u64) -> bool {
+        let space = self.space(Some(member));
+        let rate = format!("{bits_per_s}bit");
+        let shaper = ["burst", "16kb", "latency", "4s"];
+        let output = Command::new("tc")
+            .args([
+                "-n", &space, "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", &rate,
+            ])
+            .args(shaper)
+            .output();
+        match output {
+            Ok(output) if output.status.success() => true,
+            other => {
+                eprintln!("skipped: a slow link: {other:?}");
+                false
+            }
+        }
     }
 
     /// Pulls a member's cable.

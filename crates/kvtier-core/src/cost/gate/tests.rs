@@ -29,6 +29,22 @@ fn a_gate_is_closed_until_something_was_measured_however_good_it_looks() {
 }
 
 #[test]
+fn a_probe_that_failed_measured_nothing() {
+    // A server too slow for its first probe was asked at the speed that the settings assume.
+    let mut gate = Gate::new(GateSettings::default());
+    gate.fail(at(2.0), 0.02, true);
+    gate.weigh(at(2.1), 1.0, 1.0);
+    assert_eq!(gate.state(at(2.1), false), (false, GateReason::Unmeasured));
+    assert!(
+        gate.probe_due().is_some_and(|due| due > at(2.0)),
+        "it is probed again, and not at once"
+    );
+    gate.succeed(at(6.0));
+    gate.weigh(at(6.1), 1.0, 1.0);
+    assert_eq!(gate.state(at(6.1), false), (true, GateReason::Pays));
+}
+
+#[test]
 fn a_transient_backlog_does_not_close_a_good_link() {
     let mut gate = measured();
     for _ in 0..20 {

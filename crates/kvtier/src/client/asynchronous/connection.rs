@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_core::{Fetched, Hints, Reserved};
+use kvtier_core::{Fetched, Reserved};
 use kvtier_transfer::socket::{receive_with_fds, send_with_fds};
 use parking_lot::Mutex;
 use rustix::net::Shutdown;
@@ -18,7 +18,7 @@ use super::super::returns::{Returns, Taken};
 use super::super::session::Session;
 use super::super::{ClientError, ClientOptions};
 use super::Patience;
-use crate::wire::{Array, Envelope, FrameStream, Header, Reply, Request, Welcome};
+use crate::wire::{Array, Envelope, Extensions, FrameStream, Header, Reply, Request, Welcome};
 
 /// One connection and the two tasks that serve it: one reads and hands answers out, one writes what the socket did not
 /// take at once. Both end when it is closed.
@@ -113,7 +113,7 @@ impl Connection {
     pub(super) fn send(
         self: &Arc<Self>,
         request: &Request<'_>,
-        hints: Hints,
+        extensions: impl Into<Extensions<'static>>,
         patience: Patience,
         clock_ns: u64,
     ) -> Result<Pending, ClientError> {
@@ -136,7 +136,7 @@ impl Connection {
                 0
             },
             releases: Array::from(&state.taken.leases),
-            extensions: hints.into(),
+            extensions: extensions.into(),
         };
         let encoded = state
             .taken

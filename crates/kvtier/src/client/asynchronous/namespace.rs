@@ -8,14 +8,15 @@ use super::connection::{Connection, Pending};
 use super::writer::BlockWriter;
 use super::{Patience, Shared};
 use crate::client::batch::{
-    Opening, absorb_sealed, check_count, check_lengths, check_targets, copy_out, leases_of, unexpected,
+    Opening, absorb_sealed, check_count, check_lengths, check_one_message, check_targets, copy_out, leases_of,
+    unexpected,
 };
 use crate::client::handle::BlockHandle;
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
 use crate::client::session::{Got, Leased, Session};
 use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
-use crate::wire::{Ahead, Array, Keys, Reply, Request};
+use crate::wire::{Ahead, Array, Extensions, Keys, Reply, Request};
 
 /// A namespace in one form, over a [`super::Client`]'s connection. Cloning it is cheap.
 #[derive(Clone)]
@@ -346,11 +347,29 @@ impl Namespace {
         Ok(outcomes)
     }
 
-    /// Which keys are cached, and where. Leases nothing and moves no bytes.
+    /// Which keys are cached, and where. Leases nothing and moves no bytes. Where the node names a cost model, what other nodes
+    /// have counts only if it is worth fetching: see [`Namespace::lookup_raw`].
     ///
     /// # Errors
     /// As any call.
     pub async fn lookup(&self, hashes: &[BlockHash]) -> Result<Vec<Option<Tier>>, ClientError> {
+        self.look(hashes, Extensions::from(self.hints)).await
+    }
+
+    /// As [`Namespace::lookup`], whether or not fetching is worth it: a get may miss what this finds. A node that does not know the
+    /// question answers as a lookup does.
+    ///
+    /// # Errors
+    /// As any call.
+    pub async fn lookup_raw(&self, hashes: &[BlockHash]) -> Result<Vec<Option<Tier>>, ClientError> {
+        self.look(hashes, Extensions::raw(self.hints)).await
+    }
+
+    async fn look(
+        &self,
+        hashes: &[BlockHash],
+        extensions: Extensions<'static>,
+    ) -> Result<Vec<Option<Tier>>, ClientError> {
         let mut found = Vec::with_capacity(hashes.len());
         while found.len() < hashes.len() {
             let (connection, keys) = self.keys_from(hashes, found.len()).await?;
@@ -362,9 +381,27 @@ impl Namespace {
                 found.extend(tiers.iter());
                 check_count(tiers.len(), keys.hashes.len())
             };
-            self.call(&connection, &Request::Lookup(keys), absorb).await?;
+            self.send_with(&connection, &Request::Lookup(keys), extensions)?
+                .wait(absorb)
+                .await?;
         }
         Ok(found)
+    }
+
+    /// What the node would decide about fetching these keys, in prefix order, from other nodes, with this namespace's hints: a
+    /// `kvtier::node::Explanation` in JSON. Decides and counts nothing.
+    ///
+    /// # Errors
+    /// `Invalid` for more keys than one message takes; `Unavailable` where the node has no cost model or nobody to fetch from;
+    /// otherwise as any call.
+    pub async fn explain(&self, hashes: &[BlockHash]) -> Result<String, ClientError> {
+        let (connection, keys) = self.keys_from(hashes, 0).await?;
+        connection.with_session(|session| check_one_message(hashes.len(), session))?;
+        let absorb = |_: &mut Session, reply: Reply<'_>| match reply {
+            Reply::Explained { json } => Ok(json.to_owned()),
+            _ => Err(unexpected()),
+        };
+        self.call(&connection, &Request::Explain(keys), absorb).await
     }
 
     /// Whether one key is cached.
@@ -400,13 +437,22 @@ impl Namespace {
     }
 
     fn send(&self, connection: &Arc<Connection>, request: &Request<'_>) -> Result<Pending, ClientError> {
+        self.send_with(connection, request, self.hints.into())
+    }
+
+    fn send_with(
+        &self,
+        connection: &Arc<Connection>,
+        request: &Request<'_>,
+        extensions: Extensions<'static>,
+    ) -> Result<Pending, ClientError> {
         let answer = self.shared.options.timeout;
         let patience = Patience {
             node: self.deadline.unwrap_or(answer),
             answer,
         };
         let clock_ns = self.shared.clock_ns.load(Ordering::Relaxed);
-        connection.send(request, self.hints, patience, clock_ns)
+        connection.send(request, extensions, patience, clock_ns)
     }
 
     async fn call<T>(

@@ -8,7 +8,7 @@ use super::super::link::{Link, micros};
 use super::super::returns::{Returns, Taken};
 use super::super::session::{Opened, Session};
 use super::{ClientError, Shared};
-use crate::wire::{Array, Envelope, Reply, Request};
+use crate::wire::{Array, Envelope, Extensions, Reply, Request};
 
 /// The connection while there is one, and the buffers that calls reuse.
 #[derive(Default)]
@@ -43,7 +43,7 @@ impl Line {
         &mut self,
         shared: &Shared,
         request: &Request<'_>,
-        hints: Hints,
+        extensions: impl Into<Extensions<'static>>,
         timeout: Duration,
     ) -> Result<u64, ClientError> {
         self.link(shared)?;
@@ -63,7 +63,7 @@ impl Line {
             deadline_us: micros(timeout),
             clock_ns,
             releases: Array::from(&self.taken.leases),
-            extensions: hints.into(),
+            extensions: extensions.into(),
         };
         let encoded = self
             .taken
@@ -97,21 +97,21 @@ impl Line {
         &mut self,
         shared: &Shared,
         request: &Request<'_>,
-        hints: Hints,
+        extensions: impl Into<Extensions<'static>>,
         absorb: impl FnOnce(&mut Session, Reply<'_>) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
-        self.call_within(shared, request, hints, shared.options.timeout, absorb)
+        self.call_within(shared, request, extensions, shared.options.timeout, absorb)
     }
 
     pub(super) fn call_within<T>(
         &mut self,
         shared: &Shared,
         request: &Request<'_>,
-        hints: Hints,
+        extensions: impl Into<Extensions<'static>>,
         timeout: Duration,
         absorb: impl FnOnce(&mut Session, Reply<'_>) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
-        let number = self.send(shared, request, hints, timeout)?;
+        let number = self.send(shared, request, extensions, timeout)?;
         self.receive(shared, number, absorb)
     }
 

@@ -6,7 +6,8 @@ use kvtier_transfer::memory::ForeignSlice;
 use super::Shared;
 use super::writer::BlockWriter;
 use crate::client::batch::{
-    Opening, absorb_sealed, check_count, check_lengths, check_targets, chunks, copy_out, leases_of, unexpected,
+    Opening, absorb_sealed, check_count, check_lengths, check_one_message, check_targets, chunks, copy_out, leases_of,
+    unexpected,
 };
 use crate::client::foreign::{Source, Target};
 use crate::client::handle::BlockHandle;
@@ -14,7 +15,7 @@ use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
 use crate::client::session::{Got, Leased};
 use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
-use crate::wire::{Ahead, Array, Keys, Reply, Request};
+use crate::wire::{Ahead, Array, Extensions, Keys, Reply, Request};
 
 /// A namespace in one form, over a [`super::Client`]'s connection. Cloning it is cheap.
 #[derive(Clone)]
@@ -371,13 +372,27 @@ impl Namespace {
         Ok(outcomes)
     }
 
-    /// Which keys are cached, and where. Leases nothing and moves no bytes.
+    /// Which keys are cached, and where. Leases nothing and moves no bytes. Where the node names a cost model, what other nodes
+    /// have counts only if it is worth fetching: see [`Namespace::lookup_raw`].
     ///
     /// # Errors
     /// As any call.
     pub fn lookup(&self, hashes: &[BlockHash]) -> Result<Vec<Option<Tier>>, ClientError> {
+        self.look(hashes, Extensions::from(self.hints))
+    }
+
+    /// As [`Namespace::lookup`], whether or not fetching is worth it: a get may miss what this finds. A node that does not know the
+    /// question answers as a lookup does.
+    ///
+    /// # Errors
+    /// As any call.
+    pub fn lookup_raw(&self, hashes: &[BlockHash]) -> Result<Vec<Option<Tier>>, ClientError> {
+        self.look(hashes, Extensions::raw(self.hints))
+    }
+
+    fn look(&self, hashes: &[BlockHash], extensions: Extensions<'static>) -> Result<Vec<Option<Tier>>, ClientError> {
         let mut found = Vec::with_capacity(hashes.len());
-        self.each_chunk(hashes, Request::Lookup, |chunk, reply| {
+        self.each_chunk(hashes, extensions, Request::Lookup, |chunk, reply| {
             let Reply::Found { generation, tiers } = reply else {
                 return Err(unexpected());
             };
@@ -385,6 +400,32 @@ impl Namespace {
             check_count(tiers.len(), chunk.len()).map(|()| generation)
         })?;
         Ok(found)
+    }
+
+    /// What the node would decide about fetching these keys, in prefix order, from other nodes, with this namespace's hints: a
+    /// `kvtier::node::Explanation` in JSON. Decides and counts nothing.
+    ///
+    /// # Errors
+    /// `Invalid` for more keys than one message takes; `Unavailable` where the node has no cost model or nobody to fetch from;
+    /// otherwise as any call.
+    pub fn explain(&self, hashes: &[BlockHash]) -> Result<String, ClientError> {
+        let mut line = self.shared.line()?;
+        let (session, opened) = line.opened(&self.shared, self.index)?;
+        check_one_message(hashes.len(), session)?;
+        let keys = Keys {
+            handle: opened.handle,
+            lineage: Lineage::default(),
+            hashes: Array::from(hashes),
+        };
+        line.call(
+            &self.shared,
+            &Request::Explain(keys),
+            self.hints,
+            |_, reply| match reply {
+                Reply::Explained { json } => Ok(json.to_owned()),
+                _ => Err(unexpected()),
+            },
+        )
     }
 
     /// Whether one key is cached.
@@ -401,7 +442,7 @@ impl Namespace {
     /// As any call.
     pub fn delete(&self, hashes: &[BlockHash]) -> Result<Vec<bool>, ClientError> {
         let mut deleted = Vec::with_capacity(hashes.len());
-        self.each_chunk(hashes, Request::Delete, |chunk, reply| {
+        self.each_chunk(hashes, Extensions::from(self.hints), Request::Delete, |chunk, reply| {
             let Reply::Deleted { generation, removed } = reply else {
                 return Err(unexpected());
             };
@@ -419,6 +460,7 @@ impl Namespace {
     fn each_chunk<'h>(
         &self,
         hashes: &'h [BlockHash],
+        extensions: Extensions<'static>,
         request: impl Fn(Keys<'h>) -> Request<'h>,
         mut absorb: impl FnMut(&[BlockHash], Reply<'_>) -> Result<Generation, ClientError>,
     ) -> Result<(), ClientError> {
@@ -431,7 +473,7 @@ impl Namespace {
                 lineage,
                 hashes: Array::from(chunk),
             };
-            line.call(&self.shared, &request(keys), self.hints, |session, reply| {
+            line.call(&self.shared, &request(keys), extensions, |session, reply| {
                 let generation = absorb(chunk, reply)?;
                 session.observe(self.index, generation);
                 Ok(())

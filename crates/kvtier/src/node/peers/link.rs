@@ -70,6 +70,10 @@ pub(super) struct Counts {
     pub(super) corrupt: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) stale: AtomicU64,
+    /// Fetches whose client was answered before they ended.
+    pub(super) given_up: AtomicU64,
+    /// What they brought all the same.
+    pub(super) late_blocks: AtomicU64,
     /// Of the latest block: how many are worth asking for at a time.
     pub(super) block_bytes: AtomicU64,
 }

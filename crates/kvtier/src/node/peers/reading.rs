@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::cost::Decision;
 use kvtier_core::{
-    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent,
-    Realization, RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
+    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Generation, Hints, NamespaceId, Parent, Realization,
+    RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
 };
 use kvtier_transfer::{Cause, Direction, Piece, RemoteRegion, Transfer};
 use parking_lot::Mutex;
 
 use super::Shared;
+use super::attempt::Attempt;
 use super::link::{Link, Live, Unanswered};
 use super::message::{Acquired, Held, Keys, Message, Versions};
 use super::regions::Way;
@@ -58,6 +59,8 @@ pub(crate) struct LookupJob {
     pub(crate) scope: Scope,
     pub(crate) hashes: Vec<BlockHash>,
     pub(crate) hints: Hints,
+    /// What exists is asked, not what is worth fetching.
+    pub(crate) raw: bool,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) request: u64,
 }
@@ -65,6 +68,7 @@ pub(crate) struct LookupJob {
 pub(super) enum Job {
     Fetch(FetchJob),
     Lookup(LookupJob),
+    Explain(LookupJob),
     Stop,
 }
 
@@ -86,9 +90,12 @@ struct Found {
 }
 
 /// A peer, and what it has of the blocks asked for.
-type Located = (Arc<Link>, Arc<Live>, Vec<Option<Tier>>);
+pub(super) type Located = (Arc<Link>, Arc<Live>, Vec<Option<Tier>>);
 /// A peer, and the places of what it is to be asked for.
 type Assigned = (Arc<Link>, Arc<Live>, Vec<usize>);
+
+/// A block that was read and is what it should be: its place among the keys asked for, and where it lies.
+type Right = (usize, Found, ReservationId, Extent);
 
 /// Blocks that were asked for together.
 struct Part {
@@ -138,60 +145,22 @@ impl Shared {
                 Job::Stop => return,
                 Job::Fetch(job) => self.fetch(job),
                 Job::Lookup(job) => self.lookup(job),
+                Job::Explain(job) => self.explain(&job),
             }
         }
     }
 
     fn fetch(&self, job: FetchJob) {
-        let begun = Instant::now();
-        let until = job.deadline.min(begun + self.fetch_timeout);
-        let ticket = self.copying.begin(job.scope.namespace);
-        let mut copied = self.copy_from_peers(&job, until);
+        let attempt = Attempt::new(job);
+        let ticket = self.copying.begin(attempt.job.scope.namespace);
+        self.copy_from_peers(&attempt);
         self.copying.end(ticket);
-        if let Some(remote) = self.driver.remote() {
-            copied.extend(remote.copy(&job));
+        if let Some(remote) = self.driver.remote()
+            && !attempt.is_answered()
+        {
+            attempt.add(remote.copy(&attempt.job));
         }
-        // Whether or not anything came: what is here now is the answer.
-        let answer = self.driver.with(|decider, now| {
-            let left = job.deadline.saturating_duration_since(Instant::now());
-            let asked = Request {
-                hints: job.hints,
-                deadline: now.after(left),
-                ..request(
-                    job.scope.client,
-                    job.scope.namespace,
-                    job.scope.realization,
-                    &job.hashes,
-                    now,
-                )
-            };
-            let answer = decider.manager.fetch(&asked, job.which, now);
-            if let Ok(Answer::Pending(operation)) = answer {
-                let outbox = Arc::clone(&job.outbox);
-                decider.wait(
-                    operation,
-                    Waiter::Session {
-                        outbox,
-                        request: job.request,
-                    },
-                );
-            }
-            answer
-        });
-        let mut results = match answer {
-            Ok(Answer::Pending(_)) => return,
-            Ok(Answer::Ready(results)) => results,
-            Err(_) => vec![Fetched::Miss; job.hashes.len()],
-        };
-        for position in copied {
-            if let Some(Fetched::Leased { tier, .. }) = results.get_mut(position) {
-                *tier = Tier::Remote;
-            }
-        }
-        job.outbox.push(Notice::Fetched {
-            request: job.request,
-            results,
-        });
+        self.answer(&attempt);
     }
 
     fn lookup(&self, job: LookupJob) {
@@ -207,7 +176,7 @@ impl Shared {
         if let Some((keys, versions)) = self.question(*scope, hashes, &missing) {
             let until = Instant::now() + self.query_timeout;
             let mut found = self.locate(&keys, &versions, until);
-            if self.weighing.is_some() {
+            if self.weighing.is_some() && !job.raw {
                 let chosen = self.weigh(&tiers, &missing, job.hints, &found).map(|(_, link)| link);
                 found.retain(|(link, ..)| chosen.as_ref().is_some_and(|chosen| Arc::ptr_eq(chosen, link)));
             }
@@ -222,7 +191,7 @@ impl Shared {
         if let Some(remote) = self.driver.remote()
             && remote.may_help(scope.domain)
         {
-            remote.add_found(*scope, hashes, job.hints, &mut tiers);
+            remote.add_found(&job, &mut tiers);
         }
         job.outbox.push(Notice::Found {
             request: job.request,
@@ -232,7 +201,7 @@ impl Shared {
     }
 
     /// What to ask peers, and the list that theirs must equal; `None` where nothing is to be asked.
-    fn question(&self, scope: Scope, hashes: &[BlockHash], positions: &[usize]) -> Option<(Keys, Versions)> {
+    pub(super) fn question(&self, scope: Scope, hashes: &[BlockHash], positions: &[usize]) -> Option<(Keys, Versions)> {
         if positions.is_empty() || !self.generations.is_serving() {
             return None;
         }
@@ -251,7 +220,7 @@ impl Shared {
     }
 
     /// Asks every peer at once what it has, and waits for all until the deadline. Those with other invalidations have nothing.
-    fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<Located> {
+    pub(super) fn locate(&self, keys: &Keys, versions: &Versions, until: Instant) -> Vec<Located> {
         let question = Message::Locate(keys.clone());
         let asked: Vec<_> = self
             .links()
@@ -324,34 +293,35 @@ impl Shared {
         assigned
     }
 
-    /// Makes blocks of peers blocks of this node. The positions of those that came.
+    /// Makes blocks of peers blocks of this node.
     ///
     /// Blocks are asked for in parts, all at once: while this thread reads one part and compares its checksums, with the bytes in
     /// the cache, the holder takes those of the next.
-    fn copy_from_peers(&self, job: &FetchJob, until: Instant) -> Vec<usize> {
+    fn copy_from_peers(&self, attempt: &Arc<Attempt>) {
+        let hard_deadline = Instant::now() + self.fetch_timeout;
+        let job = &attempt.job;
         let scope = job.scope;
+        let mut until = job.deadline.min(hard_deadline);
         let looked = self.driver.with(|decider, now| {
             let asked = request(scope.client, scope.namespace, scope.realization, &job.hashes, now);
             // Together: what is written under this generation was looked for by the list that belongs to it.
             let generation = decider.manager.generation(scope.namespace);
             (decider.manager.lookup(&asked, now), generation)
         });
-        let (Ok(tiers), generation) = looked else {
-            return Vec::new();
-        };
+        let (Ok(tiers), generation) = looked else { return };
         let missing = positions(&tiers, |tier| tier.is_none());
         let Some((keys, versions)) = self.question(scope, &job.hashes, &missing) else {
-            return Vec::new();
+            return;
         };
         let Some(own) = self.own_client(scope.domain) else {
-            return Vec::new();
+            return;
         };
         let (assigned, mut fetching) = match &self.weighing {
             None => (self.assign(&keys, &versions, job.which, until), None),
             Some(weighing) => {
                 let found = self.locate(&keys, &versions, until.min(Instant::now() + self.query_timeout));
                 let Some((decision, chosen)) = self.weigh(&tiers, &missing, job.hints, &found) else {
-                    return Vec::new();
+                    return;
                 };
                 let assigned = found.into_iter().filter(|(link, ..)| Arc::ptr_eq(link, &chosen));
                 let assigned = assigned.map(|(link, live, tiers)| {
@@ -362,12 +332,14 @@ impl Shared {
                     (link, live, positions(&tiers[..end], Option::is_some))
                 });
                 let fetching = weighing.begin(self.driver.clock.now(), &decision);
+                // The client is answered before that, where its patience or the model's ends.
+                until = hard_deadline;
+                self.patience.watch(attempt, &chosen, &fetching);
                 (assigned.collect(), Some((weighing, fetching)))
             }
         };
         let mut parts = self.ask_for_parts(&keys, assigned, until);
         let mut running: VecDeque<Running> = VecDeque::new();
-        let mut copied = Vec::new();
         let mut reached = 0;
         while let Some(part) = parts.pop_front() {
             let found = self.leased(part, &versions, until);
@@ -392,17 +364,25 @@ impl Shared {
                 && let Some(part) = running.pop_front()
             {
                 let right = self.finish_weighed(part, &mut fetching);
-                copied.extend(self.seal(own, job, generation, &missing, right));
+                self.keep(own, attempt, generation, &missing, right);
             }
         }
         for part in running {
             let right = self.finish_weighed(part, &mut fetching);
-            copied.extend(self.seal(own, job, generation, &missing, right));
+            self.keep(own, attempt, generation, &missing, right);
         }
         if let Some((weighing, fetching)) = &fetching {
+            self.patience.end(attempt);
             weighing.end(self.driver.clock.now(), fetching);
         }
-        copied
+    }
+
+    /// Publishes what was read, under the generation that was in force when the fetch began, also where its client was answered.
+    fn keep(&self, own: ClientId, attempt: &Attempt, generation: Generation, missing: &[usize], right: Vec<Right>) {
+        if let Some((_, block, ..)) = right.first() {
+            let link = Arc::clone(&block.link);
+            attempt.keep(&link, || self.seal(own, &attempt.job, generation, missing, right));
+        }
     }
 
     /// Asks for leases at the peers that have the blocks, in parts.
@@ -443,30 +423,14 @@ impl Shared {
         found: &[Located],
     ) -> Option<(Decision, Arc<Link>)> {
         let weighing = self.weighing.as_ref()?;
-        let asked = Asked {
-            blocks: tiers.len(),
-            local: tiers.iter().position(Option::is_none).unwrap_or(tiers.len()),
-            hints,
-        };
-        let reach = |theirs: &[Option<Tier>]| {
-            let mut all = tiers.to_vec();
-            for (&position, tier) in missing.iter().zip(theirs) {
-                all[position] = *tier;
-            }
-            all.iter().position(Option::is_none).unwrap_or(all.len())
-        };
         let peers: Vec<(Arc<Link>, usize)> = found
             .iter()
-            .map(|(link, _, theirs)| (Arc::clone(link), reach(theirs)))
+            .map(|(link, _, theirs)| (Arc::clone(link), reach(tiers, missing, theirs)))
             .collect();
-        weighing.decide(self.driver.clock.now(), &asked, &peers)
+        weighing.decide(self.driver.clock.now(), &asked(tiers, hints), &peers)
     }
 
-    fn finish_weighed(
-        &self,
-        part: Running,
-        fetching: &mut Option<(&Weighing, Fetching)>,
-    ) -> Vec<(usize, Found, ReservationId, Extent)> {
+    fn finish_weighed(&self, part: Running, fetching: &mut Option<(&Weighing, Fetching)>) -> Vec<Right> {
         let (begun, wanted) = (part.begun, part.blocks.len());
         let right = self.finish(part);
         if let Some((weighing, fetching)) = fetching {
@@ -595,7 +559,7 @@ impl Shared {
     }
 
     /// Waits until nothing touches a part's slots any more, and compares what is in them. Those that are right.
-    fn finish(&self, part: Running) -> Vec<(usize, Found, ReservationId, Extent)> {
+    fn finish(&self, part: Running) -> Vec<Right> {
         let Running {
             own, blocks, transfer, ..
         } = part;
@@ -636,7 +600,7 @@ impl Shared {
         job: &FetchJob,
         generation: Generation,
         missing: &[usize],
-        right: Vec<(usize, Found, ReservationId, Extent)>,
+        right: Vec<Right>,
     ) -> Vec<usize> {
         if right.is_empty() {
             return Vec::new();
@@ -756,6 +720,29 @@ fn give_back(blocks: &[Found]) {
     }
 }
 
-fn positions<T>(items: &[T], wanted: impl Fn(&T) -> bool) -> Vec<usize> {
+/// What is asked of the cost model about keys of which this node has these.
+pub(super) fn asked(tiers: &[Option<Tier>], hints: Hints) -> Asked {
+    Asked {
+        blocks: tiers.len(),
+        local: prefix(tiers),
+        hints,
+    }
+}
+
+/// How many of the first keys are cached with what a peer has of the missing ones.
+pub(super) fn reach(tiers: &[Option<Tier>], missing: &[usize], theirs: &[Option<Tier>]) -> usize {
+    let mut all = tiers.to_vec();
+    for (&position, tier) in missing.iter().zip(theirs) {
+        all[position] = *tier;
+    }
+    prefix(&all)
+}
+
+/// How many of the first keys are there.
+pub(super) fn prefix(tiers: &[Option<Tier>]) -> usize {
+    tiers.iter().position(Option::is_none).unwrap_or(tiers.len())
+}
+
+pub(super) fn positions<T>(items: &[T], wanted: impl Fn(&T) -> bool) -> Vec<usize> {
     (0..items.len()).filter(|&position| wanted(&items[position])).collect()
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kvtier_core::cost::{
     BackendId, BackendProfile, Candidate, ComputeProfile, CostModel, Decision, FetchId, FetchPlan, GateMode,
-    GateSettings, GpuProfile, ModelProfile, Question,
+    GateSettings, GpuProfile, ModelProfile, Patience, Question,
 };
 use kvtier_core::{Hints, Time};
 use kvtier_transfer::memory::{MemoryRegion, PageRequest};
@@ -20,6 +20,7 @@ use super::Shared;
 use super::link::Link;
 use super::message::Message;
 use super::regions::Way;
+use super::sampling::Sampling;
 use crate::settings::{CheckedSettings, PeerGate};
 
 /// Bytes of a probe at most: what the region that peers probe has.
@@ -28,6 +29,12 @@ pub(in crate::node) const PROBE_BYTES: usize = 2 << 20;
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest pause between two looks for probes that are due.
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
+
+/// No fetch is over its soft deadline before this: of what arrives the model learns in parts, and a part of a fast peer may be late by
+/// what threads and sockets take.
+const SOFT_DEADLINE_MIN: Duration = Duration::from_millis(10);
+/// No fetch lasts longer.
+const SOFT_DEADLINE_MAX: Duration = Duration::from_secs(3600);
 
 /// See the module.
 pub(in crate::node) struct Weighing {
@@ -44,6 +51,7 @@ struct State {
     fetch: u64,
     recompute: u64,
     latest: HashMap<BackendId, String>,
+    sampling: Sampling,
 }
 
 /// What a lookup or a fetch is about, in blocks.
@@ -61,6 +69,25 @@ pub(in crate::node) struct Fetching {
     begun: Instant,
     answered: bool,
     failed: bool,
+    soft_deadline: Duration,
+    recompute_s: f64,
+}
+
+/// How a fetch under way is judged, and when.
+pub(super) struct Overdue {
+    id: FetchId,
+    recompute_s: f64,
+    pub(super) at: Instant,
+}
+
+impl Fetching {
+    pub(super) fn overdue(&self) -> Overdue {
+        Overdue {
+            id: self.id,
+            recompute_s: self.recompute_s,
+            at: self.begun + self.soft_deadline,
+        }
+    }
 }
 
 /// A gate as the status shows it.
@@ -93,6 +120,7 @@ impl Weighing {
                 fetch: 0,
                 recompute: 0,
                 latest: HashMap::new(),
+                sampling: Sampling::new(settings.cost_log_every),
             }),
             block_tokens: settings.block_tokens,
             kv_bytes_per_token: settings.kv_bytes_per_token.unwrap_or(model.kv_bytes_per_token),
@@ -140,20 +168,44 @@ impl Weighing {
         if let Some(backend) = decision.backend {
             state.latest.insert(backend, decision.to_string());
         }
+        let is_chosen = |candidate: &Candidate| Some(candidate.backend) == decision.backend;
+        let chosen = candidates.iter().position(is_chosen);
+        state.sampling.see(&decision, chosen.map(|chosen| offers[chosen].0));
         if decision.plan == FetchPlan::Recompute {
             state.recompute += 1;
             return None;
         }
         state.fetch += 1;
-        let is_chosen = |candidate: &Candidate| Some(candidate.backend) == decision.backend;
-        let chosen = candidates.iter().position(is_chosen)?;
-        Some((decision, chosen))
+        Some((decision, chosen?))
     }
 
-    fn tokens(&self, blocks: usize) -> u32 {
-        u32::try_from(blocks)
-            .unwrap_or(u32::MAX)
-            .saturating_mul(self.block_tokens)
+    /// What [`Weighing::decide`] would decide, and the address of the peer that was weighed; counts nothing. Peers that nothing is known of
+    /// yet are left out.
+    pub(in crate::node) fn explain(
+        &self,
+        now: Time,
+        asked: &Asked,
+        peers: &[(&str, usize)],
+    ) -> (Question, Decision, Option<String>) {
+        let state = self.state.lock();
+        let offered: Vec<Candidate> = peers
+            .iter()
+            .filter_map(|(address, blocks)| {
+                let backend = *state.backends.get(*address)?;
+                let matched_tokens = self.tokens(*blocks);
+                Some(Candidate {
+                    backend,
+                    matched_tokens,
+                })
+            })
+            .collect();
+        let question = self.question(asked);
+        let decision = state.model.explain(now, &question, &offered);
+        let weighed = decision.backend.and_then(|backend| {
+            let mut known = state.backends.iter();
+            known.find_map(|(address, other)| (*other == backend).then(|| address.clone()))
+        });
+        (question, decision, weighed)
     }
 
     fn question(&self, asked: &Asked) -> Question {
@@ -167,6 +219,12 @@ impl Weighing {
             // The protocol has no answer that leaves a part of the prefix to the engine.
             can_split: false,
         }
+    }
+
+    fn tokens(&self, blocks: usize) -> u32 {
+        u32::try_from(blocks)
+            .unwrap_or(u32::MAX)
+            .saturating_mul(self.block_tokens)
     }
 
     fn backend(&self, state: &mut State, address: &str) -> BackendId {
@@ -198,6 +256,20 @@ impl Weighing {
             begun: Instant::now(),
             answered: false,
             failed: false,
+            soft_deadline: Duration::try_from_secs_f64(decision.soft_deadline_s)
+                .unwrap_or(SOFT_DEADLINE_MIN)
+                .clamp(SOFT_DEADLINE_MIN, SOFT_DEADLINE_MAX),
+            // By then the wait for a GPU is over.
+            recompute_s: decision.recompute_s - decision.queue_wait_s,
+        }
+    }
+
+    /// Whether to go on waiting for a fetch that is overdue: until when, or no longer.
+    pub(super) fn judge(&self, now: Time, overdue: &Overdue) -> Option<Instant> {
+        let mut state = self.state.lock();
+        match state.model.judge(now, overdue.id, overdue.recompute_s) {
+            Patience::Wait { until } => Some(Instant::now() + until.since(now)),
+            Patience::GiveUp => None,
         }
     }
 
@@ -284,6 +356,13 @@ impl Weighing {
         let decision = state.model.explain(now, &self.question(&asked), &[offered]);
         let fetched_s = decision.terms.total_s().max(decision.queue_wait_s);
         decision.backend.is_some() && fetched_s < decision.recompute_s
+    }
+
+    /// A backend said what it has, so long after it was asked.
+    pub(in crate::node) fn said(&self, name: &str, took: Duration) {
+        let mut state = self.state.lock();
+        let backend = self.backend(&mut state, name);
+        state.model.observe_answer(backend, took.as_secs_f64());
     }
 
     /// Whether requests are let through to a backend now.

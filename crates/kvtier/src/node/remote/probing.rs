@@ -6,6 +6,8 @@ use super::{NAME, Remote, first_half};
 
 /// Bytes of a probe at most.
 const PROBE_BYTES: u64 = 2 << 20;
+/// Of one after others that failed, at least: a slow server brings so much in time.
+const PROBE_BYTES_MIN: u64 = 16 << 10;
 /// How long a probe may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks whether one is due.
@@ -17,13 +19,18 @@ impl Remote {
     /// The probing thread: reads an object of no content where nothing was read for a while, so that the gate knows.
     pub(super) fn probe_server(&self) {
         let Some(weighing) = &self.weighing else { return };
+        let mut most = PROBE_BYTES;
         while !self.is_stopping() {
             std::thread::sleep(PAUSE);
             let Some(bytes) = weighing.poll_probe(self.driver.clock.now(), NAME) else {
                 continue;
             };
             let begun = Instant::now();
-            let outcome = self.probe(bytes.clamp(1, PROBE_BYTES));
+            let outcome = self.probe(bytes.clamp(1, most));
+            most = match outcome {
+                Some(_) => (most * 2).min(PROBE_BYTES),
+                None => (most / 8).max(PROBE_BYTES_MIN),
+            };
             weighing.probed(self.driver.clock.now(), NAME, begun, outcome);
         }
     }

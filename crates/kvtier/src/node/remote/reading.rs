@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
     Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, Parent, Request,
-    ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier,
+    ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
 };
 
 use super::writing::reach;
@@ -15,7 +15,7 @@ use super::{NAME, Place, Remote};
 use crate::node::driver::Waiter;
 use crate::node::outbox::Notice;
 use crate::node::peers::weighing::{Asked, Fetching};
-use crate::node::peers::{FetchJob, LookupJob, Scope, request};
+use crate::node::peers::{ExplainedPeer, Explanation, FetchJob, LookupJob, Scope, request};
 
 /// Jobs that wait for a thread, for each of them.
 const WAITING_A_THREAD: usize = 64;
@@ -25,6 +25,7 @@ const SEALED_TOGETHER: usize = 64;
 pub(super) enum Job {
     Fetch(FetchJob),
     Lookup(LookupJob),
+    Explain(LookupJob),
     Stop,
 }
 
@@ -67,6 +68,70 @@ impl Remote {
         self.reading.jobs.try_send(Job::Lookup(job)).is_ok()
     }
 
+    /// Has a lookup explained; false when too many wait.
+    pub(crate) fn explain_here(&self, job: LookupJob) -> bool {
+        self.reading.jobs.try_send(Job::Explain(job)).is_ok()
+    }
+
+    /// Whether there is something to explain to clients of a domain; else why not, in words.
+    pub(crate) fn can_explain(&self, domain: TrustDomain) -> Result<(), String> {
+        let why = if self.weighing.is_none() {
+            "there is no cost model: the remote tier is read from unasked; set cost_model"
+        } else if !self.domains.is_shared(domain) {
+            "there is no backend to weigh: blocks of this trust domain do not leave the node; name it under [[domains]]"
+        } else if self.is_away() {
+            "there is no backend to weigh: the remote tier is away; see kvctl remote"
+        } else {
+            return Ok(());
+        };
+        Err(why.to_owned())
+    }
+
+    fn explain(&self, job: &LookupJob) {
+        let explained = self.explanation(job).ok_or_else(|| "there is no cost model".to_owned());
+        let json =
+            explained.and_then(|explanation| serde_json::to_string(&explanation).map_err(|error| error.to_string()));
+        job.outbox.push(Notice::Explained {
+            request: job.request,
+            json,
+        });
+    }
+
+    fn explanation(&self, job: &LookupJob) -> Option<Explanation> {
+        let weighing = self.weighing.as_ref()?;
+        let (tiers, generation) = self.look(job.scope, &job.hashes);
+        let mut all: Vec<bool> = tiers.iter().map(Option::is_some).collect();
+        let local = all.iter().position(|there| !there).unwrap_or(all.len());
+        let mut theirs = None;
+        if let Some(wanted) = self.wanted(job.scope, &tiers, generation) {
+            theirs = self.there(&wanted, &job.hashes, Instant::now() + self.query_timeout);
+            for (&position, there) in wanted.missing.iter().zip(theirs.iter().flatten()) {
+                all[position] = *there;
+            }
+        }
+        let reached = all.iter().position(|there| !there).unwrap_or(all.len());
+        let asked = Asked {
+            blocks: tiers.len(),
+            local,
+            hints: job.hints,
+        };
+        let now = self.driver.clock.now();
+        let (question, decision, backend) = weighing.explain(now, &asked, &[(NAME, reached)]);
+        let gate = weighing.gate(now, NAME).unwrap_or_default();
+        let server = ExplainedPeer {
+            address: NAME.into(),
+            answered: theirs.is_some(),
+            blocks: theirs.iter().flatten().filter(|there| **there).count() as u64,
+            prefix: reached as u64,
+            gate_open: gate.open,
+            gate_reason: gate.reason,
+            gate_value: gate.value,
+            bytes_per_second: gate.bytes_per_second,
+            lookup_us: gate.lookup_us,
+        };
+        Some(Explanation::of(&tiers, &question, &decision, backend, vec![server]))
+    }
+
     /// A reading thread.
     pub(super) fn read(&self, work: &Receiver<Job>) {
         while let Ok(job) = work.recv() {
@@ -74,6 +139,7 @@ impl Remote {
                 Job::Stop => return,
                 Job::Fetch(job) => self.serve_fetch(&job),
                 Job::Lookup(job) => self.serve_lookup(&job),
+                Job::Explain(job) => self.explain(&job),
             }
         }
     }
@@ -129,22 +195,27 @@ impl Remote {
             });
         };
         let now = self.driver.clock.now();
-        if self
-            .weighing
-            .as_ref()
-            .is_some_and(|weighing| !weighing.is_open(now, NAME))
+        if !job.raw
+            && self
+                .weighing
+                .as_ref()
+                .is_some_and(|weighing| !weighing.is_open(now, NAME))
         {
             // Nobody waits for a server that is not worth asking. What it has still counts for its gate.
             answer(tiers.clone());
-            self.add_found(job.scope, &job.hashes, job.hints, &mut tiers);
+            self.add_found(job, &mut tiers);
             return;
         }
-        self.add_found(job.scope, &job.hashes, job.hints, &mut tiers);
+        self.add_found(job, &mut tiers);
         answer(tiers);
     }
 
-    /// Marks what the server has of the blocks that were found nowhere, where it is worth fetching.
-    pub(crate) fn add_found(&self, scope: Scope, hashes: &[BlockHash], hints: Hints, tiers: &mut [Option<Tier>]) {
+    /// Marks what the server has of the blocks that were found nowhere, where it is worth fetching or the lookup is raw.
+    pub(crate) fn add_found(&self, job: &LookupJob, tiers: &mut [Option<Tier>]) {
+        let LookupJob {
+            scope, hashes, hints, ..
+        } = job;
+        let (scope, hints) = (*scope, *hints);
         if let Some(wait_us) = hints.queue_wait_us {
             self.writing.told_wait(wait_us);
         }
@@ -156,7 +227,7 @@ impl Remote {
         let Some(there) = self.there(&wanted, hashes, until) else {
             return;
         };
-        if self.weighing.is_some() && self.weigh(&wanted, &there, tiers, hints).is_none() {
+        if self.weighing.is_some() && !job.raw && self.weigh(&wanted, &there, tiers, hints).is_none() {
             return;
         }
         for (&position, there) in wanted.missing.iter().zip(there) {
@@ -198,8 +269,10 @@ impl Remote {
             .collect();
         let begun = Instant::now();
         let there = self.noted(self.store.exists(&wanted.place.group, &names, until));
-        if let (Some(weighing), Err(_)) = (&self.weighing, &there) {
-            weighing.probed(self.driver.clock.now(), NAME, begun, None);
+        match (&self.weighing, &there) {
+            (Some(weighing), Ok(_)) => weighing.said(NAME, begun.elapsed()),
+            (Some(weighing), Err(_)) => weighing.probed(self.driver.clock.now(), NAME, begun, None),
+            (None, _) => {}
         }
         there.ok().filter(|there| there.len() == names.len())
     }

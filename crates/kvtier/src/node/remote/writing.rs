@@ -172,7 +172,11 @@ impl Remote {
         if again.is_none_or(|again| again.group != place.group) {
             return 0;
         }
-        self.put(&place, &objects, bytes, until).then_some(tried).unwrap_or(0)
+        if self.put(&place, &objects, bytes, until) {
+            tried
+        } else {
+            0
+        }
     }
 
     fn put(&self, place: &super::Place, objects: &[(ObjectName, Vec<u8>)], bytes: u64, until: Instant) -> bool {

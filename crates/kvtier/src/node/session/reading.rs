@@ -7,12 +7,14 @@ use std::time::Instant;
 use kvtier_core::{Answer, FetchScope, Fetched, Hints, LeaseId, NamespaceId, RealizationId};
 
 use super::{Handle, Refused, Session};
+use crate::error::ErrorKind;
 use crate::node::driver::Waiter;
 use crate::node::peers::{FetchJob, LookupJob, Scope};
-use crate::wire::{Keys, Reply};
+use crate::wire::{Extensions, Keys, Reply};
 
 impl Session {
-    pub(super) fn lookup(&mut self, request: u64, keys: &Keys<'_>, hints: Hints) -> Result<(), Refused> {
+    pub(super) fn lookup(&mut self, request: u64, keys: &Keys<'_>, extensions: &Extensions<'_>) -> Result<(), Refused> {
+        let hints = extensions.hints;
         let (_, namespace, realization) = self.handle(keys.handle)?;
         keys.hashes.copy_to(&mut self.hashes);
         let (client, hashes) = (self.client, &self.hashes);
@@ -39,6 +41,7 @@ impl Session {
                     scope: self.scope(namespace, realization),
                     hashes: self.hashes.clone(),
                     hints,
+                    raw: extensions.raw,
                     outbox: Arc::clone(&self.outbox),
                     request,
                 };
@@ -49,7 +52,7 @@ impl Session {
                 }
             }
         }
-        if self.is_looked_up_elsewhere(request, namespace, realization, hints, &tiers) {
+        if self.is_looked_up_elsewhere(request, namespace, realization, hints, extensions.raw, &tiers) {
             return Ok(());
         }
         self.reply(
@@ -69,6 +72,7 @@ impl Session {
         namespace: NamespaceId,
         realization: RealizationId,
         hints: Hints,
+        raw: bool,
         tiers: &[Option<kvtier_core::Tier>],
     ) -> bool {
         let Some(remote) = self.shared.driver.remote() else {
@@ -82,6 +86,7 @@ impl Session {
             scope: self.scope(namespace, realization),
             hashes: self.hashes.clone(),
             hints,
+            raw,
             outbox: Arc::clone(&self.outbox),
             request,
         });
@@ -89,6 +94,41 @@ impl Session {
             self.waiting.insert(request, None);
         }
         taken
+    }
+
+    /// What would be decided about the keys' blocks: by a reading thread, as it has to ask peers what they have.
+    pub(super) fn explain(&mut self, request: u64, keys: &Keys<'_>, hints: Hints) -> Result<(), Refused> {
+        let (_, namespace, realization) = self.handle(keys.handle)?;
+        keys.hashes.copy_to(&mut self.hashes);
+        let unavailable = |words: String| Refused(ErrorKind::Unavailable, words);
+        let (peers, remote) = (self.shared.driver.peers(), self.shared.driver.remote());
+        let domain = self.identity().domain;
+        match (&peers, &remote) {
+            (Some(peers), _) => peers.can_explain(domain).map_err(unavailable)?,
+            (None, Some(remote)) => remote.can_explain(domain).map_err(unavailable)?,
+            (None, None) => {
+                let words = "there is no backend to weigh: this node has neither peers nor a remote tier; set peer_listen and peers, or remote_redis";
+                return Err(unavailable(words.into()));
+            }
+        }
+        let job = LookupJob {
+            scope: self.scope(namespace, realization),
+            hashes: self.hashes.clone(),
+            hints,
+            raw: true,
+            outbox: Arc::clone(&self.outbox),
+            request,
+        };
+        let taken = match (peers, remote) {
+            (Some(peers), _) => peers.explain_to(job),
+            (None, remote) => remote.is_some_and(|remote| remote.explain_here(job)),
+        };
+        if !taken {
+            let words = "too many lookups and fetches wait: ask again";
+            return Err(Refused(ErrorKind::Busy, words.into()));
+        }
+        self.waiting.insert(request, None);
+        Ok(())
     }
 
     fn scope(&self, namespace: NamespaceId, realization: RealizationId) -> Scope {

@@ -164,6 +164,15 @@ impl Random {
         }
     }
 
+    fn extensions(&mut self) -> Extensions<'static> {
+        let hints = self.hints();
+        if self.below(4) == 0 {
+            Extensions::raw(hints)
+        } else {
+            Extensions::from(hints)
+        }
+    }
+
     fn text(&mut self, min: usize, max: usize) -> String {
         let length = min + self.below((max - min).min(24) + 1);
         (0..length)
@@ -193,7 +202,7 @@ fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
         deadline_us: random.next(),
         clock_ns: random.next(),
         releases: (&releases).into(),
-        extensions: Extensions::from(random.hints()),
+        extensions: random.extensions(),
     };
     let hashes = random.many(Random::hash);
     let lineage = if random.below(4) == 0 {
@@ -253,6 +262,7 @@ fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
             reservations: (&reservations).into(),
         },
         Kind::Delete => Request::Delete(keys),
+        Kind::Explain => Request::Explain(keys),
         Kind::Invalidate => Request::Invalidate { name: &name },
         Kind::Flush => Request::Flush,
         Kind::Status => Request::Status,
@@ -317,6 +327,7 @@ fn reply(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
             left_out: random.next(),
         },
         Kind::StatusReport => Reply::Status { json: &text },
+        Kind::Explained => Reply::Explained { json: &text },
         Kind::Error => {
             let code = 1 + u8::try_from(random.below(8)).unwrap_or(0);
             Reply::Error {
@@ -331,7 +342,7 @@ fn reply(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
         Kind::SegmentRemoved => Reply::SegmentRemoved { segment },
         _ => Reply::Farewell,
     };
-    let extensions = Extensions::from(random.hints());
+    let extensions = random.extensions();
     assert!(
         reply.encode_with(random.next(), extensions, target).is_ok(),
         "within the limits: {reply:?}"

@@ -89,7 +89,7 @@ fn duplicate(random: &mut Random, input: &mut Vec<u8>) {
 
 /// Makes the last bytes look like an extension, often one that is known, with a length that may not fit it.
 fn lie_about_an_extension(random: &mut Random, input: &mut Vec<u8>) {
-    let tag = 1 + random.below(8);
+    let tag = 1 + random.below(9);
     let length = [0, 1, 4, 7, 8, 9, 16][random.below(7)];
     let Ok(tag) = u16::try_from(tag) else { return };
     let Ok(field) = u16::try_from(length) else { return };

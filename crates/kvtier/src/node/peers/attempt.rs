@@ -1,0 +1,208 @@
+//! A client's fetch while peers are read for it, and who has it answered early.
+//!
+//! A fetch that the cost model decided on has a soft deadline. One that is over it is judged: where what is left would take longer than a
+//! recomputation the client is answered with what is here, and the reading thread goes on. What still arrives is sealed as ever, so that
+//! the next fetch finds it. A thread of its own judges, as one that reads may be moving bytes itself.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use kvtier_core::{Answer, Fetched, Request, Tier};
+use parking_lot::{Condvar, Mutex};
+
+use super::Shared;
+use super::link::Link;
+use super::reading::FetchJob;
+use super::serving::request;
+use super::weighing::{Fetching, Overdue};
+use crate::node::driver::Waiter;
+use crate::node::outbox::Notice;
+
+/// See the module. It is answered once.
+pub(super) struct Attempt {
+    pub(super) job: FetchJob,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    answered: bool,
+    /// Everything has arrived that will.
+    ended: bool,
+    /// Places among the client's keys of what came from peers before the answer.
+    copied: Vec<usize>,
+}
+
+/// Attempts that are to be judged: one for each reading thread at most, and for a moment those that have just ended.
+#[derive(Default)]
+pub(super) struct Patience {
+    watched: Mutex<Vec<Watched>>,
+    changed: Condvar,
+}
+
+struct Watched {
+    attempt: Arc<Attempt>,
+    link: Arc<Link>,
+    overdue: Overdue,
+    at: Instant,
+}
+
+impl Attempt {
+    pub(super) fn new(job: FetchJob) -> Arc<Attempt> {
+        Arc::new(Attempt {
+            job,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Whether the client has its answer.
+    pub(super) fn is_answered(&self) -> bool {
+        self.state.lock().answered
+    }
+
+    /// Blocks that came from elsewhere than a peer.
+    pub(super) fn add(&self, copied: Vec<usize>) {
+        self.state.lock().copied.extend(copied);
+    }
+
+    /// Keeps what `seal` publishes: for the answer, or where that was given, for the next fetch.
+    pub(super) fn keep(&self, link: &Link, seal: impl FnOnce() -> Vec<usize>) {
+        // Under the lock, so that what is published is in the answer or counted as late, and never both.
+        let mut state = self.state.lock();
+        let sealed = seal();
+        if state.answered {
+            link.counts
+                .late_blocks
+                .fetch_add(sealed.len() as u64, Ordering::Relaxed);
+        } else {
+            state.copied.extend(sealed);
+        }
+    }
+}
+
+impl Patience {
+    /// Has an attempt judged when it is over its soft deadline.
+    pub(super) fn watch(&self, attempt: &Arc<Attempt>, link: &Arc<Link>, fetching: &Fetching) {
+        let overdue = fetching.overdue();
+        let watched = Watched {
+            attempt: Arc::clone(attempt),
+            link: Arc::clone(link),
+            at: overdue.at.min(attempt.job.deadline),
+            overdue,
+        };
+        self.watched.lock().push(watched);
+        self.changed.notify_all();
+    }
+
+    /// Before the model learns that it ended: what it does not know any more it would give up.
+    pub(super) fn end(&self, attempt: &Arc<Attempt>) {
+        attempt.state.lock().ended = true;
+        self.watched
+            .lock()
+            .retain(|watched| !Arc::ptr_eq(&watched.attempt, attempt));
+    }
+
+    pub(super) fn stop(&self) {
+        let _watched = self.watched.lock();
+        self.changed.notify_all();
+    }
+}
+
+impl Shared {
+    /// The judging thread.
+    pub(super) fn judge_attempts(&self) {
+        let mut watched = self.patience.watched.lock();
+        while !self.is_stopping() {
+            let first = (0..watched.len()).min_by_key(|&place| watched[place].at);
+            match first {
+                None => self.patience.changed.wait(&mut watched),
+                Some(place) if watched[place].at <= Instant::now() => {
+                    let mut due = watched.swap_remove(place);
+                    drop(watched);
+                    let again = self.judge(&due);
+                    watched = self.patience.watched.lock();
+                    if let Some(at) = again {
+                        due.at = at;
+                        watched.push(due);
+                    }
+                }
+                Some(place) => {
+                    let at = watched[place].at;
+                    self.patience.changed.wait_until(&mut watched, at);
+                }
+            }
+        }
+    }
+
+    /// When to judge again; `None`: the client is answered.
+    fn judge(&self, watched: &Watched) -> Option<Instant> {
+        let weighing = self.weighing.as_ref()?;
+        let attempt = &watched.attempt;
+        let mut state = attempt.state.lock();
+        if state.answered || state.ended {
+            return None;
+        }
+        // The client's own patience ends, too.
+        if Instant::now() < attempt.job.deadline {
+            if let Some(again) = weighing.judge(self.driver.clock.now(), &watched.overdue) {
+                return Some(again.min(attempt.job.deadline));
+            }
+            watched.link.counts.given_up.fetch_add(1, Ordering::Relaxed);
+        }
+        self.answer_now(&attempt.job, &mut state);
+        None
+    }
+
+    /// Answers with what is here, unless that was done.
+    pub(super) fn answer(&self, attempt: &Attempt) {
+        self.answer_now(&attempt.job, &mut attempt.state.lock());
+    }
+
+    fn answer_now(&self, job: &FetchJob, state: &mut State) {
+        if std::mem::replace(&mut state.answered, true) {
+            return;
+        }
+        // Whether or not anything came: what is here now is the answer.
+        let answer = self.driver.with(|decider, now| {
+            let left = job.deadline.saturating_duration_since(Instant::now());
+            let asked = Request {
+                hints: job.hints,
+                deadline: now.after(left),
+                ..request(
+                    job.scope.client,
+                    job.scope.namespace,
+                    job.scope.realization,
+                    &job.hashes,
+                    now,
+                )
+            };
+            let answer = decider.manager.fetch(&asked, job.which, now);
+            if let Ok(Answer::Pending(operation)) = answer {
+                let outbox = Arc::clone(&job.outbox);
+                decider.wait(
+                    operation,
+                    Waiter::Session {
+                        outbox,
+                        request: job.request,
+                    },
+                );
+            }
+            answer
+        });
+        let mut results = match answer {
+            Ok(Answer::Pending(_)) => return,
+            Ok(Answer::Ready(results)) => results,
+            Err(_) => vec![Fetched::Miss; job.hashes.len()],
+        };
+        for &position in &state.copied {
+            if let Some(Fetched::Leased { tier, .. }) = results.get_mut(position) {
+                *tier = Tier::Remote;
+            }
+        }
+        job.outbox.push(Notice::Fetched {
+            request: job.request,
+            results,
+        });
+    }
+}
