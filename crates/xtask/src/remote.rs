@@ -11,26 +11,17 @@ use crate::verbs_world::{cache, packages::Packages};
 use crate::workspace::Workspace;
 
 const LIMIT: Duration = Duration::from_secs(20 * 60);
-/// Package, program and tests that want the server.
-const TESTS: [&[&str]; 2] = [
-    &[
-        "kvtier-storage",
-        "--features",
-        "redis",
-        "--lib",
-        "--",
-        "--show-output",
-        "remote::redis::tests::real::",
-    ],
-    &[
-        "kv-daemon",
-        "--test",
-        "suite",
-        "--",
-        "--show-output",
-        "directory::",
-        "remote::",
-    ],
+/// As the other suites build them, so that nothing is built twice.
+const TESTS: [&str; 9] = [
+    "test",
+    "--workspace",
+    "--all-features",
+    "--lib",
+    "--test",
+    "suite",
+    "--",
+    "directory::",
+    "remote::",
 ];
 /// The server and what it is linked with, alternatives in the order of their preference.
 const PACKAGES: [&[&str]; 8] = [
@@ -48,20 +39,18 @@ const PACKAGES: [&[&str]; 8] = [
 pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
     let server = server()?;
     let mut report = Report::default();
-    for tests in TESTS {
-        let mut cargo = workspace.cargo();
-        cargo
-            .args(["test", "--package"])
-            .args(tests)
-            .env("KVTIER_REDIS_SERVER", &server.program)
-            .env("KVTIER_REDIS_LIBRARIES", &server.libraries);
-        let status = process::stream(&mut cargo, "remote", LIMIT, |stream, line| {
-            if report.read(stream, line) {
-                println!("{line}");
-            }
-        })?;
-        report.close(status.success());
-    }
+    let mut cargo = workspace.cargo();
+    cargo
+        .args(TESTS)
+        .arg("--show-output")
+        .env("KVTIER_REDIS_SERVER", &server.program)
+        .env("KVTIER_REDIS_LIBRARIES", &server.libraries);
+    let status = process::stream(&mut cargo, "remote", LIMIT, |stream, line| {
+        if report.read(stream, line) {
+            println!("{line}");
+        }
+    })?;
+    report.close(status.success());
     report.print_skipped();
     Ok(report.tally())
 }
