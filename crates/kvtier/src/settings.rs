@@ -254,9 +254,10 @@ pub struct Settings {
     /// File of that server's password. Default none.
     pub remote_redis_password_file: Option<PathBuf>,
     /// Connections to that server that read blocks, each with a thread and one fetch at a time; 64 more wait for each. A connection more
-    /// writes, and one probes. Default 2. Each costs 8 MiB at most.
+    /// writes, and one probes. Default 2. Each costs 100 KiB and the block that it reads.
     pub remote_readers: u32,
-    /// Puts that wait to be written to that server; those that find no place are not written. Default 1,024, of 4 KiB at most.
+    /// Puts that wait to be written to that server; those that find no place are not written. Default 1,024, of 64 KiB at most. The
+    /// writing thread costs 4 MiB and a block.
     pub remote_writes_max: u32,
     /// How long that server keeps a block that is not written again, seconds. Default 86,400.
     pub remote_ttl_s: u64,

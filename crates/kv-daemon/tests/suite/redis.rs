@@ -75,6 +75,11 @@ impl Redis {
             .collect()
     }
 
+    /// Has it refuse whatever would take more memory.
+    pub(crate) fn fill_up(&self) {
+        Session::open(self.port).ask(&[b"CONFIG", b"SET", b"maxmemory", b"1"]);
+    }
+
     pub(crate) fn set(&self, key: &str, value: &[u8]) {
         Session::open(self.port).ask(&[b"SET", key.as_bytes(), value]);
     }

@@ -207,6 +207,59 @@ fn a_server_that_stands_still_leaves_a_receipt_unconfirmed_until_it_confirms() {
 }
 
 #[test]
+fn a_node_killed_before_the_server_confirmed_completes_the_receipt_in_its_next_run() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["one", "two"]);
+    signal_process(&redis.child, Signal::STOP);
+    let output = purge(&daemon, &["--mode", "physical"]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", words(&output)));
+    let id = answer["id"].as_str().expect("a purge").to_owned();
+    until("there is a receipt", || !receipts(&daemon, &id).is_empty());
+    assert_eq!(receipts(&daemon, &id)[0]["guarantee"], "unconfirmed");
+    let directory = daemon.kill();
+    signal_process(&redis.child, Signal::CONT);
+    let daemon = start(&redis, directory);
+    assert_eq!(get(&daemon, "one"), None);
+    until("a receipt follows", || receipts(&daemon, &id).len() == 2);
+    let second = receipts(&daemon, &id).remove(1);
+    assert_eq!(second["guarantee"], "verified_physical_purge", "{second}");
+    assert_eq!(objects(&redis).len(), 0);
+}
+
+#[test]
+fn a_server_without_room_still_gives_what_it_has() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = put_and_restart(&redis, &["one"]);
+    redis.fill_up();
+    put(&daemon, "more");
+    until("it refuses the block", || count(&daemon, "failed") > 0);
+    assert_eq!(remote(&daemon)["state"], "in service");
+    assert_eq!(get(&daemon, "one").as_deref(), Some("remote"));
+    assert_eq!(get(&daemon, "more").as_deref(), Some("host"));
+}
+
+#[test]
+fn a_write_of_unknown_outcome_that_arrives_after_a_deletion_brings_nothing_back() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = start(&redis, daemon::directory());
+    put(&daemon, "early");
+    until("it is written behind", || count(&daemon, "written") == 1);
+    let (key, object) = objects(&redis).remove(0);
+    signal_process(&redis.child, Signal::STOP);
+    put(&daemon, "late");
+    until("its write is given up", || count(&daemon, "failed") > 0);
+    signal_process(&redis.child, Signal::CONT);
+    until("the server answers again", || {
+        let _ = get(&daemon, "nothing");
+        remote(&daemon)["state"] == "in service"
+    });
+    daemon.ask(&["delete", "early"]);
+    // What was on its way all the time arrives now.
+    redis.set(&key, &object);
+    assert_eq!(get(&daemon, "early"), None);
+}
+
+#[test]
 fn a_server_that_is_away_at_the_start_is_a_warning_and_used_once_it_is_there() {
     let Some(redis) = Redis::start(None) else { return };
     let (url, password) = (redis.url(), settings(&redis, &redis.url(), ""));

@@ -1,7 +1,7 @@
 //! Eviction: the least recently used goes first, leaves before their parents, what is held not at all.
 
 use crate::world::{KIB, ME, World, hash, hashes, leases, settings};
-use kvtier_core::{FetchScope, Parent, Reserved, Sealed, Tier};
+use kvtier_core::{FetchScope, Fetched, Parent, Reserved, Sealed, Tier};
 
 /// Host memory of sixteen blocks, no NVMe.
 fn sixteen() -> World {
@@ -19,6 +19,31 @@ fn the_least_recently_used_prefix_goes_first() {
     assert_eq!(world.present(0..4).len(), 4, "it was used since");
     assert_eq!(world.present(10..14), []);
     assert_eq!(world.present(20..24).len(), 4);
+}
+
+#[test]
+fn a_lease_to_copy_a_block_elsewhere_is_no_use_of_it_and_holds_it_all_the_same() {
+    let mut world = sixteen();
+    for chain in 0..4 {
+        world.put(&hashes(chain * 10..chain * 10 + 4), 16 * KIB);
+    }
+    let copied = hashes(0..4);
+    let request = world.request(ME, &copied);
+    let results = world.core.lease_unused(&request, world.now).unwrap();
+    assert!(
+        results
+            .iter()
+            .all(|result| matches!(result, Fetched::Leased { tier: Tier::Host, .. }))
+    );
+    world.put(&hashes(40..44), 16 * KIB);
+    assert_eq!(world.present(0..4).len(), 4, "they are leased");
+    assert_eq!(world.check_and_release(&copied, &results).len(), 4);
+    world.put(&hashes(50..54), 16 * KIB);
+    assert_eq!(world.present(0..4), [], "the oldest, as if nobody had leased them");
+    let absent = hashes(90..91);
+    let request = world.request(ME, &absent);
+    assert_eq!(world.core.lease_unused(&request, world.now).unwrap(), [Fetched::Miss]);
+    world.core.check_invariants();
 }
 
 #[test]

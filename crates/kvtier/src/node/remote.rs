@@ -10,7 +10,7 @@ mod probing;
 mod reading;
 mod writing;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -128,6 +128,8 @@ pub(crate) struct Remote {
     reading: Reading,
     writing: Writing,
     copying: Copying,
+    /// Namespaces with a write of unknown outcome: it may arrive at the server after a deletion that was sent later.
+    unsettled: Mutex<HashSet<NamespaceId>>,
     clients: Mutex<HashMap<TrustDomain, ClientId>>,
     next_client: AtomicU64,
     outage: Mutex<Outage>,
@@ -181,6 +183,7 @@ impl Remote {
             reading,
             writing,
             copying: Copying::default(),
+            unsettled: Mutex::default(),
             clients: Mutex::default(),
             next_client: AtomicU64::new(FIRST_CLIENT),
             outage: Mutex::default(),
@@ -233,7 +236,12 @@ impl Remote {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Whether blocks that this node does not have may be had from the server.
+    /// Whether a fetch may get blocks from the server that this node does not have.
+    pub(crate) fn may_fetch(&self, domain: TrustDomain) -> bool {
+        self.may_help(domain) && self.is_open()
+    }
+
+    /// Whether blocks that this node does not have may be found at the server.
     pub(crate) fn may_help(&self, domain: TrustDomain) -> bool {
         self.domains.is_shared(domain) && !self.is_away()
     }
@@ -277,6 +285,9 @@ impl Remote {
         let removed = (|| {
             // A write under way may be of these very blocks.
             let _writing = self.writing.exclusive(until)?;
+            if self.unsettled.lock().contains(&namespace) {
+                return None;
+            }
             let generation = self.driver.look(|manager| manager.generation(namespace));
             let place = self.place(namespace, realization, generation)?;
             let names: Vec<ObjectName> = hashes.iter().map(|&hash| place.name(hash)).collect();
@@ -304,6 +315,8 @@ impl Remote {
                 Some(peers) => peers.set_apart(namespace, &name)?,
                 None => drop(self.versions.set_apart(&name)?),
             }
+            // What was written before lies in a group that is over now, whenever it arrives.
+            self.unsettled.lock().remove(&namespace);
             self.copying.wait_for_earlier(namespace);
         }
         Ok(())
@@ -413,6 +426,13 @@ impl Remote {
         print.update(self.driver.recorder.register.identity().as_bytes());
         print.update(&namespace.0.to_le_bytes());
         first_half(print.finalize().as_bytes())
+    }
+
+    /// Whether the server is worth asking, as far as is known.
+    fn is_open(&self) -> bool {
+        let now = self.driver.clock.now();
+        let weighing = self.weighing.as_ref();
+        weighing.is_none_or(|weighing| weighing.is_open(now, NAME))
     }
 
     fn is_away(&self) -> bool {

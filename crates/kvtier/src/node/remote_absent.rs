@@ -47,6 +47,10 @@ impl Remote {
         match *self {}
     }
 
+    pub(crate) fn may_fetch(&self, _: TrustDomain) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn offer(&self, _: TrustDomain, _: NamespaceId, _: RealizationId, _: Vec<BlockHash>) {
         match *self {}
     }

@@ -8,16 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use kvtier_core::{Answer, Fetched, Request, Tier};
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
 use super::link::Link;
 use super::reading::FetchJob;
-use super::serving::request;
 use super::weighing::{Fetching, Overdue};
-use crate::node::driver::Waiter;
-use crate::node::outbox::Notice;
 
 /// See the module. It is answered once.
 pub(super) struct Attempt {
@@ -163,46 +159,6 @@ impl Shared {
         if std::mem::replace(&mut state.answered, true) {
             return;
         }
-        // Whether or not anything came: what is here now is the answer.
-        let answer = self.driver.with(|decider, now| {
-            let left = job.deadline.saturating_duration_since(Instant::now());
-            let asked = Request {
-                hints: job.hints,
-                deadline: now.after(left),
-                ..request(
-                    job.scope.client,
-                    job.scope.namespace,
-                    job.scope.realization,
-                    &job.hashes,
-                    now,
-                )
-            };
-            let answer = decider.manager.fetch(&asked, job.which, now);
-            if let Ok(Answer::Pending(operation)) = answer {
-                let outbox = Arc::clone(&job.outbox);
-                decider.wait(
-                    operation,
-                    Waiter::Session {
-                        outbox,
-                        request: job.request,
-                    },
-                );
-            }
-            answer
-        });
-        let mut results = match answer {
-            Ok(Answer::Pending(_)) => return,
-            Ok(Answer::Ready(results)) => results,
-            Err(_) => vec![Fetched::Miss; job.hashes.len()],
-        };
-        for &position in &state.copied {
-            if let Some(Fetched::Leased { tier, .. }) = results.get_mut(position) {
-                *tier = Tier::Remote;
-            }
-        }
-        job.outbox.push(Notice::Fetched {
-            request: job.request,
-            results,
-        });
+        job.answer(&self.driver, &state.copied);
     }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::cost::Decision;
 use kvtier_core::{
-    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Generation, Hints, NamespaceId, Parent, Realization,
-    RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
+    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent,
+    Realization, RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
 };
 use kvtier_transfer::{Cause, Direction, Piece, RemoteRegion, Transfer};
 use parking_lot::Mutex;
@@ -24,7 +24,7 @@ use super::message::{Acquired, Held, Keys, Message, Versions};
 use super::regions::Way;
 use super::serving::request;
 use super::weighing::{Asked, Fetching, Weighing};
-use crate::node::driver::Waiter;
+use crate::node::driver::{Driver, Waiter};
 use crate::node::outbox::{Notice, Outbox};
 
 /// Fetches that wait for a thread, for each of them.
@@ -112,6 +112,53 @@ struct Running {
     begun: Instant,
     blocks: Vec<(Found, ReservationId, Extent)>,
     transfer: Option<Transfer>,
+}
+
+impl FetchJob {
+    /// Answers with what is here; these positions came from elsewhere.
+    pub(in crate::node) fn answer(&self, driver: &Driver, copied: &[usize]) {
+        // Whether or not anything came: what is here now is the answer.
+        let answer = driver.with(|decider, now| {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let asked = Request {
+                hints: self.hints,
+                deadline: now.after(left),
+                ..request(
+                    self.scope.client,
+                    self.scope.namespace,
+                    self.scope.realization,
+                    &self.hashes,
+                    now,
+                )
+            };
+            let answer = decider.manager.fetch(&asked, self.which, now);
+            if let Ok(Answer::Pending(operation)) = answer {
+                let outbox = Arc::clone(&self.outbox);
+                decider.wait(
+                    operation,
+                    Waiter::Session {
+                        outbox,
+                        request: self.request,
+                    },
+                );
+            }
+            answer
+        });
+        let mut results = match answer {
+            Ok(Answer::Pending(_)) => return,
+            Ok(Answer::Ready(results)) => results,
+            Err(_) => vec![Fetched::Miss; self.hashes.len()],
+        };
+        for &position in copied {
+            if let Some(Fetched::Leased { tier, .. }) = results.get_mut(position) {
+                *tier = Tier::Remote;
+            }
+        }
+        self.outbox.push(Notice::Fetched {
+            request: self.request,
+            results,
+        });
+    }
 }
 
 impl Reading {

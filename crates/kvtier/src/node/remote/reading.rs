@@ -1,13 +1,12 @@
 //! Reads blocks from the server: reserve a slot, open the object into it, seal. What does not open is a miss.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{
-    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, Parent, Request,
-    ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
+    Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Generation, Hints, Parent, Request, ReservationId,
+    Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
 };
 
 use super::writing::reach;
@@ -25,6 +24,8 @@ const SEALED_TOGETHER: usize = 64;
 pub(super) enum Job {
     Fetch(FetchJob),
     Lookup(LookupJob),
+    /// A lookup that has its answer.
+    Weigh(LookupJob),
     Explain(LookupJob),
     Stop,
 }
@@ -63,9 +64,16 @@ impl Remote {
         self.reading.jobs.try_send(Job::Fetch(job)).is_ok()
     }
 
-    /// Takes a lookup over; false when too many wait.
+    /// Takes a lookup over; false when too many wait, or nobody should wait for the server. What it has still counts for its gate.
     pub(crate) fn look_here(&self, job: LookupJob) -> bool {
-        self.reading.jobs.try_send(Job::Lookup(job)).is_ok()
+        let jobs = &self.reading.jobs;
+        if job.raw || self.is_open() {
+            return jobs.try_send(Job::Lookup(job)).is_ok();
+        }
+        if jobs.len() < self.reading.threads {
+            let _ = jobs.try_send(Job::Weigh(job));
+        }
+        false
     }
 
     /// Has a lookup explained; false when too many wait.
@@ -139,75 +147,27 @@ impl Remote {
                 Job::Stop => return,
                 Job::Fetch(job) => self.serve_fetch(&job),
                 Job::Lookup(job) => self.serve_lookup(&job),
+                Job::Weigh(job) => {
+                    let (mut tiers, _) = self.look(job.scope, &job.hashes);
+                    self.add_found(&job, &mut tiers);
+                }
                 Job::Explain(job) => self.explain(&job),
             }
         }
     }
 
     fn serve_fetch(&self, job: &FetchJob) {
-        let copied = self.copy(job);
-        // Whether or not anything came: what is here now is the answer.
-        let answer = self.driver.with(|decider, now| {
-            let asked = Request {
-                hints: job.hints,
-                deadline: now.after(job.deadline.saturating_duration_since(Instant::now())),
-                ..request(
-                    job.scope.client,
-                    job.scope.namespace,
-                    job.scope.realization,
-                    &job.hashes,
-                    now,
-                )
-            };
-            let answer = decider.manager.fetch(&asked, job.which, now);
-            if let Ok(Answer::Pending(operation)) = answer {
-                let waiter = Waiter::Session {
-                    outbox: Arc::clone(&job.outbox),
-                    request: job.request,
-                };
-                decider.wait(operation, waiter);
-            }
-            answer
-        });
-        let mut results = match answer {
-            Ok(Answer::Pending(_)) => return,
-            Ok(Answer::Ready(results)) => results,
-            Err(_) => vec![Fetched::Miss; job.hashes.len()],
-        };
-        for position in copied {
-            if let Some(Fetched::Leased { tier, .. }) = results.get_mut(position) {
-                *tier = Tier::Remote;
-            }
-        }
-        job.outbox.push(Notice::Fetched {
-            request: job.request,
-            results,
-        });
+        job.answer(&self.driver, &self.copy(job));
     }
 
     fn serve_lookup(&self, job: &LookupJob) {
         let (mut tiers, generation) = self.look(job.scope, &job.hashes);
-        let answer = |tiers| {
-            job.outbox.push(Notice::Found {
-                request: job.request,
-                generation,
-                tiers,
-            });
-        };
-        let now = self.driver.clock.now();
-        if !job.raw
-            && self
-                .weighing
-                .as_ref()
-                .is_some_and(|weighing| !weighing.is_open(now, NAME))
-        {
-            // Nobody waits for a server that is not worth asking. What it has still counts for its gate.
-            answer(tiers.clone());
-            self.add_found(job, &mut tiers);
-            return;
-        }
         self.add_found(job, &mut tiers);
-        answer(tiers);
+        job.outbox.push(Notice::Found {
+            request: job.request,
+            generation,
+            tiers,
+        });
     }
 
     /// Marks what the server has of the blocks that were found nowhere, where it is worth fetching or the lookup is raw.
@@ -313,12 +273,7 @@ impl Remote {
         if let Some(wait_us) = job.hints.queue_wait_us {
             self.writing.told_wait(wait_us);
         }
-        let now = self.driver.clock.now();
-        if self
-            .weighing
-            .as_ref()
-            .is_some_and(|weighing| !weighing.is_open(now, NAME))
-        {
+        if !self.is_open() {
             return None;
         }
         let (tiers, generation) = self.look(job.scope, &job.hashes);

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{BlockHash, FetchScope, Fetched, LeaseId, NamespaceId, RealizationId, TrustDomain};
+use kvtier_storage::remote::redis::StoreError;
 use kvtier_storage::remote::{Contents, ObjectName};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{NAME, Remote};
+use super::{NAME, Place, Remote};
 use crate::node::peers::request;
 
 /// Bytes that are sealed and sent together, at least one block.
@@ -172,19 +173,33 @@ impl Remote {
         if again.is_none_or(|again| again.group != place.group) {
             return 0;
         }
-        if self.put(&place, &objects, bytes, until) {
+        if self.put(offer.namespace, &place, &objects, bytes, until) {
             tried
         } else {
             0
         }
     }
 
-    fn put(&self, place: &super::Place, objects: &[(ObjectName, Vec<u8>)], bytes: u64, until: Instant) -> bool {
+    fn put(
+        &self,
+        namespace: NamespaceId,
+        place: &Place,
+        objects: &[(ObjectName, Vec<u8>)],
+        bytes: u64,
+        until: Instant,
+    ) -> bool {
         if objects.is_empty() {
             return true;
         }
         let put = self.store.put(&place.group, objects, Some(self.ttl), until);
+        if let Err(StoreError::Refused { reason, .. }) = &put {
+            // A server without room for more still gives what it has.
+            self.counts.failed.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(address = self.address, reason, "the remote tier takes no blocks");
+            return false;
+        }
         if self.noted(put).is_err() {
+            self.unsettled.lock().insert(namespace);
             return false;
         }
         self.counts.written.fetch_add(objects.len() as u64, Ordering::Relaxed);

@@ -205,7 +205,7 @@ impl Session {
             return false;
         }
         let peers = peers.filter(|peers| peers.may_help(domain));
-        let remote = self.shared.driver.remote().filter(|remote| remote.may_help(domain));
+        let remote = self.shared.driver.remote().filter(|remote| remote.may_fetch(domain));
         if peers.is_none() && remote.is_none() {
             return false;
         }
