@@ -8,6 +8,7 @@ mod audit;
 mod bench;
 mod commands;
 mod explain;
+mod hints;
 mod http;
 mod namespace;
 mod peers;
@@ -95,6 +96,8 @@ enum Command {
         /// Where to [default: standard output]
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        hints: hints::HintOptions,
     },
     /// Say which keys are cached, and where; any miss ends with 1
     Exists {
@@ -104,6 +107,8 @@ enum Command {
         /// Also what other nodes have and is not worth fetching
         #[arg(long)]
         raw: bool,
+        #[command(flatten)]
+        hints: hints::HintOptions,
     },
     /// Say what would be decided about fetching a prompt's blocks from other nodes, term by term; decides nothing
     Explain(explain::ExplainOptions),
@@ -294,8 +299,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             tokens,
             label,
         } => commands::put(&connection, &key, &file, tokens, label.as_deref()),
-        Command::Get { key, output } => commands::get(&connection, &key, output.as_deref()),
-        Command::Exists { keys, raw } => commands::exists(&connection, &keys, raw),
+        Command::Get { key, output, hints } => commands::get(&connection, &key, output.as_deref(), (&hints).into()),
+        Command::Exists { keys, raw, hints } => commands::exists(&connection, &keys, raw, (&hints).into()),
         Command::Explain(options) => explain::explain(&connection, &options),
         Command::Delete { keys } => commands::delete(&connection, &keys),
         Command::Invalidate { name } => commands::invalidate(&connection, &name),

@@ -72,7 +72,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let began = Instant::now();
         let mut opened = 0;
-        store.fetch(&group, &names, until, &mut |position, object| {
+        let keys: Vec<_> = names.iter().map(|name| (group, *name)).collect();
+        store.fetch(&keys, until, &mut |position, object| {
             let began = Instant::now();
             let object = object.unwrap_or_default();
             opened += usize::from(key.open(names[position], &object, &block).is_ok());

@@ -53,7 +53,7 @@ pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durabilit
 pub use self::watchers::Processor;
 use crate::error::ErrorKind;
 use crate::keys::{self, Anchor, KeyError, StateFiles};
-use crate::purge::{KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeRequest};
+use crate::purge::{KeySet, NamespaceSettings, NamespaceStatus, PurgeError, PurgeJob, PurgeReach, PurgeRequest};
 use crate::settings::{CheckedSettings, Clock, Encryption, HugePages, NvmeEngine};
 
 /// What a starting node is doing.
@@ -446,6 +446,9 @@ impl Node {
     /// # Errors
     /// Nothing was changed, but for `Unavailable`: then the purge may go on.
     pub fn purge(&self, request: PurgeRequest) -> Result<(PurgeJob, bool), PurgeError> {
+        if request.reach == Some(PurgeReach::Part) {
+            return Err(PurgeError::Invalid("reach: give \"node\" or \"cluster\"".into()));
+        }
         self.purging.purge(request)
     }
 

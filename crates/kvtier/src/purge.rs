@@ -65,6 +65,8 @@ pub enum PurgeReach {
     Node,
     /// Every member of the cluster.
     Cluster,
+    /// This node, as its part of what reaches every member: only members ask for that.
+    Part,
 }
 
 /// What an administrator asks for. As JSON it is the body of `POST /v1/purges`.

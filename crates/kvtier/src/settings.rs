@@ -11,6 +11,7 @@ use kvtier_core::{CheckedCoreSettings, CoreSettings, Eviction};
 use serde::{Deserialize, Serialize};
 
 pub use peers::{PeerGate, PeerTransport};
+pub use remote::RemoteCompression;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -267,6 +268,13 @@ pub struct Settings {
     pub remote_query_timeout_ms: u64,
     /// Whether that server is asked at all, where a cost model is named: `auto` by what was measured, `on` or `off`. Default `auto`.
     pub remote_gate: PeerGate,
+    /// Whether blocks are compressed before they are sealed for that server: `auto` where the cost model measured that it pays, as `bf16`,
+    /// `fp16` or `bytes` always, or `off`. Default `auto`. What is read is known by itself. A reader and the writer take as much memory
+    /// again as their block while they run.
+    pub remote_compression: RemoteCompression,
+    /// Whether members of the cluster hand each other the keys of their objects there, each at most one for a namespace, so that all of
+    /// them read what one of them wrote. Default true; without peers there is nobody to share with. The same on all members.
+    pub remote_shared: bool,
     /// Logs each n-th decision of the cost model with its terms, at level info; 0: none. Default 0. Costs no memory.
     pub cost_log_every: u32,
     /// Serve only while a majority of `peers` renews this member's lease, so that no member can serve what a purge of the cluster
@@ -358,6 +366,8 @@ impl Default for Settings {
             remote_fetch_timeout_ms: 1000,
             remote_query_timeout_ms: 100,
             remote_gate: PeerGate::Auto,
+            remote_compression: RemoteCompression::Auto,
+            remote_shared: true,
             cluster_fence: false,
             cluster_lease_ms: 3000,
             cluster_renew_ms: 500,

@@ -10,35 +10,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::getuid;
-use serde_json::Value;
-
+use crate::built::Built;
 use crate::confine::STRANGER;
 use crate::outcome::{Failure, Tally};
 use crate::process;
 use crate::suite::Report;
 use crate::workspace::Workspace;
+use rustix::process::getuid;
 
-const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 const PROGRAM_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// Builds, copies, proves the confinement, runs.
 pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
-    // The suites of the daemon make cargo build its binaries along with the test programs.
-    let built = build(workspace)?;
-    let (tests, binaries): (Vec<Program>, Vec<Program>) = built.into_iter().partition(|program| program.is_test);
-    for name in ["kv-daemon", "kvctl"] {
-        if !binaries.iter().any(|binary| binary.name == name) {
-            return Err(Failure::new(format!("cargo built no {name} along with the tests")));
-        }
-    }
+    let built = Built::all(workspace)?;
+    let binaries = [built.program("kv-daemon")?, built.program("kvctl")?];
 
     // Short: the path of a Unix socket below it must stay under 108 bytes.
     let stage = tempfile::Builder::new().prefix("kvc-").tempdir()?;
     fs::set_permissions(stage.path(), Permissions::from_mode(0o755))?;
     let room = Room::furnish(stage.path())?;
-    for binary in &binaries {
-        room.copy(&binary.path, &binary.name)?;
+    for (binary, name) in binaries.into_iter().zip(["kv-daemon", "kvctl"]) {
+        room.copy(binary, name)?;
     }
     let xtask = room.copy(Path::new("/proc/self/exe"), "xtask")?;
 
@@ -54,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
 
     let mut tally = Tally::default();
     let mut failed = Vec::new();
-    for test in &tests {
+    for test in built.tests() {
         println!("     Running {} (confined)", test.name);
         let copy = room.copy(&test.path, "test")?;
         let mut report = Report::default();
@@ -87,53 +79,6 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
     } else {
         Err(Failure::new(format!("confined: {tally}: {}", failed.join(", "))))
     }
-}
-
-/// A program that cargo built.
-#[derive(Debug, PartialEq, Eq)]
-struct Program {
-    name: String,
-    path: PathBuf,
-    is_test: bool,
-}
-
-/// Builds exactly what `cargo xtask test` builds.
-fn build(workspace: &Workspace) -> Result<Vec<Program>, Failure> {
-    let mut messages = String::new();
-    let mut cargo = workspace.cargo();
-    cargo.args([
-        "test",
-        "--workspace",
-        "--all-features",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ]);
-    let status = process::stream(&mut cargo, "building", BUILD_LIMIT, |stream, line| match stream {
-        process::Stream::Output => {
-            messages.push_str(line);
-            messages.push('\n');
-        }
-        process::Stream::Error => println!("{line}"),
-    })?;
-    if !status.success() {
-        return Err(Failure::new(format!("the programs do not build: {status}")));
-    }
-    Ok(programs(&messages))
-}
-
-fn programs(messages: &str) -> Vec<Program> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter_map(|message| {
-            let path = PathBuf::from(message["executable"].as_str()?);
-            let name = message["target"]["name"].as_str()?.to_owned();
-            let kind = message["target"]["kind"][0].as_str()?;
-            let is_test = message["profile"]["test"].as_bool()?;
-            // An example is built along with the tests and is neither.
-            (is_test || kind == "bin").then_some(Program { name, path, is_test })
-        })
-        .collect()
 }
 
 /// Directories laid out for the stranger: programs it may run, and two places that it owns.
@@ -195,35 +140,5 @@ impl Room {
             command.env(name, &self.scratch);
         }
         command
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn test_programs_and_binaries_are_told_from_examples_and_libraries() {
-        let message = |name: &str, kind: &str, test: bool, executable: &str| {
-            format!(
-                r#"{{"reason":"compiler-artifact","target":{{"name":"{name}","kind":["{kind}"]}},"profile":{{"test":{test}}},"executable":{executable}}}"#
-            )
-        };
-        let messages = [
-            message("kvtier", "lib", true, r#""/t/kvtier-1""#),
-            message("kvtier", "lib", false, "null"),
-            message("kvctl", "bin", false, r#""/t/kvctl""#),
-            message("fuzz_wire", "example", false, r#""/t/fuzz_wire""#),
-            r#"{"reason":"build-finished","success":true}"#.to_owned(),
-            "not JSON".to_owned(),
-        ];
-        let found = programs(&messages.join("\n"));
-        let expected = [("kvtier", "/t/kvtier-1", true), ("kvctl", "/t/kvctl", false)];
-        let expected = expected.map(|(name, path, is_test)| Program {
-            name: name.to_owned(),
-            path: path.into(),
-            is_test,
-        });
-        assert_eq!(found, expected);
     }
 }

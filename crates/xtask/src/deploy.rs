@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::Value;
 
+use crate::built::Built;
 use crate::outcome::{Failure, Tally};
 use crate::process;
 use crate::seccomp::Profile;
@@ -68,18 +69,16 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
     }
     let skip = cannot_contain();
     if skip.is_none() {
-        let mut cargo = workspace.cargo();
-        cargo.args(["build", "--package", "kv-daemon"]);
-        process::succeed(&mut cargo, "building", LIMIT)?;
+        let built = Built::daemon(workspace)?.directory()?;
         for (name, pod) in &pods {
             check(
                 format!("{name}: the daemon runs as described"),
-                runs(workspace, pod, &profile),
+                runs(&built, pod, &profile),
             );
         }
         if let Some((_, pod)) = pods.first() {
             let name = "with a call removed from the profile the daemon does not run".to_owned();
-            let outcome = match runs(workspace, pod, &profile.without("io_uring_")) {
+            let outcome = match runs(&built, pod, &profile.without("io_uring_")) {
                 Err(failure) if failure.message.contains("io_uring cannot be used") => Ok(()),
                 Err(failure) => Err(failure),
                 Ok(()) => Err(Failure::new("it ran all the same")),
@@ -87,7 +86,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
             check(name, outcome);
             let mut wrong = pod.clone();
             wrong.probes = vec![vec!["/usr/local/bin/kvctl".into(), "state".into()]];
-            let outcome = match runs(workspace, &wrong, &profile) {
+            let outcome = match runs(&built, &wrong, &profile) {
                 Err(failure) if failure.message.contains("unrecognized subcommand") => Ok(()),
                 Err(failure) => Err(failure),
                 Ok(()) => Err(Failure::new("it passed all the same")),
@@ -402,7 +401,7 @@ exec chroot --userspec="$user" "$root" /usr/local/bin/xtask confine --profile /p
 "#;
 
 /// Starts the daemon as the pod says and runs its probes.
-fn runs(workspace: &Workspace, pod: &Pod, profile: &Profile) -> Result<(), Failure> {
+fn runs(built: &Path, pod: &Pod, profile: &Profile) -> Result<(), Failure> {
     let stage = tempfile::Builder::new().prefix("kvd-").tempdir()?;
     let root = stage.path().join("root");
     let programs = stage.path().join("programs");
@@ -410,9 +409,8 @@ fn runs(workspace: &Workspace, pod: &Pod, profile: &Profile) -> Result<(), Failu
         fs::create_dir(directory)?;
     }
     fs::set_permissions(stage.path(), fs::Permissions::from_mode(0o755))?;
-    let built = target_directory(workspace)?;
     for name in ["kv-daemon", "kvctl"] {
-        fs::copy(built.join("debug").join(name), programs.join(name))?;
+        fs::copy(built.join(name), programs.join(name))?;
     }
     fs::copy("/proc/self/exe", programs.join("xtask"))?;
     let profile = if pod.is_localhost {
@@ -477,14 +475,6 @@ fn runs(workspace: &Workspace, pod: &Pod, profile: &Profile) -> Result<(), Failu
 /// What a mount is bound to.
 fn volume(stage: &Path, mount: &str) -> PathBuf {
     stage.join("volumes").join(mount.replace('/', "_"))
-}
-
-fn target_directory(workspace: &Workspace) -> Result<PathBuf, Failure> {
-    let metadata = workspace.metadata()?;
-    metadata["target_directory"]
-        .as_str()
-        .map(PathBuf::from)
-        .ok_or_else(|| Failure::new("cargo names no target directory"))
 }
 
 /// A daemon in namespaces of its own.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::built::Built;
 use crate::outcome::{Failure, Tally};
 use crate::process;
 use crate::workspace::Workspace;
@@ -15,7 +16,7 @@ use crate::workspace::Workspace;
 /// Every package with its version, as `pip freeze` prints them.
 const PINS: &str = include_str!("lmcache/requirements.txt");
 const STUBS: &str = include_str!("lmcache/stubs.py");
-const MATURIN: &str = "maturin==1.9.4";
+const MATURIN: &str = "maturin==1.16.0";
 /// A rival that LMCache ships apart.
 const RAW_BLOCK: &str = "lmcache-rust-raw-block-io==0.5.7rc2";
 
@@ -102,7 +103,7 @@ impl Environment {
             },
         };
         let environment = Environment {
-            directory: cache.join(format!("lmcache-{:016x}", digest(PINS.as_bytes()))),
+            directory: cache.join(format!("lmcache-{:016x}", digest([PINS, MATURIN].concat().as_bytes()))),
         };
         if !environment.ready().is_file() {
             environment.make()?;
@@ -191,12 +192,15 @@ impl Environment {
 
     /// Builds the programs and the wheel, and installs the wheel. Where the programs are.
     fn install(&self, workspace: &Workspace, build: Build) -> Result<PathBuf, Failure> {
-        let mut cargo = workspace.cargo();
-        cargo.args(["build", "--package", "kv-daemon"]);
-        if build == Build::Measure {
-            cargo.arg("--release");
-        }
-        process::succeed(&mut cargo, "kv-daemon", BUILD_LIMIT)?;
+        let programs = match build {
+            Build::Test => Built::daemon(workspace)?.directory()?,
+            Build::Measure => {
+                let mut cargo = workspace.cargo();
+                cargo.args(["build", "--release", "--package", "kv-daemon"]);
+                process::succeed(&mut cargo, "kv-daemon", BUILD_LIMIT)?;
+                workspace.target_directory()?.join("release")
+            }
+        };
         let wheels = tempfile::Builder::new().prefix("kvtier-wheel-").tempdir()?;
         let mut maturin = self.python();
         maturin
@@ -216,8 +220,7 @@ impl Environment {
             .ok_or_else(|| Failure::new("maturin left no wheel"))?;
         let wheel = wheel.display().to_string();
         self.pip(&["install", "--quiet", "--no-deps", "--force-reinstall", &wheel])?;
-        let profile = if build == Build::Measure { "release" } else { "debug" };
-        Ok(workspace.target_directory()?.join(profile))
+        Ok(programs)
     }
 
     fn pytest(

@@ -4,6 +4,7 @@
 //! tests and says what was skipped, [`confined`] runs them again as a stranger on a locked-down machine.
 #![forbid(unsafe_code)]
 
+mod built;
 mod ci;
 mod confine;
 mod confined;

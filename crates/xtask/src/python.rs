@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::built::Built;
 use crate::daemon::Site;
 use crate::outcome::{Failure, SKIPPED, Tally};
 use crate::process;
@@ -32,7 +33,7 @@ const TESTS_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// `cargo xtask test python`. Without a Python it is skipped, in words.
 pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
-    let environment = match ready(workspace) {
+    let environment = match ready(workspace, Profile::Test) {
         Err(Failure { message, code: SKIPPED }) => {
             println!("{message}");
             return Ok(Tally {
@@ -42,7 +43,7 @@ pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
         }
         environment => environment?,
     };
-    let programs = daemon(workspace)?;
+    let programs = Built::daemon(workspace)?.directory()?;
     let stage = tempfile::Builder::new().prefix("kvp-").tempdir()?;
     let mut pytest = environment.python();
     pytest
@@ -62,7 +63,7 @@ pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
 
 /// `cargo xtask bench python`.
 pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), Failure> {
-    let environment = ready(workspace)?;
+    let environment = ready(workspace, Profile::Release)?;
     let programs = daemon(workspace)?;
     let stage = tempfile::Builder::new().prefix("kvp-").tempdir()?;
     let site = Site {
@@ -83,11 +84,18 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), F
     result
 }
 
+/// For tests the code is optimised a little and built soon; for figures it is what ships.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Profile {
+    Test,
+    Release,
+}
+
 /// An environment that holds the wheel of this tree.
-fn ready(workspace: &Workspace) -> Result<Environment, Failure> {
+fn ready(workspace: &Workspace, profile: Profile) -> Result<Environment, Failure> {
     let interpreter = Interpreter::find()?;
     let environment = Environment::make(&interpreter, "python", &PINS)?;
-    environment.install_wheel(workspace)?;
+    environment.install_wheel(workspace, profile)?;
     Ok(environment)
 }
 
@@ -210,23 +218,18 @@ impl Environment {
     }
 
     /// Builds the wheel of this tree and installs it.
-    pub(crate) fn install_wheel(&self, workspace: &Workspace) -> Result<(), Failure> {
+    fn install_wheel(&self, workspace: &Workspace, profile: Profile) -> Result<(), Failure> {
         let wheels = tempfile::Builder::new().prefix("kvw-").tempdir()?;
         let mut maturin = self.python();
         maturin
-            .args([
-                "-m",
-                "maturin",
-                "build",
-                "--quiet",
-                "--release",
-                "--locked",
-                "--manifest-path",
-            ])
+            .args(["-m", "maturin", "build", "--quiet", "--locked", "--manifest-path"])
             .arg(workspace.root.join("ffi/python/Cargo.toml"))
             .arg("--out")
             .arg(wheels.path())
             .current_dir(&workspace.root);
+        if profile == Profile::Release {
+            maturin.arg("--release");
+        }
         process::succeed_quietly(&mut maturin, "building the wheel", BUILD_LIMIT)?;
         let mut pip = self.pip();
         pip.args(["install", "--no-deps", "--no-index", "--force-reinstall"]);

@@ -9,12 +9,25 @@ use crate::python;
 use crate::workspace::Workspace;
 use crate::{Fuzzing, Simulation, SimulationKind};
 
+/// The simulator always has its planted bugs compiled in: without naming one, none acts.
 pub(crate) fn simulate(workspace: &Workspace, simulation: &Simulation) -> Result<(), Failure> {
-    process::hand_over(&mut simulator(workspace, simulation), "sim")
+    let mut cargo = workspace.cargo();
+    cargo.args(["run", "--quiet", "--release", "--package", "kvtier-sim"]);
+    cargo.args(["--features", "mutants", "--bin", "kvtier-sim", "--"]);
+    process::hand_over(simulator(&mut cargo, simulation), "sim")
 }
 
+/// A fuzzer, too, has its planted bug compiled in: without `--mutant` it does not act.
 pub(crate) fn fuzz(workspace: &Workspace, fuzzing: &Fuzzing) -> Result<(), Failure> {
-    process::hand_over(&mut fuzzer(workspace, fuzzing), "fuzz")
+    let package = match fuzzing.target.as_str() {
+        "record" => "kvtier-storage",
+        _ => "kvtier",
+    };
+    let mut cargo = workspace.cargo();
+    cargo.args(["run", "--quiet", "--release", "--package", package]);
+    cargo.args(["--features", "fuzz,mutants"]);
+    cargo.args(["--example", &format!("fuzz_{}", fuzzing.target), "--"]);
+    process::hand_over(fuzzer(&mut cargo, fuzzing), "fuzz")
 }
 
 pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), Failure> {
@@ -48,19 +61,8 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), F
     process::hand_over(cargo.args(arguments), "bench")
 }
 
-/// The simulator, always with its planted bugs compiled in: without naming one, none acts.
-pub(crate) fn simulator(workspace: &Workspace, simulation: &Simulation) -> Command {
-    let mut cargo = workspace.cargo();
-    cargo.args([
-        "run",
-        "--quiet",
-        "--release",
-        "--package",
-        "kvtier-sim",
-        "--features",
-        "mutants",
-    ]);
-    cargo.args(["--bin", "kvtier-sim", "--"]);
+/// Adds what the simulator is asked for.
+pub(crate) fn simulator<'a>(command: &'a mut Command, simulation: &Simulation) -> &'a mut Command {
     if let Some(SimulationKind::Cost {
         trace,
         worlds,
@@ -69,68 +71,49 @@ pub(crate) fn simulator(workspace: &Workspace, simulation: &Simulation) -> Comma
         json,
     }) = &simulation.kind
     {
-        cargo.arg("cost");
+        command.arg("cost");
         for (flag, path) in [("--trace", trace), ("--worlds", worlds)] {
             if let Some(path) = path {
                 // The simulator runs at the root, wherever this was typed.
-                cargo
+                command
                     .arg(flag)
                     .arg(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
             }
         }
         for name in world {
-            cargo.args(["--world", name]);
+            command.args(["--world", name]);
         }
         if let Some(seeds) = seeds {
-            cargo.args(["--seeds", seeds]);
+            command.args(["--seeds", seeds]);
         }
         if *json {
-            cargo.arg("--json");
+            command.arg("--json");
         }
-        return cargo;
+        return command;
     }
     let numbers = [("--seeds", simulation.seeds), ("--seed", simulation.seed)];
     for (flag, number) in numbers.into_iter().filter_map(|(flag, number)| Some((flag, number?))) {
-        cargo.args([flag, &number.to_string()]);
+        command.args([flag, &number.to_string()]);
     }
     if let Some(mutant) = &simulation.mutant {
-        cargo.args(["--mutant", mutant]);
+        command.args(["--mutant", mutant]);
     }
     for (flag, _) in [("--mutants", simulation.mutants), ("--json", simulation.json)]
         .iter()
         .filter(|(_, set)| *set)
     {
-        cargo.arg(flag);
+        command.arg(flag);
     }
-    cargo.args(&simulation.more);
-    cargo
+    command.args(&simulation.more);
+    command
 }
 
-/// The fuzzer of a format, always with its planted bug compiled in: without `--mutant` it does not act.
-pub(crate) fn fuzzer(workspace: &Workspace, fuzzing: &Fuzzing) -> Command {
-    let mut cargo = workspace.cargo();
-    let package = match fuzzing.target.as_str() {
-        "record" => "kvtier-storage",
-        _ => "kvtier",
-    };
-    cargo.args([
-        "run",
-        "--quiet",
-        "--release",
-        "--package",
-        package,
-        "--features",
-        "fuzz,mutants",
-    ]);
-    cargo.args(["--example", &format!("fuzz_{}", fuzzing.target), "--"]);
-    cargo.args([
-        "--seconds",
-        &fuzzing.seconds.to_string(),
-        "--seed",
-        &fuzzing.seed.to_string(),
-    ]);
+/// Adds what a fuzzer is asked for.
+pub(crate) fn fuzzer<'a>(command: &'a mut Command, fuzzing: &Fuzzing) -> &'a mut Command {
+    command.args(["--seconds", &fuzzing.seconds.to_string()]);
+    command.args(["--seed", &fuzzing.seed.to_string()]);
     if fuzzing.mutant {
-        cargo.arg("--mutant");
+        command.arg("--mutant");
     }
-    cargo
+    command
 }

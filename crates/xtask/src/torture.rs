@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::built::Built;
 use crate::outcome::{Failure, Tally};
 use crate::process;
 use crate::workspace::Workspace;
@@ -14,13 +15,19 @@ const CI_ROUNDS: u64 = 12;
 const CI_FLIPS: u64 = 100;
 
 pub(crate) fn run(workspace: &Workspace, torture: &Torture) -> Result<(), Failure> {
-    process::hand_over(&mut build(workspace), "build")?;
-    process::hand_over(&mut program(workspace, torture), "torture")
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--quiet", "--release", "--package", "kv-daemon", "--bins"]);
+    process::hand_over(&mut cargo, "build")?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["run", "--quiet", "--release", "--package", "kv-daemon"]);
+    cargo.args(["--example", "torture", "--"]);
+    process::hand_over(arguments(&mut cargo, torture), "torture")
 }
 
 /// A bounded run, and proof that it finds what it is for.
 pub(crate) fn check(workspace: &Workspace) -> Result<Tally, Failure> {
-    process::succeed(&mut build(workspace), "release build", ci::STEP_LIMIT)?;
+    let built = Built::of(workspace, &["--test", "suite", "--example", "torture"])?;
+    built.directory()?;
     let rounds = |rounds| Torture {
         rounds: Some(rounds),
         ..Torture::default()
@@ -40,38 +47,31 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Tally, Failure> {
     let runs = [rounds(CI_ROUNDS), device, plant("segment"), plant("register"), flips];
     let mut tally = Tally::default();
     for run in &runs {
-        process::succeed(&mut program(workspace, run), "torture", ci::STEP_LIMIT)?;
+        let mut torture = Command::new(built.program("torture")?);
+        process::succeed(arguments(&mut torture, run), "torture", ci::STEP_LIMIT)?;
         tally.passed += 1;
     }
     Ok(tally)
 }
 
-fn build(workspace: &Workspace) -> Command {
-    let mut cargo = workspace.cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "kv-daemon", "--bins"]);
-    cargo
-}
-
-fn program(workspace: &Workspace, torture: &Torture) -> Command {
-    let mut cargo = workspace.cargo();
-    cargo.args(["run", "--quiet", "--release", "--package", "kv-daemon"]);
-    cargo.args(["--example", "torture", "--"]);
+/// Adds what the program of the torture is asked for.
+fn arguments<'a>(command: &'a mut Command, torture: &Torture) -> &'a mut Command {
     let numbers = [
         ("--rounds", torture.rounds),
         ("--flips", torture.flip),
         ("--seed", torture.seed),
     ];
     for (flag, number) in numbers.into_iter().filter_map(|(flag, number)| Some((flag, number?))) {
-        cargo.args([flag, &number.to_string()]);
+        command.args([flag, &number.to_string()]);
     }
     if let Some(harm) = &torture.plant {
-        cargo.args(["--plant", harm]);
+        command.args(["--plant", harm]);
     }
     if torture.device {
-        cargo.arg("--device");
+        command.arg("--device");
     }
     if torture.json {
-        cargo.arg("--json");
+        command.arg("--json");
     }
-    cargo
+    command
 }

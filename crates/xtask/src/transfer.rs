@@ -4,15 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::Value;
-
+use crate::built::Built;
 use crate::outcome::{Failure, Tally};
 use crate::process;
 use crate::suite::Report;
 use crate::verbs_world::VerbsWorld;
 use crate::workspace::Workspace;
 
-const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 const SUITE_LIMIT: Duration = Duration::from_secs(10 * 60);
 const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
 const RUN: &str = include_str!("verbs_world/run.sh");
@@ -47,11 +45,9 @@ struct Programs {
 
 impl Programs {
     fn build(workspace: &Workspace) -> Result<Programs, Failure> {
-        let [unit, suite] = executables(
-            workspace,
-            &["--package", "kvtier-transfer"],
-            ["kvtier_transfer", "suite"],
-        )?;
+        let built = Built::of(workspace, &["--lib", "--test", "suite"])?;
+        let unit = built.test("kvtier-transfer", "kvtier_transfer")?.to_owned();
+        let suite = built.test("kvtier-transfer", "suite")?.to_owned();
         Ok(Programs { unit, suite })
     }
 }
@@ -65,41 +61,12 @@ struct Nodes {
 
 impl Nodes {
     fn build(workspace: &Workspace) -> Result<Nodes, Failure> {
-        let wanted = ["--package", "kv-daemon", "--test", "suite"];
-        let [daemon, tool, suite] = executables(workspace, &wanted, ["kv-daemon", "kvctl", "suite"])?;
+        let built = Built::daemon(workspace)?;
+        let daemon = built.program("kv-daemon")?.to_owned();
+        let tool = built.program("kvctl")?.to_owned();
+        let suite = built.test("kv-daemon", "suite")?.to_owned();
         Ok(Nodes { daemon, tool, suite })
     }
-}
-
-/// Builds tests, and finds the programs of these targets.
-fn executables<const N: usize>(
-    workspace: &Workspace,
-    wanted: &[&str],
-    names: [&str; N],
-) -> Result<[PathBuf; N], Failure> {
-    let mut cargo = workspace.cargo();
-    cargo
-        .arg("test")
-        .args(wanted)
-        .args(["--no-run", "--message-format", "json"]);
-    let mut found = [const { None }; N];
-    let status = process::stream(&mut cargo, "building the tests", BUILD_LIMIT, |_, line| {
-        let Ok(message) = serde_json::from_str::<Value>(line) else {
-            println!("{line}");
-            return;
-        };
-        let Some(program) = message["executable"].as_str() else {
-            return;
-        };
-        let name = message["target"]["name"].as_str();
-        if let Some(place) = names.iter().position(|wanted| Some(*wanted) == name) {
-            found[place] = Some(PathBuf::from(program));
-        }
-    })?;
-    if !status.success() || found.iter().any(Option::is_none) {
-        return Err(Failure::new("the tests do not build"));
-    }
-    Ok(found.map(Option::unwrap_or_default))
 }
 
 /// Runs the transports that need no device.

@@ -173,9 +173,9 @@ fn read_block(file: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-pub(super) fn get(connection: &Connection, key: &str, target: Option<&Path>) -> Result<(), Failure> {
+pub(super) fn get(connection: &Connection, key: &str, target: Option<&Path>, hints: Hints) -> Result<(), Failure> {
     let hash = block_hash(key);
-    let namespace = connection.open(NAMESPACE)?;
+    let namespace = connection.open(NAMESPACE)?.with_hints(hints);
     let mut found = namespace.get(&[hash], FetchScope::Each).map_err(failure)?;
     let Some(handle) = found.pop().flatten() else {
         if connection.json {
@@ -213,9 +213,9 @@ fn tier_name(tier: Tier) -> &'static str {
     }
 }
 
-pub(super) fn exists(connection: &Connection, keys: &[String], raw: bool) -> Result<(), Failure> {
+pub(super) fn exists(connection: &Connection, keys: &[String], raw: bool, hints: Hints) -> Result<(), Failure> {
     let hashes: Vec<BlockHash> = keys.iter().map(|key| block_hash(key)).collect();
-    let namespace = connection.open(NAMESPACE)?;
+    let namespace = connection.open(NAMESPACE)?.with_hints(hints);
     let tiers = if raw {
         namespace.lookup_raw(&hashes)
     } else {

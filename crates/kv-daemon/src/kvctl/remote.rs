@@ -37,11 +37,13 @@ fn describe(remote: &RemoteStatus) -> String {
     let mut lines = vec![
         format!("{} at {}, {}{trouble}", remote.backend, remote.address, remote.state),
         format!(
-            "read {} blocks, {}; wrote {}, {}; {} left out, {} never worth fetching",
+            "read {} blocks, {}; wrote {}, {} as {}, {} of them compressed; {} left out, {} never worth fetching",
             remote.blocks,
             size::rounded(remote.bytes),
             remote.written,
+            size::rounded(remote.written_block_bytes),
             size::rounded(remote.written_bytes),
+            remote.compressed,
             remote.dropped,
             remote.declined
         ),
@@ -50,6 +52,9 @@ fn describe(remote: &RemoteStatus) -> String {
             remote.corrupt, remote.failed, remote.deleted
         ),
     ];
+    if remote.shared_groups > 0 {
+        lines.push(format!("reads with {} keys of other members", remote.shared_groups));
+    }
     if !remote.gate.is_empty() {
         lines.push(format!(
             "gate {}; expected {}/s after {} us; {} requests fetched, {} recomputed",

@@ -39,6 +39,18 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, remote: &RemoteStatus)
             remote.written_bytes,
         ),
         (
+            "remote_written_block",
+            "Bytes of the blocks written to the remote tier, before they were compressed and sealed",
+            bytes,
+            remote.written_block_bytes,
+        ),
+        (
+            "remote_compressed_blocks",
+            "Blocks written to the remote tier compressed",
+            None,
+            remote.compressed,
+        ),
+        (
             "remote_dropped_blocks",
             "Blocks not written to the remote tier: too many waited, or it was away",
             None,

@@ -1,5 +1,6 @@
 //! The remote tier, on a real Redis server.
 
+mod cluster;
 mod proxy;
 
 use std::time::{Duration, Instant};
@@ -323,13 +324,13 @@ fn a_server_that_slows_down_is_asked_no_more_and_once_it_heals_it_is_again() {
 }
 
 #[test]
-fn what_is_never_worth_it_on_an_idle_gpu_stays_off_and_a_raw_lookup_and_an_explanation_say_why() {
+fn what_never_pays_on_an_idle_gpu_stays_off_and_is_used_while_requests_wait_for_one() {
     let Some(redis) = Redis::start(None) else { return };
     let proxy = Proxy::start(redis.port);
     // A small model: recomputing 256 tokens is a matter of milliseconds, and a tenth of a second on the way is not.
     let kv_bytes = bytes_of("x").len() / 256;
     let model = format!(
-        "cost_model = \"llama-3.1-8b\"\ncost_gpu = \"h100\"\nkv_bytes_per_token = {kv_bytes}\nremote_query_timeout_ms = 1000"
+        "cost_model = \"llama-3.1-8b\"\ncost_gpu = \"h100\"\nkv_bytes_per_token = {kv_bytes}\nremote_query_timeout_ms = 1000\nremote_fetch_timeout_ms = 10000"
     );
     let plain = settings(&redis, &proxy.url(), "");
     let daemon = Daemon::start_in_with(daemon::directory(), &["--nvme-bytes", "0"], &plain);
@@ -373,6 +374,83 @@ fn what_is_never_worth_it_on_an_idle_gpu_stays_off_and_a_raw_lookup_and_an_expla
         assert!(explained["terms"][term].is_number(), "{explained}");
     }
     assert_eq!(get(&daemon, "one"), None);
+
+    // A request that waits three seconds for a GPU loses nothing by fetching meanwhile.
+    let wait = ["--queue-wait-us", "3000000"];
+    let explained = explain(&wait);
+    assert_eq!(explained["question"]["queue_wait_s"], 3.0, "{explained}");
+    let exists = |more: &[&str]| {
+        let mut kvctl = daemon.kvctl();
+        let output = kvctl.args(["--json", "exists", "one"]).args(more).output();
+        words(&output.expect("kvctl runs"))
+    };
+    until("those that wait are offered it", || {
+        exists(&wait).contains("\"remote\"")
+    });
+    assert_eq!(explain(&wait)["plan"], "fetch");
+    // And still nobody else is.
+    assert!(exists(&[]).contains("null"));
+    assert_eq!(explain(&[])["plan"], "recompute");
+    assert_eq!(get(&daemon, "one"), None);
+    until("one that waits gets it", || {
+        let fetched = daemon.kvctl().args(["--json", "get", "one"]).args(wait).output();
+        words(&fetched.expect("kvctl runs")).contains("\"tier\":\"remote\"")
+    });
+    assert_eq!(get(&daemon, "one").as_deref(), Some("host"));
+    assert!(count(&daemon, "decisions_fetch") >= 2, "the lookup and the get");
+}
+
+#[test]
+fn compressed_objects_are_smaller_and_come_back_whatever_the_settings_say_now() {
+    let Some(redis) = Redis::start(None) else { return };
+    let compressing = settings(&redis, &redis.url(), "remote_compression = \"bytes\"");
+    let daemon = Daemon::start_in_with(daemon::directory(), &["--nvme-bytes", "0"], &compressing);
+    put(&daemon, "small");
+    until("it is written behind", || count(&daemon, "written") == 1);
+    let block = bytes_of("small").len();
+    let objects = objects(&redis);
+    assert!(objects[0].1.len() < block / 2, "{} of {block}", objects[0].1.len());
+    assert_eq!(count(&daemon, "compressed"), 1);
+    assert_eq!(count(&daemon, "written_block_bytes"), block as u64);
+    assert_eq!(count(&daemon, "written_bytes"), objects[0].1.len() as u64);
+    let plain = settings(&redis, &redis.url(), "remote_compression = \"off\"");
+    let daemon = Daemon::start_in_with(daemon.stop_and_keep(), &["--nvme-bytes", "0"], &plain);
+    assert_eq!(get(&daemon, "small").as_deref(), Some("remote"));
+    put(&daemon, "large");
+    until("it is written behind", || count(&daemon, "written") == 1);
+    assert_eq!(count(&daemon, "compressed"), 0);
+    assert!(self::objects(&redis).iter().any(|(_, object)| object.len() > block));
+    // One that was changed on its way is a miss, as any other.
+    let (key, mut object) = objects.into_iter().next().expect("one object");
+    let middle = object.len() / 2;
+    object[middle] ^= 1;
+    redis.set(&key, &object);
+    let daemon = Daemon::start_in_with(daemon.stop_and_keep(), &["--nvme-bytes", "0"], &plain);
+    assert_eq!(get(&daemon, "small"), None);
+    assert_eq!(count(&daemon, "corrupt"), 1);
+}
+
+#[test]
+fn blocks_are_compressed_once_the_way_there_was_measured_to_be_slow() {
+    let Some(redis) = Redis::start(None) else { return };
+    let proxy = Proxy::start(redis.port);
+    proxy.slow(Duration::ZERO, 10_000_000);
+    let kv_bytes = bytes_of("x").len() / 256;
+    let model = format!("cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = {kv_bytes}");
+    let settings = settings(&redis, &proxy.url(), &model);
+    let daemon = Daemon::start_in_with(daemon::directory(), &["--nvme-bytes", "0"], &settings);
+    until("the way is measured", || {
+        (1..60_000_000).contains(&count(&daemon, "expected_bytes_per_second"))
+    });
+    put(&daemon, "one");
+    until("it is written behind", || count(&daemon, "written") == 1);
+    assert_eq!(count(&daemon, "compressed"), 1);
+    let daemon = Daemon::start_in_with(daemon.stop_and_keep(), &["--nvme-bytes", "0"], &settings);
+    until("it is offered", || {
+        let exists = daemon.kvctl().args(["--json", "exists", "one"]).output();
+        words(&exists.expect("kvctl runs")).contains("\"remote\"")
+    });
+    assert_eq!(get(&daemon, "one").as_deref(), Some("remote"));
 }
 
 #[test]

@@ -12,9 +12,10 @@ pub struct BackendProfile {
     pub lookup_s: f64,
     /// Bandwidth, bytes a second. Learned.
     pub bytes_per_s: f64,
-    /// Stored bytes for each byte of keys and values: 1 where nothing is compressed.
+    /// Stored bytes for each byte of keys and values: 1 where nothing is compressed. Learned.
     pub stored_ratio: f64,
-    /// Decompression, bytes of keys and values a second; infinite where nothing is compressed. It runs beside the transfer.
+    /// Decompression, bytes of keys and values a second; infinite where nothing is compressed. It runs beside the
+    /// transfer. Learned.
     pub decompress_bytes_per_s: f64,
     /// What each operation costs beside its bytes, seconds.
     pub operation_s: f64,
@@ -24,6 +25,8 @@ pub struct BackendProfile {
     pub parallel_operations: u32,
     /// Fetches at a time: more of them wait for each other's lookups.
     pub parallel_fetches: u32,
+    /// What a fetch may take, seconds: one that is expected to take longer is not begun.
+    pub limit_s: f64,
 }
 
 impl Default for BackendProfile {
@@ -38,6 +41,7 @@ impl Default for BackendProfile {
             operation_bytes: 0,
             parallel_operations: 1,
             parallel_fetches: 1,
+            limit_s: f64::INFINITY,
         }
     }
 }
@@ -104,6 +108,9 @@ const DEVIATION_MIN: f64 = 0.02;
 
 /// How far a quantile moves by one fetch, in deviations.
 const QUANTILE_STEP: f64 = 0.2;
+
+/// Weight of one block in what is stored on average.
+const STORED_WEIGHT: f64 = 1.0 / 16.0;
 
 /// Everything learned of one backend.
 #[derive(Clone, Debug)]
@@ -233,6 +240,19 @@ impl Backend {
             let off = (actual_s / forecast.raw_s).ln() / forecast.deviation;
             self.quantiles.iter_mut().for_each(|quantile| quantile.observe(off));
         }
+    }
+
+    /// A block of `bytes` was stored as `stored_bytes`, and took `decompress_s` to decompress.
+    pub(super) fn stored(&mut self, bytes: u64, stored_bytes: u64, decompress_s: f64) {
+        if bytes == 0 || !decompress_s.is_finite() || decompress_s < 0.0 {
+            return;
+        }
+        let profile = &mut self.profile;
+        let learned = |before: f64, seen: f64| before + STORED_WEIGHT * (seen - before);
+        let ratio = (stored_bytes as f64 / bytes as f64).clamp(1e-3, 2.0);
+        profile.stored_ratio = learned(profile.stored_ratio, ratio);
+        profile.decompress_bytes_per_s =
+            1.0 / learned(1.0 / profile.decompress_bytes_per_s, decompress_s / bytes as f64);
     }
 
     /// `stored_bytes` arrived over `took_s`; of those in flight they were `expected_bytes`.

@@ -50,6 +50,8 @@ pub enum Reason {
     SplitIsFastest,
     /// Recomputing is expected to be as fast, or the gain is not worth the risk.
     RecomputeIsFaster,
+    /// Fetching is expected to take longer than a fetch from there may: it would be cut short.
+    FetchIsTooSlow,
     /// The backend's gate is closed.
     GateClosed(GateReason),
     /// No backend has anything beyond what the engine has.
@@ -66,6 +68,7 @@ impl fmt::Display for Reason {
                 formatter.write_str("computing a part while the rest is fetched is expected to be fastest")
             }
             Reason::RecomputeIsFaster => formatter.write_str("recomputing is expected to be faster"),
+            Reason::FetchIsTooSlow => formatter.write_str("fetching is expected to take longer than a fetch may"),
             Reason::GateClosed(reason) => write!(formatter, "the backend is not asked: {reason}"),
             Reason::NothingMatched => formatter.write_str("nothing is cached beyond what the engine has"),
         }

@@ -225,6 +225,14 @@ impl CostModel {
         }
     }
 
+    /// A block of `bytes` came out of `stored_bytes`, which took `decompress_s` where they were compressed: later forecasts count with
+    /// what is stored there on average.
+    pub fn observe_stored(&mut self, backend: BackendId, bytes: u64, stored_bytes: u64, decompress_s: f64) {
+        if let Some(served) = self.served.get_mut(backend.0 as usize) {
+            served.backend.stored(bytes, stored_bytes, decompress_s);
+        }
+    }
+
     /// A part of a fetch arrived: `stored_bytes`, over `took_s`.
     pub fn observe_progress(&mut self, now: Time, fetch: FetchId, stored_bytes: u64, took_s: f64) {
         let Some(flight) = self.flights.get_mut(&fetch) else {

@@ -125,8 +125,15 @@ pub(super) fn weigh(
             }
         }
     }
+    if decision.plan != FetchPlan::Recompute && decision.forecast.expected_s() > backend.profile.limit_s {
+        decision.recompute_instead(Reason::FetchIsTooSlow);
+    }
     if decision.saved_s() < GAIN_MIN_S.max(GAIN_SHARE_MIN * computed_s) {
-        decision.recompute_instead(Reason::RecomputeIsFaster);
+        let reason = match decision.reason {
+            Reason::FetchIsTooSlow => Reason::FetchIsTooSlow,
+            _ => Reason::RecomputeIsFaster,
+        };
+        decision.recompute_instead(reason);
     }
     decision.fetch_bytes = bytes_of(decision.fetch_tokens);
     decision

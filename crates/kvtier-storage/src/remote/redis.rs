@@ -196,15 +196,15 @@ impl RedisStore {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn exists(&self, group: &ObjectGroup, names: &[ObjectName], until: Instant) -> Result<Vec<bool>, StoreError> {
+    pub fn exists(&self, objects: &[(ObjectGroup, ObjectName)], until: Instant) -> Result<Vec<bool>, StoreError> {
         self.run("EXISTS", until, |connection| {
-            let mut found = Vec::with_capacity(names.len());
-            for names in names.chunks(COMMANDS_MAX) {
-                for name in names {
+            let mut found = Vec::with_capacity(objects.len());
+            for objects in objects.chunks(COMMANDS_MAX) {
+                for (group, name) in objects {
                     connection.ask(&[b"EXISTS", key(group, name).as_bytes()])?;
                 }
                 connection.flush()?;
-                for answer in all(connection, names.len(), Connection::number)? {
+                for answer in all(connection, objects.len(), Connection::number)? {
                     found.push(answer > 0);
                 }
             }
@@ -219,19 +219,18 @@ impl RedisStore {
     /// [`StoreError`].
     pub fn fetch(
         &self,
-        group: &ObjectGroup,
-        names: &[ObjectName],
+        objects: &[(ObjectGroup, ObjectName)],
         until: Instant,
         each: &mut dyn FnMut(usize, Option<Vec<u8>>),
     ) -> Result<(), StoreError> {
         self.run("GET", until, |connection| {
             let (mut asked, mut largest) = (0, None);
-            for position in 0..names.len() {
+            for position in 0..objects.len() {
                 let window = window(largest);
                 // Not one by one: a system call for several.
                 if asked - position <= window / 2 {
-                    let last = names.len().min(position + window);
-                    for name in &names[asked.min(last)..last] {
+                    let last = objects.len().min(position + window);
+                    for (group, name) in &objects[asked.min(last)..last] {
                         connection.ask(&[b"GET", key(group, name).as_bytes()])?;
                     }
                     asked = asked.max(last);

@@ -19,6 +19,8 @@ mod reading;
 mod regions;
 mod sampling;
 mod serving;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "who asks is the remote tier"))]
+mod sharing;
 pub(crate) mod versions;
 pub(super) mod weighing;
 
@@ -48,12 +50,14 @@ pub(crate) use self::generations::Progress;
 use self::link::{Link, Surroundings};
 use self::message::Introduction;
 pub(crate) use self::message::MemberKey;
+pub(in crate::node) use self::message::Versions;
 pub(crate) use self::reading::{FetchJob, LookupJob, Scope};
 use self::reading::{Job, Reading};
 use self::regions::{Regions, Way};
 #[cfg(feature = "redis")]
 pub(in crate::node) use self::serving::request;
 use self::serving::{Connections, Given, Server};
+pub(in crate::node) use self::sharing::SharedGroup;
 use self::versions::{Counter, VersionBook};
 use self::weighing::Weighing;
 use super::copying::Copying;
@@ -305,7 +309,11 @@ impl Peers {
             introduction: introduction.clone(),
             generations,
             reading,
-            weighing: Weighing::new(settings, settings.peer_gate),
+            weighing: Weighing::new(
+                settings,
+                settings.peer_gate,
+                Duration::from_millis(settings.peer_fetch_timeout_ms),
+            ),
             patience: Patience::default(),
             links: RwLock::default(),
             given: Given::default(),

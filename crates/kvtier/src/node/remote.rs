@@ -6,8 +6,10 @@
 //!
 //! Read first: [`Remote`]; [`reading`] and [`writing`] are its two ways.
 
+mod compressing;
 mod probing;
 mod reading;
+mod sharing;
 mod writing;
 
 use std::collections::{HashMap, HashSet};
@@ -24,13 +26,16 @@ use kvtier_storage::remote::{ObjectGroup, ObjectKey, ObjectName};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use self::compressing::Compressing;
 use self::reading::Reading;
+use self::sharing::Sharing;
 use self::writing::{Offer, Writing};
 use super::copying::Copying;
 use super::domains::Domains;
 use super::driver::Driver;
 use super::peers::versions::VersionBook;
 use super::peers::weighing::Weighing;
+use super::peers::{SharedGroup, Versions};
 use super::{StartError, StartProgress, spawn};
 use crate::settings::CheckedSettings;
 
@@ -64,6 +69,10 @@ pub struct RemoteStatus {
     pub written: u64,
     /// Their bytes, as stored.
     pub written_bytes: u64,
+    /// Those of them that were compressed.
+    pub compressed: u64,
+    /// Bytes of the blocks written, before they were compressed and sealed.
+    pub written_block_bytes: u64,
     /// Blocks that were not written: too many waited, or the server was away.
     pub dropped: u64,
     /// Blocks that were not written because they are never worth fetching.
@@ -74,6 +83,8 @@ pub struct RemoteStatus {
     pub failed: u64,
     /// Objects deleted by purges and deletions.
     pub deleted: u64,
+    /// Keys of other members that this node reads objects with, one for each member and namespace. Gauge.
+    pub shared_groups: u64,
     /// Whether the cost model lets it be asked; empty where no model is named.
     pub gate: String,
     /// Requests that were worth fetching.
@@ -94,6 +105,8 @@ struct Counts {
     bytes: AtomicU64,
     written: AtomicU64,
     written_bytes: AtomicU64,
+    compressed: AtomicU64,
+    written_block_bytes: AtomicU64,
     dropped: AtomicU64,
     declined: AtomicU64,
     corrupt: AtomicU64,
@@ -127,6 +140,8 @@ pub(crate) struct Remote {
     weighing: Option<Weighing>,
     reading: Reading,
     writing: Writing,
+    compressing: Compressing,
+    sharing: Sharing,
     copying: Copying,
     /// Namespaces with a write of unknown outcome: it may arrive at the server after a deletion that was sent later.
     unsettled: Mutex<HashSet<NamespaceId>>,
@@ -179,9 +194,15 @@ impl Remote {
             versions: Arc::clone(versions),
             address: store.address().to_owned(),
             store,
-            weighing: Weighing::new(settings, settings.remote_gate),
+            weighing: Weighing::new(
+                settings,
+                settings.remote_gate,
+                Duration::from_millis(settings.remote_fetch_timeout_ms),
+            ),
             reading,
             writing,
+            compressing: Compressing::new(settings.remote_compression),
+            sharing: Sharing::new(settings.remote_shared && settings.peer_listen.is_some()),
             copying: Copying::default(),
             unsettled: Mutex::default(),
             clients: Mutex::default(),
@@ -236,11 +257,6 @@ impl Remote {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Whether a fetch may get blocks from the server that this node does not have.
-    pub(crate) fn may_fetch(&self, domain: TrustDomain) -> bool {
-        self.may_help(domain) && self.is_open()
-    }
-
     /// Whether blocks that this node does not have may be found at the server.
     pub(crate) fn may_help(&self, domain: TrustDomain) -> bool {
         self.domains.is_shared(domain) && !self.is_away()
@@ -289,12 +305,20 @@ impl Remote {
                 return None;
             }
             let generation = self.driver.look(|manager| manager.generation(namespace));
-            let place = self.place(namespace, realization, generation)?;
-            let names: Vec<ObjectName> = hashes.iter().map(|&hash| place.name(hash)).collect();
+            let places = self.places(namespace, realization, generation)?;
             if self.is_away() {
                 return None;
             }
-            self.noted(self.store.remove(&place.group, &names, until)).ok()
+            let mut removed = vec![false; hashes.len()];
+            for place in &places {
+                let names: Vec<ObjectName> = hashes.iter().map(|&hash| place.name(hash)).collect();
+                let there = self.noted(self.store.remove(&place.group, &names, until)).ok()?;
+                removed
+                    .iter_mut()
+                    .zip(there)
+                    .for_each(|(removed, there)| *removed |= there);
+            }
+            Some(removed)
         })();
         match removed {
             Some(removed) => {
@@ -324,11 +348,26 @@ impl Remote {
 
     /// Deletes everything of a namespace that lies on the server, and looks again. `None`: nothing of it may be there.
     pub(crate) fn erase(&self, namespace: NamespaceId, until: Instant) -> Option<Result<Erased, String>> {
-        self.shared_name(namespace)?;
+        let name = self.shared_name(namespace)?;
+        // Whatever comes of the server: nobody reads there with another member's key from here.
+        self.sharing.drop_handed_over(namespace);
+        let (common, own) = (
+            self.namespace_print(namespace, &name),
+            self.own_namespace_print(namespace),
+        );
+        let erase = |print: &[u8; 16]| {
+            self.noted(self.store.erase_namespace(print, until))
+                .map_err(|error| error.to_string())
+        };
         let outcome = (|| {
             let _writing = self.writing.exclusive(until).ok_or("it was busy for too long")?;
-            let erased = self.store.erase_namespace(&self.namespace_print(namespace), until);
-            self.noted(erased).map_err(|error| error.to_string())
+            let mut erased = erase(&common)?;
+            if own != common {
+                let more = erase(&own)?;
+                erased.deleted += more.deleted;
+                erased.left += more.left;
+            }
+            Ok(erased)
         })();
         if let Ok(erased) = &outcome {
             self.counts.deleted.fetch_add(erased.deleted, Ordering::Relaxed);
@@ -361,11 +400,14 @@ impl Remote {
             bytes: load(&self.counts.bytes),
             written: load(&self.counts.written),
             written_bytes: load(&self.counts.written_bytes),
+            compressed: load(&self.counts.compressed),
+            written_block_bytes: load(&self.counts.written_block_bytes),
             dropped: load(&self.counts.dropped),
             declined: load(&self.counts.declined),
             corrupt: load(&self.counts.corrupt),
             failed: load(&self.counts.failed),
             deleted: load(&self.counts.deleted),
+            shared_groups: self.sharing.count(),
             gate: gate.as_ref().map_or_else(String::new, |gate| {
                 format!("{}: {}", if gate.open { "open" } else { "closed" }, gate.reason)
             }),
@@ -384,18 +426,28 @@ impl Remote {
         Some(format!("{}/{}", label.domain, label.name))
     }
 
-    /// Where the objects of a generation lie; `None` while it is being raised, and once it is not in force any more.
-    fn place(&self, namespace: NamespaceId, realization: RealizationId, generation: Generation) -> Option<Place> {
-        let name = self.shared_name(namespace)?;
-        let versions = self.versions.of(namespace, &name)?;
+    fn place_of(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+        realization: RealizationId,
+        group: &SharedGroup,
+    ) -> Option<Place> {
+        let realizations = self.driver.recorder.realizations.entries();
+        Some(Place {
+            group: ObjectGroup {
+                namespace: self.namespace_print(namespace, name),
+                generation: group.generation,
+            },
+            key: ObjectKey::new(&group.key),
+            realization: (*realizations.get(realization.0 as usize)?)?,
+        })
+    }
+
+    /// The group of this node's own key.
+    fn own_group(&self, namespace: NamespaceId, generation: Generation, versions: &Versions) -> Option<SharedGroup> {
         let register = &self.driver.recorder.register;
         let data_key = register.data_key(namespace, generation)?;
-        let realization = (*self
-            .driver
-            .recorder
-            .realizations
-            .entries()
-            .get(realization.0 as usize)?)?;
         let mut print = blake3::Hasher::new_derive_key("kvtier v1 group of remote objects");
         print.update(register.identity().as_bytes());
         print.update(&namespace.0.to_le_bytes());
@@ -410,18 +462,22 @@ impl Remote {
         key.update(print.as_bytes());
         let mut derived = zeroize::Zeroizing::new([0; 32]);
         key.finalize_xof().fill(&mut *derived);
-        Some(Place {
-            group: ObjectGroup {
-                namespace: self.namespace_print(namespace),
-                generation: first_half(print.as_bytes()),
-            },
-            key: ObjectKey::new(&derived),
-            realization,
+        Some(SharedGroup {
+            generation: first_half(print.as_bytes()),
+            key: derived,
         })
     }
 
-    /// The same for as long as the state directory lives: what a purge deletes by.
-    fn namespace_print(&self, namespace: NamespaceId) -> [u8; 16] {
+    /// What a purge deletes by: where groups are shared the same on every member, else the same for as long as the state directory lives.
+    fn namespace_print(&self, namespace: NamespaceId, name: &str) -> [u8; 16] {
+        match self.sharing_peers() {
+            Some(peers) => first_half(&peers.print_of(name)),
+            None => self.own_namespace_print(namespace),
+        }
+    }
+
+    /// What lies there of before groups were shared has this.
+    fn own_namespace_print(&self, namespace: NamespaceId) -> [u8; 16] {
         let mut print = blake3::Hasher::new_derive_key("kvtier v1 namespace of remote objects");
         print.update(self.driver.recorder.register.identity().as_bytes());
         print.update(&namespace.0.to_le_bytes());
@@ -429,7 +485,7 @@ impl Remote {
     }
 
     /// Whether the server is worth asking, as far as is known.
-    fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         let now = self.driver.clock.now();
         let weighing = self.weighing.as_ref();
         weighing.is_none_or(|weighing| weighing.is_open(now, NAME))

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::domains::Domains;
 use super::driver::Driver;
 use super::peers::versions::VersionBook;
-use super::peers::{FetchJob, LookupJob};
+use super::peers::{FetchJob, LookupJob, SharedGroup, Versions};
 use super::{StartError, StartProgress};
 use crate::keys::KeyError;
 use crate::settings::CheckedSettings;
@@ -47,7 +47,11 @@ impl Remote {
         match *self {}
     }
 
-    pub(crate) fn may_fetch(&self, _: TrustDomain) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn weigh_behind(&self, _: &FetchJob) {
         match *self {}
     }
 
@@ -70,6 +74,14 @@ impl Remote {
     }
 
     pub(crate) fn erase(&self, _: NamespaceId, _: Instant) -> Option<Result<Erased, String>> {
+        match *self {}
+    }
+
+    pub(in crate::node) fn group_to_share(&self, _: NamespaceId, _: &Versions) -> Option<SharedGroup> {
+        match *self {}
+    }
+
+    pub(in crate::node) fn shares_groups(&self) -> bool {
         match *self {}
     }
 

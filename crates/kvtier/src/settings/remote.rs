@@ -1,4 +1,24 @@
+use serde::{Deserialize, Serialize};
+
 use super::{Settings, SettingsError};
+
+/// How blocks are compressed for the remote tier: without loss, and only those that shrink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RemoteCompression {
+    /// As what shrinks a sample of the block most, where the cost model measured that this makes the tier faster; without a model not
+    /// at all.
+    #[default]
+    Auto,
+    /// Always, as brain floats: their exponents are set apart.
+    Bf16,
+    /// Always, as half-precision floats.
+    Fp16,
+    /// Always, as bytes of any kind.
+    Bytes,
+    /// Never.
+    Off,
+}
 
 impl Settings {
     pub(super) fn check_remote(&self) -> Result<(), SettingsError> {

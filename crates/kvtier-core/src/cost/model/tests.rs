@@ -301,6 +301,68 @@ fn a_backend_that_decompresses_slower_than_its_link_shows_it_as_a_term() {
     assert!((whole_s - decision.fetch_bytes as f64 / 8e9).abs() < 1e-6, "{decision}");
 }
 
+#[test]
+fn a_fetch_that_would_be_cut_short_is_not_begun_however_long_a_request_waits() {
+    let asked = |limit_s: f64| {
+        let mut model = CostModel::new(GPU);
+        let profile = BackendProfile {
+            limit_s,
+            ..BackendProfile::default()
+        };
+        let backend = model.add_backend(profile, GateSettings::default()).unwrap();
+        model.set_gate_mode(backend, GateMode::On);
+        model.observe_probed(at(0.1), backend, 3e-3, 8_000_000, 8e6 / 1e8);
+        let mut asked = question(8_192);
+        asked.queue_wait_s = 100.0;
+        let decision = decide(&mut model, at(0.2), &asked, backend, 8_192);
+        (decision.plan, decision.reason, decision.forecast.expected_s())
+    };
+    let (plan, reason, expected_s) = asked(f64::INFINITY);
+    assert_eq!((plan, reason), (FetchPlan::Fetch, Reason::FetchIsFaster));
+    assert_eq!(asked(expected_s * 1.01).0, FetchPlan::Fetch);
+    let (plan, reason, _) = asked(expected_s * 0.99);
+    assert_eq!((plan, reason), (FetchPlan::Recompute, Reason::FetchIsTooSlow));
+}
+
+#[test]
+fn what_is_stored_there_is_learned_and_forgotten_again() {
+    let (mut model, backend) = measured(1e9);
+    let terms_s = |model: &CostModel| {
+        let offered = Candidate {
+            backend,
+            matched_tokens: 8_192,
+        };
+        let decision = model.explain(at(0.2), &question(8_192), &[offered]);
+        (decision.terms.transfer_s, decision.terms.decompression_s)
+    };
+    let (plain_s, none_s) = terms_s(&model);
+    assert_eq!(none_s, 0.0);
+    // Compressed to six tenths, and decompressed at half the link's speed, which the transfer does not hide.
+    let decompress_s = 1_000_000.0 / (0.5 * (8_192 * KV) as f64 / plain_s);
+    for _ in 0..200 {
+        model.observe_stored(backend, 1_000_000, 600_000, decompress_s);
+    }
+    let (moved_s, rest_s) = terms_s(&model);
+    assert!((moved_s / plain_s - 0.6).abs() < 0.01, "{moved_s} {plain_s}");
+    assert!(
+        ((moved_s + rest_s) / plain_s - 2.0).abs() < 0.01,
+        "{moved_s} {rest_s} {plain_s}"
+    );
+    for _ in 0..200 {
+        model.observe_stored(backend, 1_000_000, 1_000_000, 0.0);
+    }
+    let (moved_s, rest_s) = terms_s(&model);
+    assert!(
+        (moved_s / plain_s - 1.0).abs() < 0.01 && rest_s < 1e-9,
+        "{moved_s} {rest_s}"
+    );
+    // Nonsense teaches nothing.
+    model.observe_stored(backend, 0, 10, 1.0);
+    model.observe_stored(backend, 10, 10, f64::NAN);
+    model.observe_stored(BackendId(9), 10, 10, 0.0);
+    assert_eq!(terms_s(&model), (moved_s, rest_s));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Decide { tokens: u32, wait_s: f64, split: bool },

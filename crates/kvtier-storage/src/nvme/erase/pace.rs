@@ -4,10 +4,15 @@ use std::time::{Duration, Instant};
 
 /// What is overwritten gently: a small namespace is gone in seconds all the same.
 const GENTLE_BYTES: u64 = 256 << 20;
-/// A read or write is followed by a pause of so many times what it took...
+/// A read or write is followed by a pause of so many times what it took.
 const GENTLE_PAUSES: u32 = 6;
-/// ...or of so many, once there is much to do.
-const PAUSES: u32 = 3;
+/// After that, of so many as long as the work has lasted less than this: a slow device or a large namespace is hurried, so that
+/// millions of blocks are gone in a minute.
+const PAUSES: [(Duration, u32); 3] = [
+    (Duration::from_secs(30), 4),
+    (Duration::from_secs(45), 3),
+    (Duration::MAX, 1),
+];
 /// Longest pause after a read or write.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// A flush is followed by a pause of so many times what it took.
@@ -19,11 +24,12 @@ const REST: Duration = Duration::from_secs(1);
 
 /// How fast records are overwritten: so that whoever reads finds the device free for most of the time.
 ///
-/// Much is overwritten at a quarter of the device's speed, the first of it at a seventh. A flush holds up every reader of a device
+/// Little is overwritten at a seventh of the device's speed, more at a fifth, and what lasts longer at up to half. A flush holds up every reader of a device
 /// that serves one request at a time, as virtual disks do: several in a short time would be felt.
 #[derive(Default)]
 pub(super) struct Pace {
     overwritten: Cell<u64>,
+    begun: Cell<Option<Instant>>,
     rested_since: Cell<Option<Instant>>,
 }
 
@@ -32,6 +38,7 @@ impl Pace {
     pub(super) fn resume(&self) {
         if self.rested_since.get().is_none_or(|since| since.elapsed() > REST) {
             self.overwritten.set(0);
+            self.begun.set(Some(Instant::now()));
         }
     }
 
@@ -41,8 +48,8 @@ impl Pace {
 
     /// After a read or write.
     pub(super) fn pause(&self, took: Duration) {
-        let pauses = if self.is_gentle() { GENTLE_PAUSES } else { PAUSES };
-        self.sleep((took * pauses).min(PAUSE_MAX));
+        let lasted = self.begun.get().map_or(Duration::ZERO, |begun| begun.elapsed());
+        self.sleep((took * self.pauses(lasted)).min(PAUSE_MAX));
     }
 
     pub(super) fn pause_after_flush(&self, took: Duration) {
@@ -53,6 +60,14 @@ impl Pace {
         }
     }
 
+    fn pauses(&self, lasted: Duration) -> u32 {
+        if self.is_gentle() {
+            return GENTLE_PAUSES;
+        }
+        let step = PAUSES.iter().find(|(until, _)| lasted < *until);
+        step.map_or(1, |(_, pauses)| *pauses)
+    }
+
     fn is_gentle(&self) -> bool {
         self.overwritten.get() < GENTLE_BYTES
     }
@@ -60,5 +75,24 @@ impl Pace {
     fn sleep(&self, pause: Duration) {
         thread::sleep(pause);
         self.rested_since.set(Some(Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_is_overwritten_gently_and_what_lasts_is_hurried() {
+        let pace = Pace::default();
+        pace.resume();
+        assert_eq!(pace.pauses(Duration::from_secs(50)), GENTLE_PAUSES);
+        pace.wrote(GENTLE_BYTES);
+        let pauses = [0, 29, 30, 44, 45, 500].map(|seconds| pace.pauses(Duration::from_secs(seconds)));
+        assert_eq!(pauses, [4, 4, 3, 3, 1, 1]);
+        // A pause a moment ago: the same piece of work goes on.
+        pace.pause(Duration::from_micros(1));
+        pace.resume();
+        assert_eq!(pace.pauses(Duration::ZERO), 4);
     }
 }

@@ -39,9 +39,13 @@ fn after(duration: Duration) -> Instant {
     Instant::now() + duration
 }
 
+fn all_of(names: &[ObjectName]) -> Vec<(ObjectGroup, ObjectName)> {
+    names.iter().map(|name| (GROUP, *name)).collect()
+}
+
 fn fetched(store: &RedisStore, names: &[ObjectName], until: Instant) -> (Vec<Option<Vec<u8>>>, Result<(), StoreError>) {
     let mut found = Vec::new();
-    let outcome = store.fetch(&GROUP, names, until, &mut |position, object| {
+    let outcome = store.fetch(&all_of(names), until, &mut |position, object| {
         assert_eq!(position, found.len(), "in order, each once");
         found.push(object);
     });
@@ -135,7 +139,7 @@ fn a_server_that_says_nothing_costs_the_deadline_and_no_more() {
     let limit = Duration::from_millis(300);
     let calls: [&dyn Fn(Instant) -> Result<(), StoreError>; 6] = [
         &|until| store.ping(until),
-        &|until| store.exists(&GROUP, &[name(1)], until).map(drop),
+        &|until| store.exists(&all_of(&[name(1)]), until).map(drop),
         &|until| fetched(&store, &[name(1)], until).1,
         &|until| store.put(&GROUP, &[(name(1), vec![0; 100])], None, until),
         &|until| store.erase_group(&GROUP, until).map(drop),
@@ -353,7 +357,7 @@ fn what_is_refused_is_told_in_the_servers_words_and_the_connection_goes_on() {
         "{error}"
     );
     let error = store
-        .exists(&GROUP, &[name(1), name(2)], after(LONG))
+        .exists(&all_of(&[name(1), name(2)]), after(LONG))
         .expect_err("refused");
     assert!(
         matches!(&error, StoreError::Unavailable { reason, .. } if reason.starts_with("LOADING")),

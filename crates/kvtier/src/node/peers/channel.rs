@@ -43,6 +43,13 @@ impl ClusterSecret {
         blake3::derive_key("kvtier peers 2026-11 transport secret", &*self.0)
     }
 
+    /// Names something to members alone.
+    #[cfg(feature = "redis")]
+    pub(super) fn print_of(&self, name: &str) -> [u8; 32] {
+        let key = blake3::derive_key("kvtier peers 2026-11 names of shared objects", &*self.0);
+        blake3::keyed_hash(&key, name.as_bytes()).into()
+    }
+
     fn prove(&self, side: &[u8], nonces: &[u8; 2 * NONCE_BYTES]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(side);

@@ -9,6 +9,7 @@
 //!          4 Release   array(lease u64); no reply
 //!          5 Connect   bytes -> 0x85: bytes. A step of an RDMA handshake
 //!          6 Cluster   bytes; no reply. Between the state machines of generations
+//!          9 Share     text DOMAIN/NAME, versions, public half of a key (32) -> 0x89: bytes. What objects are sealed with, see [`super::sharing`]
 //!          8 Probe     -> 0x88: bytes, a region of nobody's bytes to read from
 //!          7 Command   text JSON -> 0x87: text JSON. A purge for the member to carry out, or a question about one
 //! keys     = text DOMAIN/NAME, realization (32), array(hash (16))
@@ -115,6 +116,12 @@ pub(super) enum Message {
     Answered(String),
     Probe,
     Probed(Vec<u8>),
+    Share {
+        namespace: String,
+        versions: Versions,
+        public: [u8; 32],
+    },
+    Shared(Vec<u8>),
 }
 
 impl Message {
@@ -134,6 +141,8 @@ impl Message {
             Message::Answered(_) => REPLY | 7,
             Message::Probe => 8,
             Message::Probed(_) => REPLY | 8,
+            Message::Share { .. } => 9,
+            Message::Shared(_) => REPLY | 9,
         }
     }
 
@@ -183,7 +192,20 @@ impl Message {
                 }
             }
             Message::Probe => {}
-            Message::Connect(bytes) | Message::Connected(bytes) | Message::Cluster(bytes) | Message::Probed(bytes) => {
+            Message::Share {
+                namespace,
+                versions,
+                public,
+            } => {
+                put_text(namespace, "namespace", &mut target)?;
+                put_versions(versions, &mut target);
+                target.extend(public);
+            }
+            Message::Connect(bytes)
+            | Message::Connected(bytes)
+            | Message::Cluster(bytes)
+            | Message::Probed(bytes)
+            | Message::Shared(bytes) => {
                 put_bytes(bytes, "bytes", (0, BYTES_MAX), &mut target)?;
             }
             Message::Command(text) | Message::Answered(text) => {
@@ -239,6 +261,12 @@ impl Message {
             0x87 => Message::Answered(cursor.text("text", 0, BYTES_MAX)?.to_owned()),
             8 => Message::Probe,
             0x88 => Message::Probed(cursor.bytes("bytes", 0, BYTES_MAX)?.to_vec()),
+            9 => Message::Share {
+                namespace: cursor.text("namespace", 1, TEXT_BYTES_MAX)?.to_owned(),
+                versions: versions(&mut cursor)?,
+                public: cursor.fixed("public")?,
+            },
+            0x89 => Message::Shared(cursor.bytes("bytes", 0, BYTES_MAX)?.to_vec()),
             code => {
                 return Err(DecodeError::UnknownCode {
                     field: "kind",
@@ -472,6 +500,12 @@ mod tests {
                 tiers: vec![None, Some(Tier::Host), Some(Tier::Nvme)],
             },
             Message::Acquire { wait_ms: 250, keys },
+            Message::Share {
+                namespace: "team/chat".into(),
+                versions: versions.clone(),
+                public: [6; 32],
+            },
+            Message::Shared(vec![7; 96]),
             Message::Leased {
                 versions,
                 regions: vec![vec![], vec![5; 40]],

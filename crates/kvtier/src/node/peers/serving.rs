@@ -263,12 +263,18 @@ impl Served {
             }
             Message::Probe => Message::Probed(self.shared.regions.probe(self.way).map_err(io::Error::other)?),
             Message::Command(json) => return self.command(number, json),
+            Message::Share {
+                namespace,
+                versions,
+                public,
+            } => Message::Shared(self.shared.share_group(&namespace, &versions, &public)),
             Message::Hello(_)
             | Message::Welcome(_)
             | Message::Located { .. }
             | Message::Leased { .. }
             | Message::Connected(_)
             | Message::Answered(_)
+            | Message::Shared(_)
             | Message::Probed(_) => return Err(io::Error::other("it says what nobody asked it")),
         };
         self.send(number, &reply)

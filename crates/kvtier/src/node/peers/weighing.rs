@@ -42,6 +42,7 @@ pub(in crate::node) struct Weighing {
     block_tokens: u32,
     kv_bytes_per_token: u64,
     gate: GateMode,
+    limit: Duration,
 }
 
 struct State {
@@ -102,8 +103,8 @@ pub(in crate::node) struct GateStatus {
 }
 
 impl Weighing {
-    /// `None` where the settings name no model. They were checked.
-    pub(in crate::node) fn new(settings: &CheckedSettings, gate: PeerGate) -> Option<Weighing> {
+    /// `None` where the settings name no model. They were checked. A fetch may take as long as `limit`.
+    pub(in crate::node) fn new(settings: &CheckedSettings, gate: PeerGate, limit: Duration) -> Option<Weighing> {
         let model = ModelProfile::preset(settings.cost_model.as_deref()?)?;
         let profile = ComputeProfile {
             model,
@@ -129,6 +130,7 @@ impl Weighing {
                 PeerGate::On => GateMode::On,
                 PeerGate::Off => GateMode::Off,
             },
+            limit,
         })
     }
 
@@ -238,6 +240,7 @@ impl Weighing {
         let profile = BackendProfile {
             lookup_s: 1e-3,
             parallel_fetches: 4,
+            limit_s: self.limit.as_secs_f64(),
             ..BackendProfile::default()
         };
         let backend = state.model.add_backend(profile, gate).expect("these settings decide");
@@ -363,6 +366,23 @@ impl Weighing {
         let mut state = self.state.lock();
         let backend = self.backend(&mut state, name);
         state.model.observe_answer(backend, took.as_secs_f64());
+    }
+
+    /// Whether a backend would be faster with blocks that are compressed to such a share, and come out again at such a rate.
+    pub(in crate::node) fn compression_pays(&self, name: &str, stored_ratio: f64, decompress_bytes_per_s: f64) -> bool {
+        let mut state = self.state.lock();
+        let backend = self.backend(&mut state, name);
+        state
+            .model
+            .compression_pays(backend, stored_ratio, decompress_bytes_per_s)
+    }
+
+    /// A block came out of so many bytes.
+    pub(in crate::node) fn stored(&self, name: &str, bytes: u64, stored_bytes: u64, decompressed_in: Duration) {
+        let mut state = self.state.lock();
+        let backend = self.backend(&mut state, name);
+        let took_s = decompressed_in.as_secs_f64();
+        state.model.observe_stored(backend, bytes, stored_bytes, took_s);
     }
 
     /// Whether requests are let through to a backend now.

@@ -180,7 +180,7 @@ impl Purging {
         let job = &record.job;
         let until = Instant::now() + MEMBER_TIMEOUT;
         let request = PurgeRequest {
-            reach: Some(PurgeReach::Node),
+            reach: Some(PurgeReach::Part),
             request_id: format!("{}@{}", job.id, self.node),
             ..job.request.clone()
         };
@@ -225,7 +225,7 @@ impl Purging {
             if let Some(request) = question.get_mut("purge") {
                 let request: PurgeRequest =
                     serde_json::from_value(request.take()).map_err(|error| invalid(&error.to_string()))?;
-                if request.reach != Some(PurgeReach::Node) {
+                if request.reach != Some(PurgeReach::Part) {
                     return Err(invalid("a member is asked for its own part only"));
                 }
                 return match self.purge(request) {

@@ -68,7 +68,10 @@ pub(super) fn receipt(record: &Record, node: &str, completed_at: &str, done: &Do
         request_id: job.request.request_id.clone(),
         namespace: job.request.namespace.clone(),
         scope: ReceiptScope::from(&job.request.scope),
-        reach: job.request.reach.unwrap_or(PurgeReach::Node),
+        reach: match job.request.reach {
+            Some(PurgeReach::Cluster) => PurgeReach::Cluster,
+            Some(PurgeReach::Node | PurgeReach::Part) | None => PurgeReach::Node,
+        },
         mode: job.request.mode,
         reason: job.request.reason.clone(),
         node: node.to_owned(),

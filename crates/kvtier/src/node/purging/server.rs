@@ -7,7 +7,9 @@ use kvtier_core::NamespaceId;
 use super::Purging;
 use super::cluster::UNCONFIRMED_TIMEOUT;
 use super::record::Record;
-use crate::purge::{Evidence, Guarantee, Method, ProcessorReport, PurgeMode, PurgeScope, Standing, rfc3339};
+use crate::purge::{
+    Evidence, Guarantee, Method, ProcessorReport, PurgeMode, PurgeReach, PurgeScope, Standing, rfc3339,
+};
 
 /// How long one attempt may take. A server that is known to be away is not waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,7 +67,7 @@ impl Purging {
                 });
                 if erased.left == 0 {
                     report.status = Standing::Confirmed;
-                    (report.guarantee, report.reason) = claim(record);
+                    (report.guarantee, report.reason) = claim(record, remote.shares_groups());
                     part.confirmed = Some(report.clone());
                 } else {
                     report.reason = format!("{} objects are listed still: it is tried again", erased.left);
@@ -88,10 +90,15 @@ impl Purging {
     }
 }
 
-/// What deleted objects amount to: a server may have written them to a disk of its own.
-fn claim(record: &Record) -> (Guarantee, String) {
+/// What deleted objects amount to: a server may have written them to a disk of its own. With a key that was another member's, or that
+/// another member was handed, only all of them together destroy it.
+fn claim(record: &Record, is_shared: bool) -> (Guarantee, String) {
     let request = &record.job.request;
     match (request.mode, &request.scope) {
+        (PurgeMode::Physical, PurgeScope::All) if is_shared && request.reach == Some(PurgeReach::Node) => (
+            Guarantee::VerifiedNamespaceInvalidation,
+            "members of the cluster share the keys of objects there: a purge that reaches the cluster destroys them".into(),
+        ),
         (PurgeMode::Physical, PurgeScope::All) => (
             Guarantee::VerifiedPhysicalPurge,
             "what the server may have kept elsewhere is under a key that is destroyed".into(),

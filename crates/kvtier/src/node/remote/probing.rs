@@ -48,7 +48,7 @@ impl Remote {
         name[..8].copy_from_slice(&bytes.to_le_bytes());
         let name = ObjectName(name);
         let begun = Instant::now();
-        let there = self.noted(self.store.exists(&group, &[name], until)).ok()?;
+        let there = self.noted(self.store.exists(&[(group, name)], until)).ok()?;
         let lookup = begun.elapsed();
         if there != [true] {
             let content = vec![0x6b; usize::try_from(bytes).ok()?];
@@ -57,7 +57,7 @@ impl Remote {
         }
         let begun = Instant::now();
         let mut arrived = 0;
-        let fetched = self.store.fetch(&group, &[name], until, &mut |_, object| {
+        let fetched = self.store.fetch(&[(group, name)], until, &mut |_, object| {
             arrived = object.map_or(0, |object| object.len() as u64);
         });
         self.noted(fetched).ok()?;

@@ -1,5 +1,6 @@
 //! Reads blocks from the server: reserve a slot, open the object into it, seal. What does not open is a miss.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use kvtier_core::{
     Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
 };
 
-use super::writing::reach;
+use super::writing::{is_compressed, reach};
 use super::{NAME, Place, Remote};
 use crate::node::driver::Waiter;
 use crate::node::outbox::Notice;
@@ -55,8 +56,12 @@ struct Wanted {
     missing: Vec<usize>,
     local: usize,
     generation: Generation,
-    place: Place,
+    /// The first is where this node writes.
+    places: Vec<Place>,
 }
+
+/// For each key that is missing, in which of the places its object is.
+type There = Vec<Option<usize>>;
 
 impl Remote {
     /// Takes a fetch over; false when too many wait.
@@ -70,10 +75,28 @@ impl Remote {
         if job.raw || self.is_open() {
             return jobs.try_send(Job::Lookup(job)).is_ok();
         }
+        self.weigh_later(job);
+        false
+    }
+
+    /// A fetch that nobody waits for: what the server has of it still counts for its gate.
+    pub(crate) fn weigh_behind(&self, job: &FetchJob) {
+        self.weigh_later(LookupJob {
+            scope: job.scope,
+            hashes: job.hashes.clone(),
+            hints: job.hints,
+            raw: false,
+            outbox: Arc::clone(&job.outbox),
+            request: job.request,
+        });
+    }
+
+    /// Some of them are enough.
+    fn weigh_later(&self, job: LookupJob) {
+        let jobs = &self.reading.jobs;
         if jobs.len() < self.reading.threads {
             let _ = jobs.try_send(Job::Weigh(job));
         }
-        false
     }
 
     /// Has a lookup explained; false when too many wait.
@@ -114,7 +137,7 @@ impl Remote {
         if let Some(wanted) = self.wanted(job.scope, &tiers, generation) {
             theirs = self.there(&wanted, &job.hashes, Instant::now() + self.query_timeout);
             for (&position, there) in wanted.missing.iter().zip(theirs.iter().flatten()) {
-                all[position] = *there;
+                all[position] = there.is_some();
             }
         }
         let reached = all.iter().position(|there| !there).unwrap_or(all.len());
@@ -129,7 +152,7 @@ impl Remote {
         let server = ExplainedPeer {
             address: NAME.into(),
             answered: theirs.is_some(),
-            blocks: theirs.iter().flatten().filter(|there| **there).count() as u64,
+            blocks: theirs.iter().flatten().filter(|there| there.is_some()).count() as u64,
             prefix: reached as u64,
             gate_open: gate.open,
             gate_reason: gate.reason,
@@ -179,6 +202,7 @@ impl Remote {
         if let Some(wait_us) = hints.queue_wait_us {
             self.writing.told_wait(wait_us);
         }
+        self.meet(scope.namespace);
         let generation = self.driver.look(|manager| manager.generation(scope.namespace));
         let Some(wanted) = self.wanted(scope, tiers, generation) else {
             return;
@@ -191,7 +215,7 @@ impl Remote {
             return;
         }
         for (&position, there) in wanted.missing.iter().zip(there) {
-            if there {
+            if there.is_some() {
                 tiers[position] = Some(Tier::Remote);
             }
         }
@@ -217,38 +241,41 @@ impl Remote {
             missing,
             local,
             generation,
-            place: self.place(scope.namespace, scope.realization, generation)?,
+            places: self.places(scope.namespace, scope.realization, generation)?,
         })
     }
 
-    fn there(&self, wanted: &Wanted, hashes: &[BlockHash], until: Instant) -> Option<Vec<bool>> {
-        let names: Vec<_> = wanted
-            .missing
-            .iter()
-            .map(|&position| wanted.place.name(hashes[position]))
-            .collect();
+    /// Asks for all places in one trip: objects lie in more than one only since members read each other's.
+    fn there(&self, wanted: &Wanted, hashes: &[BlockHash], until: Instant) -> Option<There> {
+        let keys = wanted.missing.iter().flat_map(|&position| {
+            let key = move |place: &Place| (place.group, place.name(hashes[position]));
+            wanted.places.iter().map(key)
+        });
+        let keys: Vec<_> = keys.collect();
         let begun = Instant::now();
-        let there = self.noted(self.store.exists(&wanted.place.group, &names, until));
-        match (&self.weighing, &there) {
+        let found = self.noted(self.store.exists(&keys, until));
+        match (&self.weighing, &found) {
             (Some(weighing), Ok(_)) => weighing.said(NAME, begun.elapsed()),
             (Some(weighing), Err(_)) => weighing.probed(self.driver.clock.now(), NAME, begun, None),
             (None, _) => {}
         }
-        there.ok().filter(|there| there.len() == names.len())
+        let found = found.ok().filter(|found| found.len() == keys.len())?;
+        let by_key = found.chunks(wanted.places.len());
+        Some(by_key.map(|places| places.iter().position(|there| *there)).collect())
     }
 
     /// The fetch that is decided on, if any. One of nothing is weighed as well: it tells the gate what asking costs.
     fn weigh(
         &self,
         wanted: &Wanted,
-        there: &[bool],
+        there: &[Option<usize>],
         tiers: &[Option<Tier>],
         hints: Hints,
     ) -> Option<kvtier_core::cost::Decision> {
         let weighing = self.weighing.as_ref()?;
         let mut all: Vec<bool> = tiers.iter().map(Option::is_some).collect();
-        for (&position, &there) in wanted.missing.iter().zip(there) {
-            all[position] = there;
+        for (&position, there) in wanted.missing.iter().zip(there) {
+            all[position] = there.is_some();
         }
         let reached = all.iter().position(|there| !there).unwrap_or(all.len());
         let asked = Asked {
@@ -274,23 +301,26 @@ impl Remote {
             self.writing.told_wait(wait_us);
         }
         if !self.is_open() {
+            self.weigh_behind(job);
             return None;
         }
+        self.meet(job.scope.namespace);
         let (tiers, generation) = self.look(job.scope, &job.hashes);
         let wanted = self.wanted(job.scope, &tiers, generation)?;
         let own = self.own_client(job.scope.domain)?;
         let mut fetching = None;
-        let places = match &self.weighing {
-            // Without a model nothing is decided: one trip less.
-            None => (0..wanted.missing.len()).collect(),
-            Some(weighing) => {
-                let there = self.there(&wanted, &job.hashes, until.min(Instant::now() + self.query_timeout))?;
+        let objects = if self.weighing.is_none() && wanted.places.len() == 1 {
+            // Nothing is decided: one trip less.
+            wanted.missing.iter().map(|&position| (position, 0)).collect()
+        } else {
+            let there = self.there(&wanted, &job.hashes, until.min(Instant::now() + self.query_timeout))?;
+            if let Some(weighing) = &self.weighing {
                 let decision = self.weigh(&wanted, &there, &tiers, job.hints)?;
                 fetching = Some(weighing.begin(self.driver.clock.now(), &decision));
-                reach(job.which, &there)
             }
+            reach(job.which, &wanted.missing, &there)
         };
-        let copied = self.fetch_objects(job, &wanted, &places, own, until, &mut fetching);
+        let copied = self.fetch_objects(job, &wanted, &objects, own, until, &mut fetching);
         if let (Some(weighing), Some(fetching)) = (&self.weighing, &fetching) {
             weighing.end(self.driver.clock.now(), fetching);
         }
@@ -301,42 +331,42 @@ impl Remote {
         &self,
         job: &FetchJob,
         wanted: &Wanted,
-        places: &[usize],
+        objects: &[(usize, usize)],
         own: ClientId,
         until: Instant,
         fetching: &mut Option<Fetching>,
     ) -> Vec<usize> {
-        let positions: Vec<usize> = places.iter().map(|&place| wanted.missing[place]).collect();
-        let names: Vec<_> = positions
+        let keys: Vec<_> = objects
             .iter()
-            .map(|&position| wanted.place.name(job.hashes[position]))
+            .map(|&(position, place)| {
+                let place = &wanted.places[place];
+                (place.group, place.name(job.hashes[position]))
+            })
             .collect();
         let (mut copied, mut opened, mut has_gap) = (Vec::new(), Vec::new(), false);
         let mut since = Instant::now();
-        let fetched = self
-            .store
-            .fetch(&wanted.place.group, &names, until, &mut |place, object| {
-                let position = positions[place];
-                // In a prefix nothing behind a gap is of use.
-                let is_useful = job.which == FetchScope::Each || !has_gap;
-                let Some(object) = object.filter(|_| is_useful) else {
-                    has_gap = true;
-                    return;
-                };
-                if let (Some(weighing), Some(fetching)) = (&self.weighing, &mut *fetching) {
-                    let now = self.driver.clock.now();
-                    weighing.answered(now, fetching, true);
-                    weighing.arrived(now, fetching, object.len() as u64, since.elapsed(), true);
-                    since = Instant::now();
-                }
-                match self.open(job, wanted, own, position, &object, until) {
-                    Some(block) => opened.push(block),
-                    None => has_gap = true,
-                }
-                if opened.len() >= SEALED_TOGETHER {
-                    copied.extend(self.publish(job, wanted.generation, own, std::mem::take(&mut opened)));
-                }
-            });
+        let fetched = self.store.fetch(&keys, until, &mut |index, object| {
+            let (position, place) = objects[index];
+            // In a prefix nothing behind a gap is of use.
+            let is_useful = job.which == FetchScope::Each || !has_gap;
+            let Some(object) = object.filter(|_| is_useful) else {
+                has_gap = true;
+                return;
+            };
+            if let (Some(weighing), Some(fetching)) = (&self.weighing, &mut *fetching) {
+                let now = self.driver.clock.now();
+                weighing.answered(now, fetching, true);
+                weighing.arrived(now, fetching, object.len() as u64, since.elapsed(), true);
+                since = Instant::now();
+            }
+            match self.open(job, &wanted.places[place], own, position, &object, until) {
+                Some(block) => opened.push(block),
+                None => has_gap = true,
+            }
+            if opened.len() >= SEALED_TOGETHER {
+                copied.extend(self.publish(job, wanted.generation, own, std::mem::take(&mut opened)));
+            }
+        });
         copied.extend(self.publish(job, wanted.generation, own, opened));
         if self.noted(fetched).is_err()
             && let (Some(weighing), Some(fetching)) = (&self.weighing, fetching)
@@ -350,19 +380,19 @@ impl Remote {
     fn open(
         &self,
         job: &FetchJob,
-        wanted: &Wanted,
+        place: &Place,
         own: ClientId,
         position: usize,
         object: &[u8],
         until: Instant,
     ) -> Option<(usize, Copied)> {
         let hash = job.hashes[position];
-        let name = wanted.place.name(hash);
+        let name = place.name(hash);
         let corrupt = |error: &dyn std::fmt::Display| {
             self.counts.corrupt.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(address = self.address, %error, "an object of the remote tier does not open: a miss");
         };
-        let contents = match wanted.place.key.contents(name, object) {
+        let contents = match place.key.contents(name, object) {
             Ok(contents) => contents,
             Err(error) => {
                 corrupt(&error);
@@ -370,18 +400,25 @@ impl Remote {
             }
         };
         let (reservation, extent) = self.reserve(own, job.scope, hash, contents.length, until)?;
+        let begun = Instant::now();
         let opened = match self.driver.host.slice(&extent) {
-            Ok(slice) => wanted
-                .place
-                .key
-                .open(name, object, &slice)
-                .map_err(|error| corrupt(&error)),
+            Ok(slice) => place.key.open(name, object, &slice).map_err(|error| corrupt(&error)),
             Err(_) => Err(()),
         };
         if opened.is_err() {
             self.driver
                 .with(|decider, now| decider.manager.abandon(own, &[reservation], now));
             return None;
+        }
+        if let Some(weighing) = &self.weighing {
+            // Its seal is opened in the same breath, as that of a plain block is: what that takes is in the bandwidth already.
+            let took = is_compressed(object, &contents).then(|| begun.elapsed());
+            weighing.stored(
+                NAME,
+                contents.length.into(),
+                object.len() as u64,
+                took.unwrap_or_default(),
+            );
         }
         self.counts.blocks.fetch_add(1, Ordering::Relaxed);
         self.counts.bytes.fetch_add(u64::from(extent.length), Ordering::Relaxed);

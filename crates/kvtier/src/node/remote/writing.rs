@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{BlockHash, FetchScope, Fetched, LeaseId, NamespaceId, RealizationId, TrustDomain};
 use kvtier_storage::remote::redis::StoreError;
-use kvtier_storage::remote::{Contents, ObjectName};
+use kvtier_storage::remote::{Contents, OBJECT_OVERHEAD_BYTES, ObjectName};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{NAME, Place, Remote};
@@ -79,6 +79,15 @@ impl Writing {
     }
 }
 
+/// What is sent together.
+#[derive(Default)]
+struct Part {
+    objects: Vec<(ObjectName, Vec<u8>)>,
+    bytes: u64,
+    block_bytes: u64,
+    compressed: u64,
+}
+
 impl Remote {
     /// The writing thread.
     pub(super) fn write(&self, offers: &Receiver<Offer>) {
@@ -114,8 +123,15 @@ impl Remote {
         weighing.would_pay(self.driver.clock.now(), NAME, blocks, wait_us)
     }
 
+    /// Whether fewer bytes are worth decompressing them, from there.
+    fn compression_pays(&self, stored_ratio: f64, decompress_bytes_per_s: f64) -> bool {
+        let weighing = self.weighing.as_ref();
+        weighing.is_some_and(|weighing| weighing.compression_pays(NAME, stored_ratio, decompress_bytes_per_s))
+    }
+
     /// Writes the first of these; how many were gone through. 0: the server is away, or the namespace is being invalidated.
     fn write_part(&self, offer: &Offer, hashes: &[BlockHash]) -> usize {
+        self.meet(offer.namespace);
         let until = Instant::now() + self.fetch_timeout;
         let Some(_writing) = self.writing.exclusive(until) else {
             return 0;
@@ -124,12 +140,13 @@ impl Remote {
             return 0;
         };
         let generation = self.driver.look(|manager| manager.generation(offer.namespace));
-        let Some(place) = self.place(offer.namespace, offer.realization, generation) else {
+        let places = self.places(offer.namespace, offer.realization, generation);
+        let Some(place) = places.and_then(|places| places.into_iter().next()) else {
             return 0;
         };
-        let (mut objects, mut bytes, mut tried) = (Vec::new(), 0, 0);
+        let (mut part, mut tried) = (Part::default(), 0);
         for &hash in hashes {
-            if bytes >= PART_BYTES {
+            if part.block_bytes >= PART_BYTES {
                 break;
             }
             tried += 1;
@@ -160,38 +177,38 @@ impl Remote {
                     labels: described.labels,
                     checksum,
                 };
-                let object = place.key.seal(name, &contents, &slice, None);
-                bytes += object.len() as u64;
-                objects.push((name, object));
+                let pays = |ratio, rate| self.compression_pays(ratio, rate);
+                let element = self.compressing.choose(
+                    &slice,
+                    self.weighing.is_some().then_some(&pays as &dyn Fn(f64, f64) -> bool),
+                );
+                let object = place.key.seal(name, &contents, &slice, element);
+                part.bytes += object.len() as u64;
+                part.block_bytes += u64::from(contents.length);
+                part.compressed += u64::from(is_compressed(&object, &contents));
+                part.objects.push((name, object));
                 self.release(own, lease, described.checksum.is_none().then_some(checksum));
             } else {
                 self.release(own, lease, None);
             }
         }
-        // Under the same invalidations still: else these are no objects of the group that is in force.
-        let again = self.place(offer.namespace, offer.realization, generation);
-        if again.is_none_or(|again| again.group != place.group) {
+        // Under the same invalidations still: else these are no objects of a group that is in force.
+        let again = self.places(offer.namespace, offer.realization, generation);
+        if !again.is_some_and(|again| again.iter().any(|again| again.group == place.group)) {
             return 0;
         }
-        if self.put(offer.namespace, &place, &objects, bytes, until) {
+        if self.put(offer.namespace, &place, &part, until) {
             tried
         } else {
             0
         }
     }
 
-    fn put(
-        &self,
-        namespace: NamespaceId,
-        place: &Place,
-        objects: &[(ObjectName, Vec<u8>)],
-        bytes: u64,
-        until: Instant,
-    ) -> bool {
-        if objects.is_empty() {
+    fn put(&self, namespace: NamespaceId, place: &Place, part: &Part, until: Instant) -> bool {
+        if part.objects.is_empty() {
             return true;
         }
-        let put = self.store.put(&place.group, objects, Some(self.ttl), until);
+        let put = self.store.put(&place.group, &part.objects, Some(self.ttl), until);
         if let Err(StoreError::Refused { reason, .. }) = &put {
             // A server without room for more still gives what it has.
             self.counts.failed.fetch_add(1, Ordering::Relaxed);
@@ -202,8 +219,11 @@ impl Remote {
             self.unsettled.lock().insert(namespace);
             return false;
         }
-        self.counts.written.fetch_add(objects.len() as u64, Ordering::Relaxed);
-        self.counts.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let add = |counter: &AtomicU64, count| counter.fetch_add(count, Ordering::Relaxed);
+        add(&self.counts.written, part.objects.len() as u64);
+        add(&self.counts.written_bytes, part.bytes);
+        add(&self.counts.compressed, part.compressed);
+        add(&self.counts.written_block_bytes, part.block_bytes);
         true
     }
 
@@ -217,11 +237,19 @@ impl Remote {
     }
 }
 
-/// Which of the keys asked for follow each other from the first on, of those that are there.
-pub(super) fn reach(which: FetchScope, there: &[bool]) -> Vec<usize> {
+/// A block that does not shrink is kept plain.
+pub(super) fn is_compressed(object: &[u8], contents: &Contents) -> bool {
+    object.len() < contents.length as usize + OBJECT_OVERHEAD_BYTES
+}
+
+/// Which of the keys asked for follow each other from the first on, of those that are there, and where each is.
+pub(super) fn reach(which: FetchScope, missing: &[usize], there: &[Option<usize>]) -> Vec<(usize, usize)> {
     let end = match which {
         FetchScope::Each => there.len(),
-        FetchScope::Prefix => there.iter().position(|there| !there).unwrap_or(there.len()),
+        FetchScope::Prefix => there.iter().position(Option::is_none).unwrap_or(there.len()),
     };
-    (0..end).filter(|&position| there[position]).collect()
+    let found = missing.iter().zip(there).take(end);
+    found
+        .filter_map(|(&position, place)| Some((position, (*place)?)))
+        .collect()
 }

@@ -205,7 +205,7 @@ impl Session {
             return false;
         }
         let peers = peers.filter(|peers| peers.may_help(domain));
-        let remote = self.shared.driver.remote().filter(|remote| remote.may_fetch(domain));
+        let remote = self.shared.driver.remote().filter(|remote| remote.may_help(domain));
         if peers.is_none() && remote.is_none() {
             return false;
         }
@@ -237,6 +237,11 @@ impl Session {
         // Peers' threads go on to the remote tier.
         let taken = match (peers, remote) {
             (Some(peers), _) => peers.fetch_from_peers(job),
+            // Nobody waits for a server that is not worth asking; that somebody would have counts for its gate.
+            (None, Some(remote)) if !remote.is_open() => {
+                remote.weigh_behind(&job);
+                false
+            }
             (None, Some(remote)) => remote.fetch_here(job),
             (None, None) => false,
         };

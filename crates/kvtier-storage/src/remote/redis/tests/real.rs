@@ -115,10 +115,10 @@ fn five_hundred_objects_come_back_in_order_and_go_when_they_are_erased() {
     };
     let objects: Vec<_> = (0..500).map(|number| object(number, bytes(number))).collect();
     let names = names(&objects);
-    assert_eq!(store.exists(&GROUP, &names, after(LONG)), Ok(vec![false; 500]));
+    assert_eq!(store.exists(&all_of(&names), after(LONG)), Ok(vec![false; 500]));
     store.put(&GROUP, &objects, None, after(LONG)).expect("put");
     let asked: Vec<ObjectName> = (0..1000).map(name).collect();
-    let there = store.exists(&GROUP, &asked, after(LONG)).expect("asked");
+    let there = store.exists(&all_of(&asked), after(LONG)).expect("asked");
     assert!(there.iter().enumerate().all(|(number, there)| *there == (number < 500)));
     let (found, outcome) = fetched(&store, &asked, after(LONG));
     assert_eq!(outcome, Ok(()));
@@ -131,7 +131,7 @@ fn five_hundred_objects_come_back_in_order_and_go_when_they_are_erased() {
     }
     let erased = store.erase_group(&GROUP, after(LONG)).expect("erased");
     assert_eq!(erased, Erased { deleted: 500, left: 0 });
-    assert_eq!(store.exists(&GROUP, &names, after(LONG)), Ok(vec![false; 500]));
+    assert_eq!(store.exists(&all_of(&names), after(LONG)), Ok(vec![false; 500]));
     assert_eq!(fetched(&store, &names[..3], after(LONG)), (vec![None; 3], Ok(())));
 }
 
@@ -148,7 +148,8 @@ fn an_erasure_takes_one_namespace_or_generation_and_leaves_everybody_else_alone(
     stranger.flush().expect("sent");
     stranger.done().expect("set");
     let count = |group: &ObjectGroup| {
-        let there = store.exists(group, &names(&objects), after(LONG)).expect("asked");
+        let asked: Vec<_> = names(&objects).into_iter().map(|name| (*group, name)).collect();
+        let there = store.exists(&asked, after(LONG)).expect("asked");
         there.iter().filter(|there| **there).count()
     };
     let erased = store.erase_group(&other(1, 1), after(LONG)).expect("erased");
@@ -197,7 +198,7 @@ fn the_server_drops_what_has_a_ttl_and_keeps_the_rest() {
         .put(&GROUP, &[object(2, 10)], Some(LONG * 100), after(LONG))
         .expect("put");
     store.put(&GROUP, &[object(3, 10)], None, after(LONG)).expect("put");
-    let there = || store.exists(&GROUP, &[1, 2, 3].map(name), after(LONG)).expect("asked");
+    let there = || store.exists(&all_of(&[1, 2, 3].map(name)), after(LONG)).expect("asked");
     assert_eq!(there(), [true, true, true]);
     thread::sleep(Duration::from_millis(500));
     assert_eq!(there(), [false, true, true]);
@@ -236,8 +237,8 @@ fn a_database_is_chosen_by_the_address() {
     let Some(redis) = Redis::plain() else { return };
     let third = store(format!("{}/3", redis.url()), 1, LONG);
     third.put(&GROUP, &[object(1, 10)], None, after(LONG)).expect("put");
-    assert_eq!(third.exists(&GROUP, &[name(1)], after(LONG)), Ok(vec![true]));
-    assert_eq!(redis.store(1).exists(&GROUP, &[name(1)], after(LONG)), Ok(vec![false]));
+    assert_eq!(third.exists(&all_of(&[name(1)]), after(LONG)), Ok(vec![true]));
+    assert_eq!(redis.store(1).exists(&all_of(&[name(1)]), after(LONG)), Ok(vec![false]));
     let none = store(format!("{}/99", redis.url()), 1, LONG);
     assert!(matches!(none.ping(after(LONG)), Err(StoreError::Refused { .. })));
 }
@@ -276,7 +277,7 @@ fn a_server_that_is_killed_is_unavailable_at_once_and_one_that_is_back_serves_th
     });
     assert!(matches!(store.ping(after(LONG)), Err(StoreError::Unavailable { .. })));
     redis.restart();
-    assert_eq!(store.exists(&GROUP, &names[..1], after(LONG)), Ok(vec![false]));
+    assert_eq!(store.exists(&all_of(&names[..1]), after(LONG)), Ok(vec![false]));
     store.put(&GROUP, &objects[..2], None, after(LONG)).expect("put");
     assert_eq!(
         fetched(&store, &names[..1], after(LONG)),
