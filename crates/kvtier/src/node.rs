@@ -38,6 +38,7 @@ mod remote;
 #[cfg(not(feature = "redis"))]
 #[path = "node/remote_absent.rs"]
 mod remote;
+mod remote_status;
 
 use self::peers::versions::{Cause, VersionBook};
 pub use self::peers::{
@@ -48,7 +49,7 @@ use self::purging::Purging;
 pub use self::purging::STEPS as PURGE_STEPS;
 use self::recorder::Recorder;
 use self::remote::Remote;
-pub use self::remote::RemoteStatus;
+pub use self::remote_status::RemoteStatus;
 pub use self::status::{Counters, Device, DomainCounters, DomainStatus, Durability, Durations, Purges, Status};
 pub use self::watchers::Processor;
 use crate::error::ErrorKind;

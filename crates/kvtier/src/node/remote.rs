@@ -24,7 +24,6 @@ use kvtier_storage::nvme::RecordKeys;
 use kvtier_storage::remote::redis::{Erased, RedisSettings, RedisStore, StoreError};
 use kvtier_storage::remote::{ObjectGroup, ObjectKey, ObjectName};
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
 use self::compressing::Compressing;
 use self::reading::Reading;
@@ -36,6 +35,7 @@ use super::driver::Driver;
 use super::peers::versions::VersionBook;
 use super::peers::weighing::Weighing;
 use super::peers::{SharedGroup, Versions};
+use super::remote_status::RemoteStatus;
 use super::{StartError, StartProgress, spawn};
 use crate::settings::CheckedSettings;
 
@@ -48,56 +48,6 @@ const AWAY: Duration = Duration::from_millis(500);
 const AWAY_MAX: Duration = Duration::from_secs(10);
 /// How long a deletion may wait for the server before the namespace is set apart instead.
 const FORGET_PATIENCE: Duration = Duration::from_secs(1);
-
-/// The tier as the status shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RemoteStatus {
-    /// `redis`.
-    pub backend: String,
-    /// Where it is.
-    pub address: String,
-    /// `in service`, or `away`.
-    pub state: String,
-    /// Why it is away; empty when it is not.
-    pub trouble: String,
-    /// Blocks read and found right.
-    pub blocks: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Blocks written.
-    pub written: u64,
-    /// Their bytes, as stored.
-    pub written_bytes: u64,
-    /// Those of them that were compressed.
-    pub compressed: u64,
-    /// Bytes of the blocks written, before they were compressed and sealed.
-    pub written_block_bytes: u64,
-    /// Blocks that were not written: too many waited, or the server was away.
-    pub dropped: u64,
-    /// Blocks that were not written because they are never worth fetching.
-    pub declined: u64,
-    /// Objects that did not open.
-    pub corrupt: u64,
-    /// Questions, reads and writes that failed.
-    pub failed: u64,
-    /// Objects deleted by purges and deletions.
-    pub deleted: u64,
-    /// Keys of other members that this node reads objects with, one for each member and namespace. Gauge.
-    pub shared_groups: u64,
-    /// Whether the cost model lets it be asked; empty where no model is named.
-    pub gate: String,
-    /// Requests that were worth fetching.
-    pub decisions_fetch: u64,
-    /// Requests that it had and that were not.
-    pub decisions_recompute: u64,
-    /// Bytes a second that the cost model counts with.
-    pub expected_bytes_per_second: u64,
-    /// Time until it answers that the cost model counts with, microseconds.
-    pub expected_lookup_us: u64,
-    /// The latest decision, term by term.
-    pub latest_decision: String,
-}
 
 #[derive(Default)]
 struct Counts {

@@ -4,19 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvtier_core::{BlockHash, NamespaceId, RealizationId, Tier, TrustDomain};
-use serde::{Deserialize, Serialize};
 
 use super::domains::Domains;
 use super::driver::Driver;
 use super::peers::versions::VersionBook;
 use super::peers::{FetchJob, LookupJob, SharedGroup, Versions};
+use super::remote_status::RemoteStatus;
 use super::{StartError, StartProgress};
 use crate::keys::KeyError;
 use crate::settings::CheckedSettings;
-
-/// The tier as the status would show it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemoteStatus {}
 
 /// What an erasure would come to.
 pub(crate) struct Erased {

@@ -7,7 +7,7 @@ use kvtier_storage::nvme::NvmeStatistics;
 use serde::{Deserialize, Serialize};
 
 use super::peers::ClusterStatus;
-use super::remote::RemoteStatus;
+use super::remote_status::RemoteStatus;
 use super::watchers::Processor;
 
 macro_rules! mirror {
