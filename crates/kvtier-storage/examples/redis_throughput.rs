@@ -1,15 +1,59 @@
 //! What sealing, a Redis server and opening let through: `redis_throughput URL [BYTES] [OBJECTS]`.
 //!
-//! One thread, one connection. It puts objects under a namespace of its own, fetches them, and erases them again.
+//! One thread, one connection. It puts objects under a namespace of its own, fetches them, and erases them again. In turns with that a raw
+//! client asks for the same objects, sixteen ahead, and drops the bytes: what the server and the socket can do. The last line has the ratio of
+//! the two, medians of the rounds. Servers that want a password are measured without that client.
 
 use std::error::Error;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use kvtier_core::{BlockHash, Labels, Parent};
 use kvtier_storage::compression::Element;
 use kvtier_storage::remote::redis::{RedisSettings, RedisStore};
-use kvtier_storage::remote::{Contents, ObjectGroup, ObjectKey, ObjectName};
+use kvtier_storage::remote::{Contents, OBJECT_OVERHEAD_BYTES, ObjectGroup, ObjectKey, ObjectName};
 use kvtier_transfer::memory::MemoryRegion;
+
+/// Of the comparison with the raw client.
+const ROUNDS: usize = 9;
+
+/// Asked for before their answers.
+const WINDOW: usize = 16;
+
+/// Gets what the keys name, a few asked for ahead, and drops it.
+fn raw(address: &str, keys: &[String], bytes: usize) -> Result<Duration, Box<dyn Error>> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let question = |key: &String| format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len());
+    // `$LENGTH\r\n`, the object, `\r\n`.
+    let answer_bytes = bytes + bytes.to_string().len() + 5;
+    let total = keys.len() * answer_bytes;
+    let mut buffer = vec![0; 1 << 20];
+    let (mut asked, mut received) = (0, 0);
+    let began = Instant::now();
+    while received < total {
+        let ahead = keys.len().min(received / answer_bytes + WINDOW);
+        // A system call for several.
+        if asked < ahead && (ahead - asked >= WINDOW / 2 || ahead == keys.len()) {
+            let questions: String = keys[asked..ahead].iter().map(question).collect();
+            stream.write_all(questions.as_bytes())?;
+            asked = ahead;
+        }
+        let most = (total - received).min(buffer.len());
+        let read = stream.read(&mut buffer[..most])?;
+        if read == 0 {
+            return Err("the server hung up".into());
+        }
+        received += read;
+    }
+    Ok(began.elapsed())
+}
+
+fn median(mut durations: Vec<Duration>) -> Duration {
+    durations.sort_unstable();
+    durations[durations.len() / 2]
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -17,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bytes: usize = arguments.next().map_or(Ok(1 << 20), |bytes| bytes.parse())?;
     let count: usize = arguments.next().map_or(Ok(256), |count| count.parse())?;
     let store = RedisStore::new(RedisSettings {
-        url,
+        url: url.clone(),
         connections: 1,
         timeout: Duration::from_secs(5),
     })?;
@@ -85,6 +129,32 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         for (step, took) in ["seal", "put", "fetch", "open"].iter().zip(stood) {
             say(&format!("{what}: {step}"), took);
+        }
+        if compress.is_none() && !url.contains('@') {
+            let address = url.split("://").nth(1).unwrap_or_default();
+            let address = address.split('/').next().unwrap_or_default();
+            let redis_keys: Vec<String> = names.iter().map(|name| format!("kvtier:1:{group}:{name}")).collect();
+            let (mut tier, mut bare) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                bare.push(raw(address, &redis_keys, bytes + OBJECT_OVERHEAD_BYTES)?);
+                let began = Instant::now();
+                let mut opened = 0;
+                store.fetch(&keys, until, &mut |position, object| {
+                    let object = object.unwrap_or_default();
+                    opened += usize::from(key.open(names[position], &object, &block).is_ok());
+                })?;
+                tier.push(began.elapsed());
+                if opened != count {
+                    return Err(format!("{opened} of {count} objects opened").into());
+                }
+            }
+            let (tier, bare) = (median(tier), median(bare));
+            say("raw pipelined client", bare);
+            say("fetched and opened", tier);
+            println!(
+                "of the raw client's rate {:8.2}",
+                bare.as_secs_f64() / tier.as_secs_f64()
+            );
         }
     }
     let erased = store.erase_namespace(&group.namespace, until)?;

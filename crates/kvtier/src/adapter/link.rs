@@ -187,6 +187,7 @@ impl Link {
             .map_err(PlaceError::Client)?
             .with_hints(Hints {
                 prompt_tokens: settings.prompt_tokens,
+                queue_wait_us: settings.queue_wait_us,
                 label: settings.label.as_deref().map(Label::of),
                 ..Hints::default()
             });

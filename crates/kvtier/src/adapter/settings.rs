@@ -35,6 +35,9 @@ pub struct AdapterSettings {
     pub tokens_per_chunk: u32,
     /// Tokens of a typical prompt, which LMCache does not tell. Default: not known.
     pub prompt_tokens: Option<u32>,
+    /// How long a typical request waits for a GPU, microseconds, which LMCache does not tell: what is fetched meanwhile costs it nothing.
+    /// Default: not known, and counted as none.
+    pub queue_wait_us: Option<u64>,
     /// Threads that copy. Default 0: one for each core, at most 4.
     pub copy_threads: u32,
     /// A lookup without an answer by then is a miss, milliseconds. Default 1,000.
@@ -77,6 +80,7 @@ impl Default for AdapterSettings {
             label: None,
             tokens_per_chunk: 256,
             prompt_tokens: None,
+            queue_wait_us: None,
             copy_threads: 0,
             lookup_timeout_ms: 1_000,
             load_timeout_ms: 5_000,

@@ -82,7 +82,7 @@ class KvtierL2AdapterConfig(L2AdapterConfigBase):
             "- namespaces (dict): names of certain salts' namespaces\n"
             "- hide_salts (bool): digest salts in names (default false)\n"
             "- label (str): what all stores are put under, for `kvctl purge --label` (default: nothing)\n"
-            "- tokens_per_chunk, prompt_tokens (int): what LMCache does not tell (default 256, unknown)\n"
+            "- tokens_per_chunk, prompt_tokens, queue_wait_us (int): what LMCache does not tell (default 256, unknown)\n"
             "- copy_threads (int): default one for each core, at most 4\n"
             "- lookup_timeout_ms, load_timeout_ms, store_timeout_ms (int): default 1000, 5000, 30000\n"
             "- failed_stores ('report' or 'drop'): 'drop' with skip_l1 and noop (default 'report')\n"
