@@ -120,7 +120,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         store.fetch(&keys, until, &mut |position, object| {
             let began = Instant::now();
             let object = object.unwrap_or_default();
-            opened += usize::from(key.open(names[position], &object, &block).is_ok());
+            opened += usize::from(key.open(names[position], object, &block).is_ok());
             stood[3] += began.elapsed();
         })?;
         stood[2] = began.elapsed().saturating_sub(stood[3]);
@@ -141,7 +141,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let mut opened = 0;
                 store.fetch(&keys, until, &mut |position, object| {
                     let object = object.unwrap_or_default();
-                    opened += usize::from(key.open(names[position], &object, &block).is_ok());
+                    opened += usize::from(key.open(names[position], object, &block).is_ok());
                 })?;
                 tier.push(began.elapsed());
                 if opened != count {

@@ -4,6 +4,7 @@
 //! clients ask. It runs a thread for each connection, one timer, one for host segments, one that makes names and
 //! generations durable, and those of the NVMe engine; when nobody asks, all of them sleep.
 
+mod attempt;
 mod clock;
 mod copying;
 mod domains;

@@ -249,7 +249,7 @@ pub struct Settings {
     pub kv_bytes_per_token: Option<u64>,
     /// Whether peers are asked at all: `auto` by what the cost model measured, `on` or `off`. Default `auto`.
     pub peer_gate: PeerGate,
-    /// A Redis server that keeps blocks of the trust domains that the settings name, `redis://[USER@]HOST:PORT[/DB]`. Each block is
+    /// A Redis server, or any of a cluster, that keeps blocks of the trust domains that the settings name, `redis://[USER@]HOST:PORT[/DB]`. Each block is
     /// sealed with its namespace's key before it leaves. Needs the feature `redis`. Default none.
     pub remote_redis: Option<String>,
     /// File of that server's password. Default none.

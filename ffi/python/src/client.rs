@@ -6,7 +6,7 @@ use kvtier::client::blocking::{Client as Connection, Namespace};
 use kvtier::client::{
     ClientError, ClientOptions, Completion, ForeignSlice, SubmissionOptions, Submissions, prefix_len,
 };
-use kvtier::{BlockHash, Generation, Realization};
+use kvtier::{BlockHash, Generation, Hints, Realization};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -161,20 +161,29 @@ impl Client {
     }
 
     /// As `get_into` for many keys in one trip, one target for each. With `prefix` nothing behind the first miss is read.
+    /// `prompt_tokens`, `local_prefix_tokens` and `queue_wait_us` as for `lookup`.
     ///
     /// Targets may be written on an error.
-    #[pyo3(signature = (keys, targets, *, prefix = false))]
+    #[pyo3(signature = (keys, targets, *, prefix = false, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of Python's")]
     fn get_into_batch(
         &self,
         py: Python<'_>,
         keys: &Bound<'_, PyAny>,
         targets: &Bound<'_, PyAny>,
         prefix: bool,
+        prompt_tokens: Option<u32>,
+        local_prefix_tokens: Option<u32>,
+        queue_wait_us: Option<u64>,
     ) -> PyResult<Vec<Got>> {
+        let hints = request_hints(prompt_tokens, local_prefix_tokens, queue_wait_us);
         let (hashes, buffers) = (hashes_of(keys)?, buffers(targets, Buffer::writable)?);
         let targets: Vec<ForeignSlice> = slices(&buffers).collect();
         let scope = scope_of(prefix);
-        let outcomes = self.call(py, |open| open.namespace.get_into_foreign(&hashes, &targets, scope))?;
+        let outcomes = self.call(py, |open| {
+            let namespace = open.namespace.with_hints(hints);
+            namespace.get_into_foreign(&hashes, &targets, scope)
+        })?;
         Ok(outcomes.into_iter().map(Got::from).collect())
     }
 
@@ -207,10 +216,31 @@ impl Client {
         Ok(tiers.iter().map(Option::is_some).collect())
     }
 
-    /// How many of the first keys are cached, and which tier each is in: a `Found`. Leases nothing, moves no bytes.
-    fn lookup(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<Found> {
+    /// How many of the first keys are cached, and which tier each is in: a `Found`. Leases nothing, moves no bytes. Of what
+    /// lies elsewhere only what is worth fetching is found; with `raw` all that exists is.
+    ///
+    /// What the node reckons with: `prompt_tokens` of the whole prompt, `local_prefix_tokens` that the engine has already, and
+    /// `queue_wait_us`, how long the request waits for a GPU anyway.
+    #[pyo3(signature = (keys, *, raw = false, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None))]
+    fn lookup(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        raw: bool,
+        prompt_tokens: Option<u32>,
+        local_prefix_tokens: Option<u32>,
+        queue_wait_us: Option<u64>,
+    ) -> PyResult<Found> {
         let hashes = hashes_of(keys)?;
-        let tiers = self.call(py, |open| open.namespace.lookup(&hashes))?;
+        let hints = request_hints(prompt_tokens, local_prefix_tokens, queue_wait_us);
+        let tiers = self.call(py, |open| {
+            let namespace = open.namespace.with_hints(hints);
+            if raw {
+                namespace.lookup_raw(&hashes)
+            } else {
+                namespace.lookup(&hashes)
+            }
+        })?;
         Ok(Found {
             prefix: prefix_len(&tiers),
             tiers: tiers.into_iter().map(|tier| tier.map(tier_name)).collect(),
@@ -373,6 +403,15 @@ fn completed_of(py: Python<'_>, completion: Completion<Buffer>) -> PyResult<(u64
         Err(error) => raised(error).into_value(py).into_bound(py).into_any(),
     };
     Ok((completion.ticket, outcome))
+}
+
+fn request_hints(prompt_tokens: Option<u32>, local_prefix_tokens: Option<u32>, queue_wait_us: Option<u64>) -> Hints {
+    Hints {
+        prompt_tokens,
+        local_prefix_tokens,
+        queue_wait_us,
+        ..Hints::default()
+    }
 }
 
 fn buffers(objects: &Bound<'_, PyAny>, take: fn(&Bound<'_, PyAny>) -> PyResult<Buffer>) -> PyResult<Vec<Buffer>> {

@@ -35,7 +35,17 @@ fn describe(remote: &RemoteStatus) -> String {
         format!(": {}", remote.trouble)
     };
     let mut lines = vec![
-        format!("{} at {}, {}{trouble}", remote.backend, remote.address, remote.state),
+        format!(
+            "{} at {}{}, {}{trouble}",
+            remote.backend,
+            remote.address,
+            if remote.servers > 1 {
+                format!(" and {} servers more of its cluster", remote.servers - 1)
+            } else {
+                String::new()
+            },
+            remote.state
+        ),
         format!(
             "read {} blocks, {}; wrote {}, {} as {}, {} of them compressed; {} left out, {} never worth fetching",
             remote.blocks,
@@ -52,6 +62,12 @@ fn describe(remote: &RemoteStatus) -> String {
             remote.corrupt, remote.failed, remote.deleted
         ),
     ];
+    if remote.given_up > 0 {
+        lines.push(format!(
+            "{} fetches took too long and were answered before they ended; {} blocks came late and were kept",
+            remote.given_up, remote.late_blocks
+        ));
+    }
     if remote.shared_groups > 0 {
         lines.push(format!("reads with {} keys of other members", remote.shared_groups));
     }

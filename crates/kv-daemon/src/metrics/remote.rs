@@ -75,6 +75,18 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, remote: &RemoteStatus)
             remote.failed,
         ),
         (
+            "remote_given_up",
+            "Fetches from the remote tier that took longer than recomputing was expected to: answered before they ended",
+            None,
+            remote.given_up,
+        ),
+        (
+            "remote_late_blocks",
+            "Blocks of the remote tier that came after their fetch was answered, and were kept",
+            None,
+            remote.late_blocks,
+        ),
+        (
             "remote_deleted_objects",
             "Objects of the remote tier that purges and deletions removed",
             None,

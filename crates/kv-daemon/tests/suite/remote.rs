@@ -454,6 +454,34 @@ fn blocks_are_compressed_once_the_way_there_was_measured_to_be_slow() {
 }
 
 #[test]
+fn a_fetch_that_turns_out_slow_is_answered_at_once_and_what_comes_late_is_kept() {
+    let Some(redis) = Redis::start(None) else { return };
+    let proxy = Proxy::start(redis.port);
+    let kv_bytes = bytes_of("x").len() / 256;
+    // Recomputing takes two seconds and a half.
+    let model = format!(
+        "cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = {kv_bytes}\nremote_compression = \"off\"\nremote_fetch_timeout_ms = 30000"
+    );
+    let settings = settings(&redis, &proxy.url(), &model);
+    let daemon = Daemon::start_in_with(daemon::directory(), &["--nvme-bytes", "0"], &settings);
+    put(&daemon, "one");
+    until("it is written behind", || count(&daemon, "written") == 1);
+    let daemon = Daemon::start_in_with(daemon.stop_and_keep(), &["--nvme-bytes", "0"], &settings);
+    until("it is offered", || {
+        let exists = daemon.kvctl().args(["--json", "exists", "one"]).output();
+        words(&exists.expect("kvctl runs")).contains("\"remote\"")
+    });
+    // Five seconds for the block, from now on.
+    proxy.slow(Duration::ZERO, bytes_of("one").len() as u64 / 5);
+    let begun = Instant::now();
+    assert_eq!(get(&daemon, "one"), None);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(count(&daemon, "given_up"), 1);
+    until("it came all the same", || count(&daemon, "late_blocks") == 1);
+    assert_eq!(get(&daemon, "one").as_deref(), Some("host"));
+}
+
+#[test]
 fn connections_that_break_amid_an_object_are_misses_and_the_next_one_works() {
     let Some(redis) = Redis::start(None) else { return };
     let proxy = Proxy::start(redis.port);

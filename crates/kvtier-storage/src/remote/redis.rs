@@ -1,4 +1,4 @@
-//! Objects in a Redis server, or one that speaks as it does (6.0 or newer, not a cluster).
+//! Objects in a Redis server, or in a cluster of them, or what speaks as they do (6.0 or newer).
 //!
 //! # Keys
 //!
@@ -16,21 +16,33 @@
 //! address. A connection on which anything went wrong is closed, never used again; one that the server closed while it lay idle is
 //! replaced once within the call. Nothing else is tried again.
 //!
+//! # Clusters
+//!
+//! The address is that of any server of the cluster. That it is in one shows when it is first asked, or by its word that a key lies elsewhere;
+//! then where each slot lies is asked for, and again whenever a server is away or gives such a word. A call goes to each server that has a
+//! part of it, and is tried once more where the map has changed. An erasure goes through the keys of every master, and is not done while slots
+//! move between them.
+//!
 //! What a server keeps beside its memory (replicas, snapshots, an append-only file) is out of reach here: what is erased stays readable there
 //! for who has the key.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::RwLock;
 use thiserror::Error;
 
 use super::{ObjectGroup, ObjectName};
+use cluster::Servers;
 use connection::{Answer, Connection, Fault, STRING_BYTES_MAX};
+use pool::{Kind, Place, Pool, Trouble};
 use server::Server;
 
+mod cluster;
 mod connection;
+mod pool;
 mod server;
 
 #[cfg(test)]
@@ -132,19 +144,11 @@ pub enum StoreError {
     },
 }
 
-/// Puts, fetches and erases objects in one Redis server. To be shared between threads; each call takes one connection.
+/// Puts, fetches and erases objects in a Redis server or cluster. To be shared between threads; each call takes one connection, and in a
+/// cluster one to each server that has a part of it.
 pub struct RedisStore {
-    server: Server,
-    connections: usize,
-    pool: Mutex<Pool>,
-    freed: Condvar,
-}
-
-#[derive(Default)]
-struct Pool {
-    idle: Vec<Connection>,
-    /// Calls that run.
-    taken: usize,
+    seed: Arc<Pool>,
+    servers: RwLock<Arc<Servers>>,
 }
 
 impl RedisStore {
@@ -166,29 +170,141 @@ impl RedisStore {
     }
 
     fn of(settings: &RedisSettings, authorities: Option<&[u8]>) -> Result<RedisStore, StoreError> {
+        let seed = Arc::new(Pool::new(Server::new(settings, authorities)?, settings.connections));
         Ok(RedisStore {
-            server: Server::new(settings, authorities)?,
-            connections: settings.connections.max(1),
-            pool: Mutex::default(),
-            freed: Condvar::new(),
+            servers: RwLock::new(Arc::new(Servers::one(&seed))),
+            seed,
         })
     }
 
     /// Where the server is, for messages: without user and password.
     #[must_use]
     pub fn address(&self) -> &str {
-        &self.server.name
+        &self.seed.server.name
     }
 
-    /// Whether it answers, and takes the password.
+    /// How many servers objects lie on, as far as is known.
+    #[must_use]
+    pub fn servers(&self) -> usize {
+        self.servers.read().pools.len()
+    }
+
+    /// Whether it answers, and takes the password. In a cluster one that does is enough.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn ping(&self, until: Instant) -> Result<(), StoreError> {
-        self.run("PING", until, |connection| {
-            connection.ask(&[b"PING"])?;
-            connection.flush()?;
-            connection.done()
+        let mut trouble = None;
+        for pool in self.all_of(&self.now()) {
+            let answered = pool.run("PING", until, |connection| {
+                connection.ask(&[b"PING"])?;
+                connection.flush()?;
+                connection.done()
+            });
+            match answered {
+                Ok(()) => return Ok(()),
+                Err(other) => trouble = trouble.or(Some(other.error)),
+            }
+        }
+        Err(trouble.expect("the seed was asked"))
+    }
+
+    /// The seed first.
+    fn all_of(&self, servers: &Servers) -> Vec<Arc<Pool>> {
+        let others = servers.pools.iter().filter(|pool| !Arc::ptr_eq(pool, &self.seed));
+        std::iter::once(&self.seed).chain(others).cloned().collect()
+    }
+
+    fn now(&self) -> Arc<Servers> {
+        Arc::clone(&self.servers.read())
+    }
+
+    /// Asks whoever answers where the slots lie. Whether that is something new.
+    fn learn(&self, known: &Arc<Servers>, until: Instant) -> Result<bool, Trouble> {
+        let mut trouble = None;
+        for pool in self.all_of(known) {
+            let told = match cluster::ask(&pool, until) {
+                Ok(told) => told,
+                Err(other) => {
+                    trouble = trouble.or(Some(other));
+                    continue;
+                }
+            };
+            let servers = match told {
+                Some(told) => Servers::of_told(&told, &pool, known),
+                None => Servers::one(&self.seed),
+            };
+            let is_new = !servers.is_like(known);
+            if is_new {
+                *self.servers.write() = Arc::new(servers);
+            }
+            return Ok(is_new);
+        }
+        Err(trouble.expect("the seed was asked"))
+    }
+
+    /// Does a job, and once more where that may help: a key lies elsewhere, or a server of the cluster is away and another has taken over.
+    fn call<T>(
+        &self,
+        until: Instant,
+        mut job: impl FnMut(&Arc<Servers>) -> Result<T, Trouble>,
+    ) -> Result<T, StoreError> {
+        let servers = self.now();
+        let trouble = match job(&servers) {
+            Ok(done) => return Ok(done),
+            Err(trouble) => trouble,
+        };
+        let may_help = match trouble.kind {
+            Kind::Elsewhere => true,
+            Kind::Away => servers.is_cluster(),
+            Kind::Other => false,
+        };
+        if may_help && self.learn(&servers, until).is_ok_and(|is_new| is_new) {
+            return job(&self.now()).map_err(|trouble| trouble.error);
+        }
+        Err(trouble.error)
+    }
+
+    /// The positions of keys by the server that has them.
+    fn by_server(servers: &Servers, keys: &[String]) -> Result<Vec<Vec<usize>>, Trouble> {
+        let mut parts = vec![Vec::new(); servers.pools.len()];
+        for (position, key) in keys.iter().enumerate() {
+            parts[place_of(servers, key)?].push(position);
+        }
+        Ok(parts)
+    }
+
+    /// One command for each of these keys, in pipelines, and its answer to each.
+    fn each_key<T: Clone>(
+        &self,
+        command: &'static str,
+        keys: &[String],
+        until: Instant,
+        nothing: &T,
+        answer: impl Fn(&mut Connection) -> Result<T, Fault>,
+    ) -> Result<Vec<T>, StoreError> {
+        self.call(until, |servers| {
+            let mut answers = vec![nothing.clone(); keys.len()];
+            for (pool, positions) in servers.pools.iter().zip(RedisStore::by_server(servers, keys)?) {
+                if positions.is_empty() {
+                    continue;
+                }
+                let found = pool.run(command, until, |connection| {
+                    let mut found = Vec::with_capacity(positions.len());
+                    for positions in positions.chunks(COMMANDS_MAX) {
+                        for &position in positions {
+                            connection.ask(&[command.as_bytes(), keys[position].as_bytes()])?;
+                        }
+                        connection.flush()?;
+                        found.extend(all(connection, positions.len(), &answer)?);
+                    }
+                    Ok(found)
+                })?;
+                for (position, found) in positions.into_iter().zip(found) {
+                    answers[position] = found;
+                }
+            }
+            Ok(answers)
         })
     }
 
@@ -197,19 +313,9 @@ impl RedisStore {
     /// # Errors
     /// [`StoreError`].
     pub fn exists(&self, objects: &[(ObjectGroup, ObjectName)], until: Instant) -> Result<Vec<bool>, StoreError> {
-        self.run("EXISTS", until, |connection| {
-            let mut found = Vec::with_capacity(objects.len());
-            for objects in objects.chunks(COMMANDS_MAX) {
-                for (group, name) in objects {
-                    connection.ask(&[b"EXISTS", key(group, name).as_bytes()])?;
-                }
-                connection.flush()?;
-                for answer in all(connection, objects.len(), Connection::number)? {
-                    found.push(answer > 0);
-                }
-            }
-            Ok(found)
-        })
+        let keys: Vec<String> = objects.iter().map(|(group, name)| key(group, name)).collect();
+        let there = |connection: &mut Connection| Ok(connection.number()? > 0);
+        self.each_key("EXISTS", &keys, until, &false, there)
     }
 
     /// Fetches objects and gives each to `each`, with its position, in their order; `None` where there is none. Some 16 MiB are asked for at
@@ -221,28 +327,58 @@ impl RedisStore {
         &self,
         objects: &[(ObjectGroup, ObjectName)],
         until: Instant,
-        each: &mut dyn FnMut(usize, Option<Vec<u8>>),
+        each: &mut dyn FnMut(usize, Option<&[u8]>),
     ) -> Result<(), StoreError> {
-        self.run("GET", until, |connection| {
-            let (mut asked, mut largest) = (0, None);
-            for position in 0..objects.len() {
-                let window = window(largest);
-                // Not one by one: a system call for several.
-                if asked - position <= window / 2 {
-                    let last = objects.len().min(position + window);
-                    for (group, name) in &objects[asked.min(last)..last] {
-                        connection.ask(&[b"GET", key(group, name).as_bytes()])?;
-                    }
-                    asked = asked.max(last);
-                    connection.flush()?;
-                }
-                let object = connection.string()?;
-                if let Some(object) = &object {
-                    largest = largest.max(Some(object.len()));
-                }
-                each(position, object);
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<String> = objects.iter().map(|(group, name)| key(group, name)).collect();
+        // Where it is tried again it goes on from here.
+        let mut given = 0;
+        self.call(until, |servers| {
+            if !servers.is_cluster() {
+                return servers.pools[0].run("GET", until, |connection| {
+                    let mut places = [connection];
+                    let from = given;
+                    fetch_from(&mut places, &keys[from..], &|_| 0, &mut |position, object| {
+                        each(from + position, object);
+                        given += 1;
+                    })
+                    .map_err(|(_, fault)| fault)
+                });
             }
-            Ok(())
+            let from = given;
+            let mut of = Vec::with_capacity(keys.len() - from);
+            for key in &keys[from..] {
+                of.push(place_of(servers, key)?);
+            }
+            // In the order of the servers: whoever waits for a connection waits for none that is held for its own.
+            let wanted: BTreeSet<usize> = of.iter().copied().collect();
+            let mut held: Vec<(usize, Place<'_>, Connection)> = Vec::with_capacity(wanted.len());
+            for &server in &wanted {
+                let (place, connection) = servers.pools[server].connect("GET", until)?;
+                held.push((server, place, connection));
+            }
+            let place_of_server = |server: usize| wanted.iter().position(|other| *other == server);
+            let of: Vec<usize> = of.into_iter().filter_map(place_of_server).collect();
+            let mut connections: Vec<&mut Connection> = held.iter_mut().map(|(_, _, connection)| connection).collect();
+            let fetched = fetch_from(
+                &mut connections,
+                &keys[from..],
+                &|position| of[position],
+                &mut |position, object| {
+                    each(from + position, object);
+                    given += 1;
+                },
+            );
+            let failed = fetched.err().map(|(place, fault)| {
+                let pool = &servers.pools[held[place].0];
+                pool.trouble("GET", fault, until)
+            });
+            for (_, place, connection) in held {
+                place.keep(connection);
+            }
+            failed.map_or(Ok(()), Err)
         })
     }
 
@@ -262,25 +398,34 @@ impl RedisStore {
             return Err(StoreError::TooLarge { bytes: large.len() });
         }
         let ttl = ttl.map(|ttl| ttl.as_millis().clamp(1, u128::from(u32::MAX) * 1000).to_string());
-        self.run("SET", until, |connection| {
-            let mut rest = objects;
-            while !rest.is_empty() {
-                let mut bytes = 0;
-                let fitting = rest.iter().take(COMMANDS_MAX).take_while(|(_, object)| {
-                    bytes += object.len();
-                    bytes <= WINDOW_BYTES
-                });
-                let (now, later) = rest.split_at(fitting.count().max(1));
-                for (name, object) in now {
-                    let key = key(group, name);
-                    match &ttl {
-                        Some(ttl) => connection.ask(&[b"SET", key.as_bytes(), object, b"PX", ttl.as_bytes()])?,
-                        None => connection.ask(&[b"SET", key.as_bytes(), object])?,
-                    }
+        let keys: Vec<String> = objects.iter().map(|(name, _)| key(group, name)).collect();
+        self.call(until, |servers| {
+            for (pool, positions) in servers.pools.iter().zip(RedisStore::by_server(servers, &keys)?) {
+                if positions.is_empty() {
+                    continue;
                 }
-                connection.flush()?;
-                all(connection, now.len(), Connection::done)?;
-                rest = later;
+                pool.run("SET", until, |connection| {
+                    let mut rest = positions.as_slice();
+                    while !rest.is_empty() {
+                        let mut bytes = 0;
+                        let fitting = rest.iter().take(COMMANDS_MAX).take_while(|position| {
+                            bytes += objects[**position].1.len();
+                            bytes <= WINDOW_BYTES
+                        });
+                        let (now, later) = rest.split_at(fitting.count().max(1));
+                        for &position in now {
+                            let (key, object) = (keys[position].as_bytes(), objects[position].1.as_slice());
+                            match &ttl {
+                                Some(ttl) => connection.ask(&[b"SET", key, object, b"PX", ttl.as_bytes()])?,
+                                None => connection.ask(&[b"SET", key, object])?,
+                            }
+                        }
+                        connection.flush()?;
+                        all(connection, now.len(), Connection::done)?;
+                        rest = later;
+                    }
+                    Ok(())
+                })?;
             }
             Ok(())
         })
@@ -291,21 +436,12 @@ impl RedisStore {
     /// # Errors
     /// [`StoreError`]: some may have been deleted.
     pub fn remove(&self, group: &ObjectGroup, names: &[ObjectName], until: Instant) -> Result<Vec<bool>, StoreError> {
-        self.run("UNLINK", until, |connection| {
-            let mut removed = Vec::with_capacity(names.len());
-            for names in names.chunks(COMMANDS_MAX) {
-                for name in names {
-                    connection.ask(&[b"UNLINK", key(group, name).as_bytes()])?;
-                }
-                connection.flush()?;
-                let answers = all(connection, names.len(), Connection::number)?;
-                removed.extend(answers.into_iter().map(|count| count > 0));
-            }
-            Ok(removed)
-        })
+        let keys: Vec<String> = names.iter().map(|name| key(group, name)).collect();
+        let was_there = |connection: &mut Connection| Ok(connection.number()? > 0);
+        self.each_key("UNLINK", &keys, until, &false, was_there)
     }
 
-    /// Deletes every object of a namespace, of all its generations, and looks again. It goes through all keys of the server twice.
+    /// Deletes every object of a namespace, of all its generations, and looks again. It goes through all keys of every server twice.
     ///
     /// # Errors
     /// [`StoreError`]: some may have been deleted.
@@ -323,140 +459,121 @@ impl RedisStore {
 
     fn erase(&self, prefix: &str, until: Instant) -> Result<Erased, StoreError> {
         let mut erased = Erased::default();
-        self.run("SCAN and UNLINK", until, |connection| {
-            scan(connection, prefix, b"UNLINK", &mut erased.deleted)
-        })?;
-        self.run("SCAN and EXISTS", until, |connection| {
+        self.call(until, |servers| {
+            // Whether it is a cluster shows by no answer of these commands.
+            let before = RedisStore::still(servers, until)?;
+            if before.is_some() != servers.is_cluster() {
+                return Err(elsewhere(&self.seed));
+            }
+            for pool in &servers.pools {
+                pool.run("SCAN and UNLINK", until, |connection| {
+                    scan(connection, prefix, b"UNLINK", &mut erased.deleted)
+                })?;
+            }
             erased.left = 0;
-            scan(connection, prefix, b"EXISTS", &mut erased.left)
+            for pool in &servers.pools {
+                let mut left = 0;
+                pool.run("SCAN and EXISTS", until, |connection| {
+                    left = 0;
+                    scan(connection, prefix, b"EXISTS", &mut left)
+                })?;
+                erased.left += left;
+            }
+            // A key that moved from a server that was to come to one that was gone through is in neither look.
+            if RedisStore::still(servers, until)? != before {
+                return Err(elsewhere(&self.seed));
+            }
+            Ok(())
         })?;
         Ok(erased)
     }
 
-    /// Does a job on a connection, which goes back to the others when every answer of it came.
-    fn run<T>(
-        &self,
-        command: &'static str,
-        until: Instant,
-        mut job: impl FnMut(&mut Connection) -> Result<T, Fault>,
-    ) -> Result<T, StoreError> {
-        let place = self.take(command, until)?;
-        let mut idle = place.idle();
-        loop {
-            let was_idle = idle.is_some();
-            let opened = match idle.take() {
-                Some(connection) => Ok(connection),
-                None => Connection::open(&self.server, until),
-            };
-            let mut connection = opened.map_err(|fault| self.error("a connection", fault, until))?;
-            connection.begin(until);
-            let fault = match job(&mut connection) {
-                Ok(done) => {
-                    place.keep(connection);
-                    return Ok(done);
-                }
-                Err(fault) => fault,
-            };
-            if matches!(fault, Fault::Refused(_)) {
-                place.keep(connection);
-            } else if was_idle && fault.is_closed() && connection.answered() == 0 {
-                continue;
-            }
-            return Err(self.error(command, fault, until));
-        }
-    }
-
-    fn take(&self, command: &'static str, until: Instant) -> Result<Place<'_>, StoreError> {
-        let mut pool = self.pool.lock();
-        while pool.taken >= self.connections {
-            if self.freed.wait_until(&mut pool, until).timed_out() {
-                return Err(self.error(command, Fault::Late, until));
-            }
-        }
-        pool.taken += 1;
-        Ok(Place { store: self })
-    }
-
-    fn error(&self, command: &'static str, fault: Fault, until: Instant) -> StoreError {
-        let server = self.server.name.clone();
-        match fault {
-            Fault::Late => StoreError::Late { server, command },
-            Fault::Socket(error) if error.kind() == std::io::ErrorKind::TimedOut => {
-                if Instant::now() >= until {
-                    return StoreError::Late { server, command };
-                }
-                let reason = format!("it stalled for {:?}", self.server.patience);
-                StoreError::Unavailable { server, reason }
-            }
-            Fault::Socket(error) => StoreError::Unavailable {
-                server,
-                reason: readable(&error.to_string()),
-            },
-            Fault::Refused(reason) => {
-                let reason = readable(&reason);
-                match reason.split(' ').next() {
-                    // It is there and says that it cannot serve yet, or not now.
-                    Some("LOADING" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" | "BUSY") => {
-                        StoreError::Unavailable { server, reason }
-                    }
-                    Some("MOVED" | "ASK") => StoreError::Refused {
-                        server,
-                        command,
-                        reason: "it is part of a cluster; give the address of a server that is not".to_owned(),
+    /// What the servers say of the cluster, as long as no slot moves; `None`: there is none.
+    fn still(servers: &Servers, until: Instant) -> Result<Option<cluster::Told>, Trouble> {
+        let mut first = None;
+        for pool in &servers.pools {
+            let told = cluster::ask(pool, until)?;
+            if told.as_ref().is_some_and(cluster::Told::is_moving) {
+                return Err(Trouble {
+                    kind: Kind::Other,
+                    error: StoreError::Unavailable {
+                        server: pool.server.name.clone(),
+                        reason: "its cluster moves slots: what lies there is not gone through meanwhile".to_owned(),
                     },
-                    _ => StoreError::Refused {
-                        server,
-                        command,
-                        reason,
-                    },
-                }
+                });
             }
-            Fault::Garbled(reason) => StoreError::Garbled {
-                server,
-                command,
-                reason,
-            },
+            first = first.or(told);
         }
+        Ok(first)
     }
 }
 
-/// The right to one connection of the store's.
-struct Place<'store> {
-    store: &'store RedisStore,
+/// The map is not what it was.
+fn elsewhere(pool: &Pool) -> Trouble {
+    Trouble {
+        kind: Kind::Elsewhere,
+        error: StoreError::Unavailable {
+            server: pool.server.name.clone(),
+            reason: "its cluster is another than a moment ago".to_owned(),
+        },
+    }
 }
 
-impl Place<'_> {
-    /// One that is connected and was not closed since, as far as can be seen.
-    fn idle(&self) -> Option<Connection> {
-        loop {
-            let mut connection = self.store.pool.lock().idle.pop()?;
-            if connection.is_quiet() {
-                return Some(connection);
+/// Which of the servers has a key.
+fn place_of(servers: &Servers, key: &str) -> Result<usize, Trouble> {
+    servers.of(key).ok_or_else(|| Trouble {
+        kind: Kind::Away,
+        error: StoreError::Unavailable {
+            server: servers
+                .pools
+                .first()
+                .map_or_else(String::new, |pool| pool.server.name.clone()),
+            reason: "nobody in its cluster has the slot of a key".to_owned(),
+        },
+    })
+}
+
+/// Gets what keys name, each at one of these connections. On a fault, at which of them.
+fn fetch_from(
+    connections: &mut [&mut Connection],
+    keys: &[String],
+    of: &dyn Fn(usize) -> usize,
+    each: &mut dyn FnMut(usize, Option<&[u8]>),
+) -> Result<(), (usize, Fault)> {
+    let (mut asked, mut largest) = (0, None);
+    for position in 0..keys.len() {
+        let window = window(largest);
+        // Not one by one: a system call for several.
+        if asked - position <= window / 2 {
+            let last = keys.len().min(position + window);
+            for (next, key) in keys.iter().enumerate().take(last).skip(asked) {
+                let place = of(next);
+                let asked = connections[place].ask(&[b"GET", key.as_bytes()]);
+                asked.map_err(|fault| (place, fault))?;
+            }
+            asked = asked.max(last);
+            for (place, connection) in connections.iter_mut().enumerate() {
+                connection.flush().map_err(|fault| (place, fault))?;
             }
         }
-    }
-
-    /// Leaves a connection for the next, unless an answer is still awaited on it, or one came unasked: it would be taken for another's.
-    fn keep(&self, connection: Connection) {
-        if connection.is_settled() {
-            self.store.pool.lock().idle.push(connection);
+        let place = of(position);
+        let connection = &mut connections[place];
+        let object = connection.string().map_err(|fault| (place, fault))?;
+        if let Some(object) = &object {
+            largest = largest.max(Some(object.len()));
         }
+        each(position, object.as_deref());
+        connection.keep(object.unwrap_or_default());
     }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.store.pool.lock().taken -= 1;
-        self.store.freed.notify_one();
-    }
+    Ok(())
 }
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("RedisStore")
-            .field("server", &self.server.name)
-            .field("connections", &self.connections)
+            .field("server", &self.seed.server.name)
+            .field("servers", &self.servers())
             .finish_non_exhaustive()
     }
 }
@@ -506,10 +623,12 @@ fn scan(connection: &mut Connection, prefix: &str, command: &'static [u8], sum: 
             return Err(Fault::Garbled("keys that were not asked for"));
         }
         for keys in keys.chunks(COMMANDS_MAX) {
-            let asked: Vec<&[u8]> = std::iter::once(command).chain(keys.iter().copied()).collect();
-            connection.ask(&asked)?;
+            // A cluster takes no keys of two slots in one command.
+            for key in keys {
+                connection.ask(&[command, key])?;
+            }
             connection.flush()?;
-            *sum += connection.number()?;
+            *sum += all(connection, keys.len(), Connection::number)?.iter().sum::<u64>();
         }
         if next == b"0" {
             return Ok(());

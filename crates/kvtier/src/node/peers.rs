@@ -6,7 +6,6 @@
 //!
 //! Read first: [`Peers`]; [`reading`] and [`serving`] are the two sides, [`versions`] says when a peer's block may be read at all.
 
-mod attempt;
 mod channel;
 mod cluster_wire;
 #[cfg(feature = "redis")]
@@ -42,7 +41,6 @@ use kvtier_transfer::tcp::{Secret, Tcp, TcpSettings};
 use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
-use self::attempt::Patience;
 use self::channel::ClusterSecret;
 pub use self::explaining::{ExplainedPeer, ExplainedQuestion, ExplainedTerms, Explanation};
 use self::generations::Generations;
@@ -60,6 +58,7 @@ use self::serving::{Connections, Given, Server};
 pub(in crate::node) use self::sharing::SharedGroup;
 use self::versions::{Counter, VersionBook};
 use self::weighing::Weighing;
+use super::attempt::Patience;
 use super::copying::Copying;
 use super::domains::Domains;
 use super::driver::Driver;
@@ -345,7 +344,12 @@ impl Peers {
             let probing = Arc::clone(&shared);
             threads.push(spawn("kvtier-probe", move || probing.probe_peers())?);
             let judging = Arc::clone(&shared);
-            threads.push(spawn("kvtier-judge", move || judging.judge_attempts())?);
+            threads.push(spawn("kvtier-judge", move || {
+                if let Some(weighing) = &judging.weighing {
+                    let is_stopping = || judging.is_stopping();
+                    judging.patience.judge_attempts(weighing, &judging.driver, is_stopping);
+                }
+            })?);
         } else {
             observer(StartProgress::Note(
                 "cost_model names no model: peers are read from without asking whether it pays".into(),
@@ -651,8 +655,8 @@ impl Shared {
                 failed: load(&link.counts.failed),
                 corrupt: load(&link.counts.corrupt),
                 stale: load(&link.counts.stale),
-                given_up: load(&link.counts.given_up),
-                late_blocks: load(&link.counts.late_blocks),
+                given_up: load(&link.late.given_up),
+                late_blocks: load(&link.late.blocks),
                 rails: link.rails().into_iter().map(rail).collect(),
             }
         });

@@ -29,6 +29,7 @@ use self::compressing::Compressing;
 use self::reading::Reading;
 use self::sharing::Sharing;
 use self::writing::{Offer, Writing};
+use super::attempt::{Late, Patience};
 use super::copying::Copying;
 use super::domains::Domains;
 use super::driver::Driver;
@@ -89,6 +90,8 @@ pub(crate) struct Remote {
     /// `None`: it is read from unasked.
     weighing: Option<Weighing>,
     reading: Reading,
+    patience: Patience,
+    late: Arc<Late>,
     writing: Writing,
     compressing: Compressing,
     sharing: Sharing,
@@ -150,6 +153,8 @@ impl Remote {
                 Duration::from_millis(settings.remote_fetch_timeout_ms),
             ),
             reading,
+            patience: Patience::default(),
+            late: Arc::default(),
             writing,
             compressing: Compressing::new(settings.remote_compression),
             sharing: Sharing::new(settings.remote_shared && settings.peer_listen.is_some()),
@@ -187,6 +192,13 @@ impl Remote {
         if remote.weighing.is_some() {
             let prober = Arc::clone(&remote);
             threads.push(spawn("kvtier-sound", move || prober.probe_server())?);
+            let judging = Arc::clone(&remote);
+            threads.push(spawn("kvtier-late", move || {
+                if let Some(weighing) = &judging.weighing {
+                    let is_stopping = || judging.is_stopping();
+                    judging.patience.judge_attempts(weighing, &judging.driver, is_stopping);
+                }
+            })?);
         }
         *remote.threads.lock() = threads;
         Ok(Some(remote))
@@ -196,6 +208,7 @@ impl Remote {
         self.stopping.store(true, Ordering::Release);
         self.reading.stop();
         self.writing.stop();
+        self.patience.stop();
         for thread in self.threads.lock().drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the remote tier panicked: report this");
@@ -339,6 +352,7 @@ impl Remote {
         RemoteStatus {
             backend: NAME.into(),
             address: self.address.clone(),
+            servers: self.store.servers() as u64,
             state: if outage.trouble.is_empty() {
                 "in service"
             } else {
@@ -357,6 +371,8 @@ impl Remote {
             corrupt: load(&self.counts.corrupt),
             failed: load(&self.counts.failed),
             deleted: load(&self.counts.deleted),
+            given_up: load(&self.late.given_up),
+            late_blocks: load(&self.late.blocks),
             shared_groups: self.sharing.count(),
             gate: gate.as_ref().map_or_else(String::new, |gate| {
                 format!("{}: {}", if gate.open { "open" } else { "closed" }, gate.reason)

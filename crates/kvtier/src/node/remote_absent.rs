@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use kvtier_core::{BlockHash, NamespaceId, RealizationId, Tier, TrustDomain};
 
+use super::attempt::Attempt;
 use super::domains::Domains;
 use super::driver::Driver;
 use super::peers::versions::VersionBook;
@@ -109,7 +110,7 @@ impl Remote {
         match *self {}
     }
 
-    pub(crate) fn copy(&self, _: &FetchJob) -> Vec<usize> {
+    pub(crate) fn copy(&self, _: &Arc<Attempt>) {
         match *self {}
     }
 }

@@ -8,6 +8,8 @@ pub struct RemoteStatus {
     pub backend: String,
     /// Where it is.
     pub address: String,
+    /// On how many servers objects lie, as far as is known: more than one in a cluster.
+    pub servers: u64,
     /// `in service`, or `away`.
     pub state: String,
     /// Why it is away; empty when it is not.
@@ -34,6 +36,10 @@ pub struct RemoteStatus {
     pub failed: u64,
     /// Objects deleted by purges and deletions.
     pub deleted: u64,
+    /// Fetches that took so long that recomputing was expected to be faster: their clients were answered before they ended.
+    pub given_up: u64,
+    /// Blocks that came after their fetch was answered, and were kept.
+    pub late_blocks: u64,
     /// Keys of other members that this node reads objects with, one for each member and namespace. Gauge.
     pub shared_groups: u64,
     /// Whether the cost model lets it be asked; empty where no model is named.

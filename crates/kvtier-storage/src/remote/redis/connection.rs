@@ -20,6 +20,8 @@ const LINE_BYTES_MAX: u64 = 16 << 10;
 const ARRAY_MAX: usize = 1 << 16;
 /// How deep arrays lie in arrays: a scan's keys lie in its answer.
 const DEPTH_MAX: usize = 2;
+/// Memory that a connection keeps between two objects.
+const SPARE_BYTES_MAX: usize = 64 << 20;
 /// Small things are gathered to this before they are sent, and received in steps of it.
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -72,6 +74,8 @@ pub(super) struct Connection {
     awaited: usize,
     /// Since it was last taken up.
     answered: usize,
+    /// Memory of the object before, for the next: fresh pages for each cost as much as opening it.
+    spare: Vec<u8>,
 }
 
 impl Connection {
@@ -96,6 +100,7 @@ impl Connection {
             unsent: Vec::new(),
             awaited: 0,
             answered: 0,
+            spare: Vec::new(),
         };
         connection.introduce(server)?;
         Ok(connection)
@@ -186,7 +191,7 @@ impl Connection {
     /// The next answer.
     pub(super) fn answer(&mut self) -> Result<Answer, Fault> {
         assert!(self.awaited > 0, "an answer to nothing");
-        let answer = read_answer(&mut self.stream, 0);
+        let answer = read_answer(&mut self.stream, &mut self.spare, 0);
         if matches!(answer, Ok(_) | Err(Fault::Refused(_))) {
             self.awaited -= 1;
             self.answered += 1;
@@ -217,10 +222,17 @@ impl Connection {
             _ => Err(Fault::Garbled("something else than a string")),
         }
     }
+
+    /// Takes a string back whose memory nobody needs any more.
+    pub(super) fn keep(&mut self, string: Vec<u8>) {
+        if !string.is_empty() && string.capacity() <= SPARE_BYTES_MAX {
+            self.spare = string;
+        }
+    }
 }
 
 /// An error that the server answers is one only outside an array.
-fn read_answer(stream: &mut impl BufRead, depth: usize) -> Result<Answer, Fault> {
+fn read_answer(stream: &mut impl BufRead, spare: &mut Vec<u8>, depth: usize) -> Result<Answer, Fault> {
     let line = read_line(stream)?;
     let (kind, rest) = line.split_first().ok_or(Fault::Garbled("an empty line"))?;
     let text = || String::from_utf8_lossy(rest).into_owned();
@@ -230,13 +242,13 @@ fn read_answer(stream: &mut impl BufRead, depth: usize) -> Result<Answer, Fault>
         b':' => Ok(Answer::Number(number(rest)?)),
         b'$' => match number(rest)? {
             -1 => Ok(Answer::String(None)),
-            length => read_string(stream, length).map(|string| Answer::String(Some(string))),
+            length => read_string(stream, spare, length).map(|string| Answer::String(Some(string))),
         },
         b'*' if depth < DEPTH_MAX => {
             let count = usize::try_from(number(rest)?).ok().filter(|count| *count <= ARRAY_MAX);
             let count = count.ok_or(Fault::Garbled("an array of no such length"))?;
             (0..count)
-                .map(|_| read_answer(stream, depth + 1))
+                .map(|_| read_answer(stream, spare, depth + 1))
                 .collect::<Result<Vec<_>, _>>()
                 .map(Answer::Array)
         }
@@ -259,12 +271,17 @@ fn read_line(stream: &mut impl BufRead) -> Result<Vec<u8>, Fault> {
     }
 }
 
-fn read_string(stream: &mut impl BufRead, length: i64) -> Result<Vec<u8>, Fault> {
+fn read_string(stream: &mut impl BufRead, spare: &mut Vec<u8>, length: i64) -> Result<Vec<u8>, Fault> {
     let length = usize::try_from(length)
         .ok()
-        .filter(|length| *length <= STRING_BYTES_MAX);
-    // Zeroed memory takes no pages before something is read into it, so a length alone costs nothing.
-    let mut string = vec![0; length.ok_or(Fault::Garbled("a string of no such length"))?];
+        .filter(|length| *length <= STRING_BYTES_MAX)
+        .ok_or(Fault::Garbled("a string of no such length"))?;
+    let mut string = std::mem::take(spare);
+    if string.capacity() < length {
+        // Zeroed memory takes no pages before something is read into it, so a length alone costs nothing.
+        string = vec![0; length];
+    }
+    string.resize(length, 0);
     stream.read_exact(&mut string)?;
     let mut end = [0; 2];
     stream.read_exact(&mut end)?;
@@ -370,7 +387,7 @@ mod tests {
     use super::*;
 
     fn read(mut bytes: &[u8]) -> Result<Answer, Fault> {
-        let answer = read_answer(&mut bytes, 0)?;
+        let answer = read_answer(&mut bytes, &mut Vec::new(), 0)?;
         assert!(bytes.is_empty(), "{} bytes are left", bytes.len());
         Ok(answer)
     }
@@ -386,6 +403,23 @@ mod tests {
         let scan = Answer::Array(vec![string("17"), Answer::Array(vec![string("a"), string("b")])]);
         assert_eq!(read(b"*2\r\n$2\r\n17\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n").unwrap(), scan);
         assert!(matches!(read(b"-OOM not now\r\n"), Err(Fault::Refused(reason)) if reason == "OOM not now"));
+    }
+
+    #[test]
+    fn memory_that_is_used_again_holds_nothing_of_what_was_in_it() {
+        let mut spare = Vec::new();
+        for text in ["abcdef", "xy", "", "0123456789", "pqr"] {
+            let bytes = format!("${}\r\n{text}\r\n", text.len());
+            let answer = read_answer(&mut bytes.as_bytes(), &mut spare, 0).unwrap();
+            let Answer::String(Some(string)) = answer else {
+                panic!("{answer:?}")
+            };
+            assert_eq!(string, text.as_bytes());
+            spare = string;
+        }
+        spare = b"secret".to_vec();
+        assert!(read_answer(&mut &b"$4\r\nab"[..], &mut spare, 0).is_err());
+        assert!(spare.is_empty());
     }
 
     #[test]
@@ -419,7 +453,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), first in 0..6usize) {
             let bytes = [&b"+-:$*x"[first..=first], &bytes].concat();
-            let _ = read_answer(&mut &bytes[..], 0);
+            let _ = read_answer(&mut &bytes[..], &mut Vec::new(), 0);
         }
     }
 }

@@ -158,6 +158,36 @@ impl Server {
         })
     }
 
+    /// Another server of its cluster, reached as this one is; an empty host is this one's.
+    pub(super) fn sibling(&self, host: &str, port: u16) -> Server {
+        let host = if host.is_empty() { &self.host } else { host };
+        let url = Url {
+            host: host.to_owned(),
+            port,
+            user: self.user.clone(),
+            password: self.password.clone(),
+            // A cluster has no other.
+            database: 0,
+            is_tls: self.tls.is_some(),
+        };
+        let tls = self.tls.as_ref().map(|tls| Tls {
+            config: Arc::clone(&tls.config),
+            // A host that can be in no certificate has none: the connection will say so.
+            name: ServerName::try_from(host.to_owned()).unwrap_or_else(|_| tls.name.clone()),
+        });
+        Server {
+            name: url.name(),
+            tls,
+            host: url.host,
+            port,
+            user: url.user,
+            password: url.password,
+            database: 0,
+            patience: self.patience,
+            asking: Arc::default(),
+        }
+    }
+
     /// A socket that is connected, whichever of the host's addresses answers first in their order.
     pub(super) fn connect(&self, until: Instant) -> Result<TcpStream, Fault> {
         let mut refused = None;

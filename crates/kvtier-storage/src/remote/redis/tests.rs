@@ -47,7 +47,7 @@ fn fetched(store: &RedisStore, names: &[ObjectName], until: Instant) -> (Vec<Opt
     let mut found = Vec::new();
     let outcome = store.fetch(&all_of(names), until, &mut |position, object| {
         assert_eq!(position, found.len(), "in order, each once");
-        found.push(object);
+        found.push(object.map(<[u8]>::to_vec));
     });
     (found, outcome)
 }
@@ -345,6 +345,7 @@ fn what_is_refused_is_told_in_the_servers_words_and_the_connection_goes_on() {
                 b"SET" => b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
                 b"EXISTS" => b"-LOADING Redis is loading the dataset in memory\r\n",
                 b"GET" => b"-MOVED 3999 127.0.0.1:6381\r\n",
+                b"CLUSTER" => b"-ERR This instance has cluster support disabled\r\n",
                 _ => b"+PONG\r\n",
             });
         }
@@ -426,6 +427,7 @@ fn a_scan_that_answers_with_others_keys_deletes_none_of_them() {
         while let Some(command) = caller.command() {
             match command[0].as_slice() {
                 b"SCAN" => caller.say(b"*2\r\n$1\r\n0\r\n*1\r\n$7\r\nsession\r\n"),
+                b"CLUSTER" => caller.say(b"-ERR This instance has cluster support disabled\r\n"),
                 _ => {
                     count.fetch_add(1, Ordering::Relaxed);
                     caller.say(b":1\r\n");

@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::channel::{Channel, ClusterSecret, FrameReader, FrameWriter};
 use super::message::{Introduction, Message};
 use super::regions::Way;
+use crate::node::attempt::Late;
 
 /// How long a connection may take to be made.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
@@ -58,6 +59,7 @@ pub(super) struct Link {
     /// Why it is not connected.
     trouble: Mutex<String>,
     pub(super) counts: Counts,
+    pub(super) late: Arc<Late>,
 }
 
 /// What became of questions and reads.
@@ -70,10 +72,6 @@ pub(super) struct Counts {
     pub(super) corrupt: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) stale: AtomicU64,
-    /// Fetches whose client was answered before they ended.
-    pub(super) given_up: AtomicU64,
-    /// What they brought all the same.
-    pub(super) late_blocks: AtomicU64,
     /// Of the latest block: how many are worth asking for at a time.
     pub(super) block_bytes: AtomicU64,
 }
@@ -107,6 +105,7 @@ impl Link {
             unanswered: Mutex::default(),
             trouble: Mutex::new("not reached yet".into()),
             counts: Counts::default(),
+            late: Arc::default(),
         });
         let mine = Arc::clone(&link);
         std::thread::Builder::new()

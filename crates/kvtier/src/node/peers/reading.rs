@@ -18,12 +18,12 @@ use kvtier_transfer::{Cause, Direction, Piece, RemoteRegion, Transfer};
 use parking_lot::Mutex;
 
 use super::Shared;
-use super::attempt::Attempt;
 use super::link::{Link, Live, Unanswered};
 use super::message::{Acquired, Held, Keys, Message, Versions};
 use super::regions::Way;
 use super::serving::request;
 use super::weighing::{Asked, Fetching, Weighing};
+use crate::node::attempt::Attempt;
 use crate::node::driver::{Driver, Waiter};
 use crate::node::outbox::{Notice, Outbox};
 
@@ -205,9 +205,9 @@ impl Shared {
         if let Some(remote) = self.driver.remote()
             && !attempt.is_answered()
         {
-            attempt.add(remote.copy(&attempt.job));
+            remote.copy(&attempt);
         }
-        self.answer(&attempt);
+        attempt.answer(&self.driver);
     }
 
     fn lookup(&self, job: LookupJob) {
@@ -381,7 +381,7 @@ impl Shared {
                 let fetching = weighing.begin(self.driver.clock.now(), &decision);
                 // The client is answered before that, where its patience or the model's ends.
                 until = hard_deadline;
-                self.patience.watch(attempt, &chosen, &fetching);
+                self.patience.watch(attempt, &chosen.late, &fetching);
                 (assigned.collect(), Some((weighing, fetching)))
             }
         };
@@ -428,7 +428,7 @@ impl Shared {
     fn keep(&self, own: ClientId, attempt: &Attempt, generation: Generation, missing: &[usize], right: Vec<Right>) {
         if let Some((_, block, ..)) = right.first() {
             let link = Arc::clone(&block.link);
-            attempt.keep(&link, || self.seal(own, &attempt.job, generation, missing, right));
+            attempt.keep(&link.late, || self.seal(own, &attempt.job, generation, missing, right));
         }
     }
 

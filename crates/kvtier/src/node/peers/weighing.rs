@@ -75,14 +75,14 @@ pub(in crate::node) struct Fetching {
 }
 
 /// How a fetch under way is judged, and when.
-pub(super) struct Overdue {
+pub(in crate::node) struct Overdue {
     id: FetchId,
     recompute_s: f64,
-    pub(super) at: Instant,
+    pub(in crate::node) at: Instant,
 }
 
 impl Fetching {
-    pub(super) fn overdue(&self) -> Overdue {
+    pub(in crate::node) fn overdue(&self) -> Overdue {
         Overdue {
             id: self.id,
             recompute_s: self.recompute_s,
@@ -268,7 +268,7 @@ impl Weighing {
     }
 
     /// Whether to go on waiting for a fetch that is overdue: until when, or no longer.
-    pub(super) fn judge(&self, now: Time, overdue: &Overdue) -> Option<Instant> {
+    pub(in crate::node) fn judge(&self, now: Time, overdue: &Overdue) -> Option<Instant> {
         let mut state = self.state.lock();
         match state.model.judge(now, overdue.id, overdue.recompute_s) {
             Patience::Wait { until } => Some(Instant::now() + until.since(now)),

@@ -99,6 +99,10 @@ fn claim(record: &Record, is_shared: bool) -> (Guarantee, String) {
             Guarantee::VerifiedNamespaceInvalidation,
             "members of the cluster share the keys of objects there: a purge that reaches the cluster destroys them".into(),
         ),
+        (PurgeMode::Physical, PurgeScope::All) if is_shared => (
+            Guarantee::VerifiedPhysicalPurge,
+            "what the server may have kept elsewhere is under keys of the cluster's members, and each destroys its own: one that has left the list is not among them".into(),
+        ),
         (PurgeMode::Physical, PurgeScope::All) => (
             Guarantee::VerifiedPhysicalPurge,
             "what the server may have kept elsewhere is under a key that is destroyed".into(),

@@ -12,6 +12,7 @@ use kvtier_core::{
 
 use super::writing::{is_compressed, reach};
 use super::{NAME, Place, Remote};
+use crate::node::attempt::Attempt;
 use crate::node::driver::Waiter;
 use crate::node::outbox::Notice;
 use crate::node::peers::weighing::{Asked, Fetching};
@@ -168,7 +169,7 @@ impl Remote {
         while let Ok(job) = work.recv() {
             match job {
                 Job::Stop => return,
-                Job::Fetch(job) => self.serve_fetch(&job),
+                Job::Fetch(job) => self.serve_fetch(job),
                 Job::Lookup(job) => self.serve_lookup(&job),
                 Job::Weigh(job) => {
                     let (mut tiers, _) = self.look(job.scope, &job.hashes);
@@ -179,8 +180,10 @@ impl Remote {
         }
     }
 
-    fn serve_fetch(&self, job: &FetchJob) {
-        job.answer(&self.driver, &self.copy(job));
+    fn serve_fetch(&self, job: FetchJob) {
+        let attempt = Attempt::new(job);
+        self.copy(&attempt);
+        attempt.answer(&self.driver);
     }
 
     fn serve_lookup(&self, job: &LookupJob) {
@@ -287,16 +290,18 @@ impl Remote {
         decided.map(|(decision, _)| decision)
     }
 
-    /// Makes blocks of the server blocks of this node, as far as a fetch lacks them and they are worth it. The positions of those that came.
-    pub(crate) fn copy(&self, job: &FetchJob) -> Vec<usize> {
-        let until = job.deadline.min(Instant::now() + self.fetch_timeout);
-        let ticket = self.copying.begin(job.scope.namespace);
-        let copied = self.copy_until(job, until).unwrap_or_default();
+    /// Makes blocks of the server blocks of this node, as far as a fetch lacks them and they are worth it.
+    pub(crate) fn copy(&self, attempt: &Arc<Attempt>) {
+        let ticket = self.copying.begin(attempt.job.scope.namespace);
+        // What could not be had is not there.
+        let _ = self.copy_all(attempt);
         self.copying.end(ticket);
-        copied
     }
 
-    fn copy_until(&self, job: &FetchJob, until: Instant) -> Option<Vec<usize>> {
+    fn copy_all(&self, attempt: &Arc<Attempt>) -> Option<()> {
+        let job = &attempt.job;
+        let hard_deadline = Instant::now() + self.fetch_timeout;
+        let mut until = job.deadline.min(hard_deadline);
         if let Some(wait_us) = job.hints.queue_wait_us {
             self.writing.told_wait(wait_us);
         }
@@ -316,26 +321,32 @@ impl Remote {
             let there = self.there(&wanted, &job.hashes, until.min(Instant::now() + self.query_timeout))?;
             if let Some(weighing) = &self.weighing {
                 let decision = self.weigh(&wanted, &there, &tiers, job.hints)?;
-                fetching = Some(weighing.begin(self.driver.clock.now(), &decision));
+                let begun = weighing.begin(self.driver.clock.now(), &decision);
+                // The client is answered before that, where its patience or the model's ends.
+                until = hard_deadline;
+                self.patience.watch(attempt, &self.late, &begun);
+                fetching = Some(begun);
             }
             reach(job.which, &wanted.missing, &there)
         };
-        let copied = self.fetch_objects(job, &wanted, &objects, own, until, &mut fetching);
+        self.fetch_objects(attempt, &wanted, &objects, own, until, &mut fetching);
         if let (Some(weighing), Some(fetching)) = (&self.weighing, &fetching) {
+            self.patience.end(attempt);
             weighing.end(self.driver.clock.now(), fetching);
         }
-        Some(copied)
+        Some(())
     }
 
     fn fetch_objects(
         &self,
-        job: &FetchJob,
+        attempt: &Attempt,
         wanted: &Wanted,
         objects: &[(usize, usize)],
         own: ClientId,
         until: Instant,
         fetching: &mut Option<Fetching>,
-    ) -> Vec<usize> {
+    ) {
+        let job = &attempt.job;
         let keys: Vec<_> = objects
             .iter()
             .map(|&(position, place)| {
@@ -343,7 +354,7 @@ impl Remote {
                 (place.group, place.name(job.hashes[position]))
             })
             .collect();
-        let (mut copied, mut opened, mut has_gap) = (Vec::new(), Vec::new(), false);
+        let (mut opened, mut has_gap) = (Vec::new(), false);
         let mut since = Instant::now();
         let fetched = self.store.fetch(&keys, until, &mut |index, object| {
             let (position, place) = objects[index];
@@ -359,21 +370,21 @@ impl Remote {
                 weighing.arrived(now, fetching, object.len() as u64, since.elapsed(), true);
                 since = Instant::now();
             }
-            match self.open(job, &wanted.places[place], own, position, &object, until) {
+            match self.open(job, &wanted.places[place], own, position, object, until) {
                 Some(block) => opened.push(block),
                 None => has_gap = true,
             }
             if opened.len() >= SEALED_TOGETHER {
-                copied.extend(self.publish(job, wanted.generation, own, std::mem::take(&mut opened)));
+                let opened = std::mem::take(&mut opened);
+                attempt.keep(&self.late, || self.publish(job, wanted.generation, own, opened));
             }
         });
-        copied.extend(self.publish(job, wanted.generation, own, opened));
+        attempt.keep(&self.late, || self.publish(job, wanted.generation, own, opened));
         if self.noted(fetched).is_err()
             && let (Some(weighing), Some(fetching)) = (&self.weighing, fetching)
         {
             weighing.arrived(self.driver.clock.now(), fetching, 0, Duration::ZERO, false);
         }
-        copied
     }
 
     /// Opens an object into a slot of its own.

@@ -101,6 +101,162 @@ fn names(objects: &[(ObjectName, Vec<u8>)]) -> Vec<ObjectName> {
     objects.iter().map(|(name, _)| *name).collect()
 }
 
+/// Servers of one cluster, each with a third of the slots.
+struct Clustered(Vec<(Redis, u16)>);
+
+impl Clustered {
+    fn start() -> Option<Clustered> {
+        let mut servers = Vec::new();
+        for _ in 0..3 {
+            let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let bus = free.local_addr().expect("bound").port();
+            drop(free);
+            let settings = format!(
+                "port PORT\ncluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout 5000\ncluster-require-full-coverage no"
+            );
+            servers.push((Redis::start(&settings)?, bus));
+        }
+        let cluster = Clustered(servers);
+        for (server, slots) in [("0", "5460"), ("5461", "10922"), ("10923", "16383")]
+            .into_iter()
+            .enumerate()
+        {
+            cluster.ask(server, &["CLUSTER", "ADDSLOTSRANGE", slots.0, slots.1]);
+        }
+        for (redis, bus) in &cluster.0[1..] {
+            let (port, bus) = (redis.port.to_string(), bus.to_string());
+            cluster.ask(0, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+        }
+        let limit = after(LONG * 3);
+        for server in 0..3 {
+            let is_ready = || {
+                let state = cluster.ask(server, &["CLUSTER", "INFO"]);
+                let wanted = ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"];
+                wanted.iter().all(|wanted| state.contains(wanted))
+            };
+            while !is_ready() {
+                assert!(Instant::now() < limit, "the cluster forms");
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Some(cluster)
+    }
+
+    /// What a server answers, in words.
+    fn ask(&self, server: usize, command: &[&str]) -> String {
+        let settings = RedisSettings {
+            url: self.0[server].0.url(),
+            connections: 1,
+            timeout: LONG,
+        };
+        let server = Server::new(&settings, None).expect("an address");
+        let mut connection = Connection::open(&server, after(LONG)).expect("connected");
+        let parts: Vec<&[u8]> = command.iter().map(|part| part.as_bytes()).collect();
+        connection.ask(&parts).expect("asked");
+        connection.flush().expect("sent");
+        match connection.answer() {
+            Ok(Answer::String(Some(text))) => String::from_utf8_lossy(&text).into_owned(),
+            Ok(Answer::Status(text)) => text,
+            Ok(Answer::Number(number)) => number.to_string(),
+            other => panic!("{command:?}: {other:?}"),
+        }
+    }
+
+    fn keys(&self) -> Vec<u64> {
+        let count = |server| self.ask(server, &["DBSIZE"]).parse().expect("a number");
+        (0..3).map(count).collect()
+    }
+}
+
+#[test]
+fn a_cluster_is_found_out_and_each_object_goes_where_it_belongs() {
+    let Some(cluster) = Clustered::start() else { return };
+    let store = cluster.0[1].0.store(2);
+    let objects: Vec<_> = (0..90).map(|number| object(number, 1 + number * 1000)).collect();
+    store.put(&GROUP, &objects, None, after(LONG)).expect("put");
+    assert_eq!(store.servers(), 3);
+    let keys = cluster.keys();
+    assert_eq!(keys.iter().sum::<u64>(), 90);
+    assert!(keys.iter().all(|keys| *keys > 10), "{keys:?}");
+    let fresh = cluster.0[2].0.store(1);
+    let (found, outcome) = fetched(&fresh, &names(&objects), after(LONG));
+    assert_eq!(outcome, Ok(()));
+    for ((_, object), found) in objects.iter().zip(found) {
+        assert_eq!(found.as_ref(), Some(object));
+    }
+    let gone = fresh
+        .remove(&GROUP, &names(&objects[10..20]), after(LONG))
+        .expect("removed");
+    assert_eq!(gone, vec![true; 10]);
+    let there = store
+        .exists(&all_of(&names(&objects[5..15])), after(LONG))
+        .expect("asked");
+    assert_eq!(there, [[true; 5], [false; 5]].concat());
+    store.put(&other(7, 7), &objects[..3], None, after(LONG)).expect("put");
+    let erased = fresh.erase_namespace(&GROUP.namespace, after(LONG)).expect("erased");
+    assert_eq!((erased.deleted, erased.left), (80, 0));
+    assert_eq!(cluster.keys().iter().sum::<u64>(), 3, "another namespace stays");
+}
+
+#[test]
+fn a_slot_that_moved_is_followed_and_one_that_moves_is_not_gone_through() {
+    let Some(cluster) = Clustered::start() else { return };
+    let store = cluster.0[0].0.store(1);
+    let objects: Vec<_> = (0..30).map(|number| object(number, 5000)).collect();
+    store.put(&GROUP, &objects, None, after(LONG)).expect("put");
+    let key = key(&GROUP, &objects[0].0);
+    let slot = cluster::slot(key.as_bytes());
+    let from = [5460, 10_922, 16_383]
+        .iter()
+        .position(|last| slot <= *last)
+        .expect("a slot");
+    let to = (from + 1) % 3;
+    let ids: Vec<String> = (0..3).map(|server| cluster.ask(server, &["CLUSTER", "MYID"])).collect();
+    let slot = slot.to_string();
+    cluster.ask(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[from]]);
+    cluster.ask(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[to]]);
+    let error = store
+        .erase_namespace(&GROUP.namespace, after(LONG))
+        .expect_err("a key may be on its way");
+    assert!(error.to_string().contains("moves slots"), "{error}");
+    let port = cluster.0[to].0.port.to_string();
+    cluster.ask(from, &["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
+    for server in [to, from, (from + 2) % 3] {
+        cluster.ask(server, &["CLUSTER", "SETSLOT", &slot, "NODE", &ids[to]]);
+    }
+    let (found, outcome) = fetched(&store, &names(&objects), after(LONG));
+    assert_eq!(outcome, Ok(()));
+    assert!(found.iter().all(Option::is_some));
+    let erased = store.erase_namespace(&GROUP.namespace, after(LONG)).expect("erased");
+    assert_eq!((erased.deleted, erased.left), (30, 0));
+}
+
+#[test]
+fn a_server_of_a_cluster_that_dies_takes_its_part_along_and_nothing_else() {
+    let Some(mut cluster) = Clustered::start() else { return };
+    let store = store(cluster.0[0].0.url(), 1, Duration::from_secs(1));
+    let objects: Vec<_> = (0..30).map(|number| object(number, 5000)).collect();
+    store.put(&GROUP, &objects, None, after(LONG)).expect("put");
+    let on_last = |(name, _): &&(ObjectName, Vec<u8>)| cluster::slot(key(&GROUP, name).as_bytes()) > 10_922;
+    let lost: Vec<_> = objects.iter().filter(on_last).cloned().collect();
+    let kept: Vec<_> = objects.iter().filter(|object| !on_last(object)).cloned().collect();
+    assert!(!lost.is_empty() && !kept.is_empty());
+    cluster.0[2].0.kill();
+    let (_, outcome) = fetched(&store, &names(&lost), after(LONG));
+    assert!(matches!(outcome, Err(StoreError::Unavailable { .. })), "{outcome:?}");
+    let (found, outcome) = fetched(&store, &names(&kept), after(LONG));
+    assert_eq!(outcome, Ok(()));
+    assert!(found.iter().all(Option::is_some));
+    let erased = store.erase_namespace(&GROUP.namespace, after(LONG));
+    assert!(matches!(erased, Err(StoreError::Unavailable { .. })), "{erased:?}");
+    cluster.0[2].0.restart();
+    let limit = after(LONG * 3);
+    while fetched(&store, &names(&lost), after(LONG)).1.is_err() {
+        assert!(Instant::now() < limit, "it is asked again");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn five_hundred_objects_come_back_in_order_and_go_when_they_are_erased() {
     let Some(redis) = Redis::plain() else { return };
@@ -143,7 +299,7 @@ fn an_erasure_takes_one_namespace_or_generation_and_leaves_everybody_else_alone(
     for group in [other(1, 1), other(1, 2), other(2, 1), other(0x11, 1)] {
         store.put(&group, &objects, None, after(LONG)).expect("put");
     }
-    let mut stranger = Connection::open(&store.server, after(LONG)).expect("connected");
+    let mut stranger = Connection::open(&store.seed.server, after(LONG)).expect("connected");
     stranger.ask(&[b"SET", b"kvtier:1:mine", b"1"]).expect("asked");
     stranger.flush().expect("sent");
     stranger.done().expect("set");

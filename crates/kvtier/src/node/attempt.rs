@@ -1,19 +1,18 @@
-//! A client's fetch while peers are read for it, and who has it answered early.
+//! A client's fetch while blocks are read for it from elsewhere, and who has it answered early.
 //!
 //! A fetch that the cost model decided on has a soft deadline. One that is over it is judged: where what is left would take longer than a
 //! recomputation the client is answered with what is here, and the reading thread goes on. What still arrives is sealed as ever, so that
 //! the next fetch finds it. A thread of its own judges, as one that reads may be moving bytes itself.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Shared;
-use super::link::Link;
-use super::reading::FetchJob;
-use super::weighing::{Fetching, Overdue};
+use super::driver::Driver;
+use super::peers::FetchJob;
+use super::peers::weighing::{Fetching, Overdue, Weighing};
 
 /// See the module. It is answered once.
 pub(super) struct Attempt {
@@ -30,6 +29,15 @@ struct State {
     copied: Vec<usize>,
 }
 
+/// Of one backend: what became of fetches that were over their soft deadline.
+#[derive(Default)]
+pub(super) struct Late {
+    /// Fetches whose clients were answered before they ended.
+    pub(super) given_up: AtomicU64,
+    /// Blocks that came after the answer.
+    pub(super) blocks: AtomicU64,
+}
+
 /// Attempts that are to be judged: one for each reading thread at most, and for a moment those that have just ended.
 #[derive(Default)]
 pub(super) struct Patience {
@@ -39,7 +47,7 @@ pub(super) struct Patience {
 
 struct Watched {
     attempt: Arc<Attempt>,
-    link: Arc<Link>,
+    late: Arc<Late>,
     overdue: Overdue,
     at: Instant,
 }
@@ -57,20 +65,24 @@ impl Attempt {
         self.state.lock().answered
     }
 
-    /// Blocks that came from elsewhere than a peer.
-    pub(super) fn add(&self, copied: Vec<usize>) {
-        self.state.lock().copied.extend(copied);
+    /// Answers with what is here, unless that was done.
+    pub(super) fn answer(&self, driver: &Driver) {
+        self.answer_now(driver, &mut self.state.lock());
+    }
+
+    fn answer_now(&self, driver: &Driver, state: &mut State) {
+        if !std::mem::replace(&mut state.answered, true) {
+            self.job.answer(driver, &state.copied);
+        }
     }
 
     /// Keeps what `seal` publishes: for the answer, or where that was given, for the next fetch.
-    pub(super) fn keep(&self, link: &Link, seal: impl FnOnce() -> Vec<usize>) {
+    pub(super) fn keep(&self, late: &Late, seal: impl FnOnce() -> Vec<usize>) {
         // Under the lock, so that what is published is in the answer or counted as late, and never both.
         let mut state = self.state.lock();
         let sealed = seal();
         if state.answered {
-            link.counts
-                .late_blocks
-                .fetch_add(sealed.len() as u64, Ordering::Relaxed);
+            late.blocks.fetch_add(sealed.len() as u64, Ordering::Relaxed);
         } else {
             state.copied.extend(sealed);
         }
@@ -79,14 +91,16 @@ impl Attempt {
 
 impl Patience {
     /// Has an attempt judged when it is over its soft deadline.
-    pub(super) fn watch(&self, attempt: &Arc<Attempt>, link: &Arc<Link>, fetching: &Fetching) {
+    pub(super) fn watch(&self, attempt: &Arc<Attempt>, late: &Arc<Late>, fetching: &Fetching) {
         let overdue = fetching.overdue();
         let watched = Watched {
             attempt: Arc::clone(attempt),
-            link: Arc::clone(link),
+            late: Arc::clone(late),
             at: overdue.at.min(attempt.job.deadline),
             overdue,
         };
+        // It may have ended at another backend before.
+        attempt.state.lock().ended = false;
         self.watched.lock().push(watched);
         self.changed.notify_all();
     }
@@ -105,19 +119,19 @@ impl Patience {
     }
 }
 
-impl Shared {
+impl Patience {
     /// The judging thread.
-    pub(super) fn judge_attempts(&self) {
-        let mut watched = self.patience.watched.lock();
-        while !self.is_stopping() {
+    pub(super) fn judge_attempts(&self, weighing: &Weighing, driver: &Driver, is_stopping: impl Fn() -> bool) {
+        let mut watched = self.watched.lock();
+        while !is_stopping() {
             let first = (0..watched.len()).min_by_key(|&place| watched[place].at);
             match first {
-                None => self.patience.changed.wait(&mut watched),
+                None => self.changed.wait(&mut watched),
                 Some(place) if watched[place].at <= Instant::now() => {
                     let mut due = watched.swap_remove(place);
                     drop(watched);
-                    let again = self.judge(&due);
-                    watched = self.patience.watched.lock();
+                    let again = judge(weighing, driver, &due);
+                    watched = self.watched.lock();
                     if let Some(at) = again {
                         due.at = at;
                         watched.push(due);
@@ -125,40 +139,27 @@ impl Shared {
                 }
                 Some(place) => {
                     let at = watched[place].at;
-                    self.patience.changed.wait_until(&mut watched, at);
+                    self.changed.wait_until(&mut watched, at);
                 }
             }
         }
     }
+}
 
-    /// When to judge again; `None`: the client is answered.
-    fn judge(&self, watched: &Watched) -> Option<Instant> {
-        let weighing = self.weighing.as_ref()?;
-        let attempt = &watched.attempt;
-        let mut state = attempt.state.lock();
-        if state.answered || state.ended {
-            return None;
-        }
-        // The client's own patience ends, too.
-        if Instant::now() < attempt.job.deadline {
-            if let Some(again) = weighing.judge(self.driver.clock.now(), &watched.overdue) {
-                return Some(again.min(attempt.job.deadline));
-            }
-            watched.link.counts.given_up.fetch_add(1, Ordering::Relaxed);
-        }
-        self.answer_now(&attempt.job, &mut state);
-        None
+/// When to judge again; `None`: the client is answered.
+fn judge(weighing: &Weighing, driver: &Driver, watched: &Watched) -> Option<Instant> {
+    let attempt = &watched.attempt;
+    let mut state = attempt.state.lock();
+    if state.answered || state.ended {
+        return None;
     }
-
-    /// Answers with what is here, unless that was done.
-    pub(super) fn answer(&self, attempt: &Attempt) {
-        self.answer_now(&attempt.job, &mut attempt.state.lock());
-    }
-
-    fn answer_now(&self, job: &FetchJob, state: &mut State) {
-        if std::mem::replace(&mut state.answered, true) {
-            return;
+    // The client's own patience ends, too.
+    if Instant::now() < attempt.job.deadline {
+        if let Some(again) = weighing.judge(driver.clock.now(), &watched.overdue) {
+            return Some(again.min(attempt.job.deadline));
         }
-        job.answer(&self.driver, &state.copied);
+        watched.late.given_up.fetch_add(1, Ordering::Relaxed);
     }
+    attempt.answer_now(driver, &mut state);
+    None
 }
