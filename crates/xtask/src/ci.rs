@@ -1,13 +1,16 @@
 //! `cargo xtask ci`: everything that must hold, in one table at the end.
 
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::built::Built;
 use crate::outcome::{Failure, Tally};
 use crate::workspace::Workspace;
 use crate::{
-    Fuzzing, Restart, Simulation, confined, lint, process, python, replay, restart, runner, suite, torture, verbs_world,
+    Fuzzing, Restart, Simulation, confined, lint, lmcache, process, python, replay, restart, runner, suite, torture,
+    verbs_world,
 };
 
 /// What a whole run may take; a step that would start later is reported as not run, and that fails.
@@ -23,16 +26,27 @@ type Step<'a> = (&'a str, Box<dyn Fn() -> Result<Tally, Failure> + 'a>);
 
 /// Runs every step, also after one has failed, so that one run tells everything.
 pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
+    let beside = Beside::begin();
     let steps: Vec<Step<'_>> = vec![
         ("lint", Box::new(|| lint::run(workspace, false))),
-        ("test", Box::new(|| suite::run(workspace, &[], None))),
+        (
+            "test",
+            Box::new(|| {
+                let tested = suite::run(workspace, &[], None);
+                beside.build_release(workspace);
+                tested
+            }),
+        ),
         (
             "test python",
             Box::new(|| python::test(workspace).and_then(|tally| suite::verdict(tally, false, 0))),
         ),
         (
             "test lmcache",
-            Box::new(|| suite::run(workspace, &["lmcache".to_owned()], None)),
+            Box::new(|| {
+                beside.await_environment();
+                suite::run(workspace, &["lmcache".to_owned()], None)
+            }),
         ),
         ("test --confined", Box::new(|| confined::run(workspace))),
         (
@@ -50,7 +64,13 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
         ("fuzz wire, its mutant", Box::new(|| fuzz(workspace, "wire", true))),
         ("fuzz record", Box::new(|| fuzz(workspace, "record", false))),
         ("fuzz record, its mutant", Box::new(|| fuzz(workspace, "record", true))),
-        ("demo", Box::new(|| demo(workspace))),
+        (
+            "demo",
+            Box::new(|| {
+                beside.await_release();
+                demo(workspace)
+            }),
+        ),
         (
             "replay, io_uring or what the machine allows",
             Box::new(|| replay::run(workspace, "auto").map(one)),
@@ -82,6 +102,65 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
         None => Ok(()),
         Some(row) => Err(Failure::new(format!("ci: {} failed first", row.name))),
     }
+}
+
+/// What goes on beside the steps: half a gigabyte comes while the compiler is busy, and the release is built while suites wait for daemons.
+/// How either ends is told by the step that wants it, which does it again where it failed.
+struct Beside {
+    environment: Mutex<Option<JoinHandle<()>>>,
+    release: Mutex<Option<Child>>,
+}
+
+impl Beside {
+    fn begin() -> Beside {
+        let prepare = || drop(lmcache::prepare());
+        Beside {
+            environment: Mutex::new(Some(std::thread::spawn(prepare))),
+            release: Mutex::new(None),
+        }
+    }
+
+    fn await_environment(&self) {
+        if let Some(making) = held(&self.environment).take() {
+            let _ = making.join();
+        }
+    }
+
+    /// Behind everybody else for the processors.
+    fn build_release(&self, workspace: &Workspace) {
+        let cargo = workspace.cargo();
+        let mut nice = Command::new("nice");
+        nice.args(["-n", "19"])
+            .arg(cargo.get_program())
+            .args(["build", "--quiet", "--release"])
+            .current_dir(&workspace.root);
+        for (name, value) in cargo.get_envs() {
+            match value {
+                Some(value) => nice.env(name, value),
+                None => nice.env_remove(name),
+            };
+        }
+        let quiet = nice.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        *held(&self.release) = quiet.spawn().ok();
+    }
+
+    fn await_release(&self) {
+        if let Some(mut building) = held(&self.release).take() {
+            let _ = building.wait();
+        }
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Some(mut building) = held(&self.release).take() {
+            process::kill_tree(&mut building);
+        }
+    }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the kernel of the verbs world was made before: to build it takes as long as the rest of a run.

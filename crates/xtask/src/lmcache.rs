@@ -67,6 +67,11 @@ pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
     Ok(tally)
 }
 
+/// Makes the environment that the suite needs, where it is not there.
+pub(crate) fn prepare() -> Result<(), Failure> {
+    Environment::prepare().map(drop)
+}
+
 /// LMCache's own benchmark over adapters in turn.
 pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), Failure> {
     let environment = Environment::prepare()?;
