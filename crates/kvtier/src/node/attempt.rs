@@ -23,8 +23,8 @@ pub(super) struct Attempt {
 #[derive(Default)]
 struct State {
     answered: bool,
-    /// Everything has arrived that will.
-    ended: bool,
+    /// Goes up when a backend begins or ends: who judges may be late.
+    round: u32,
     /// Places among the client's keys of what came from peers before the answer.
     copied: Vec<usize>,
 }
@@ -47,6 +47,7 @@ pub(super) struct Patience {
 
 struct Watched {
     attempt: Arc<Attempt>,
+    round: u32,
     late: Arc<Late>,
     overdue: Overdue,
     at: Instant,
@@ -93,21 +94,25 @@ impl Patience {
     /// Has an attempt judged when it is over its soft deadline.
     pub(super) fn watch(&self, attempt: &Arc<Attempt>, late: &Arc<Late>, fetching: &Fetching) {
         let overdue = fetching.overdue();
+        let round = {
+            let mut state = attempt.state.lock();
+            state.round += 1;
+            state.round
+        };
         let watched = Watched {
             attempt: Arc::clone(attempt),
+            round,
             late: Arc::clone(late),
             at: overdue.at.min(attempt.job.deadline),
             overdue,
         };
-        // It may have ended at another backend before.
-        attempt.state.lock().ended = false;
         self.watched.lock().push(watched);
         self.changed.notify_all();
     }
 
     /// Before the model learns that it ended: what it does not know any more it would give up.
     pub(super) fn end(&self, attempt: &Arc<Attempt>) {
-        attempt.state.lock().ended = true;
+        attempt.state.lock().round += 1;
         self.watched
             .lock()
             .retain(|watched| !Arc::ptr_eq(&watched.attempt, attempt));
@@ -150,7 +155,7 @@ impl Patience {
 fn judge(weighing: &Weighing, driver: &Driver, watched: &Watched) -> Option<Instant> {
     let attempt = &watched.attempt;
     let mut state = attempt.state.lock();
-    if state.answered || state.ended {
+    if state.answered || state.round != watched.round {
         return None;
     }
     // The client's own patience ends, too.
