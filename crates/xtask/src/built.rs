@@ -30,17 +30,17 @@ pub(crate) struct Built(Vec<Program>);
 impl Built {
     /// Exactly what `cargo xtask test` builds.
     pub(crate) fn all(workspace: &Workspace) -> Result<Built, Failure> {
-        Built::of(workspace, &[])
+        Built::of(workspace, &["test", "--no-run"])
     }
 
-    /// The binaries, and these targets besides.
-    pub(crate) fn of(workspace: &Workspace, targets: &[&str]) -> Result<Built, Failure> {
+    /// What `cargo test` or `cargo build` with these arguments builds.
+    pub(crate) fn of(workspace: &Workspace, arguments: &[&str]) -> Result<Built, Failure> {
         let mut messages = String::new();
         let mut cargo = workspace.cargo();
         cargo
-            .args(["test", "--workspace", "--all-features", "--no-run"])
-            .arg("--message-format=json-render-diagnostics")
-            .args(targets);
+            .args(arguments)
+            .args(["--workspace", "--all-features"])
+            .arg("--message-format=json-render-diagnostics");
         let status = process::stream(&mut cargo, "building", LIMIT, |stream, line| match stream {
             process::Stream::Output => {
                 messages.push_str(line);
@@ -57,7 +57,7 @@ impl Built {
     /// What a suite that starts a daemon needs.
     pub(crate) fn daemon(workspace: &Workspace) -> Result<Built, Failure> {
         // The suite's own program is small, and cargo builds the binaries along with it.
-        Built::of(workspace, &["--test", "suite"])
+        Built::of(workspace, &["test", "--no-run", "--test", "suite"])
     }
 
     pub(crate) fn tests(&self) -> impl Iterator<Item = &Program> {

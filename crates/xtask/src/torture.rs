@@ -26,7 +26,7 @@ pub(crate) fn run(workspace: &Workspace, torture: &Torture) -> Result<(), Failur
 
 /// A bounded run, and proof that it finds what it is for.
 pub(crate) fn check(workspace: &Workspace) -> Result<Tally, Failure> {
-    let built = Built::of(workspace, &["--test", "suite", "--example", "torture"])?;
+    let built = Built::of(workspace, &["build", "--bins", "--example", "torture"])?;
     built.directory()?;
     let rounds = |rounds| Torture {
         rounds: Some(rounds),

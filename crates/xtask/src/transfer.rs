@@ -45,7 +45,7 @@ struct Programs {
 
 impl Programs {
     fn build(workspace: &Workspace) -> Result<Programs, Failure> {
-        let built = Built::of(workspace, &["--lib", "--test", "suite"])?;
+        let built = Built::of(workspace, &["test", "--no-run", "--lib", "--test", "suite"])?;
         let unit = built.test("kvtier-transfer", "kvtier_transfer")?.to_owned();
         let suite = built.test("kvtier-transfer", "suite")?.to_owned();
         Ok(Programs { unit, suite })
