@@ -106,8 +106,13 @@ struct Clustered(Vec<(Redis, u16)>);
 
 impl Clustered {
     fn start() -> Option<Clustered> {
+        Clustered::of(3)
+    }
+
+    /// Those beyond the third have no slots.
+    fn of(servers_wanted: usize) -> Option<Clustered> {
         let mut servers = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..servers_wanted {
             let free = TcpListener::bind("127.0.0.1:0").expect("a port");
             let bus = free.local_addr().expect("bound").port();
             drop(free);
@@ -128,10 +133,11 @@ impl Clustered {
             cluster.ask(0, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
         }
         let limit = after(LONG * 3);
-        for server in 0..3 {
+        let known = format!("cluster_known_nodes:{servers_wanted}");
+        for server in 0..servers_wanted {
             let is_ready = || {
                 let state = cluster.ask(server, &["CLUSTER", "INFO"]);
-                let wanted = ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"];
+                let wanted = ["cluster_state:ok", "cluster_slots_ok:16384", &known];
                 wanted.iter().all(|wanted| state.contains(wanted))
             };
             while !is_ready() {
@@ -227,6 +233,41 @@ fn a_slot_that_moved_is_followed_and_one_that_moves_is_not_gone_through() {
     let (found, outcome) = fetched(&store, &names(&objects), after(LONG));
     assert_eq!(outcome, Ok(()));
     assert!(found.iter().all(Option::is_some));
+    let erased = store.erase_namespace(&GROUP.namespace, after(LONG)).expect("erased");
+    assert_eq!((erased.deleted, erased.left), (30, 0));
+}
+
+#[test]
+fn a_replica_that_takes_over_is_found() {
+    let Some(mut cluster) = Clustered::of(4) else { return };
+    let master = cluster.ask(2, &["CLUSTER", "MYID"]);
+    cluster.ask(3, &["CLUSTER", "REPLICATE", &master]);
+    let limit = after(LONG * 3);
+    while !cluster
+        .ask(3, &["INFO", "replication"])
+        .contains("master_link_status:up")
+    {
+        assert!(Instant::now() < limit, "it replicates");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let store = store(cluster.0[0].0.url(), 1, Duration::from_secs(1));
+    let objects: Vec<_> = (0..30).map(|number| object(number, 5000)).collect();
+    store.put(&GROUP, &objects, None, after(LONG)).expect("put");
+    let keys = |server| cluster.ask(server, &["DBSIZE"]);
+    while keys(2) != keys(3) {
+        assert!(Instant::now() < limit, "it has them");
+        thread::sleep(Duration::from_millis(50));
+    }
+    cluster.0[2].0.kill();
+    loop {
+        let (found, outcome) = fetched(&store, &names(&objects), after(LONG));
+        if outcome.is_ok() {
+            assert!(found.iter().all(Option::is_some));
+            break;
+        }
+        assert!(Instant::now() < limit, "it takes over");
+        thread::sleep(Duration::from_millis(100));
+    }
     let erased = store.erase_namespace(&GROUP.namespace, after(LONG)).expect("erased");
     assert_eq!((erased.deleted, erased.left), (30, 0));
 }
