@@ -20,7 +20,8 @@
 //!
 //! The address is that of any server of the cluster. That it is in one shows when it is first asked, or by its word that a key lies elsewhere;
 //! then where each slot lies is asked for, and again whenever a server is away or gives such a word. A call goes to each server that has a
-//! part of it, and is tried once more where the map has changed. An erasure goes through the keys of every master, and is not done while slots
+//! part of it, and is tried once more where the map has changed. A user of the server's needs `CLUSTER NODES` (`+cluster|nodes`) for
+//! erasures, also where there is no cluster: else nobody could say that all servers were gone through. An erasure goes through the keys of every master, and is not done while slots
 //! move between them.
 //!
 //! What a server keeps beside its memory (replicas, snapshots, an append-only file) is out of reach here: what is erased stays readable there
@@ -232,6 +233,8 @@ impl RedisStore {
             };
             let servers = match told {
                 Some(told) => Servers::of_told(&told, &pool, known),
+                // What was a cluster stays one: half of its servers are not all of them.
+                None if known.is_cluster() => continue,
                 None => Servers::one(&self.seed),
             };
             let is_new = !servers.is_like(known);
@@ -240,7 +243,7 @@ impl RedisStore {
             }
             return Ok(is_new);
         }
-        Err(trouble.expect("the seed was asked"))
+        Err(trouble.unwrap_or_else(|| elsewhere(&self.seed)))
     }
 
     /// Does a job, and once more where that may help: a key lies elsewhere, or a server of the cluster is away and another has taken over.

@@ -102,17 +102,15 @@ impl Servers {
 /// Asks a server for its cluster; `None`: it is in none.
 pub(super) fn ask(pool: &Pool, until: Instant) -> Result<Option<Told>, Trouble> {
     pool.run("CLUSTER NODES", until, |connection| match told(connection) {
-        Err(Fault::Refused(reason)) if !is_passing(&reason) => Ok(None),
+        Err(Fault::Refused(reason)) if is_none(&reason) => Ok(None),
         told => told.map(Some),
     })
 }
 
-/// The server is loading or busy: whether it is in a cluster it will say later.
-fn is_passing(reason: &str) -> bool {
-    matches!(
-        reason.split(' ').next(),
-        Some("LOADING" | "BUSY" | "CLUSTERDOWN" | "NOAUTH" | "WRONGPASS")
-    )
+/// The server has no cluster. Whoever may not ask, or asks too many, is told something else: an erasure must not take that for this.
+fn is_none(reason: &str) -> bool {
+    let reason = reason.to_ascii_lowercase();
+    reason.contains("unknown command") || reason.contains("cluster") && reason.contains("disabled")
 }
 
 fn told(connection: &mut Connection) -> Result<Told, Fault> {
@@ -206,6 +204,22 @@ bad 127.0.0.1:x@1 master - 0 0 1 connected 1 99999 7-3 -\n";
         ];
         let expected = expected.map(|(host, port, ranges)| (host.to_owned(), port, ranges));
         assert_eq!(told.masters, expected);
+    }
+
+    #[test]
+    fn only_a_server_without_a_cluster_is_taken_for_one() {
+        assert!(is_none("ERR This instance has cluster support disabled"));
+        assert!(is_none(
+            "ERR unknown command 'CLUSTER', with args beginning with: 'NODES'"
+        ));
+        for other in [
+            "ERR max number of clients reached",
+            "NOPERM this user has no permissions to run the 'cluster|nodes' command",
+            "LOADING Redis is loading the dataset in memory",
+            "CLUSTERDOWN The cluster is down",
+        ] {
+            assert!(!is_none(other), "{other}");
+        }
     }
 
     proptest! {

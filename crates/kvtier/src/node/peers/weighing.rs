@@ -33,6 +33,9 @@ const PROBE_PAUSE: Duration = Duration::from_millis(200);
 /// No fetch is over its soft deadline before this: of what arrives the model learns in parts, and a part of a fast peer may be late by
 /// what threads and sockets take.
 const SOFT_DEADLINE_MIN: Duration = Duration::from_millis(10);
+/// Nor before this share of what recomputing takes: what comes in one piece is not heard of until it is there, and to give it up for
+/// being a little late would cost far more than to wait.
+const SOFT_DEADLINE_SHARE: f64 = 0.1;
 /// No fetch lasts longer.
 const SOFT_DEADLINE_MAX: Duration = Duration::from_secs(3600);
 
@@ -254,16 +257,17 @@ impl Weighing {
         let id = FetchId(state.next_fetch);
         state.next_fetch += 1;
         state.model.begin_fetch(now, id, decision);
+        // By then the wait for a GPU is over.
+        let recompute_s = decision.recompute_s - decision.queue_wait_s;
         Fetching {
             id,
             begun: Instant::now(),
             answered: false,
             failed: false,
-            soft_deadline: Duration::try_from_secs_f64(decision.soft_deadline_s)
+            soft_deadline: Duration::try_from_secs_f64(decision.soft_deadline_s.max(SOFT_DEADLINE_SHARE * recompute_s))
                 .unwrap_or(SOFT_DEADLINE_MIN)
                 .clamp(SOFT_DEADLINE_MIN, SOFT_DEADLINE_MAX),
-            // By then the wait for a GPU is over.
-            recompute_s: decision.recompute_s - decision.queue_wait_s,
+            recompute_s,
         }
     }
 

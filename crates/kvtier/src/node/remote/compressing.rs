@@ -6,6 +6,7 @@ use std::time::Instant;
 use kvtier_storage::compression::{Compressor, Decompressor, Element};
 use kvtier_transfer::memory::MemorySlice;
 use parking_lot::Mutex;
+use zeroize::Zeroize;
 
 use crate::settings::RemoteCompression;
 
@@ -58,7 +59,11 @@ impl Compressing {
             *state = State::new();
         }
         let state = state.as_mut()?;
-        let (element, ratio) = state.try_sample(block)?;
+        let tried = state.try_sample(block);
+        // Neither a part of a block nor a frame of it outlives this: a purge would not find them here.
+        state.sample.zeroize();
+        state.frame.zeroize();
+        let (element, ratio) = tried?;
         (ratio <= WORTH && pays(ratio, 1.0 / state.s_per_byte)).then_some(element)
     }
 }
@@ -107,8 +112,6 @@ impl State {
                 self.s_per_byte + WEIGHT * (took - self.s_per_byte)
             };
         }
-        // A block is no secret's place to linger.
-        self.sample.fill(0);
         Some((element, ratio))
     }
 }
