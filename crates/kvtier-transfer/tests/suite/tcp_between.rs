@@ -11,12 +11,15 @@ use kvtier_transfer::{Cause, Direction, PeerAddress, RemoteAccess, Transport};
 use crate::stand::{Kind, Memory, PATIENCE, Site, Wishes, pattern, piece, site};
 
 const MIB: usize = 1 << 20;
+/// What a listener says first, greeting and proof. It is not changed: who is not proven to know the secret is refused for
+/// good, and a connection made anew while a test goes on would bring that upon the next transfer.
+const INTRODUCTION_BYTES: usize = 24 + 32;
 
 /// Passes bytes on, and can cut every connection, or change bytes on their way to the caller.
 struct Between {
     address: SocketAddr,
     streams: Arc<Mutex<Vec<TcpStream>>>,
-    /// Bytes to the caller after which one is changed; `usize::MAX`: none.
+    /// Bytes of answers after which one is changed; `usize::MAX`: none.
     change_at: Arc<AtomicUsize>,
 }
 
@@ -54,18 +57,20 @@ impl Between {
 }
 
 fn pass(mut from: TcpStream, mut to: TcpStream, change_at: &AtomicUsize) {
-    let mut bytes = vec![0; 64 << 10];
+    let (mut bytes, mut passed) = (vec![0; 64 << 10], 0);
     loop {
         let count = match from.read(&mut bytes) {
             Ok(0) | Err(_) => break,
             Ok(count) => count,
         };
-        let left = change_at.load(Ordering::SeqCst);
-        if left < count {
-            bytes[left] ^= 0xff;
+        let first = INTRODUCTION_BYTES.saturating_sub(passed).min(count);
+        passed += count;
+        let (answers, left) = (&mut bytes[first..count], change_at.load(Ordering::SeqCst));
+        if left < answers.len() {
+            answers[left] ^= 0xff;
             change_at.store(usize::MAX, Ordering::SeqCst);
         } else if left != usize::MAX {
-            change_at.store(left - count, Ordering::SeqCst);
+            change_at.store(left - answers.len(), Ordering::SeqCst);
         }
         if to.write_all(&bytes[..count]).is_err() {
             break;
