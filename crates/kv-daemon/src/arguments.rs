@@ -124,6 +124,18 @@ pub(crate) struct Flags {
     /// A Redis server that keeps sealed blocks of the named trust domains: redis://[USER@]HOST:PORT[/DB]
     #[arg(long, value_name = "URL")]
     remote_redis: Option<String>,
+    /// A bucket that keeps sealed blocks of the named trust domains: s3://BUCKET[/PREFIX]; it needs --remote-s3-credentials-file
+    #[arg(long, value_name = "URL")]
+    remote_s3: Option<String>,
+    /// Where the bucket's server is [default: Amazon's, of the region]
+    #[arg(long, value_name = "URL")]
+    remote_s3_endpoint: Option<String>,
+    /// The region that requests to the bucket are signed for [default: us-east-1]
+    #[arg(long, value_name = "NAME")]
+    remote_s3_region: Option<String>,
+    /// The file with the keys to the bucket, as `aws configure` writes it
+    #[arg(long, value_name = "FILE")]
+    remote_s3_credentials_file: Option<String>,
     /// A file whose content all members know and nobody else
     #[arg(long, value_name = "FILE")]
     peer_secret_file: Option<String>,
@@ -192,6 +204,14 @@ impl Flags {
             ("peers_dns", "--peers-dns", self.peers_dns),
             ("peers_redis", "--peers-redis", self.peers_redis),
             ("remote_redis", "--remote-redis", self.remote_redis),
+            ("remote_s3", "--remote-s3", self.remote_s3),
+            ("remote_s3_endpoint", "--remote-s3-endpoint", self.remote_s3_endpoint),
+            ("remote_s3_region", "--remote-s3-region", self.remote_s3_region),
+            (
+                "remote_s3_credentials_file",
+                "--remote-s3-credentials-file",
+                self.remote_s3_credentials_file,
+            ),
             ("peer_secret_file", "--peer-secret-file", self.peer_secret_file),
             ("peer_transport", "--peer-transport", self.peer_transport),
             ("cluster_fence", "--cluster-fence", self.cluster_fence),

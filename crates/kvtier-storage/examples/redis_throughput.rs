@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use kvtier_core::{BlockHash, Labels, Parent};
 use kvtier_storage::compression::Element;
 use kvtier_storage::remote::redis::{RedisSettings, RedisStore};
-use kvtier_storage::remote::{Contents, OBJECT_OVERHEAD_BYTES, ObjectGroup, ObjectKey, ObjectName};
+use kvtier_storage::remote::{Contents, OBJECT_OVERHEAD_BYTES, ObjectGroup, ObjectKey, ObjectName, ObjectStore};
 use kvtier_transfer::memory::MemoryRegion;
 
 /// Of the comparison with the raw client.

@@ -34,9 +34,9 @@ use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::learned::Keeper;
 use self::listener::Listener;
-#[cfg(feature = "redis")]
+#[cfg(feature = "remote")]
 mod remote;
-#[cfg(not(feature = "redis"))]
+#[cfg(not(feature = "remote"))]
 #[path = "node/remote_absent.rs"]
 mod remote;
 mod remote_status;
@@ -301,13 +301,13 @@ impl Node {
         }
         let (recorder, recorder_jobs) = Recorder::new(files.register, files.realizations, anchor, is_anchor_missing);
         let domains = Arc::new(Domains::new(&settings.domains, rustix::process::geteuid().as_raw()));
-        let versions = match (settings.peer_listen, &settings.remote_redis) {
-            (Some(_), _) | (None, Some(_)) => {
+        let versions = match settings.peer_listen.is_some() || settings.remote().is_some() {
+            true => {
                 let identity = recorder.register.identity();
                 let own = MemberKey::parse(&identity).expect("an identity has 32 digits");
                 Some(Arc::new(VersionBook::open(&settings.state_dir, own)?))
             }
-            (None, None) => None,
+            false => None,
         };
         let (driver, segment_work) = Driver::new(
             &settings,

@@ -254,6 +254,20 @@ pub struct Settings {
     pub remote_redis: Option<String>,
     /// File of that server's password. Default none.
     pub remote_redis_password_file: Option<PathBuf>,
+    /// A bucket of S3, or of what speaks as it does, that keeps blocks as `remote_redis` does and instead of it, `s3://BUCKET[/PREFIX]`. Blocks are put
+    /// together to packs of some MiB. Needs the feature `s3`. Default none.
+    pub remote_s3: Option<String>,
+    /// Where that server is, `https://HOST[:PORT]`, or `http://`: what is sent is sealed, and signed. Default: Amazon's, of the region.
+    pub remote_s3_endpoint: Option<String>,
+    /// The region that requests are signed for. Default `us-east-1`.
+    pub remote_s3_region: String,
+    /// Whether the bucket is named in the path or in the host. Default: in the path where an endpoint is given.
+    pub remote_s3_path_style: Option<bool>,
+    /// The file with the keys to that server, as `aws configure` writes it. Read again every minute. Needed with `remote_s3`.
+    pub remote_s3_credentials_file: Option<PathBuf>,
+    /// Blocks in that bucket whose place is kept in memory; what lies there beyond that is not found. Default 1,000,000. Each costs some
+    /// 100 bytes, as it is found.
+    pub remote_index_blocks: u32,
     /// Connections to that server that read blocks, each with a thread and one fetch at a time; 64 more wait for each. A connection more
     /// writes, and one probes. Default 2. Each costs 100 KiB and the block that it reads.
     pub remote_readers: u32,
@@ -360,6 +374,12 @@ impl Default for Settings {
             peer_gate: PeerGate::Auto,
             remote_redis: None,
             remote_redis_password_file: None,
+            remote_s3: None,
+            remote_s3_endpoint: None,
+            remote_s3_region: "us-east-1".into(),
+            remote_s3_path_style: None,
+            remote_s3_credentials_file: None,
+            remote_index_blocks: 1_000_000,
             remote_readers: 2,
             remote_writes_max: 1024,
             remote_ttl_s: 86_400,

@@ -1,6 +1,6 @@
 //! What cargo builds for tests, once: the suites that start programs all start these, so that a whole run builds them once.
 //!
-//! Every call selects the whole workspace and all features. Cargo unites features over what is selected: another selection
+//! Every call selects the whole workspace and the same features. Cargo unites features over what is selected: another selection
 //! would build the same crates once more.
 
 use std::path::{Path, PathBuf};
@@ -39,7 +39,8 @@ impl Built {
         let mut cargo = workspace.cargo();
         cargo
             .args(arguments)
-            .args(["--workspace", "--all-features"])
+            .arg("--workspace")
+            .args(workspace.features(&[])?)
             .arg("--message-format=json-render-diagnostics");
         let status = process::stream(&mut cargo, "building", LIMIT, |stream, line| match stream {
             process::Stream::Output => {

@@ -15,6 +15,7 @@ mod lmcache;
 mod outcome;
 mod process;
 mod python;
+mod radosgw;
 mod remote;
 mod replay;
 mod restart;
@@ -217,7 +218,12 @@ fn run(command: Command) -> Result<(), Failure> {
             None => confine::become_program(&program),
         };
     }
-    let workspace = Workspace::find()?;
+    let mut workspace = Workspace::find()?;
+    workspace.has_heavy_features = match &command {
+        Command::Test { suites, .. } => suites.iter().any(|suite| suite == "remote"),
+        Command::Ci => true,
+        _ => false,
+    };
     match command {
         Command::Lint { rules } => lint::run(&workspace, rules).map(drop),
         Command::Test { suites, list: true, .. } if suites == ["transfer"] => transfer::list(&workspace),

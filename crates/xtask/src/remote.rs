@@ -1,4 +1,4 @@
-//! `cargo xtask test remote`: what needs a real server on loopback. It comes from Debian's packages, unpacked in the cache.
+//! `cargo xtask test remote`: what needs real servers on loopback, Redis and S3. They come from Debian's packages, unpacked in the cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,24 +6,15 @@ use std::time::Duration;
 
 use crate::outcome::{Failure, Tally};
 use crate::process;
+use crate::radosgw::Radosgw;
 use crate::suite::Report;
 use crate::verbs_world::{cache, packages::Packages};
 use crate::workspace::Workspace;
 
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// As the other suites build them, so that nothing is built twice.
-const TESTS: [&str; 9] = [
-    "test",
-    "--workspace",
-    "--all-features",
-    "--lib",
-    "--test",
-    "suite",
-    "--",
-    "directory::",
-    "remote::",
-];
-/// The server and what it is linked with, alternatives in the order of their preference.
+const TESTS: [&str; 6] = ["--lib", "--test", "suite", "--", "directory::", "remote::"];
+/// The Redis server and what it is linked with, alternatives in the order of their preference.
 const PACKAGES: [&[&str]; 8] = [
     &["redis-server"],
     &["redis-tools"],
@@ -35,16 +26,21 @@ const PACKAGES: [&[&str]; 8] = [
     &["libatomic1"],
 ];
 
-/// Runs the tests that want a Redis server.
+/// Runs the tests that want a Redis server, or an S3 server.
 pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
     let server = server()?;
+    let bucket_server = Radosgw::start(&cache()?)?;
     let mut report = Report::default();
     let mut cargo = workspace.cargo();
     cargo
+        .args(["test", "--workspace"])
+        .args(workspace.features(&[])?)
         .args(TESTS)
         .arg("--show-output")
         .env("KVTIER_REDIS_SERVER", &server.program)
-        .env("KVTIER_REDIS_LIBRARIES", &server.libraries);
+        .env("KVTIER_REDIS_LIBRARIES", &server.libraries)
+        .env("KVTIER_S3_ENDPOINT", &bucket_server.endpoint)
+        .env("KVTIER_S3_CREDENTIALS", &bucket_server.credentials);
     let status = process::stream(&mut cargo, "remote", LIMIT, |stream, line| {
         if report.read(stream, line) {
             println!("{line}");

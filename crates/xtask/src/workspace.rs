@@ -10,7 +10,12 @@ use crate::outcome::Failure;
 /// The source tree this program was built from.
 pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
+    /// Whether tests are built with what is too large for every day.
+    pub(crate) has_heavy_features: bool,
 }
+
+/// Features that bring some hundred crates: tests of those that have real servers, and whole runs, are built with them.
+const HEAVY_FEATURES: [&str; 1] = ["s3"];
 
 impl Workspace {
     /// The nearest directory above the package (or, run by hand, above the current directory) with a `[workspace]`.
@@ -24,7 +29,10 @@ impl Workspace {
             .find(|directory| {
                 std::fs::read_to_string(directory.join("Cargo.toml")).is_ok_and(|text| text.contains("[workspace]"))
             })
-            .map(|root| Workspace { root: root.to_owned() })
+            .map(|root| Workspace {
+                root: root.to_owned(),
+                has_heavy_features: false,
+            })
             .ok_or_else(|| {
                 Failure::usage(format!(
                     "no workspace above {}: run it in the source tree",
@@ -45,6 +53,16 @@ impl Workspace {
             command.env_remove(name);
         }
         command
+    }
+
+    /// Which features tests are built with, as arguments for cargo; of all packages, or of these. Features only add, so the tests that one
+    /// brings run beside all others, in one build.
+    pub(crate) fn features(&self, packages: &[String]) -> Result<Vec<String>, Failure> {
+        if self.has_heavy_features {
+            return Ok(vec!["--all-features".to_owned()]);
+        }
+        let names = light_features(&self.metadata()?, packages);
+        Ok(vec!["--features".to_owned(), names.join(",")])
     }
 
     /// Every file of the tree that version control would keep, relative to the root, sorted.
@@ -104,6 +122,20 @@ impl Workspace {
     }
 }
 
+fn light_features(metadata: &Value, packages: &[String]) -> Vec<String> {
+    let mut names = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let name = package["name"].as_str().unwrap_or_default();
+        if !packages.is_empty() && packages.iter().all(|wanted| wanted != name) {
+            continue;
+        }
+        let features = package["features"].as_object().into_iter().flatten();
+        let light = features.filter(|(feature, _)| !HEAVY_FEATURES.contains(&feature.as_str()));
+        names.extend(light.map(|(feature, _)| format!("{name}/{feature}")));
+    }
+    names
+}
+
 fn walk(root: &Path, directory: &Path, files: &mut Vec<String>) -> Result<(), Failure> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
@@ -117,4 +149,24 @@ fn walk(root: &Path, directory: &Path, files: &mut Vec<String>) -> Result<(), Fa
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::light_features;
+
+    #[test]
+    fn what_is_heavy_is_left_out_and_nothing_else() {
+        let metadata = json!({"packages": [
+            {"name": "a", "features": {"s3": [], "redis": [], "default": ["redis"]}},
+            {"name": "b", "features": {}},
+            {"name": "c", "features": {"fuzz": []}},
+        ]});
+        let mut all = light_features(&metadata, &[]);
+        all.sort();
+        assert_eq!(all, ["a/default", "a/redis", "c/fuzz"]);
+        assert_eq!(light_features(&metadata, &["c".to_owned()]), ["c/fuzz"]);
+    }
 }

@@ -17,7 +17,7 @@ pub(super) fn remote(connection: &Connection) -> Result<(), Failure> {
     let Some(remote) = status.remote else {
         return Err(Failure::new(
             ExitCode::Configuration,
-            "this node has no remote tier: set remote_redis",
+            "this node has no remote tier: set remote_redis or remote_s3",
         ));
     };
     if connection.json {

@@ -4,6 +4,7 @@
 
 mod admin;
 mod administration;
+mod bucket;
 mod commands;
 mod daemon;
 mod demo;

@@ -1,5 +1,6 @@
 //! The remote tier, on a real Redis server.
 
+mod bucket;
 mod cluster;
 mod proxy;
 

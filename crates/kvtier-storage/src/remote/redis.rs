@@ -33,9 +33,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
-use thiserror::Error;
 
-use super::{ObjectGroup, ObjectName};
+use super::{Erased, ObjectGroup, ObjectName, ObjectStore, StoreError};
 use cluster::Servers;
 use connection::{Answer, Connection, Fault, STRING_BYTES_MAX};
 use pool::{Kind, Place, Pool, Trouble};
@@ -57,8 +56,6 @@ const WINDOW_BYTES: usize = 16 << 20;
 const ASSUMED_BYTES: usize = 1 << 20;
 /// Keys that one step of a scan looks at. The server serves nobody else meanwhile: some tenths of a millisecond.
 const SCAN_COUNT: &[u8] = b"1000";
-/// Longer explanations of a server are cut.
-const REASON_CHARACTERS_MAX: usize = 200;
 
 /// How a Redis server is reached.
 #[derive(Clone, PartialEq, Eq)]
@@ -69,80 +66,6 @@ pub struct RedisSettings {
     pub connections: usize,
     /// How long the server may stall: connect, take or give nothing. A call ends at its own deadline anyway.
     pub timeout: Duration,
-}
-
-/// What an erasure came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Erased {
-    /// Objects that were deleted.
-    pub deleted: u64,
-    /// Objects that a second look, after the deletion, found. One that was put meanwhile may be among them, and one may be counted twice.
-    pub left: u64,
-}
-
-/// A call that was not done. Reads become misses.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum StoreError {
-    /// The address cannot be used.
-    #[error(
-        "the address of the Redis server cannot be used: {reason}; write redis://[USER:PASSWORD@]HOST:PORT[/DATABASE], or rediss:// for TLS"
-    )]
-    Url {
-        /// What is wrong, without the address.
-        reason: String,
-    },
-    /// No authorities that could sign the server's certificate.
-    #[error(
-        "the authorities for the Redis server's certificate cannot be used: {reason}; give them in PEM, or put them into the system's store"
-    )]
-    Authorities {
-        /// What is wrong.
-        reason: String,
-    },
-    /// It could not be reached, or went away.
-    #[error("the Redis server {server} is not there: {reason}; check that it runs and can be reached from here")]
-    Unavailable {
-        /// Its address, without user and password.
-        server: String,
-        /// What happened.
-        reason: String,
-    },
-    /// The call's time was over first.
-    #[error("the Redis server {server} was not done with {command} in time; look at its load, or allow more time")]
-    Late {
-        /// Its address, without user and password.
-        server: String,
-        /// What was asked.
-        command: &'static str,
-    },
-    /// It answered an error.
-    #[error("the Redis server {server} refuses {command}: {reason}")]
-    Refused {
-        /// Its address, without user and password.
-        server: String,
-        /// What was asked.
-        command: &'static str,
-        /// Its words.
-        reason: String,
-    },
-    /// It answered what no Redis server does.
-    #[error(
-        "{server} does not answer {command} as a Redis server does ({reason}); check the address, and what lies between"
-    )]
-    Garbled {
-        /// Its address, without user and password.
-        server: String,
-        /// What was asked.
-        command: &'static str,
-        /// What it answered.
-        reason: &'static str,
-    },
-    /// An object that Redis has no room for; none of the call's was put.
-    #[error("an object of {bytes} bytes is larger than the {STRING_BYTES_MAX} that Redis keeps; use smaller blocks")]
-    TooLarge {
-        /// Its length.
-        bytes: usize,
-    },
 }
 
 /// Puts, fetches and erases objects in a Redis server or cluster. To be shared between threads; each call takes one connection, and in a
@@ -176,38 +99,6 @@ impl RedisStore {
             servers: RwLock::new(Arc::new(Servers::one(&seed))),
             seed,
         })
-    }
-
-    /// Where the server is, for messages: without user and password.
-    #[must_use]
-    pub fn address(&self) -> &str {
-        &self.seed.server.name
-    }
-
-    /// How many servers objects lie on, as far as is known.
-    #[must_use]
-    pub fn servers(&self) -> usize {
-        self.servers.read().pools.len()
-    }
-
-    /// Whether it answers, and takes the password. In a cluster one that does is enough.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn ping(&self, until: Instant) -> Result<(), StoreError> {
-        let mut trouble = None;
-        for pool in self.all_of(&self.now()) {
-            let answered = pool.run("PING", until, |connection| {
-                connection.ask(&[b"PING"])?;
-                connection.flush()?;
-                connection.done()
-            });
-            match answered {
-                Ok(()) => return Ok(()),
-                Err(other) => trouble = trouble.or(Some(other.error)),
-            }
-        }
-        Err(trouble.expect("the seed was asked"))
     }
 
     /// The seed first.
@@ -311,22 +202,103 @@ impl RedisStore {
         })
     }
 
-    /// Which of these objects are there, in their order.
+    /// As [`ObjectStore::erase_namespace`], of one generation.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub fn exists(&self, objects: &[(ObjectGroup, ObjectName)], until: Instant) -> Result<Vec<bool>, StoreError> {
+    /// As [`ObjectStore::erase_namespace`].
+    pub fn erase_group(&self, group: &ObjectGroup, until: Instant) -> Result<Erased, StoreError> {
+        self.erase(&format!("{PREFIX}{group}:"), until)
+    }
+
+    fn erase(&self, prefix: &str, until: Instant) -> Result<Erased, StoreError> {
+        let mut erased = Erased::default();
+        self.call(until, |servers| {
+            // Whether it is a cluster shows by no answer of these commands.
+            let before = RedisStore::still(servers, until)?;
+            if before.is_some() != servers.is_cluster() {
+                return Err(elsewhere(&self.seed));
+            }
+            for pool in &servers.pools {
+                pool.run("SCAN and UNLINK", until, |connection| {
+                    scan(connection, prefix, b"UNLINK", &mut erased.deleted)
+                })?;
+            }
+            erased.left = 0;
+            for pool in &servers.pools {
+                let mut left = 0;
+                pool.run("SCAN and EXISTS", until, |connection| {
+                    left = 0;
+                    scan(connection, prefix, b"EXISTS", &mut left)
+                })?;
+                erased.left += left;
+            }
+            // A key that moved from a server that was to come to one that was gone through is in neither look.
+            if RedisStore::still(servers, until)? != before {
+                return Err(elsewhere(&self.seed));
+            }
+            Ok(())
+        })?;
+        Ok(erased)
+    }
+
+    /// What the servers say of the cluster, as long as no slot moves; `None`: there is none.
+    fn still(servers: &Servers, until: Instant) -> Result<Option<cluster::Told>, Trouble> {
+        let mut first = None;
+        for pool in &servers.pools {
+            let told = cluster::ask(pool, until)?;
+            if told.as_ref().is_some_and(cluster::Told::is_moving) {
+                return Err(Trouble {
+                    kind: Kind::Other,
+                    error: StoreError::Unavailable {
+                        server: pool.server.name.clone(),
+                        reason: "its cluster moves slots: what lies there is not gone through meanwhile".to_owned(),
+                    },
+                });
+            }
+            first = first.or(told);
+        }
+        Ok(first)
+    }
+}
+
+impl ObjectStore for RedisStore {
+    fn kind(&self) -> &'static str {
+        "redis"
+    }
+
+    fn address(&self) -> &str {
+        &self.seed.server.name
+    }
+
+    fn servers(&self) -> usize {
+        self.servers.read().pools.len()
+    }
+
+    /// In a cluster one that answers is enough.
+    fn ping(&self, until: Instant) -> Result<(), StoreError> {
+        let mut trouble = None;
+        for pool in self.all_of(&self.now()) {
+            let answered = pool.run("PING", until, |connection| {
+                connection.ask(&[b"PING"])?;
+                connection.flush()?;
+                connection.done()
+            });
+            match answered {
+                Ok(()) => return Ok(()),
+                Err(other) => trouble = trouble.or(Some(other.error)),
+            }
+        }
+        Err(trouble.expect("the seed was asked"))
+    }
+
+    fn exists(&self, objects: &[(ObjectGroup, ObjectName)], until: Instant) -> Result<Vec<bool>, StoreError> {
         let keys: Vec<String> = objects.iter().map(|(group, name)| key(group, name)).collect();
         let there = |connection: &mut Connection| Ok(connection.number()? > 0);
         self.each_key("EXISTS", &keys, until, &false, there)
     }
 
-    /// Fetches objects and gives each to `each`, with its position, in their order; `None` where there is none. Some 16 MiB are asked for at
-    /// once, and one object at a time is held. On an error `each` has been given those before it.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn fetch(
+    /// Some 16 MiB are asked for at once, and one object at a time is held.
+    fn fetch(
         &self,
         objects: &[(ObjectGroup, ObjectName)],
         until: Instant,
@@ -385,12 +357,8 @@ impl RedisStore {
         })
     }
 
-    /// Puts objects; with `ttl` (milliseconds count) the server drops them that long after. One that is there is replaced. On an error some
-    /// may have been put.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn put(
+    /// Milliseconds of `ttl` count.
+    fn put(
         &self,
         group: &ObjectGroup,
         objects: &[(ObjectName, Vec<u8>)],
@@ -398,7 +366,10 @@ impl RedisStore {
         until: Instant,
     ) -> Result<(), StoreError> {
         if let Some((_, large)) = objects.iter().find(|(_, object)| object.len() > STRING_BYTES_MAX) {
-            return Err(StoreError::TooLarge { bytes: large.len() });
+            return Err(StoreError::TooLarge {
+                bytes: large.len(),
+                most: STRING_BYTES_MAX,
+            });
         }
         let ttl = ttl.map(|ttl| ttl.as_millis().clamp(1, u128::from(u32::MAX) * 1000).to_string());
         let keys: Vec<String> = objects.iter().map(|(name, _)| key(group, name)).collect();
@@ -434,80 +405,15 @@ impl RedisStore {
         })
     }
 
-    /// Deletes these objects; which of them were there, in their order.
-    ///
-    /// # Errors
-    /// [`StoreError`]: some may have been deleted.
-    pub fn remove(&self, group: &ObjectGroup, names: &[ObjectName], until: Instant) -> Result<Vec<bool>, StoreError> {
+    fn remove(&self, group: &ObjectGroup, names: &[ObjectName], until: Instant) -> Result<Vec<bool>, StoreError> {
         let keys: Vec<String> = names.iter().map(|name| key(group, name)).collect();
         let was_there = |connection: &mut Connection| Ok(connection.number()? > 0);
         self.each_key("UNLINK", &keys, until, &false, was_there)
     }
 
-    /// Deletes every object of a namespace, of all its generations, and looks again. It goes through all keys of every server twice.
-    ///
-    /// # Errors
-    /// [`StoreError`]: some may have been deleted.
-    pub fn erase_namespace(&self, namespace: &[u8; 16], until: Instant) -> Result<Erased, StoreError> {
+    /// It goes through all keys of every server twice.
+    fn erase_namespace(&self, namespace: &[u8; 16], until: Instant) -> Result<Erased, StoreError> {
         self.erase(&format!("{PREFIX}{}:", ObjectName(*namespace)), until)
-    }
-
-    /// As [`RedisStore::erase_namespace`], of one generation.
-    ///
-    /// # Errors
-    /// As [`RedisStore::erase_namespace`].
-    pub fn erase_group(&self, group: &ObjectGroup, until: Instant) -> Result<Erased, StoreError> {
-        self.erase(&format!("{PREFIX}{group}:"), until)
-    }
-
-    fn erase(&self, prefix: &str, until: Instant) -> Result<Erased, StoreError> {
-        let mut erased = Erased::default();
-        self.call(until, |servers| {
-            // Whether it is a cluster shows by no answer of these commands.
-            let before = RedisStore::still(servers, until)?;
-            if before.is_some() != servers.is_cluster() {
-                return Err(elsewhere(&self.seed));
-            }
-            for pool in &servers.pools {
-                pool.run("SCAN and UNLINK", until, |connection| {
-                    scan(connection, prefix, b"UNLINK", &mut erased.deleted)
-                })?;
-            }
-            erased.left = 0;
-            for pool in &servers.pools {
-                let mut left = 0;
-                pool.run("SCAN and EXISTS", until, |connection| {
-                    left = 0;
-                    scan(connection, prefix, b"EXISTS", &mut left)
-                })?;
-                erased.left += left;
-            }
-            // A key that moved from a server that was to come to one that was gone through is in neither look.
-            if RedisStore::still(servers, until)? != before {
-                return Err(elsewhere(&self.seed));
-            }
-            Ok(())
-        })?;
-        Ok(erased)
-    }
-
-    /// What the servers say of the cluster, as long as no slot moves; `None`: there is none.
-    fn still(servers: &Servers, until: Instant) -> Result<Option<cluster::Told>, Trouble> {
-        let mut first = None;
-        for pool in &servers.pools {
-            let told = cluster::ask(pool, until)?;
-            if told.as_ref().is_some_and(cluster::Told::is_moving) {
-                return Err(Trouble {
-                    kind: Kind::Other,
-                    error: StoreError::Unavailable {
-                        server: pool.server.name.clone(),
-                        reason: "its cluster moves slots: what lies there is not gone through meanwhile".to_owned(),
-                    },
-                });
-            }
-            first = first.or(told);
-        }
-        Ok(first)
     }
 }
 
@@ -657,13 +563,4 @@ fn step(answer: Answer) -> Result<(Vec<u8>, BTreeSet<Vec<u8>>), Fault> {
         Some(keys) => Ok((cursor.clone(), keys)),
         None => Err(garbled),
     }
-}
-
-/// A server's words, fit for a log.
-fn readable(reason: &str) -> String {
-    reason
-        .chars()
-        .take(REASON_CHARACTERS_MAX)
-        .map(|character| if character.is_control() { ' ' } else { character })
-        .collect()
 }

@@ -18,7 +18,7 @@ mod reading;
 mod regions;
 mod sampling;
 mod serving;
-#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "who asks is the remote tier"))]
+#[cfg_attr(not(feature = "remote"), allow(dead_code, reason = "who asks is the remote tier"))]
 mod sharing;
 pub(crate) mod versions;
 pub(super) mod weighing;
@@ -52,7 +52,7 @@ pub(in crate::node) use self::message::Versions;
 pub(crate) use self::reading::{FetchJob, LookupJob, Scope};
 use self::reading::{Job, Reading};
 use self::regions::{Regions, Way};
-#[cfg(feature = "redis")]
+#[cfg(feature = "remote")]
 pub(in crate::node) use self::serving::request;
 use self::serving::{Connections, Given, Server};
 pub(in crate::node) use self::sharing::SharedGroup;

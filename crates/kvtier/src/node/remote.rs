@@ -7,13 +7,13 @@
 //! Read first: [`Remote`]; [`reading`] and [`writing`] are its two ways.
 
 mod compressing;
+mod opening;
 mod probing;
 mod reading;
 mod sharing;
 mod writing;
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -21,8 +21,7 @@ use std::time::{Duration, Instant};
 
 use kvtier_core::{BlockHash, ClientId, Generation, NamespaceId, Realization, RealizationId, TrustDomain};
 use kvtier_storage::nvme::RecordKeys;
-use kvtier_storage::remote::redis::{Erased, RedisSettings, RedisStore, StoreError};
-use kvtier_storage::remote::{ObjectGroup, ObjectKey, ObjectName};
+use kvtier_storage::remote::{Erased, ObjectGroup, ObjectKey, ObjectName, ObjectStore, StoreError};
 use parking_lot::Mutex;
 
 use self::compressing::Compressing;
@@ -40,8 +39,6 @@ use super::remote_status::RemoteStatus;
 use super::{StartError, StartProgress, spawn};
 use crate::settings::CheckedSettings;
 
-/// How this backend is called where more than one is weighed.
-const NAME: &str = "redis";
 /// Clients of the tier manager that are this room are numbered from here; connections count from 1, peers from 2^63.
 const FIRST_CLIENT: u64 = 1 << 62;
 /// First pause after the server failed; it doubles up to [`AWAY_MAX`].
@@ -85,7 +82,9 @@ pub(crate) struct Remote {
     driver: Arc<Driver>,
     domains: Arc<Domains>,
     versions: Arc<VersionBook>,
-    store: RedisStore,
+    store: Box<dyn ObjectStore>,
+    /// How this backend is called where more than one is weighed.
+    name: &'static str,
     address: String,
     /// `None`: it is read from unasked.
     weighing: Option<Weighing>,
@@ -118,33 +117,19 @@ impl Remote {
         versions: Option<&Arc<VersionBook>>,
         observer: &dyn Fn(StartProgress),
     ) -> Result<Option<Arc<Remote>>, StartError> {
-        let (Some(url), Some(versions)) = (&settings.remote_redis, versions) else {
+        let Some(versions) = versions else {
             return Ok(None);
         };
-        let refused = |source| StartError::Remote {
-            address: url.clone(),
-            source,
+        let Some(store) = opening::open(settings)? else {
+            return Ok(None);
         };
-        let password = settings
-            .remote_redis_password_file
-            .as_ref()
-            .map(std::fs::read_to_string);
-        let password = password.transpose().map_err(refused)?.map(zeroize::Zeroizing::new);
-        let store = RedisStore::new(RedisSettings {
-            url: match &password {
-                Some(password) => with_password(url, password.trim()),
-                None => url.clone(),
-            },
-            connections: settings.remote_readers as usize + 2,
-            timeout: Duration::from_millis(settings.remote_fetch_timeout_ms),
-        })
-        .map_err(|error| refused(io::Error::other(error)))?;
         let (reading, jobs) = Reading::new(settings.remote_readers as usize);
         let (writing, offers) = Writing::new(settings.remote_writes_max as usize);
         let remote = Arc::new(Remote {
             driver: Arc::clone(driver),
             domains: Arc::clone(domains),
             versions: Arc::clone(versions),
+            name: store.kind(),
             address: store.address().to_owned(),
             store,
             weighing: Weighing::new(
@@ -347,10 +332,13 @@ impl Remote {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let outage = self.outage.lock();
         let now = self.driver.clock.now();
-        let gate = self.weighing.as_ref().and_then(|weighing| weighing.gate(now, NAME));
+        let gate = self
+            .weighing
+            .as_ref()
+            .and_then(|weighing| weighing.gate(now, self.name));
         let decisions = self.weighing.as_ref().map_or((0, 0), Weighing::decisions);
         RemoteStatus {
-            backend: NAME.into(),
+            backend: self.name.into(),
             address: self.address.clone(),
             servers: self.store.servers() as u64,
             state: if outage.trouble.is_empty() {
@@ -374,6 +362,7 @@ impl Remote {
             given_up: load(&self.late.given_up),
             late_blocks: load(&self.late.blocks),
             shared_groups: self.sharing.count(),
+            indexed: self.store.indexed(),
             gate: gate.as_ref().map_or_else(String::new, |gate| {
                 format!("{}: {}", if gate.open { "open" } else { "closed" }, gate.reason)
             }),
@@ -454,7 +443,7 @@ impl Remote {
     pub(crate) fn is_open(&self) -> bool {
         let now = self.driver.clock.now();
         let weighing = self.weighing.as_ref();
-        weighing.is_none_or(|weighing| weighing.is_open(now, NAME))
+        weighing.is_none_or(|weighing| weighing.is_open(now, self.name))
     }
 
     fn is_away(&self) -> bool {
@@ -509,34 +498,8 @@ impl Place {
     }
 }
 
-/// The address with a password in it, which was checked to have none.
-fn with_password(url: &str, password: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
-    let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
-    let mut escaped = zeroize::Zeroizing::new(String::with_capacity(3 * password.len()));
-    for byte in password.bytes() {
-        if byte.is_ascii_alphanumeric() {
-            escaped.push(byte.into());
-        } else {
-            escaped.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    format!("{scheme}://{user}:{}@{host}", escaped.as_str())
-}
-
 fn first_half(digest: &[u8; 32]) -> [u8; 16] {
     let mut half = [0; 16];
     half.copy_from_slice(&digest[..16]);
     half
-}
-
-#[cfg(test)]
-mod tests {
-    use super::with_password;
-
-    #[test]
-    fn a_password_of_any_characters_fits_into_an_address() {
-        assert_eq!(with_password("redis://h:1/2", "a b@/"), "redis://:a%20b%40%2F@h:1/2");
-        assert_eq!(with_password("rediss://user@h", "word"), "rediss://user:word@h");
-    }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RemoteStatus {
-    /// `redis`.
+    /// `redis` or `s3`.
     pub backend: String,
     /// Where it is.
     pub address: String,
@@ -42,6 +42,8 @@ pub struct RemoteStatus {
     pub late_blocks: u64,
     /// Keys of other members that this node reads objects with, one for each member and namespace. Gauge.
     pub shared_groups: u64,
+    /// Blocks on the server whose place is kept in memory here, where that is not asked of the server. Gauge.
+    pub indexed: u64,
     /// Whether the cost model lets it be asked; empty where no model is named.
     pub gate: String,
     /// Requests that were worth fetching.

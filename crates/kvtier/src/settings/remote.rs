@@ -21,6 +21,11 @@ pub enum RemoteCompression {
 }
 
 impl Settings {
+    /// The server of the remote tier, if there is one.
+    pub(crate) fn remote(&self) -> Option<&str> {
+        self.remote_redis.as_deref().or(self.remote_s3.as_deref())
+    }
+
     pub(super) fn check_remote(&self) -> Result<(), SettingsError> {
         let refuse = |field: &'static str, value: String, remedy: &str| {
             Err(SettingsError {
@@ -29,39 +34,79 @@ impl Settings {
                 remedy: remedy.to_owned(),
             })
         };
-        let Some(url) = &self.remote_redis else {
-            return match &self.remote_redis_password_file {
-                Some(file) => refuse(
-                    "remote_redis_password_file",
-                    file.display().to_string(),
-                    "name the server in remote_redis, too",
-                ),
-                None => Ok(()),
-            };
+        match (&self.remote_redis, &self.remote_s3) {
+            (Some(_), Some(url)) => {
+                return refuse(
+                    "remote_s3",
+                    url.clone(),
+                    "a node has one remote tier: leave remote_redis out, or this",
+                );
+            }
+            (None, None) => {
+                return match (&self.remote_redis_password_file, &self.remote_s3_credentials_file) {
+                    (Some(file), _) => refuse(
+                        "remote_redis_password_file",
+                        file.display().to_string(),
+                        "name the server in remote_redis, too",
+                    ),
+                    (None, Some(file)) => refuse(
+                        "remote_s3_credentials_file",
+                        file.display().to_string(),
+                        "name the bucket in remote_s3, too",
+                    ),
+                    (None, None) => Ok(()),
+                };
+            }
+            (Some(url), None) => {
+                if !cfg!(feature = "redis") {
+                    return refuse(
+                        "remote_redis",
+                        url.clone(),
+                        "this program was built without the feature `redis`",
+                    );
+                }
+                if has_password(url) {
+                    return refuse(
+                        "remote_redis",
+                        "a URL with a password".into(),
+                        "a password is not for settings that others may see: put it into remote_redis_password_file",
+                    );
+                }
+            }
+            (None, Some(url)) => {
+                if !cfg!(feature = "s3") {
+                    return refuse(
+                        "remote_s3",
+                        url.clone(),
+                        "this program was built without the feature `s3`: cargo build --release --features s3",
+                    );
+                }
+                if !url.starts_with("s3://") || url.contains(['?', '#', '@', ' ']) {
+                    return refuse("remote_s3", url.clone(), "write s3://BUCKET or s3://BUCKET/PREFIX");
+                }
+                if self.remote_s3_credentials_file.is_none() {
+                    return refuse(
+                        "remote_s3",
+                        url.clone(),
+                        "its keys are needed: name a file of them in remote_s3_credentials_file",
+                    );
+                }
+            }
+        }
+        let (field, url) = match (&self.remote_redis, &self.remote_s3) {
+            (Some(url), _) => ("remote_redis", url),
+            (None, url) => ("remote_s3", url.as_ref().expect("one of them is there")),
         };
-        if !cfg!(feature = "redis") {
-            return refuse(
-                "remote_redis",
-                url.clone(),
-                "this program was built without the feature `redis`",
-            );
-        }
-        if has_password(url) {
-            return refuse(
-                "remote_redis",
-                "a URL with a password".into(),
-                "a password is not for settings that others may see: put it into remote_redis_password_file",
-            );
-        }
         if self.domains.is_empty() {
             return refuse(
-                "remote_redis",
+                field,
                 url.clone(),
                 "blocks leave the node only for trust domains that the settings name: add [[domains]]",
             );
         }
         for (field, value, most) in [
             ("remote_readers", u64::from(self.remote_readers), 256),
+            ("remote_index_blocks", u64::from(self.remote_index_blocks), 1 << 30),
             ("remote_writes_max", u64::from(self.remote_writes_max), 1 << 20),
             ("remote_ttl_s", self.remote_ttl_s, 10 * 365 * 86_400),
             ("remote_fetch_timeout_ms", self.remote_fetch_timeout_ms, 3_600_000),

@@ -52,6 +52,10 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// What the server sends comes later, and at this rate.
     pub(super) fn slow(&self, latency: Duration, bytes_per_second: u64) {
         let latency = u64::try_from(latency.as_micros()).expect("short");

@@ -6,7 +6,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::connection::{Connection, Fault};
 use super::server::Server;
-use super::{StoreError, readable};
+use crate::remote::StoreError;
+use crate::remote::store::readable;
 
 /// See the module.
 pub(super) struct Pool {

@@ -44,7 +44,7 @@ impl ClusterSecret {
     }
 
     /// Names something to members alone.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "remote")]
     pub(super) fn print_of(&self, name: &str) -> [u8; 32] {
         let key = blake3::derive_key("kvtier peers 2026-11 names of shared objects", &*self.0);
         blake3::keyed_hash(&key, name.as_bytes()).into()

@@ -342,7 +342,7 @@ impl Weighing {
 }
 
 /// Of a backend that is no peer.
-#[cfg(feature = "redis")]
+#[cfg(feature = "remote")]
 impl Weighing {
     /// Whether so many blocks would be fetched from a backend, were its gate open, by a request that waits that long for a GPU.
     pub(in crate::node) fn would_pay(&self, now: Time, name: &str, blocks: usize, queue_wait_us: u64) -> bool {

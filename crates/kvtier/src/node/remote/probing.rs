@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use kvtier_storage::remote::{ObjectGroup, ObjectName};
 
-use super::{NAME, Remote, first_half};
+use super::{Remote, first_half};
 
 /// Bytes of a probe at most.
 const PROBE_BYTES: u64 = 2 << 20;
@@ -22,7 +22,7 @@ impl Remote {
         let mut most = PROBE_BYTES;
         while !self.is_stopping() {
             std::thread::sleep(PAUSE);
-            let Some(bytes) = weighing.poll_probe(self.driver.clock.now(), NAME) else {
+            let Some(bytes) = weighing.poll_probe(self.driver.clock.now(), self.name) else {
                 continue;
             };
             let begun = Instant::now();
@@ -31,7 +31,7 @@ impl Remote {
                 Some(_) => (most * 2).min(PROBE_BYTES),
                 None => (most / 8).max(PROBE_BYTES_MIN),
             };
-            weighing.probed(self.driver.clock.now(), NAME, begun, outcome);
+            weighing.probed(self.driver.clock.now(), self.name, begun, outcome);
         }
     }
 
@@ -47,14 +47,15 @@ impl Remote {
         let mut name = [0; 16];
         name[..8].copy_from_slice(&bytes.to_le_bytes());
         let name = ObjectName(name);
-        let begun = Instant::now();
         let there = self.noted(self.store.exists(&[(group, name)], until)).ok()?;
-        let lookup = begun.elapsed();
         if there != [true] {
             let content = vec![0x6b; usize::try_from(bytes).ok()?];
             let put = self.store.put(&group, &[(name, content)], Some(TTL), until);
             self.noted(put).ok()?;
         }
+        let begun = Instant::now();
+        self.noted(self.store.ping(until)).ok()?;
+        let lookup = begun.elapsed();
         let begun = Instant::now();
         let mut arrived = 0;
         let fetched = self.store.fetch(&[(group, name)], until, &mut |_, object| {

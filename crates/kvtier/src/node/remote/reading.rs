@@ -11,7 +11,7 @@ use kvtier_core::{
 };
 
 use super::writing::{is_compressed, reach};
-use super::{NAME, Place, Remote};
+use super::{Place, Remote};
 use crate::node::attempt::Attempt;
 use crate::node::driver::Waiter;
 use crate::node::outbox::Notice;
@@ -148,10 +148,10 @@ impl Remote {
             hints: job.hints,
         };
         let now = self.driver.clock.now();
-        let (question, decision, backend) = weighing.explain(now, &asked, &[(NAME, reached)]);
-        let gate = weighing.gate(now, NAME).unwrap_or_default();
+        let (question, decision, backend) = weighing.explain(now, &asked, &[(self.name, reached)]);
+        let gate = weighing.gate(now, self.name).unwrap_or_default();
         let server = ExplainedPeer {
-            address: NAME.into(),
+            address: self.name.into(),
             answered: theirs.is_some(),
             blocks: theirs.iter().flatten().filter(|there| there.is_some()).count() as u64,
             prefix: reached as u64,
@@ -258,8 +258,9 @@ impl Remote {
         let begun = Instant::now();
         let found = self.noted(self.store.exists(&keys, until));
         match (&self.weighing, &found) {
-            (Some(weighing), Ok(_)) => weighing.said(NAME, begun.elapsed()),
-            (Some(weighing), Err(_)) => weighing.probed(self.driver.clock.now(), NAME, begun, None),
+            (Some(_), Ok(_)) if self.store.knows_by_itself() => {}
+            (Some(weighing), Ok(_)) => weighing.said(self.name, begun.elapsed()),
+            (Some(weighing), Err(_)) => weighing.probed(self.driver.clock.now(), self.name, begun, None),
             (None, _) => {}
         }
         let found = found.ok().filter(|found| found.len() == keys.len())?;
@@ -286,7 +287,7 @@ impl Remote {
             local: wanted.local,
             hints,
         };
-        let decided = weighing.decide_among(self.driver.clock.now(), &asked, &[(NAME, reached)]);
+        let decided = weighing.decide_among(self.driver.clock.now(), &asked, &[(self.name, reached)]);
         decided.map(|(decision, _)| decision)
     }
 
@@ -425,7 +426,7 @@ impl Remote {
             // Its seal is opened in the same breath, as that of a plain block is: what that takes is in the bandwidth already.
             let took = is_compressed(object, &contents).then(|| begun.elapsed());
             weighing.stored(
-                NAME,
+                self.name,
                 contents.length.into(),
                 object.len() as u64,
                 took.unwrap_or_default(),

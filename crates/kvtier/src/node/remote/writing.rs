@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{BlockHash, FetchScope, Fetched, LeaseId, NamespaceId, RealizationId, TrustDomain};
-use kvtier_storage::remote::redis::StoreError;
-use kvtier_storage::remote::{Contents, OBJECT_OVERHEAD_BYTES, ObjectName};
+use kvtier_storage::remote::{Contents, OBJECT_OVERHEAD_BYTES, ObjectName, StoreError};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{NAME, Place, Remote};
+use super::{Place, Remote};
 use crate::node::peers::request;
 
 /// Bytes that are sealed and sent together, at least one block.
 const PART_BYTES: u64 = 4 << 20;
+/// Blocks that are waited for together.
+const GATHERED_MAX: usize = 512;
 /// How long a wait for a GPU that a request told is reckoned with when blocks are chosen.
 const WAIT_MEMORY: Duration = Duration::from_secs(300);
 
@@ -91,15 +92,16 @@ struct Part {
 impl Remote {
     /// The writing thread.
     pub(super) fn write(&self, offers: &Receiver<Offer>) {
+        let mut next = None;
         while !self.writing.is_stopping() {
-            let Ok(offer) = offers.recv_timeout(Duration::from_millis(200)) else {
+            let waiting = Duration::from_millis(200);
+            let Some(mut offer) = next.take().or_else(|| offers.recv_timeout(waiting).ok()) else {
                 continue;
             };
-            let count = offer.hashes.len();
-            if !self.is_worth_keeping(count) {
-                self.counts.declined.fetch_add(count as u64, Ordering::Relaxed);
+            if !self.is_worth_keeping(&offer) {
                 continue;
             }
+            next = self.gather(&mut offer, offers);
             let mut rest = offer.hashes.as_slice();
             while !rest.is_empty() && !self.writing.is_stopping() {
                 let tried = if self.is_away() {
@@ -116,17 +118,38 @@ impl Remote {
         }
     }
 
-    /// Whether blocks like these are ever worth fetching from there. It may be idle now, and busy when they are asked for.
-    fn is_worth_keeping(&self, blocks: usize) -> bool {
+    /// Adds what comes soon and belongs to the same, where the server has it cheaper together; what belongs to another.
+    fn gather(&self, offer: &mut Offer, offers: &Receiver<Offer>) -> Option<Offer> {
+        let until = Instant::now() + self.store.linger();
+        while offer.hashes.len() < GATHERED_MAX {
+            let more = offers.recv_deadline(until).ok()?;
+            let is_same =
+                (more.domain, more.namespace, more.realization) == (offer.domain, offer.namespace, offer.realization);
+            if !is_same {
+                return Some(more);
+            }
+            if self.is_worth_keeping(&more) {
+                offer.hashes.extend(more.hashes);
+            }
+        }
+        None
+    }
+
+    /// Whether these are ever worth fetching from there, together. It may be idle now, and busy when they are asked for.
+    fn is_worth_keeping(&self, offer: &Offer) -> bool {
         let Some(weighing) = &self.weighing else { return true };
-        let wait_us = self.writing.wait_us.load(Ordering::Relaxed);
-        weighing.would_pay(self.driver.clock.now(), NAME, blocks, wait_us)
+        let (count, wait_us) = (offer.hashes.len(), self.writing.wait_us.load(Ordering::Relaxed));
+        let is_worth = weighing.would_pay(self.driver.clock.now(), self.name, count, wait_us);
+        if !is_worth {
+            self.counts.declined.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        is_worth
     }
 
     /// Whether fewer bytes are worth decompressing them, from there.
     fn compression_pays(&self, stored_ratio: f64, decompress_bytes_per_s: f64) -> bool {
         let weighing = self.weighing.as_ref();
-        weighing.is_some_and(|weighing| weighing.compression_pays(NAME, stored_ratio, decompress_bytes_per_s))
+        weighing.is_some_and(|weighing| weighing.compression_pays(self.name, stored_ratio, decompress_bytes_per_s))
     }
 
     /// Writes the first of these; how many were gone through. 0: the server is away, or the namespace is being invalidated.

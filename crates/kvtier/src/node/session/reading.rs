@@ -107,7 +107,7 @@ impl Session {
             (Some(peers), _) => peers.can_explain(domain).map_err(unavailable)?,
             (None, Some(remote)) => remote.can_explain(domain).map_err(unavailable)?,
             (None, None) => {
-                let words = "there is no backend to weigh: this node has neither peers nor a remote tier; set peer_listen and peers, or remote_redis";
+                let words = "there is no backend to weigh: this node has neither peers nor a remote tier; set peer_listen and peers, or remote_redis or remote_s3";
                 return Err(unavailable(words.into()));
             }
         }
