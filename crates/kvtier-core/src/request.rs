@@ -26,7 +26,8 @@ pub struct Hints {
     pub local_prefix_tokens: Option<u32>,
     /// How long the request has queued, microseconds.
     pub queue_wait_us: Option<u64>,
-    /// The engine can recompute a part while the rest is fetched.
+    /// The engine can recompute a part while the rest is fetched. Then the first blocks of a lookup, or of a fetch of each, may be left
+    /// out though they exist elsewhere: those are its part.
     pub can_split: bool,
     /// What a put is part of, to be purged by: a block carries the labels of all its puts. Beside puts it means nothing.
     pub label: Option<Label>,

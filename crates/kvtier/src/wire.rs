@@ -57,6 +57,7 @@
 //!          (56 bytes)
 //!  extensions of requests (hints): 1 prompt_tokens u32, 2 local_prefix_tokens u32, 3 queue_wait_us u64, 4 can_split (empty),
 //!          5 label u64 (of a put: `Label::of` its name), 6 session u64
+//!  with can_split a lookup, and a fetch of each, may leave out the first keys that are elsewhere: their caller computes them meanwhile
 //!  further extensions: 7 raw (empty; of a lookup: what exists, not what is worth fetching; a node that does not know it weighs)
 //!
 //!  kind   reply           body

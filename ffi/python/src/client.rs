@@ -161,10 +161,10 @@ impl Client {
     }
 
     /// As `get_into` for many keys in one trip, one target for each. With `prefix` nothing behind the first miss is read.
-    /// `prompt_tokens`, `local_prefix_tokens` and `queue_wait_us` as for `lookup`.
+    /// `prompt_tokens`, `local_prefix_tokens`, `queue_wait_us` and `can_split` as for `lookup`.
     ///
     /// Targets may be written on an error.
-    #[pyo3(signature = (keys, targets, *, prefix = false, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None))]
+    #[pyo3(signature = (keys, targets, *, prefix = false, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None, can_split = false))]
     #[expect(clippy::too_many_arguments, reason = "keywords of Python's")]
     fn get_into_batch(
         &self,
@@ -175,8 +175,9 @@ impl Client {
         prompt_tokens: Option<u32>,
         local_prefix_tokens: Option<u32>,
         queue_wait_us: Option<u64>,
+        can_split: bool,
     ) -> PyResult<Vec<Got>> {
-        let hints = request_hints(prompt_tokens, local_prefix_tokens, queue_wait_us);
+        let hints = request_hints(prompt_tokens, local_prefix_tokens, queue_wait_us, can_split);
         let (hashes, buffers) = (hashes_of(keys)?, buffers(targets, Buffer::writable)?);
         let targets: Vec<ForeignSlice> = slices(&buffers).collect();
         let scope = scope_of(prefix);
@@ -220,8 +221,10 @@ impl Client {
     /// lies elsewhere only what is worth fetching is found; with `raw` all that exists is.
     ///
     /// What the node reckons with: `prompt_tokens` of the whole prompt, `local_prefix_tokens` that the engine has already, and
-    /// `queue_wait_us`, how long the request waits for a GPU anyway.
-    #[pyo3(signature = (keys, *, raw = false, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None))]
+    /// `queue_wait_us`, how long the request waits for a GPU anyway. With `can_split` the engine can compute the front while the
+    /// rest is fetched: where that is fastest the first keys are not found, and those behind them are. Fetch them together,
+    /// without `prefix` and with the same hints.
+    #[pyo3(signature = (keys, *, raw = false, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None, can_split = false))]
     fn lookup(
         &self,
         py: Python<'_>,
@@ -230,9 +233,10 @@ impl Client {
         prompt_tokens: Option<u32>,
         local_prefix_tokens: Option<u32>,
         queue_wait_us: Option<u64>,
+        can_split: bool,
     ) -> PyResult<Found> {
         let hashes = hashes_of(keys)?;
-        let hints = request_hints(prompt_tokens, local_prefix_tokens, queue_wait_us);
+        let hints = request_hints(prompt_tokens, local_prefix_tokens, queue_wait_us, can_split);
         let tiers = self.call(py, |open| {
             let namespace = open.namespace.with_hints(hints);
             if raw {
@@ -245,6 +249,26 @@ impl Client {
             prefix: prefix_len(&tiers),
             tiers: tiers.into_iter().map(|tier| tier.map(tier_name)).collect(),
         })
+    }
+
+    /// What the node would decide about fetching these keys from elsewhere, and why: a dictionary with the plan (`fetch`,
+    /// `recompute` or `split`), the five terms of a fetch and what recomputing takes, in seconds. Hints as for `lookup`.
+    /// Decides and counts nothing. Raises `Unavailable` where there is nothing to weigh.
+    #[pyo3(signature = (keys, *, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None, can_split = false))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of Python's")]
+    fn explain<'py>(
+        &self,
+        py: Python<'py>,
+        keys: &Bound<'_, PyAny>,
+        prompt_tokens: Option<u32>,
+        local_prefix_tokens: Option<u32>,
+        queue_wait_us: Option<u64>,
+        can_split: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let hashes = hashes_of(keys)?;
+        let hints = request_hints(prompt_tokens, local_prefix_tokens, queue_wait_us, can_split);
+        let json = self.call(py, |open| open.namespace.with_hints(hints).explain(&hashes))?;
+        py.import("json")?.call_method1("loads", (json,))
     }
 
     /// Forgets the block; whether it was there. Whoever holds a lease keeps its bytes until it lets go.
@@ -405,11 +429,17 @@ fn completed_of(py: Python<'_>, completion: Completion<Buffer>) -> PyResult<(u64
     Ok((completion.ticket, outcome))
 }
 
-fn request_hints(prompt_tokens: Option<u32>, local_prefix_tokens: Option<u32>, queue_wait_us: Option<u64>) -> Hints {
+fn request_hints(
+    prompt_tokens: Option<u32>,
+    local_prefix_tokens: Option<u32>,
+    queue_wait_us: Option<u64>,
+    can_split: bool,
+) -> Hints {
     Hints {
         prompt_tokens,
         local_prefix_tokens,
         queue_wait_us,
+        can_split,
         ..Hints::default()
     }
 }

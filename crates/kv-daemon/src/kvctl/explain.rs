@@ -30,6 +30,9 @@ pub(super) struct ExplainOptions {
     /// Tokens of its prefix that the engine has already
     #[arg(long, value_name = "N", default_value_t = 0)]
     local_prefix_tokens: u32,
+    /// The engine can compute the front while the rest is fetched
+    #[arg(long)]
+    can_split: bool,
 }
 
 pub(super) fn explain(connection: &Connection, options: &ExplainOptions) -> Result<(), Failure> {
@@ -40,6 +43,7 @@ pub(super) fn explain(connection: &Connection, options: &ExplainOptions) -> Resu
         prompt_tokens: Some(options.prompt_tokens),
         local_prefix_tokens: Some(options.local_prefix_tokens),
         queue_wait_us: Some(options.queue_wait_us),
+        can_split: options.can_split,
         ..Hints::default()
     };
     let namespace = connection.open(NAMESPACE)?.with_hints(hints);
@@ -160,6 +164,12 @@ fn describe(explanation: &Explanation) -> String {
         explanation.fetch_tokens,
         size::rounded(explanation.fetch_bytes)
     ));
+    if explanation.compute_front_tokens > 0 {
+        let front = explanation.compute_front_tokens;
+        lines.push(format!(
+            "{front} tokens in front are computed while the others are fetched"
+        ));
+    }
     lines.push(format!("plan: {}: {}", explanation.plan, explanation.reason));
     lines.join("\n") + "\n"
 }

@@ -402,6 +402,110 @@ fn what_never_pays_on_an_idle_gpu_stays_off_and_is_used_while_requests_wait_for_
 }
 
 #[test]
+fn an_engine_that_can_split_is_left_the_front_while_the_rest_is_fetched() {
+    let Some(redis) = Redis::start(None) else { return };
+    let proxy = Proxy::start(redis.port);
+    let keys: Vec<String> = (0..8).map(|number| format!("block {number}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let daemon = put_and_restart(&redis, &keys);
+    let kv_bytes = bytes_of("x").len() / 256;
+    let model = format!(
+        "cost_model = \"llama-3.1-405b\"\ncost_gpu = \"l40s\"\nkv_bytes_per_token = {kv_bytes}\nremote_gate = \"on\"\nremote_compression = \"off\"\nremote_fetch_timeout_ms = 60000\nremote_query_timeout_ms = 5000"
+    );
+    let settings = settings(&redis, &proxy.url(), &model);
+    // Recomputing eight blocks takes some ten seconds, and fetching them somewhat less.
+    let rate = bytes_of("x").len() as u64 * 8 / 6;
+    proxy.slow(Duration::ZERO, rate);
+    let daemon = Daemon::start_in_with(daemon.stop_and_keep(), &["--nvme-bytes", "0"], &settings);
+    until("the way is measured", || {
+        (1..rate * 3).contains(&count(&daemon, "expected_bytes_per_second"))
+    });
+    let exists = |more: &[&str]| -> (Vec<Value>, Vec<Value>) {
+        let output = daemon
+            .kvctl()
+            .args(["--json", "exists"])
+            .args(&keys)
+            .args(more)
+            .output();
+        let rows: Value = serde_json::from_slice(&output.expect("kvctl runs").stdout).expect("JSON");
+        let column = |name: &str| {
+            rows.as_array()
+                .expect("rows")
+                .iter()
+                .map(|row| row[name].clone())
+                .collect()
+        };
+        (column("tier"), column("hash"))
+    };
+    let (whole, hashes) = exists(&[]);
+    assert!(whole.iter().all(|tier| tier == "remote"), "{whole:?} {}", remote(&daemon));
+    let (split, _) = exists(&["--can-split"]);
+    let front = split
+        .iter()
+        .position(|tier| tier == "remote")
+        .expect("a part is fetched");
+    assert!((1..8).contains(&front), "{split:?}");
+    assert!(split[front..].iter().all(|tier| tier == "remote"), "{split:?}");
+
+    let file = daemon.directory.path().join("hashes");
+    let lines: Vec<&str> = hashes.iter().map(|hash| hash.as_str().expect("a hash")).collect();
+    std::fs::write(&file, lines.join("\n")).expect("written");
+    let explain = |more: &[&str]| {
+        let file = file.to_str().expect("a path");
+        let mut arguments = vec!["explain", "--prompt-tokens", "2048", "--hashes-from", file];
+        arguments.extend(more);
+        daemon.ask(&arguments)
+    };
+    let (plain, parted) = (explain(&[]), explain(&["--can-split"]));
+    assert_eq!(
+        (&plain["plan"], &parted["plan"]),
+        (&"fetch".into(), &"split".into()),
+        "{parted}"
+    );
+    let number = |explained: &Value, name: &str| explained[name].as_f64().expect("a number");
+    let (computed, fetched) = (number(&parted, "compute_front_tokens"), number(&parted, "fetch_tokens"));
+    assert!(
+        computed > 0.0 && fetched > 0.0 && (computed + fetched - 2048.0).abs() < 0.5,
+        "{parted}"
+    );
+    // Each does about half of the work.
+    assert!(
+        number(&parted, "expected_s") < 0.8 * number(&plain, "expected_s"),
+        "{plain} {parted}"
+    );
+
+    // Fetched together, without a prefix: the back comes, and the front is left alone.
+    let options = kvtier::client::ClientOptions::new(daemon.socket()).with_timeout(Duration::from_secs(60));
+    let client = kvtier::client::blocking::Client::connect(options);
+    let namespace = client
+        .expect("connected")
+        .namespace("default", kvtier::Realization::digest(&[("form", "kvctl")]));
+    let namespace = namespace.expect("a namespace").with_hints(kvtier::Hints {
+        can_split: true,
+        ..kvtier::Hints::default()
+    });
+    let parse = |hash: &&str| {
+        let byte = |at: usize| u8::from_str_radix(&hash[2 * at..2 * at + 2], 16).expect("hexadecimal");
+        kvtier::BlockHash(std::array::from_fn(byte))
+    };
+    let hashes: Vec<kvtier::BlockHash> = lines.iter().map(parse).collect();
+    let got = namespace
+        .get(&hashes, kvtier::client::FetchScope::Each)
+        .expect("answered");
+    let there: Vec<bool> = got.iter().map(Option::is_some).collect();
+    let front = there.iter().position(|there| *there).expect("a part came");
+    assert!(
+        (1..8).contains(&front) && there[front..].iter().all(|there| *there),
+        "{there:?}"
+    );
+    drop(got);
+    // Who wants a prefix gets no gap in front of it.
+    let (tiers, _) = exists(&[]);
+    assert!(tiers[..front].iter().all(|tier| tier == "remote"), "{tiers:?}");
+    assert!(tiers[front..].iter().all(|tier| tier == "host"), "{tiers:?}");
+}
+
+#[test]
 fn compressed_objects_are_smaller_and_come_back_whatever_the_settings_say_now() {
     let Some(redis) = Redis::start(None) else { return };
     let compressing = settings(&redis, &redis.url(), "remote_compression = \"bytes\"");

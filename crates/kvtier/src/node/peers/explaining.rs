@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use kvtier_core::cost::{Decision, Question};
+use kvtier_core::cost::{Decision, FetchPlan, Question};
 use kvtier_core::{Tier, TrustDomain};
 use serde::{Deserialize, Serialize};
 
@@ -30,12 +30,14 @@ pub struct Explanation {
     pub peers: Vec<ExplainedPeer>,
     /// The peer that was weighed: the best of those that have something; none where no peer has.
     pub backend: Option<String>,
-    /// `fetch` or `recompute`.
+    /// `fetch`, `recompute`, or `split`: the engine computes the front while the rest is fetched.
     pub plan: String,
     /// Why, in words.
     pub reason: String,
     /// Tokens that the peer offers beyond what the engine has.
     pub matched_tokens: u32,
+    /// Of a split: tokens that the engine computes meanwhile, beyond what it has.
+    pub compute_front_tokens: u32,
     /// Tokens to fetch; 0 where the plan is to recompute.
     pub fetch_tokens: u32,
     /// Bytes of keys and values to fetch; 0 where the plan is to recompute.
@@ -68,6 +70,8 @@ pub struct ExplainedQuestion {
     pub kv_bytes_per_token: u64,
     /// How long the request waits for a GPU anyway.
     pub queue_wait_s: f64,
+    /// Whether the engine can compute a part while the rest is fetched.
+    pub can_split: bool,
 }
 
 /// The five terms of a fetch, seconds.
@@ -200,10 +204,20 @@ impl Explanation {
                 block_tokens: question.block_tokens,
                 kv_bytes_per_token: question.kv_bytes_per_token,
                 queue_wait_s: question.queue_wait_s,
+                can_split: question.can_split,
             },
             peers,
             backend,
-            plan: decision.plan.to_string(),
+            plan: match decision.plan {
+                FetchPlan::Recompute => "recompute",
+                FetchPlan::Fetch => "fetch",
+                FetchPlan::Split { .. } => "split",
+            }
+            .to_owned(),
+            compute_front_tokens: match decision.plan {
+                FetchPlan::Split { compute_front_tokens } => compute_front_tokens,
+                FetchPlan::Recompute | FetchPlan::Fetch => 0,
+            },
             reason: decision.reason.to_string(),
             matched_tokens: decision.matched_tokens,
             fetch_tokens: decision.fetch_tokens,

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use kvtier_core::cost::Decision;
 use kvtier_core::{
     Answer, BlockHash, ClientId, Copied, Extent, FetchScope, Fetched, Generation, Hints, NamespaceId, Parent,
     Realization, RealizationId, Request, ReservationId, Reserved, SealItem, SealRequest, Sealed, Tier, TrustDomain,
@@ -22,7 +21,7 @@ use super::link::{Link, Live, Unanswered};
 use super::message::{Acquired, Held, Keys, Message, Versions};
 use super::regions::Way;
 use super::serving::request;
-use super::weighing::{Asked, Fetching, Weighing};
+use super::weighing::{Asked, Chosen, Fetching, Weighing};
 use crate::node::attempt::Attempt;
 use crate::node::driver::{Driver, Waiter};
 use crate::node::outbox::{Notice, Outbox};
@@ -115,6 +114,14 @@ struct Running {
 }
 
 impl FetchJob {
+    /// A prefix with a gap at its front is none: who asks for one gets no split.
+    pub(in crate::node) fn hints_of_scope(&self) -> Hints {
+        Hints {
+            can_split: self.hints.can_split && self.which == FetchScope::Each,
+            ..self.hints
+        }
+    }
+
     /// Answers with what is here; these positions came from elsewhere.
     pub(in crate::node) fn answer(&self, driver: &Driver, copied: &[usize]) {
         // Whether or not anything came: what is here now is the answer.
@@ -200,10 +207,12 @@ impl Shared {
     fn fetch(&self, job: FetchJob) {
         let attempt = Attempt::new(job);
         let ticket = self.copying.begin(attempt.job.scope.namespace);
-        self.copy_from_peers(&attempt);
+        let is_split = self.copy_from_peers(&attempt);
         self.copying.end(ticket);
+        // What a split leaves out the engine computes.
         if let Some(remote) = self.driver.remote()
             && !attempt.is_answered()
+            && !is_split
         {
             remote.copy(&attempt);
         }
@@ -219,17 +228,20 @@ impl Shared {
         });
         let (tiers, generation) = (looked.0.unwrap_or_else(|_| vec![None; hashes.len()]), looked.1);
         let missing: Vec<usize> = positions(&tiers, |tier| tier.is_none());
-        let mut tiers = tiers;
+        let (mut tiers, mut is_split) = (tiers, false);
         if let Some((keys, versions)) = self.question(*scope, hashes, &missing) {
             let until = Instant::now() + self.query_timeout;
-            let mut found = self.locate(&keys, &versions, until);
+            let (mut found, mut first) = (self.locate(&keys, &versions, until), 0);
             if self.weighing.is_some() && !job.raw {
-                let chosen = self.weigh(&tiers, &missing, job.hints, &found).map(|(_, link)| link);
-                found.retain(|(link, ..)| chosen.as_ref().is_some_and(|chosen| Arc::ptr_eq(chosen, link)));
+                let chosen = self.weigh(&tiers, &missing, job.hints, &found);
+                found.retain(|(link, ..)| chosen.as_ref().is_some_and(|(_, chosen)| Arc::ptr_eq(chosen, link)));
+                if let Some((chosen, _)) = chosen {
+                    (is_split, first) = (chosen.is_split(), chosen.first_block);
+                }
             }
             for (_, _, found) in found {
                 for (&position, tier) in missing.iter().zip(found) {
-                    if tier.is_some() {
+                    if tier.is_some() && position >= first {
                         tiers[position] = Some(Tier::Remote);
                     }
                 }
@@ -237,6 +249,7 @@ impl Shared {
         }
         if let Some(remote) = self.driver.remote()
             && remote.may_help(scope.domain)
+            && !is_split
         {
             remote.add_found(&job, &mut tiers);
         }
@@ -344,7 +357,9 @@ impl Shared {
     ///
     /// Blocks are asked for in parts, all at once: while this thread reads one part and compares its checksums, with the bytes in
     /// the cache, the holder takes those of the next.
-    fn copy_from_peers(&self, attempt: &Arc<Attempt>) {
+    ///
+    /// Whether the engine computes the rest.
+    fn copy_from_peers(&self, attempt: &Arc<Attempt>) -> bool {
         let hard_deadline = Instant::now() + self.fetch_timeout;
         let job = &attempt.job;
         let scope = job.scope;
@@ -355,33 +370,40 @@ impl Shared {
             let generation = decider.manager.generation(scope.namespace);
             (decider.manager.lookup(&asked, now), generation)
         });
-        let (Ok(tiers), generation) = looked else { return };
+        let (Ok(tiers), generation) = looked else {
+            return false;
+        };
         let missing = positions(&tiers, |tier| tier.is_none());
         let Some((keys, versions)) = self.question(scope, &job.hashes, &missing) else {
-            return;
+            return false;
         };
         let Some(own) = self.own_client(scope.domain) else {
-            return;
+            return false;
         };
+        let mut is_split = false;
         let (assigned, mut fetching) = match &self.weighing {
             None => (self.assign(&keys, &versions, job.which, until), None),
             Some(weighing) => {
                 let found = self.locate(&keys, &versions, until.min(Instant::now() + self.query_timeout));
-                let Some((decision, chosen)) = self.weigh(&tiers, &missing, job.hints, &found) else {
-                    return;
+                let Some((chosen, from)) = self.weigh(&tiers, &missing, job.hints_of_scope(), &found) else {
+                    return false;
                 };
-                let assigned = found.into_iter().filter(|(link, ..)| Arc::ptr_eq(link, &chosen));
+                is_split = chosen.is_split();
+                let is_wanted = |place: &usize| missing[*place] >= chosen.first_block;
+                let assigned = found.into_iter().filter(|(link, ..)| Arc::ptr_eq(link, &from));
                 let assigned = assigned.map(|(link, live, tiers)| {
                     let end = match job.which {
                         FetchScope::Each => tiers.len(),
                         FetchScope::Prefix => tiers.iter().position(Option::is_none).unwrap_or(tiers.len()),
                     };
-                    (link, live, positions(&tiers[..end], Option::is_some))
+                    let mut places = positions(&tiers[..end], Option::is_some);
+                    places.retain(is_wanted);
+                    (link, live, places)
                 });
-                let fetching = weighing.begin(self.driver.clock.now(), &decision);
+                let fetching = weighing.begin(self.driver.clock.now(), &chosen.decision);
                 // The client is answered before that, where its patience or the model's ends.
                 until = hard_deadline;
-                self.patience.watch(attempt, &chosen.late, &fetching);
+                self.patience.watch(attempt, &from.late, &fetching);
                 (assigned.collect(), Some((weighing, fetching)))
             }
         };
@@ -422,6 +444,7 @@ impl Shared {
             self.patience.end(attempt);
             weighing.end(self.driver.clock.now(), fetching);
         }
+        is_split
     }
 
     /// Publishes what was read, under the generation that was in force when the fetch began, also where its client was answered.
@@ -468,7 +491,7 @@ impl Shared {
         missing: &[usize],
         hints: Hints,
         found: &[Located],
-    ) -> Option<(Decision, Arc<Link>)> {
+    ) -> Option<(Chosen, Arc<Link>)> {
         let weighing = self.weighing.as_ref()?;
         let peers: Vec<(Arc<Link>, usize)> = found
             .iter()

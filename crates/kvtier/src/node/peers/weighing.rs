@@ -67,6 +67,22 @@ pub(in crate::node) struct Asked {
     pub(in crate::node) hints: Hints,
 }
 
+/// A fetch that was decided on.
+pub(in crate::node) struct Chosen {
+    pub(in crate::node) decision: Decision,
+    /// Which of the offers.
+    pub(in crate::node) offer: usize,
+    /// The first block to fetch. A split leaves those before it to the engine, which can compute them meanwhile; else 0.
+    pub(in crate::node) first_block: usize,
+}
+
+impl Chosen {
+    /// Whether the engine computes a part.
+    pub(in crate::node) fn is_split(&self) -> bool {
+        matches!(self.decision.plan, FetchPlan::Split { .. })
+    }
+}
+
 /// A fetch that was decided on and is under way.
 pub(in crate::node) struct Fetching {
     id: FetchId,
@@ -143,22 +159,18 @@ impl Weighing {
         now: Time,
         asked: &Asked,
         peers: &[(Arc<Link>, usize)],
-    ) -> Option<(Decision, Arc<Link>)> {
+    ) -> Option<(Chosen, Arc<Link>)> {
         let offers: Vec<(&str, usize)> = peers
             .iter()
             .map(|(link, blocks)| (link.address.as_str(), *blocks))
             .collect();
-        let (decision, chosen) = self.decide_among(now, asked, &offers)?;
-        Some((decision, Arc::clone(&peers[chosen].0)))
+        let chosen = self.decide_among(now, asked, &offers)?;
+        let link = Arc::clone(&peers[chosen.offer].0);
+        Some((chosen, link))
     }
 
     /// Decides which backend to fetch from: each with how many of the first blocks are cached together with what it has.
-    pub(in crate::node) fn decide_among(
-        &self,
-        now: Time,
-        asked: &Asked,
-        offers: &[(&str, usize)],
-    ) -> Option<(Decision, usize)> {
+    pub(in crate::node) fn decide_among(&self, now: Time, asked: &Asked, offers: &[(&str, usize)]) -> Option<Chosen> {
         let mut state = self.state.lock();
         let candidates: Vec<Candidate> = offers
             .iter()
@@ -181,7 +193,16 @@ impl Weighing {
             return None;
         }
         state.fetch += 1;
-        Some((decision, chosen?))
+        let first_token = match decision.plan {
+            FetchPlan::Split { compute_front_tokens } => question.local_prefix_tokens + compute_front_tokens,
+            FetchPlan::Fetch | FetchPlan::Recompute => 0,
+        };
+        Some(Chosen {
+            decision,
+            offer: chosen?,
+            // One that is half computed is fetched.
+            first_block: (first_token / self.block_tokens) as usize,
+        })
     }
 
     /// What [`Weighing::decide`] would decide, and the address of the peer that was weighed; counts nothing. Peers that nothing is known of
@@ -221,8 +242,7 @@ impl Weighing {
             block_tokens: self.block_tokens,
             kv_bytes_per_token: self.kv_bytes_per_token,
             queue_wait_s: hints.queue_wait_us.unwrap_or(0) as f64 / 1e6,
-            // The protocol has no answer that leaves a part of the prefix to the engine.
-            can_split: false,
+            can_split: hints.can_split,
         }
     }
 

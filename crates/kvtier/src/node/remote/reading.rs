@@ -15,7 +15,7 @@ use super::{Place, Remote};
 use crate::node::attempt::Attempt;
 use crate::node::driver::Waiter;
 use crate::node::outbox::Notice;
-use crate::node::peers::weighing::{Asked, Fetching};
+use crate::node::peers::weighing::{Asked, Chosen, Fetching};
 use crate::node::peers::{ExplainedPeer, Explanation, FetchJob, LookupJob, Scope, request};
 
 /// Jobs that wait for a thread, for each of them.
@@ -214,11 +214,15 @@ impl Remote {
         let Some(there) = self.there(&wanted, hashes, until) else {
             return;
         };
-        if self.weighing.is_some() && !job.raw && self.weigh(&wanted, &there, tiers, hints).is_none() {
-            return;
+        let mut first = 0;
+        if self.weighing.is_some() && !job.raw {
+            let Some(chosen) = self.weigh(&wanted, &there, tiers, hints) else {
+                return;
+            };
+            first = chosen.first_block;
         }
         for (&position, there) in wanted.missing.iter().zip(there) {
-            if there.is_some() {
+            if there.is_some() && position >= first {
                 tiers[position] = Some(Tier::Remote);
             }
         }
@@ -269,13 +273,7 @@ impl Remote {
     }
 
     /// The fetch that is decided on, if any. One of nothing is weighed as well: it tells the gate what asking costs.
-    fn weigh(
-        &self,
-        wanted: &Wanted,
-        there: &[Option<usize>],
-        tiers: &[Option<Tier>],
-        hints: Hints,
-    ) -> Option<kvtier_core::cost::Decision> {
+    fn weigh(&self, wanted: &Wanted, there: &[Option<usize>], tiers: &[Option<Tier>], hints: Hints) -> Option<Chosen> {
         let weighing = self.weighing.as_ref()?;
         let mut all: Vec<bool> = tiers.iter().map(Option::is_some).collect();
         for (&position, there) in wanted.missing.iter().zip(there) {
@@ -287,8 +285,7 @@ impl Remote {
             local: wanted.local,
             hints,
         };
-        let decided = weighing.decide_among(self.driver.clock.now(), &asked, &[(self.name, reached)]);
-        decided.map(|(decision, _)| decision)
+        weighing.decide_among(self.driver.clock.now(), &asked, &[(self.name, reached)])
     }
 
     /// Makes blocks of the server blocks of this node, as far as a fetch lacks them and they are worth it.
@@ -314,21 +311,24 @@ impl Remote {
         let (tiers, generation) = self.look(job.scope, &job.hashes);
         let wanted = self.wanted(job.scope, &tiers, generation)?;
         let own = self.own_client(job.scope.domain)?;
-        let mut fetching = None;
+        let (mut fetching, mut first) = (None, 0);
         let objects = if self.weighing.is_none() && wanted.places.len() == 1 {
             // Nothing is decided: one trip less.
             wanted.missing.iter().map(|&position| (position, 0)).collect()
         } else {
             let there = self.there(&wanted, &job.hashes, until.min(Instant::now() + self.query_timeout))?;
             if let Some(weighing) = &self.weighing {
-                let decision = self.weigh(&wanted, &there, &tiers, job.hints)?;
-                let begun = weighing.begin(self.driver.clock.now(), &decision);
+                let chosen = self.weigh(&wanted, &there, &tiers, job.hints_of_scope())?;
+                let begun = weighing.begin(self.driver.clock.now(), &chosen.decision);
+                first = chosen.first_block;
                 // The client is answered before that, where its patience or the model's ends.
                 until = hard_deadline;
                 self.patience.watch(attempt, &self.late, &begun);
                 fetching = Some(begun);
             }
-            reach(job.which, &wanted.missing, &there)
+            let mut objects = reach(job.which, &wanted.missing, &there);
+            objects.retain(|(position, _)| *position >= first);
+            objects
         };
         self.fetch_objects(attempt, &wanted, &objects, own, until, &mut fetching);
         if let (Some(weighing), Some(fetching)) = (&self.weighing, &fetching) {
