@@ -225,6 +225,7 @@ impl Client {
     /// rest is fetched: where that is fastest the first keys are not found, and those behind them are. Fetch them together,
     /// without `prefix` and with the same hints.
     #[pyo3(signature = (keys, *, raw = false, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None, can_split = false))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of Python's")]
     fn lookup(
         &self,
         py: Python<'_>,
@@ -255,7 +256,6 @@ impl Client {
     /// `recompute` or `split`), the five terms of a fetch and what recomputing takes, in seconds. Hints as for `lookup`.
     /// Decides and counts nothing. Raises `Unavailable` where there is nothing to weigh.
     #[pyo3(signature = (keys, *, prompt_tokens = None, local_prefix_tokens = None, queue_wait_us = None, can_split = false))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of Python's")]
     fn explain<'py>(
         &self,
         py: Python<'py>,

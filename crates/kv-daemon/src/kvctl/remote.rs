@@ -68,6 +68,9 @@ fn describe(remote: &RemoteStatus) -> String {
             remote.given_up, remote.late_blocks
         ));
     }
+    if remote.indexed > 0 {
+        lines.push(format!("knows where {} blocks lie", remote.indexed));
+    }
     if remote.shared_groups > 0 {
         lines.push(format!("reads with {} keys of other members", remote.shared_groups));
     }

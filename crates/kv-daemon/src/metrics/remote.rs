@@ -95,6 +95,12 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, remote: &RemoteStatus)
     ] {
         counter(encoder, name, help, unit, &of(value))?;
     }
+    gauge(
+        encoder,
+        "remote_indexed_blocks",
+        "Blocks of the remote tier whose place is kept in memory, where the server is not asked for it",
+        &of(remote.indexed),
+    )?;
     if remote.gate.is_empty() {
         return Ok(());
     }

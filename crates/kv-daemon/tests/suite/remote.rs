@@ -438,7 +438,11 @@ fn an_engine_that_can_split_is_left_the_front_while_the_rest_is_fetched() {
         (column("tier"), column("hash"))
     };
     let (whole, hashes) = exists(&[]);
-    assert!(whole.iter().all(|tier| tier == "remote"), "{whole:?} {}", remote(&daemon));
+    assert!(
+        whole.iter().all(|tier| tier == "remote"),
+        "{whole:?} {}",
+        remote(&daemon)
+    );
     let (split, _) = exists(&["--can-split"]);
     let front = split
         .iter()

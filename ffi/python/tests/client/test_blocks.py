@@ -64,11 +64,14 @@ def test_a_prefix_ends_at_the_first_miss(client):
     assert [block is not None for block in client.get_batch(keys, prefix=True)] == [True, True, False, False]
     found = client.lookup(keys)
     assert found.prefix == 2 and found.tiers == ["host", "host", None, "host"]
-    hints = {"prompt_tokens": 64, "local_prefix_tokens": 16, "queue_wait_us": 5_000_000}
+    hints = {"prompt_tokens": 64, "local_prefix_tokens": 16, "queue_wait_us": 5_000_000, "can_split": True}
     assert client.lookup(keys, raw=True, **hints).tiers == found.tiers
     hinted = client.get_into_batch(keys, [bytearray(1) for _ in keys], prefix=True, **hints)
     assert [bool(got) for got in hinted] == [True, True, False, False]
     assert client.exists_batch(keys) == [True, True, False, True]
+    # This node has nothing beside it: there is nothing to weigh, and that is said.
+    with pytest.raises(kvtier.Unavailable, match="nothing|neither|no backend"):
+        client.explain(keys, **hints)
     assert client.exists(key(1)) and not client.exists(key(3))
 
 
