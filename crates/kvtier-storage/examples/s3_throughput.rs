@@ -86,6 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         path_style: true,
         credentials: credentials.clone(),
         requests: RANGES,
+        ttl: Duration::from_secs(3600),
         timeout: Duration::from_secs(5),
         index_objects: 1_000_000,
     })?;

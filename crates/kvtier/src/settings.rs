@@ -274,7 +274,7 @@ pub struct Settings {
     /// Puts that wait to be written to that server; those that find no place are not written. Default 1,024, of 64 KiB at most. The
     /// writing thread costs 4 MiB and a block.
     pub remote_writes_max: u32,
-    /// How long that server keeps a block that is not written again, seconds. Default 86,400.
+    /// How long that server keeps a block that is not written again, seconds. Default 86,400. With `remote_s3` the same on all members.
     pub remote_ttl_s: u64,
     /// How long a fetch may wait for that server before it is a miss, milliseconds. Default 1,000.
     pub remote_fetch_timeout_ms: u64,

@@ -50,6 +50,7 @@
 //!  0x000f Watch           since u64, wait_ms u32, zero u32                                         Watched
 //!  0x0010 Confirm         generation u64, name bytes(1..=256, UTF-8), processor bytes(1..=256, UTF-8)  Confirmed
 //!  0x0011 Explain         keys                                                                     Explained
+//!  0x0012 Computed        tokens u32, before_tokens u32, took_us u64                               Counted
 //!
 //!  keys  = handle u32, lineage u32 (0 chain after unknown, 1 chain after root, 2 chain after `parent`, 3 independent),
 //!          parent [16] (zero unless lineage is 2), array(hash [16])
@@ -77,6 +78,7 @@
 //!  0x800f Watched         sequence u64, json bytes(UTF-8)
 //!  0x8010 Confirmed       generation u64
 //!  0x8011 Explained       json bytes(UTF-8)
+//!  0x8012 Counted         -
 //!  0xffff Error           kind u32 (`ErrorKind::code`), message bytes(UTF-8, <=1024)
 //!  0x4001 SegmentAdded    segment u32, zero u32, bytes u64; one descriptor beside it; before the first reply that names it
 //!  0x4002 SegmentRemoved  segment u32

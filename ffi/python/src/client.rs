@@ -1,6 +1,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use kvtier::client::blocking::{Client as Connection, Namespace};
 use kvtier::client::{
@@ -294,6 +295,15 @@ impl Client {
     fn generation(&self, py: Python<'_>) -> PyResult<u64> {
         let generation = self.call(py, |open| open.namespace.generation())?;
         Ok(generation.0)
+    }
+
+    /// Says that an engine computed `tokens` of a prompt in `seconds` on its GPU, waiting not counted, behind `before_tokens` whose keys
+    /// and values it had: the node learns from it what recomputing takes.
+    #[pyo3(signature = (tokens, seconds, *, before_tokens = 0))]
+    fn report_computed(&self, py: Python<'_>, tokens: u32, seconds: f64, before_tokens: u32) -> PyResult<()> {
+        let took = Duration::try_from_secs_f64(seconds)
+            .map_err(|error| crate::error::Invalid::new_err(format!("seconds: {error}")))?;
+        self.call(py, |open| open.connection.report_computed(tokens, before_tokens, took))
     }
 
     /// The node's status as this client's trust domain may see it: a dict.

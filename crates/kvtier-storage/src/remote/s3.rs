@@ -31,20 +31,21 @@
 //! Deleting one object deletes its pack. An erasure deletes all versions that a server keeps, and what was begun and never completed, and lists
 //! again. What a server keeps beside (replication, backups) is out of reach here.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
 
-use self::bucket::Bucket;
+use self::bucket::{After, Bucket};
 use self::credentials::FromFile;
 use self::index::{EXPIRES_NEVER, Index, Located, PackId};
 use self::pack::{ENTRIES_MAX, Entry, Front};
@@ -72,6 +73,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const LIST_AGAIN: Duration = Duration::from_secs(300);
 /// How far clocks of nodes may be apart, and how long a put takes: a look for new packs begins so much before now.
 const SKEW: Duration = Duration::from_secs(120);
+/// How long those that ask wait for a listing that has begun.
+const LISTING_PATIENCE: Duration = Duration::from_secs(1);
+/// Fronts that one listing reads beside each other, at most.
+const FRONTS_AT_ONCE: usize = 16;
 /// How long a listing in the background may take.
 const LISTING: Duration = Duration::from_secs(600);
 /// Between two looks for packs that are over: a quarter of the time to live, within these.
@@ -98,6 +103,8 @@ pub struct S3Settings {
     pub credentials: PathBuf,
     /// Requests of one call at once, at least one.
     pub requests: usize,
+    /// How long packs are put for, here and on the other nodes: what is put for another time is found later, and deleted later.
+    pub ttl: Duration,
     /// How long the server may take to connect.
     pub timeout: Duration,
     /// Objects whose place is kept in memory, at most. Each takes some 100 bytes.
@@ -117,14 +124,33 @@ struct Shared {
     /// What every key of ours begins with, with a slash at its end.
     root: String,
     index: Mutex<Index>,
-    /// Groups that are being listed.
-    listing: Mutex<HashSet<ObjectGroup>>,
+    /// Groups that are being listed, and since when.
+    listing: Mutex<HashMap<ObjectGroup, Instant>>,
     listed: Condvar,
     /// Why the server is taken to be away: until a listing succeeds.
     trouble: Mutex<Option<StoreError>>,
-    is_full: AtomicBool,
-    /// Of the latest put, milliseconds; 0: none yet.
-    ttl_ms: AtomicU64,
+    /// Whether it was said that the index is full.
+    has_warned: AtomicBool,
+    /// For requests that read fronts, of all listings together.
+    fronts: Arc<Semaphore>,
+    ttl: Duration,
+}
+
+/// What a listing found.
+#[derive(Default)]
+struct Listing {
+    /// Packs that are not over.
+    packs: Vec<(PackId, u64)>,
+    /// Those of them that are none of ours, or damaged, or refused.
+    unread: HashSet<PackId>,
+}
+
+/// What the front of a pack is.
+enum FrontOf {
+    Ours(Vec<Entry>),
+    Gone,
+    /// It cannot be read, or is none of ours.
+    Unread,
 }
 
 /// A request of a fetch: neighbours of one pack, or a part of one object.
@@ -179,8 +205,9 @@ impl S3Store {
             listing: Mutex::default(),
             listed: Condvar::new(),
             trouble: Mutex::default(),
-            is_full: AtomicBool::new(false),
-            ttl_ms: AtomicU64::new(0),
+            has_warned: AtomicBool::new(false),
+            fronts: Arc::new(Semaphore::new(settings.requests.max(1))),
+            ttl: settings.ttl,
         });
         runtime.spawn(Arc::clone(&shared).sweep());
         Ok(S3Store {
@@ -194,8 +221,25 @@ impl S3Store {
         self.runtime.as_ref().expect("it runs until this is dropped")
     }
 
-    /// Waits for something that is asked of the server, on this thread, until then.
+    /// Waits for something that is asked of the server, on this thread, until then, and notes whether the server is there.
     fn within<T>(
+        &self,
+        until: Instant,
+        command: &'static str,
+        asked: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let outcome = self.wait_for(until, command, asked);
+        match &outcome {
+            Ok(_) => *self.shared.trouble.lock() = None,
+            Err(error @ (StoreError::Unavailable { .. } | StoreError::Late { .. })) => {
+                *self.shared.trouble.lock() = Some(error.clone());
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    fn wait_for<T>(
         &self,
         until: Instant,
         command: &'static str,
@@ -210,57 +254,66 @@ impl S3Store {
             return Err(late());
         }
         let asked = async { tokio::time::timeout_at(until.into(), asked).await };
-        let outcome = self.runtime().block_on(asked).unwrap_or_else(|_| Err(late()));
-        if let Err(error @ (StoreError::Unavailable { .. } | StoreError::Late { .. })) = &outcome {
-            *self.shared.trouble.lock() = Some(error.clone());
-        }
-        outcome
+        self.runtime().block_on(asked).unwrap_or_else(|_| Err(late()))
     }
 
-    /// Makes sure that packs of these groups are known, as far as can be done until then.
-    fn know(&self, groups: &BTreeSet<ObjectGroup>, until: Instant) -> Result<(), StoreError> {
-        for group in groups {
+    /// Where these are, of the packs that are known; has looked for more what is due. Waits a moment for a group that was never listed, and for
+    /// word of a server that was last heard of as away: then an error is its answer.
+    fn locate(
+        &self,
+        objects: &[(ObjectGroup, ObjectName)],
+        until: Instant,
+    ) -> Result<Vec<Option<Located>>, StoreError> {
+        let groups: BTreeSet<ObjectGroup> = objects.iter().map(|(group, _)| *group).collect();
+        let is_away = || self.shared.trouble.lock().is_some();
+        for group in &groups {
             let now = Instant::now();
             let (listed, looked) = self.shared.index.lock().listings(group, now);
             let is_due = |last: Option<Instant>, pause| last.is_none_or(|last| now.duration_since(last) > pause);
-            if is_due(looked, LOOK_AGAIN) || self.shared.trouble.lock().is_some() {
-                self.begin_listing(*group, is_due(listed, LIST_AGAIN));
+            if is_due(looked, LOOK_AGAIN) || is_away() {
+                self.begin_listing(*group, is_due(listed, LIST_AGAIN), now);
             }
         }
-        for group in groups {
-            // What is known is enough, but for a group that was never listed, and a server that was last heard of as away.
-            let is_unsure = || self.shared.is_new(group) || self.shared.trouble.lock().is_some();
+        let located = self.located(objects);
+        if located.iter().all(Option::is_some) && !is_away() {
+            return Ok(located);
+        }
+        for group in &groups {
             let mut listing = self.shared.listing.lock();
-            while listing.contains(group) && is_unsure() {
+            while let Some(begun) = listing.get(group).copied()
+                && (self.shared.is_new(group) || is_away())
+            {
+                // A long one is not waited for by everybody: what it finds is found from then on.
+                let until = until.min(begun + LISTING_PATIENCE);
                 if self.shared.listed.wait_until(&mut listing, until).timed_out() {
                     break;
                 }
             }
         }
         match self.shared.trouble.lock().clone() {
-            None => Ok(()),
+            None => Ok(self.located(objects)),
             Some(trouble) => Err(trouble),
         }
     }
 
-    fn begin_listing(&self, group: ObjectGroup, is_whole: bool) {
-        if !self.shared.listing.lock().insert(group) {
+    fn begin_listing(&self, group: ObjectGroup, is_whole: bool, now: Instant) {
+        if self.shared.listing.lock().contains_key(&group) {
             return;
         }
+        self.shared.listing.lock().insert(group, now);
         let shared = Arc::clone(&self.shared);
-        let requests = self.requests;
         self.runtime().spawn(async move {
-            let listing = shared.list(&group, is_whole, requests);
+            let listing = shared.list(&group, is_whole);
             let outcome = tokio::time::timeout(LISTING, listing).await.unwrap_or_else(|_| {
                 Err(StoreError::Late {
                     server: shared.bucket.name.clone(),
                     command: "ListObjectsV2",
                 })
             });
-            if let Err(error) = &outcome {
+            if let Err(error) = outcome {
                 tracing::debug!(address = shared.bucket.name, %error, "what lies in the bucket could not be listed");
+                *shared.trouble.lock() = Some(error);
             }
-            *shared.trouble.lock() = outcome.err();
             shared.listing.lock().remove(&group);
             shared.listed.notify_all();
         });
@@ -318,9 +371,8 @@ impl ObjectStore for S3Store {
     }
 
     fn exists(&self, objects: &[(ObjectGroup, ObjectName)], until: Instant) -> Result<Vec<bool>, StoreError> {
-        let groups = objects.iter().map(|(group, _)| *group).collect();
-        self.know(&groups, until)?;
-        Ok(self.located(objects).iter().map(Option::is_some).collect())
+        let located = self.locate(objects, until)?;
+        Ok(located.iter().map(Option::is_some).collect())
     }
 
     fn fetch(
@@ -329,9 +381,7 @@ impl ObjectStore for S3Store {
         until: Instant,
         each: &mut dyn FnMut(usize, Option<&[u8]>),
     ) -> Result<(), StoreError> {
-        let groups = objects.iter().map(|(group, _)| *group).collect();
-        self.know(&groups, until)?;
-        let located = self.located(objects);
+        let located = self.locate(objects, until)?;
         let mut runs = runs_of(objects, &located).into_iter();
         let (mut asked, mut ahead) = (VecDeque::new(), 0);
         // What came of the object that is being read.
@@ -398,10 +448,6 @@ impl ObjectStore for S3Store {
     ) -> Result<(), StoreError> {
         let now_s = now_s();
         let expires_s = ttl.map_or(EXPIRES_NEVER, |ttl| (now_s + ttl.as_secs().max(1)).min(EXPIRES_NEVER));
-        if let Some(ttl) = ttl {
-            let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-            self.shared.ttl_ms.store(ttl_ms.max(1), Ordering::Relaxed);
-        }
         let mut rest = objects;
         while !rest.is_empty() {
             let mut bytes = 0;
@@ -425,21 +471,29 @@ impl ObjectStore for S3Store {
     }
 
     fn remove(&self, group: &ObjectGroup, names: &[ObjectName], until: Instant) -> Result<Vec<bool>, StoreError> {
-        // Of packs that nobody has told of yet, too.
-        let listing = self.shared.list(group, true, self.requests);
-        self.within(until, "ListObjectsV2", listing)?;
+        let unsure = |reason: &str| StoreError::Unsure {
+            server: self.shared.bucket.name.clone(),
+            reason: reason.to_owned(),
+        };
+        // Of packs that nobody has told of yet, too. That there are many of them is no fault of the server's.
+        let listing = self.wait_for(until, "ListObjectsV2", self.shared.list(group, true));
+        let listing = listing.map_err(|error| match error {
+            StoreError::Late { .. } => unsure("more lies there than could be listed in time"),
+            other => other,
+        })?;
         let (found, packs) = {
             let (index, now_s) = (self.shared.index.lock(), now_s());
+            let packs = listing.packs.iter().map(|(id, _)| *id);
+            if !index.knows(group, packs.filter(|id| !listing.unread.contains(id))) {
+                return Err(unsure("more lies there than the index has room for"));
+            }
             let is_there = |name: &ObjectName| index.find(group, name, now_s).is_some();
             let found: Vec<bool> = names.iter().map(is_there).collect();
-            (found, index.packs_with(group, names))
+            let mut packs = index.packs_with(group, names);
+            // What cannot be read now may be another time.
+            packs.extend(&listing.unread);
+            (found, packs)
         };
-        if self.shared.is_full.load(Ordering::Relaxed) {
-            return Err(StoreError::Unavailable {
-                server: self.shared.bucket.name.clone(),
-                reason: "not all of what lies there is known: the index is full".to_owned(),
-            });
-        }
         let keys: Vec<String> = packs.iter().map(|id| self.shared.key(group, *id)).collect();
         if !keys.is_empty() {
             self.within(until, "DeleteObjects", self.shared.bucket.delete(&keys))?;
@@ -480,85 +534,112 @@ impl Shared {
         self.index.lock().listings(group, Instant::now()).1.is_none()
     }
 
-    fn add(&self, group: &ObjectGroup, id: PackId, entries: Vec<Entry>) {
+    fn unavailable(&self, reason: &str) -> StoreError {
+        StoreError::Unavailable {
+            server: self.bucket.name.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// False where there is no room for more of this group.
+    fn add(&self, group: &ObjectGroup, id: PackId, entries: Vec<Entry>) -> bool {
         let has_room = self.index.lock().add(group, id, entries, Instant::now());
-        if !has_room && !self.is_full.swap(true, Ordering::Relaxed) {
+        if !has_room && !self.has_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 address = self.bucket.name,
                 "the index of the bucket is full: what lies there and has no place in it is not found; allow more, or a shorter time to live"
             );
         }
+        has_room
     }
 
     /// Learns what a group has: all of it, or what is new.
-    async fn list(&self, group: &ObjectGroup, is_whole: bool, requests: usize) -> Result<(), StoreError> {
+    async fn list(&self, group: &ObjectGroup, is_whole: bool) -> Result<Listing, StoreError> {
         let (begun, prefix) = (Instant::now(), self.group_prefix(group));
+        let mut after = None;
         if is_whole {
-            self.is_full.store(false, Ordering::Relaxed);
+            self.index.lock().begin_whole(group, begun);
+        } else if let (_, Some(looked)) = self.index.lock().listings(group, begun) {
+            // What was put since the last look expires after what was put before it.
+            let last_s = now_s().saturating_sub(begun.duration_since(looked).as_secs());
+            let from = PackId {
+                expires_s: (last_s + self.ttl.as_secs()).saturating_sub(SKEW.as_secs()),
+                random: 0,
+            };
+            after = Some(After::Key(format!("{prefix}{from}")));
         }
-        // What was put lately expires last.
-        let newest_s = now_s() + Duration::from_millis(self.ttl_ms.load(Ordering::Relaxed)).as_secs();
-        let from = PackId {
-            expires_s: newest_s.saturating_sub(SKEW.as_secs()),
-            random: 0,
-        };
-        let mut after = (!is_whole).then(|| format!("{prefix}{from}"));
-        let mut all = Vec::new();
+        let mut listing = Listing::default();
         loop {
-            let (page, has_more) = self.bucket.list(&prefix, after).await?;
-            after = page.last().map(|last| last.key.clone());
+            let (page, next) = self.bucket.list(&prefix, after).await?;
+            // It is there, and lets us in.
+            *self.trouble.lock() = None;
             let now_s = now_s();
             let found = page.iter().filter_map(|listed| {
                 let id = PackId::parse(&listed.key[prefix.len()..])?;
                 (!id.is_over(now_s)).then_some((id, listed.bytes))
             });
             let found: Vec<(PackId, u64)> = found.collect();
-            let unknown = self.index.lock().unknown(group, &found);
-            self.learn(group, unknown, requests).await?;
-            all.extend(found);
-            if !has_more {
-                break;
+            let unknown = self.index.lock().unknown(group, &found, Instant::now());
+            self.learn(group, unknown, &mut listing.unread).await?;
+            listing.packs.extend(found);
+            match next {
+                None => break,
+                next => after = next,
             }
         }
         let mut index = self.index.lock();
         if is_whole {
-            index.listed(group, begun, &all);
+            index.listed(group, begun, &listing.packs);
         } else {
             index.looked(group, begun);
         }
-        Ok(())
+        Ok(listing)
     }
 
     /// Reads the fronts of packs, some beside each other.
-    async fn learn(&self, group: &ObjectGroup, packs: Vec<(PackId, u64)>, requests: usize) -> Result<(), StoreError> {
-        let mut packs = packs.into_iter();
-        let mut reading = tokio::task::JoinSet::new();
+    async fn learn(
+        &self,
+        group: &ObjectGroup,
+        packs: Vec<(PackId, u64)>,
+        unread: &mut HashSet<PackId>,
+    ) -> Result<(), StoreError> {
+        let (mut packs, mut has_room) = (packs.into_iter(), true);
+        let mut reading = JoinSet::new();
         loop {
-            while reading.len() < requests {
+            while reading.len() < FRONTS_AT_ONCE && has_room {
                 let Some((id, bytes)) = packs.next() else { break };
-                let (bucket, key) = (self.bucket.clone(), self.key(group, id));
-                reading.spawn(async move { (id, front_of(&bucket, &key, bytes).await) });
+                let (bucket, key, fronts) = (self.bucket.clone(), self.key(group, id), Arc::clone(&self.fronts));
+                reading.spawn(async move {
+                    let _turn = fronts.acquire().await;
+                    (id, front_of(&bucket, &key, bytes).await)
+                });
             }
-            let Some(Ok((id, front))) = reading.join_next().await else {
-                return Ok(());
+            let (id, front) = match reading.join_next().await {
+                None => break,
+                Some(Ok(read)) => read,
+                Some(Err(_)) => return Err(self.unavailable("a request broke off")),
             };
             match front? {
-                Some(entries) => self.add(group, id, entries),
-                None => tracing::debug!(address = self.bucket.name, pack = %id, "a pack that is gone, or none of ours"),
+                FrontOf::Ours(entries) => has_room &= self.add(group, id, entries),
+                FrontOf::Gone => {}
+                FrontOf::Unread => {
+                    tracing::debug!(address = self.bucket.name, pack = %id, "a pack that cannot be read, or is none of ours");
+                    self.index.lock().reject(group, id);
+                    unread.insert(id);
+                }
             }
         }
+        // Those that nobody asked for any more.
+        let mut index = self.index.lock();
+        packs.for_each(|(id, _)| index.reject(group, id));
+        Ok(())
     }
 
     /// Deletes packs that are over, whoever put them, as long as this runs.
     async fn sweep(self: Arc<Self>) {
-        let mut pause = SWEEP.start;
+        let pause = (self.ttl / 4).clamp(SWEEP.start, SWEEP.end);
         loop {
             tokio::time::sleep(pause).await;
-            let ttl_ms = self.ttl_ms.load(Ordering::Relaxed);
-            if ttl_ms == 0 {
-                continue;
-            }
-            pause = Duration::from_millis(ttl_ms / 4).clamp(SWEEP.start, SWEEP.end);
             match tokio::time::timeout(LISTING, self.delete_what_is_over()).await {
                 Ok(Ok(0)) => {}
                 Ok(Ok(count)) => tracing::debug!(address = self.bucket.name, count, "packs that were over are deleted"),
@@ -570,43 +651,49 @@ impl Shared {
         }
     }
 
-    async fn delete_what_is_over(&self) -> Result<usize, StoreError> {
+    async fn delete_what_is_over(&self) -> Result<u64, StoreError> {
+        let is_over = |key: &str| {
+            let id = key.rsplit('/').next().and_then(PackId::parse);
+            id.is_some_and(|id| id.is_over(now_s()))
+        };
         let (mut after, mut count) = (None, 0);
         loop {
-            let (page, has_more) = self.bucket.list(&self.root, after).await?;
-            after = page.last().map(|last| last.key.clone());
-            let now_s = now_s();
-            let over = page.into_iter().filter(|listed| {
-                let id = listed.key.rsplit('/').next().and_then(PackId::parse);
-                id.is_some_and(|id| id.is_over(now_s))
-            });
+            let (page, next) = self.bucket.list(&self.root, after).await?;
+            let over = page.into_iter().filter(|listed| is_over(&listed.key));
             let over: Vec<String> = over.map(|listed| listed.key).collect();
             if !over.is_empty() {
                 self.bucket.delete(&over).await?;
-                count += over.len();
+                count += over.len() as u64;
             }
-            if !has_more {
-                return Ok(count);
+            match next {
+                None => break,
+                next => after = next,
             }
         }
+        self.bucket.abort_uploads(&self.root, &is_over, &mut count).await?;
+        Ok(count)
     }
 }
 
-/// Where the objects of a pack lie; `None` where there is none, or none of ours.
-async fn front_of(bucket: &Bucket, key: &str, bytes: u64) -> Result<Option<Vec<Entry>>, StoreError> {
+/// Where the objects of a pack lie.
+async fn front_of(bucket: &Bucket, key: &str, bytes: u64) -> Result<FrontOf, StoreError> {
     let mut wanted = FRONT_BYTES.min(bytes);
     // A second time where it is longer.
     for _ in 0..2 {
-        let Some(pieces) = bucket.get(key, 0..wanted).await? else {
-            return Ok(None);
+        let pieces = match bucket.get(key, 0..wanted).await {
+            Ok(Some(pieces)) => pieces,
+            Ok(None) => return Ok(FrontOf::Gone),
+            // Of this one object: others may be read all the same.
+            Err(StoreError::Refused { .. } | StoreError::Garbled { .. }) => return Ok(FrontOf::Unread),
+            Err(other) => return Err(other),
         };
         match pack::decode(&pieces.concat(), bytes) {
-            Some(Front::Entries(entries)) => return Ok(Some(entries)),
+            Some(Front::Entries(entries)) => return Ok(FrontOf::Ours(entries)),
             Some(Front::Longer(length)) => wanted = length as u64,
-            None => return Ok(None),
+            None => break,
         }
     }
-    Ok(None)
+    Ok(FrontOf::Unread)
 }
 
 /// The requests that read these objects, in their order.

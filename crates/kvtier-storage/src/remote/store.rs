@@ -76,7 +76,7 @@ pub trait ObjectStore: Send + Sync {
     /// Deletes these objects, and others with them where they cannot be told apart; which of them were there, in their order.
     ///
     /// # Errors
-    /// [`StoreError`]: some may have been deleted.
+    /// [`StoreError`]: some may have been deleted. [`StoreError::Unsure`] says nothing against the server.
     fn remove(&self, group: &ObjectGroup, names: &[ObjectName], until: Instant) -> Result<Vec<bool>, StoreError>;
 
     /// Deletes every object of a namespace, of all its generations, and looks again.
@@ -157,6 +157,14 @@ pub enum StoreError {
         command: &'static str,
         /// What it answered.
         reason: &'static str,
+    },
+    /// What was asked cannot be said for sure, though the server is there: too much lies there to look through in time.
+    #[error("not all that lies at {server} was looked through: {reason}")]
+    Unsure {
+        /// Its address, without user and password.
+        server: String,
+        /// What was left out.
+        reason: String,
     },
     /// An object that the server has no room for; none of the call's was put.
     #[error("an object of {bytes} bytes is larger than the {most} that the server keeps; use smaller blocks")]

@@ -157,6 +157,24 @@ impl Client {
             .await
     }
 
+    /// As the blocking client's: what an engine's computing took.
+    ///
+    /// # Errors
+    /// As any call; `Protocol` from a node that does not know this.
+    pub async fn report_computed(&self, tokens: u32, before_tokens: u32, took: Duration) -> Result<(), ClientError> {
+        let connection = self.shared.connection().await?;
+        let request = Request::Computed {
+            tokens,
+            before_tokens,
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        };
+        let counted = |_: &mut Session, reply: Reply<'_>| match reply {
+            Reply::Counted => Ok(()),
+            _ => Err(unexpected()),
+        };
+        self.shared.call(&connection, &request, Hints::default(), counted).await
+    }
+
     /// The node's status as this client's trust domain may see it: a JSON object.
     ///
     /// # Errors

@@ -202,6 +202,24 @@ impl Client {
         })
     }
 
+    /// Says that an engine computed `tokens` of a prompt in `took` on its GPU, waiting not counted, behind `before_tokens` whose keys and
+    /// values it had: the node learns from it what recomputing takes. Reports far from what the node's settings promise are ignored.
+    ///
+    /// # Errors
+    /// As any call; `Protocol` from a node that does not know this.
+    pub fn report_computed(&self, tokens: u32, before_tokens: u32, took: Duration) -> Result<(), ClientError> {
+        let mut line = self.shared.line()?;
+        let request = Request::Computed {
+            tokens,
+            before_tokens,
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        };
+        line.call(&self.shared, &request, Hints::default(), |_, reply| match reply {
+            Reply::Counted => Ok(()),
+            _ => Err(unexpected()),
+        })
+    }
+
     /// The node's status as this client's trust domain may see it: a JSON object.
     ///
     /// # Errors

@@ -213,6 +213,16 @@ impl Driver {
         self.remote.get().and_then(Weak::upgrade)
     }
 
+    /// An engine computed so many tokens behind others in so long: for whoever weighs fetching against it.
+    pub(crate) fn computed(&self, tokens: u32, before_tokens: u32, took: Duration) {
+        if let Some(peers) = self.peers() {
+            peers.computed(tokens, before_tokens, took);
+        }
+        if let Some(remote) = self.remote() {
+            remote.computed(tokens, before_tokens, took);
+        }
+    }
+
     /// Looks at the manager without commanding it.
     pub(crate) fn look<R>(&self, look: impl FnOnce(&TierManager) -> R) -> R {
         look(&self.decider.lock().manager)

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use kvtier_core::{BlockHash, ClientId, Generation, NamespaceId, Realization, RealizationId, TrustDomain};
 use kvtier_storage::nvme::RecordKeys;
-use kvtier_storage::remote::{Erased, ObjectGroup, ObjectKey, ObjectName, ObjectStore, StoreError};
+use kvtier_storage::remote::{ObjectGroup, ObjectKey, ObjectName, ObjectStore, StoreError};
 use parking_lot::Mutex;
 
 use self::compressing::Compressing;
@@ -35,7 +35,7 @@ use super::driver::Driver;
 use super::peers::versions::VersionBook;
 use super::peers::weighing::Weighing;
 use super::peers::{SharedGroup, Versions};
-use super::remote_status::RemoteStatus;
+use super::remote_status::{Erasure, RemoteStatus};
 use super::{StartError, StartProgress, spawn};
 use crate::settings::CheckedSettings;
 
@@ -44,6 +44,8 @@ const FIRST_CLIENT: u64 = 1 << 62;
 /// First pause after the server failed; it doubles up to [`AWAY_MAX`].
 const AWAY: Duration = Duration::from_millis(500);
 const AWAY_MAX: Duration = Duration::from_secs(10);
+/// How long after a write was given up the server may still do it.
+const WRITE_GRACE: Duration = Duration::from_secs(30);
 /// How long a deletion may wait for the server before the namespace is set apart instead.
 const FORGET_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -97,6 +99,8 @@ pub(crate) struct Remote {
     copying: Copying,
     /// Namespaces with a write of unknown outcome: it may arrive at the server after a deletion that was sent later.
     unsettled: Mutex<HashSet<NamespaceId>>,
+    /// When the latest of them was given up, whatever was deleted since.
+    given_up_writes: Mutex<HashMap<NamespaceId, Instant>>,
     clients: Mutex<HashMap<TrustDomain, ClientId>>,
     next_client: AtomicU64,
     outage: Mutex<Outage>,
@@ -145,6 +149,7 @@ impl Remote {
             sharing: Sharing::new(settings.remote_shared && settings.peer_listen.is_some()),
             copying: Copying::default(),
             unsettled: Mutex::default(),
+            given_up_writes: Mutex::default(),
             clients: Mutex::default(),
             next_client: AtomicU64::new(FIRST_CLIENT),
             outage: Mutex::default(),
@@ -260,7 +265,11 @@ impl Remote {
             let mut removed = vec![false; hashes.len()];
             for place in &places {
                 let names: Vec<ObjectName> = hashes.iter().map(|&hash| place.name(hash)).collect();
-                let there = self.noted(self.store.remove(&place.group, &names, until)).ok()?;
+                let there = match self.store.remove(&place.group, &names, until) {
+                    // That is no fault of the server's.
+                    Err(StoreError::Unsure { .. }) => return None,
+                    other => self.noted(other).ok()?,
+                };
                 removed
                     .iter_mut()
                     .zip(there)
@@ -295,7 +304,7 @@ impl Remote {
     }
 
     /// Deletes everything of a namespace that lies on the server, and looks again. `None`: nothing of it may be there.
-    pub(crate) fn erase(&self, namespace: NamespaceId, until: Instant) -> Option<Result<Erased, String>> {
+    pub(crate) fn erase(&self, namespace: NamespaceId, until: Instant) -> Option<Result<Erasure, String>> {
         let name = self.shared_name(namespace)?;
         // Whatever comes of the server: nobody reads there with another member's key from here.
         self.sharing.drop_handed_over(namespace);
@@ -315,12 +324,35 @@ impl Remote {
                 erased.deleted += more.deleted;
                 erased.left += more.left;
             }
-            Ok(erased)
+            let mut given_up = self.given_up_writes.lock();
+            let may_arrive = given_up
+                .get(&namespace)
+                .is_some_and(|then| then.elapsed() < WRITE_GRACE);
+            if !may_arrive {
+                given_up.remove(&namespace);
+            }
+            Ok(Erasure {
+                deleted: erased.deleted,
+                left: erased.left,
+                may_arrive,
+            })
         })();
         if let Ok(erased) = &outcome {
             self.counts.deleted.fetch_add(erased.deleted, Ordering::Relaxed);
         }
         Some(outcome)
+    }
+
+    /// An engine computed so many tokens behind others in so long.
+    pub(crate) fn computed(&self, tokens: u32, before_tokens: u32, took: Duration) {
+        if let Some(weighing) = &self.weighing {
+            weighing.computed(tokens, before_tokens, took);
+        }
+    }
+
+    /// What it is: one word.
+    pub(crate) fn kind(&self) -> &str {
+        self.name
     }
 
     /// Where it is, without a password.

@@ -1,7 +1,7 @@
 //! What stands in for the remote tier in a program that was built without it: there is none, and settings that name one are refused.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvtier_core::{BlockHash, NamespaceId, RealizationId, Tier, TrustDomain};
 
@@ -10,16 +10,10 @@ use super::domains::Domains;
 use super::driver::Driver;
 use super::peers::versions::VersionBook;
 use super::peers::{FetchJob, LookupJob, SharedGroup, Versions};
-use super::remote_status::RemoteStatus;
+use super::remote_status::{Erasure, RemoteStatus};
 use super::{StartError, StartProgress};
 use crate::keys::KeyError;
 use crate::settings::CheckedSettings;
-
-/// What an erasure would come to.
-pub(crate) struct Erased {
-    pub(crate) deleted: u64,
-    pub(crate) left: u64,
-}
 
 /// Never there.
 pub(crate) enum Remote {}
@@ -70,7 +64,7 @@ impl Remote {
         match *self {}
     }
 
-    pub(crate) fn erase(&self, _: NamespaceId, _: Instant) -> Option<Result<Erased, String>> {
+    pub(crate) fn erase(&self, _: NamespaceId, _: Instant) -> Option<Result<Erasure, String>> {
         match *self {}
     }
 
@@ -79,6 +73,14 @@ impl Remote {
     }
 
     pub(in crate::node) fn shares_groups(&self) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn computed(&self, _: u32, _: u32, _: Duration) {
+        match *self {}
+    }
+
+    pub(crate) fn kind(&self) -> &str {
         match *self {}
     }
 
@@ -110,7 +112,7 @@ impl Remote {
         match *self {}
     }
 
-    pub(crate) fn copy(&self, _: &Arc<Attempt>) {
+    pub(crate) fn copy(&self, _: &Arc<Attempt>, _: bool) {
         match *self {}
     }
 }

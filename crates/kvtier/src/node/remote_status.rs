@@ -1,5 +1,16 @@
 use serde::{Deserialize, Serialize};
 
+/// What an erasure of a namespace's objects came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Erasure {
+    /// Objects that were deleted.
+    pub(crate) deleted: u64,
+    /// Objects that a second look found.
+    pub(crate) left: u64,
+    /// A write that was given up lately may still arrive: this was not the last look.
+    pub(crate) may_arrive: bool,
+}
+
 /// The tier as the status shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

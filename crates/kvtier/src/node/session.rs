@@ -329,6 +329,15 @@ impl Session {
                 name,
                 processor,
             } => self.confirm(request, name, generation, processor),
+            Request::Computed {
+                tokens,
+                before_tokens,
+                took_us,
+            } => {
+                driver.computed(tokens, before_tokens, Duration::from_micros(took_us));
+                self.reply(request, &Reply::Counted);
+                Ok(())
+            }
             Request::Goodbye => {
                 self.reply(request, &Reply::Farewell);
                 return Ok(Some(End::Goodbye));

@@ -38,7 +38,7 @@ impl Settings {
             (Some(_), Some(url)) => {
                 return refuse(
                     "remote_s3",
-                    url.clone(),
+                    shown(url),
                     "a node has one remote tier: leave remote_redis out, or this",
                 );
             }
@@ -77,12 +77,12 @@ impl Settings {
                 if !cfg!(feature = "s3") {
                     return refuse(
                         "remote_s3",
-                        url.clone(),
+                        shown(url),
                         "this program was built without the feature `s3`: cargo build --release --features s3",
                     );
                 }
                 if !url.starts_with("s3://") || url.contains(['?', '#', '@', ' ']) {
-                    return refuse("remote_s3", url.clone(), "write s3://BUCKET or s3://BUCKET/PREFIX");
+                    return refuse("remote_s3", shown(url), "write s3://BUCKET or s3://BUCKET/PREFIX");
                 }
                 if self.remote_s3_credentials_file.is_none() {
                     return refuse(
@@ -117,6 +117,15 @@ impl Settings {
             }
         }
         Ok(())
+    }
+}
+
+/// Without what may be secret in it.
+fn shown(url: &str) -> String {
+    if url.contains('@') {
+        "a URL with keys in it".to_owned()
+    } else {
+        url.to_owned()
     }
 }
 

@@ -62,6 +62,8 @@ kinds! {
     Confirm = 0x0010,
     /// [`super::Request::Explain`]
     Explain = 0x0011,
+    /// [`super::Request::Computed`]
+    Computed = 0x0012,
     /// [`super::Reply::SegmentAdded`]
     SegmentAdded = 0x4001,
     /// [`super::Reply::SegmentRemoved`]
@@ -96,6 +98,8 @@ kinds! {
     Confirmed = 0x8010,
     /// [`super::Reply::Explained`]
     Explained = 0x8011,
+    /// [`super::Reply::Counted`]
+    Counted = 0x8012,
     /// [`super::Reply::Error`]
     Error = 0xffff,
 }

@@ -123,6 +123,8 @@ pub enum Reply<'a> {
         /// A JSON object.
         json: &'a str,
     },
+    /// To `Computed`.
+    Counted,
     /// To anything.
     Error {
         /// The remedy.
@@ -222,6 +224,7 @@ impl<'a> Reply<'a> {
             Kind::Explained => Reply::Explained {
                 json: cursor.text("json", 0, FRAME_BYTES_MAX)?,
             },
+            Kind::Counted => Reply::Counted,
             Kind::Error => {
                 let code = cursor.u32("error kind")?;
                 let kind = u8::try_from(code).ok().and_then(ErrorKind::from_code);
@@ -267,6 +270,7 @@ impl<'a> Reply<'a> {
             Reply::Watched { .. } => Kind::Watched,
             Reply::Confirmed { .. } => Kind::Confirmed,
             Reply::Explained { .. } => Kind::Explained,
+            Reply::Counted => Kind::Counted,
             Reply::Error { .. } => Kind::Error,
             Reply::SegmentAdded { .. } => Kind::SegmentAdded,
             Reply::SegmentRemoved { .. } => Kind::SegmentRemoved,
@@ -347,7 +351,7 @@ impl<'a> Reply<'a> {
             Reply::Status { json } | Reply::Explained { json } => {
                 put_bytes(json.as_bytes(), "json", (0, FRAME_BYTES_MAX), target)?
             }
-            Reply::Farewell => {}
+            Reply::Farewell | Reply::Counted => {}
             Reply::Watched { sequence, json } => {
                 put_u64(sequence, target);
                 put_bytes(json.as_bytes(), "json", (0, FRAME_BYTES_MAX), target)?;

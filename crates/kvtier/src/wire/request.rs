@@ -165,6 +165,15 @@ pub enum Request<'a> {
     /// What would be decided about fetching keys from elsewhere, term by term; decides nothing. Answered with
     /// [`super::Reply::Explained`].
     Explain(Keys<'a>),
+    /// An engine says how long it computed: what recomputing takes is learned from it. Answered with [`super::Reply::Counted`].
+    Computed {
+        /// Of the prompt.
+        tokens: u32,
+        /// Those in front of them, whose keys and values it had.
+        before_tokens: u32,
+        /// On the GPU, waiting not counted.
+        took_us: u64,
+    },
     /// The client touches nothing any more. Answered with [`super::Reply::Farewell`].
     Goodbye,
 }
@@ -253,6 +262,11 @@ impl<'a> Request<'a> {
                 processor: cursor.text("processor", 1, NAME_BYTES_MAX)?,
             },
             Kind::Explain => Request::Explain(Keys::decode(cursor)?),
+            Kind::Computed => Request::Computed {
+                tokens: cursor.u32("tokens")?,
+                before_tokens: cursor.u32("before_tokens")?,
+                took_us: cursor.u64("took_us")?,
+            },
             kind => return Err(DecodeError::UnknownKind { kind: kind.code() }),
         })
     }
@@ -278,6 +292,7 @@ impl<'a> Request<'a> {
             Request::Watch { .. } => Kind::Watch,
             Request::Confirm { .. } => Kind::Confirm,
             Request::Explain(_) => Kind::Explain,
+            Request::Computed { .. } => Kind::Computed,
         }
     }
 
@@ -356,6 +371,16 @@ impl<'a> Request<'a> {
                 put_u64(generation.0, target);
                 put_bytes(name.as_bytes(), "name", (1, NAME_BYTES_MAX), target)?;
                 put_bytes(processor.as_bytes(), "processor", (1, NAME_BYTES_MAX), target)
+            }
+            Request::Computed {
+                tokens,
+                before_tokens,
+                took_us,
+            } => {
+                put_u32(tokens, target);
+                put_u32(before_tokens, target);
+                put_u64(took_us, target);
+                Ok(())
             }
             Request::Release | Request::Flush | Request::Status | Request::Goodbye => Ok(()),
         }

@@ -331,6 +331,7 @@ fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8
             json: "[[\"a\",3]]",
         }
         .encode(number, out),
+        Request::Computed { .. } => Reply::Counted.encode(number, out),
         Request::Explain(keys) => Reply::Explained {
             json: &format!("{{\"blocks\":{}}}", keys.hashes.len()),
         }

@@ -72,6 +72,10 @@ def test_a_prefix_ends_at_the_first_miss(client):
     # This node has nothing beside it: there is nothing to weigh, and that is said.
     with pytest.raises(kvtier.Unavailable, match="nothing|neither|no backend"):
         client.explain(keys, **hints)
+    # Whoever weighs nothing learns nothing, and that is no error.
+    client.report_computed(256, 0.05, before_tokens=16)
+    with pytest.raises(kvtier.Invalid):
+        client.report_computed(256, -1.0)
     assert client.exists(key(1)) and not client.exists(key(3))
 
 

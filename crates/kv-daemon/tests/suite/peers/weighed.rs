@@ -52,6 +52,38 @@ fn decisions(daemon: &Daemon) -> (u64, u64) {
 }
 
 #[test]
+fn what_recomputing_takes_is_learned_from_engines_and_not_from_those_that_mislead() {
+    let (_plan, holder, asker) = pair("on");
+    put(&holder, HASHES[0]);
+    let explained = || -> Value {
+        let output = explain(&asker, HASHES[0], &["--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", words(&output)))
+    };
+    until("the peer is known", || explained()["matched_tokens"] == 256);
+    let number = |explained: &Value, name: &str| explained[name].as_f64().expect("a number");
+    let before = explained();
+    assert_eq!(before["recompute_measured"], 0, "{before:#}");
+    let promised = number(&before, "recompute_s");
+    let options = kvtier::client::ClientOptions::new(asker.socket());
+    let client = kvtier::client::blocking::Client::connect(options).expect("connected");
+    // Far from anything that this model on this GPU could take: of another, or by somebody who wants others to wait.
+    for share in [0.001, 1000.0] {
+        let took = Duration::from_secs_f64(promised * share);
+        client.report_computed(256, 0, took).expect("taken");
+    }
+    assert_eq!(explained()["recompute_measured"], 0);
+    for round in 0..20 {
+        let tokens = 256 * (1 + round % 4);
+        let took = Duration::from_secs_f64(2.0 * promised * f64::from(tokens) / 256.0);
+        client.report_computed(tokens, 0, took).expect("taken");
+    }
+    let after = explained();
+    assert_eq!(after["recompute_measured"], 20, "{after:#}");
+    let learned = number(&after, "recompute_s") / promised;
+    assert!((1.8..2.2).contains(&learned), "{learned} of {promised} s: {after:#}");
+}
+
+#[test]
 fn a_lookup_is_explained_term_by_term_and_nothing_is_decided() {
     let (plan, holder, asker) = pair("on");
     put(&asker, HASHES[0]);

@@ -17,6 +17,7 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectI
 use aws_smithy_http_client::tls;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use kvtier_transfer::crc32c;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::S3Settings;
@@ -49,6 +50,17 @@ pub(super) struct Listed {
     pub(super) key: String,
     pub(super) bytes: u64,
 }
+
+/// Where a listing goes on.
+pub(super) enum After {
+    /// Behind this key.
+    Key(String),
+    /// Where the server said.
+    Page(String),
+}
+
+/// Where a listing of versions, or of uploads, goes on: behind this key, and this version or upload of it.
+type Marker = (String, Option<String>);
 
 /// Of an object, every version that a server keeps.
 struct Version {
@@ -97,10 +109,19 @@ impl Bucket {
         }
     }
 
-    /// A page of what begins so, behind `after`; whether there is more.
-    pub(super) async fn list(&self, prefix: &str, after: Option<String>) -> Result<(Vec<Listed>, bool), StoreError> {
+    /// A page of what begins so, from behind `after` on, and where the next begins.
+    pub(super) async fn list(
+        &self,
+        prefix: &str,
+        after: Option<After>,
+    ) -> Result<(Vec<Listed>, Option<After>), StoreError> {
         let asked = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
-        let page = asked.set_start_after(after).send().await;
+        let asked = match after {
+            None => asked,
+            Some(After::Key(key)) => asked.start_after(key),
+            Some(After::Page(token)) => asked.continuation_token(token),
+        };
+        let page = asked.send().await;
         let page = page.map_err(|error| self.trouble("ListObjectsV2", &error))?;
         let found = page.contents().iter().filter_map(|object| {
             Some(Listed {
@@ -112,12 +133,25 @@ impl Bucket {
         if found.iter().any(|object| !object.key.starts_with(prefix)) {
             return Err(self.garbled("ListObjectsV2", "keys that were not asked for"));
         }
-        let has_more = page.is_truncated().unwrap_or(false) && !found.is_empty();
-        Ok((found, has_more))
+        // A page may be empty and not the last one.
+        let next = match (page.is_truncated().unwrap_or(false), page.next_continuation_token()) {
+            (false, _) => None,
+            (true, Some(token)) => Some(After::Page(token.to_owned())),
+            (true, None) => return Err(self.garbled("ListObjectsV2", "a part without a word of where it goes on")),
+        };
+        Ok((found, next))
     }
 
-    /// Bytes of an object, in the pieces in which they came; `None` where there is no such object.
+    /// Bytes of an object, in the pieces in which they came; `None` where there is no such object. The SDK does not ask again where an
+    /// answer broke off: that is done once here.
     pub(super) async fn get(&self, key: &str, range: Range<u64>) -> Result<Option<Vec<bytes::Bytes>>, StoreError> {
+        match self.get_once(key, range.clone()).await {
+            Err(StoreError::Unavailable { .. }) => self.get_once(key, range).await,
+            other => other,
+        }
+    }
+
+    async fn get_once(&self, key: &str, range: Range<u64>) -> Result<Option<Vec<bytes::Bytes>>, StoreError> {
         let asked = self.client.get_object().bucket(&self.bucket).key(key);
         let asked = asked.range(format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
         let mut got = match asked.send().await {
@@ -127,10 +161,7 @@ impl Bucket {
         };
         let (mut pieces, mut bytes) = (Vec::new(), 0);
         while let Some(piece) = got.body.next().await {
-            let piece = piece.map_err(|error| StoreError::Unavailable {
-                server: self.name.clone(),
-                reason: readable(&error.to_string()),
-            })?;
+            let piece = piece.map_err(|error| self.unavailable(&error.to_string()))?;
             bytes += piece.len() as u64;
             if bytes > range.end - range.start {
                 return Err(self.garbled("GetObject", "more than was asked for"));
@@ -164,25 +195,35 @@ impl Bucket {
     }
 
     async fn put_in_parts(&self, key: &str, object: bytes::Bytes) -> Result<(), StoreError> {
-        let begun = self.client.create_multipart_upload().bucket(&self.bucket).key(key);
-        let begun = begun.send().await;
-        let begun = begun.map_err(|error| self.trouble("CreateMultipartUpload", &error))?;
-        let Some(upload) = begun.upload_id().map(str::to_owned) else {
-            return Err(self.garbled("CreateMultipartUpload", "no upload"));
-        };
-        // Dropped halfway it is aborted by the next erasure, or by the bucket's own rule.
-        let done = self.put_parts(key, &upload, object).await;
-        if done.is_err() {
-            self.abort(key, &upload).await?;
-        }
-        done
+        // A task of its own: where its caller's time is over it still takes back what it began.
+        let (here, gone) = oneshot::channel::<()>();
+        let (this, key) = (self.clone(), key.to_owned());
+        let putting = tokio::spawn(async move {
+            let begun = this.client.create_multipart_upload().bucket(&this.bucket).key(&key);
+            let begun = begun.send().await;
+            let begun = begun.map_err(|error| this.trouble("CreateMultipartUpload", &error))?;
+            let Some(upload) = begun.upload_id().map(str::to_owned) else {
+                return Err(this.garbled("CreateMultipartUpload", "no upload"));
+            };
+            let done = tokio::select! {
+                done = this.put_parts(&key, &upload, object) => done,
+                _ = gone => Err(this.unavailable("the time for it was over")),
+            };
+            if done.is_err() {
+                this.abort(&key, &upload).await?;
+            }
+            done
+        });
+        let done = putting.await;
+        drop(here);
+        done.unwrap_or_else(|_| Err(self.unavailable("the task that puts broke off")))
     }
 
     async fn put_parts(&self, key: &str, upload: &str, object: bytes::Bytes) -> Result<(), StoreError> {
         let (mut sending, mut parts) = (JoinSet::new(), Vec::new());
         for (number, from) in (1..).zip((0..object.len()).step_by(PART_BYTES)) {
             if sending.len() >= PARTS_AT_ONCE {
-                parts.push(joined(&mut sending).await?);
+                parts.push(self.joined(&mut sending).await?);
             }
             let piece = object.slice(from..object.len().min(from + PART_BYTES));
             let (this, key, upload) = (self.clone(), key.to_owned(), upload.to_owned());
@@ -202,7 +243,7 @@ impl Bucket {
             });
         }
         while !sending.is_empty() {
-            parts.push(joined(&mut sending).await?);
+            parts.push(self.joined(&mut sending).await?);
         }
         parts.sort_unstable_by_key(CompletedPart::part_number);
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
@@ -213,6 +254,14 @@ impl Bucket {
             Err(error) if is_there(&error) => Ok(()),
             Err(error) => Err(self.trouble("CompleteMultipartUpload", &error)),
         }
+    }
+
+    async fn joined(
+        &self,
+        sending: &mut JoinSet<Result<CompletedPart, StoreError>>,
+    ) -> Result<CompletedPart, StoreError> {
+        let broke_off = || Err(self.unavailable("a task that puts a part broke off"));
+        sending.join_next().await.and_then(Result::ok).unwrap_or_else(broke_off)
     }
 
     async fn abort(&self, key: &str, upload: &str) -> Result<(), StoreError> {
@@ -256,42 +305,63 @@ impl Bucket {
         Ok(())
     }
 
-    /// Deletes all that begins so, in all its versions, and what was never completed, and looks again: how much was deleted, and how much a
-    /// second look found.
+    /// Deletes all that begins so, in all its versions, and what was never completed, and looks again: how much a second look found.
     pub(super) async fn erase(&self, prefix: &str, deleted: &mut u64) -> Result<u64, StoreError> {
-        while self.erase_page(prefix, deleted).await? {}
-        let left = self.versions(prefix).await?.0.len() + self.uploads(prefix).await?.len();
-        Ok(left as u64)
-    }
-
-    /// Whether there may be more.
-    async fn erase_page(&self, prefix: &str, deleted: &mut u64) -> Result<bool, StoreError> {
-        let uploads = self.uploads(prefix).await?;
-        for (key, upload) in &uploads {
-            self.abort(key, upload).await?;
+        self.abort_uploads(prefix, &|_| true, deleted).await?;
+        let mut after = None;
+        loop {
+            let (versions, next) = self.versions(prefix, after).await?;
+            let count = versions.len() as u64;
+            self.delete_versions(versions).await?;
+            *deleted += count;
+            match next {
+                None => break,
+                next => after = next,
+            }
         }
-        let (versions, has_more) = self.versions(prefix).await?;
-        let count = versions.len() as u64;
-        self.delete_versions(versions).await?;
-        *deleted += count + uploads.len() as u64;
-        Ok(has_more || !uploads.is_empty())
+        let (mut left, mut after) = (self.uploads(prefix).await?.len() as u64, None);
+        loop {
+            let (versions, next) = self.versions(prefix, after).await?;
+            left += versions.len() as u64;
+            match next {
+                None => return Ok(left),
+                next => after = next,
+            }
+        }
     }
 
-    /// The first page of what begins so: objects, versions of them, and marks of deletion, which say that something was there.
-    async fn versions(&self, prefix: &str) -> Result<(Vec<Version>, bool), StoreError> {
+    /// Takes back uploads in parts that were begun and not completed, of these keys.
+    pub(super) async fn abort_uploads(
+        &self,
+        prefix: &str,
+        is_meant: &(dyn Fn(&str) -> bool + Sync),
+        count: &mut u64,
+    ) -> Result<(), StoreError> {
+        for (key, upload) in self.uploads(prefix).await? {
+            if is_meant(&key) {
+                self.abort(&key, &upload).await?;
+                *count += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// A page of what begins so: objects, versions of them, and marks of deletion, which say that something was there; and where the next
+    /// begins.
+    async fn versions(
+        &self,
+        prefix: &str,
+        after: Option<Marker>,
+    ) -> Result<(Vec<Version>, Option<Marker>), StoreError> {
+        const COMMAND: &str = "ListObjectVersions";
         let asked = self.client.list_object_versions().bucket(&self.bucket).prefix(prefix);
+        let (key, version) = after.unzip();
+        let asked = asked.set_key_marker(key).set_version_id_marker(version.flatten());
         let page: ListObjectVersionsOutput = match asked.send().await {
             Ok(page) => page,
             // Whoever knows no versions has none.
-            Err(error) if matches!(code_of(&error), Some("NotImplemented")) => {
-                let (found, has_more) = self.list(prefix, None).await?;
-                let version = |listed: Listed| Version {
-                    key: listed.key,
-                    version: None,
-                };
-                return Ok((found.into_iter().map(version).collect(), has_more));
-            }
-            Err(error) => return Err(self.trouble("ListObjectVersions", &error)),
+            Err(error) if matches!(code_of(&error), Some("NotImplemented")) => return self.unversioned(prefix).await,
+            Err(error) => return Err(self.trouble(COMMAND, &error)),
         };
         let objects = page.versions().iter().map(|object| (object.key(), object.version_id()));
         let marks = page.delete_markers().iter().map(|mark| (mark.key(), mark.version_id()));
@@ -303,24 +373,70 @@ impl Bucket {
         });
         let found: Vec<Version> = found.collect();
         if found.iter().any(|version| !version.key.starts_with(prefix)) {
-            return Err(self.garbled("ListObjectVersions", "keys that were not asked for"));
+            return Err(self.garbled(COMMAND, "keys that were not asked for"));
         }
-        let has_more = page.is_truncated().unwrap_or(false) && !found.is_empty();
-        Ok((found, has_more))
+        let next = match (page.is_truncated().unwrap_or(false), page.next_key_marker()) {
+            (false, _) => None,
+            (true, Some(key)) => Some((key.to_owned(), page.next_version_id_marker().map(str::to_owned))),
+            (true, None) => return Err(self.garbled(COMMAND, "a part without a word of where it goes on")),
+        };
+        Ok((found, next))
+    }
+
+    /// All objects, as versions without a name.
+    async fn unversioned(&self, prefix: &str) -> Result<(Vec<Version>, Option<Marker>), StoreError> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let (page, next) = self.list(prefix, after).await?;
+            all.extend(page.into_iter().map(|listed| Version {
+                key: listed.key,
+                version: None,
+            }));
+            match next {
+                None => return Ok((all, None)),
+                next => after = next,
+            }
+        }
     }
 
     /// Uploads in parts that were begun and not completed: their bytes lie there, and no listing of objects has them.
     async fn uploads(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
-        let asked = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(prefix);
-        let page = match asked.send().await {
-            Ok(page) => page,
-            Err(error) if matches!(code_of(&error), Some("NotImplemented")) => return Ok(Vec::new()),
-            Err(error) => return Err(self.trouble("ListMultipartUploads", &error)),
-        };
-        let uploads = page.uploads().iter();
-        let uploads = uploads.filter_map(|upload| Some((upload.key()?.to_owned(), upload.upload_id()?.to_owned())));
-        // Some servers do not heed the prefix.
-        Ok(uploads.filter(|(key, _)| key.starts_with(prefix)).collect())
+        let found = self.uploads_of(Some(prefix), prefix).await?;
+        if found.is_empty() {
+            // Some servers take the prefix for a whole key.
+            return self.uploads_of(None, prefix).await;
+        }
+        Ok(found)
+    }
+
+    async fn uploads_of(&self, asked_for: Option<&str>, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+        const COMMAND: &str = "ListMultipartUploads";
+        let (mut all, mut after): (Vec<(String, String)>, Option<Marker>) = (Vec::new(), None);
+        loop {
+            let asked = self.client.list_multipart_uploads().bucket(&self.bucket);
+            let (key, upload) = after.unzip();
+            let asked = asked.set_prefix(asked_for.map(str::to_owned)).set_key_marker(key);
+            let page = match asked.set_upload_id_marker(upload.flatten()).send().await {
+                Ok(page) => page,
+                Err(error) if matches!(code_of(&error), Some("NotImplemented")) => return Ok(Vec::new()),
+                Err(error) => return Err(self.trouble(COMMAND, &error)),
+            };
+            let uploads = page.uploads().iter();
+            let uploads = uploads.filter_map(|upload| Some((upload.key()?.to_owned(), upload.upload_id()?.to_owned())));
+            all.extend(uploads.filter(|(key, _)| key.starts_with(prefix)));
+            after = match (page.is_truncated().unwrap_or(false), page.next_key_marker()) {
+                (false, _) => return Ok(all),
+                (true, Some(key)) => Some((key.to_owned(), page.next_upload_id_marker().map(str::to_owned))),
+                (true, None) => return Err(self.garbled(COMMAND, "a part without a word of where it goes on")),
+            };
+        }
+    }
+
+    fn unavailable(&self, reason: &str) -> StoreError {
+        StoreError::Unavailable {
+            server: self.name.clone(),
+            reason: readable(reason),
+        }
     }
 
     fn refused(&self, command: &'static str, reason: &str) -> StoreError {
@@ -343,10 +459,7 @@ impl Bucket {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let unavailable = |reason: &str| StoreError::Unavailable {
-            server: self.name.clone(),
-            reason: readable(reason),
-        };
+        let unavailable = |reason: &str| self.unavailable(reason);
         match error {
             SdkError::ServiceError(answer) => {
                 let status = answer.raw().status().as_u16();
@@ -364,13 +477,6 @@ impl Bucket {
             SdkError::ResponseError(_) => self.garbled(command, "no answer of S3"),
             _ => unavailable(&innermost(error)),
         }
-    }
-}
-
-async fn joined(sending: &mut JoinSet<Result<CompletedPart, StoreError>>) -> Result<CompletedPart, StoreError> {
-    match sending.join_next().await {
-        Some(Ok(done)) => done,
-        _ => unreachable!("a part was under way, and tasks do not panic"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which pack has which object: kept in memory, made from what was put here and from the fronts of packs that a listing found.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Instant;
 
@@ -40,6 +40,9 @@ impl PackId {
     }
 }
 
+/// Packs of a group that are remembered as of no use, at most.
+const REJECTED_MAX: usize = 100_000;
+
 /// Where an object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Located {
@@ -57,6 +60,10 @@ struct Pack {
 struct Group {
     packs: BTreeMap<PackId, Pack>,
     objects: HashMap<ObjectName, Located>,
+    /// Of all packs; more than `objects` where two have the same.
+    entries: usize,
+    /// Packs that cannot be read, or have no place here: not tried again before the next listing of all.
+    rejected: HashSet<PackId>,
     used: Instant,
     /// When the latest listing of all of it began.
     listed: Option<Instant>,
@@ -67,7 +74,7 @@ struct Group {
 /// See the module.
 pub(super) struct Index {
     groups: HashMap<ObjectGroup, Group>,
-    objects: usize,
+    entries: usize,
     most: usize,
 }
 
@@ -76,19 +83,22 @@ impl Index {
     pub(super) fn new(most: usize) -> Index {
         Index {
             groups: HashMap::new(),
-            objects: 0,
+            entries: 0,
             most: most.max(1),
         }
     }
 
+    /// Objects, one for each pack that has it.
     pub(super) fn len(&self) -> usize {
-        self.objects
+        self.entries
     }
 
     fn group(&mut self, group: &ObjectGroup, now: Instant) -> &mut Group {
         let group = self.groups.entry(*group).or_insert_with(|| Group {
             packs: BTreeMap::new(),
             objects: HashMap::new(),
+            entries: 0,
+            rejected: HashSet::new(),
             used: now,
             listed: None,
             looked: None,
@@ -103,37 +113,44 @@ impl Index {
         (group.listed, group.looked)
     }
 
-    /// A pack is there. False where there is no room for what it has.
+    /// A pack is there. False where there is no room for what it has, whatever else is forgotten.
     pub(super) fn add(&mut self, group: &ObjectGroup, id: PackId, entries: Vec<Entry>, now: Instant) -> bool {
-        while self.objects + entries.len() > self.most {
+        let known = self.group(group, now);
+        if known.packs.contains_key(&id) {
+            return true;
+        }
+        if known.entries + entries.len() > self.most {
+            self.reject(group, id);
+            return false;
+        }
+        while self.entries + entries.len() > self.most {
             let others = self.groups.iter().filter(|(other, _)| *other != group);
             let Some((&oldest, _)) = others.min_by_key(|(_, group)| group.used) else {
-                return false;
+                break;
             };
             self.forget_group(&oldest);
         }
-        let group = self.group(group, now);
-        if group.packs.contains_key(&id) {
-            return true;
-        }
-        let before = group.objects.len();
-        for entry in &entries {
-            let located = Located {
-                pack: id,
-                offset: entry.offset,
-                length: entry.length,
-            };
-            // Of two the one that is there for longer.
-            let is_known = group.objects.get(&entry.name);
-            if is_known.is_none_or(|known| known.pack < id) {
-                group.objects.insert(entry.name, located);
-            }
-        }
-        let more = group.objects.len() - before;
+        self.entries += entries.len();
+        let known = self.group(group, now);
+        known.entries += entries.len();
+        known.place(id, &entries);
         let entries = entries.into_boxed_slice();
-        group.packs.insert(id, Pack { entries, added: now });
-        self.objects += more;
+        known.packs.insert(id, Pack { entries, added: now });
         true
+    }
+
+    /// A pack cannot be read, or has no place here.
+    pub(super) fn reject(&mut self, group: &ObjectGroup, id: PackId) {
+        if let Some(known) = self.groups.get_mut(group)
+            && known.rejected.len() < REJECTED_MAX
+        {
+            known.rejected.insert(id);
+        }
+    }
+
+    /// A listing of all of a group begins: what was rejected is tried once more.
+    pub(super) fn begin_whole(&mut self, group: &ObjectGroup, now: Instant) {
+        self.group(group, now).rejected.clear();
     }
 
     /// Where an object is that has not expired.
@@ -143,15 +160,21 @@ impl Index {
     }
 
     /// Which packs of these nobody has told of yet.
-    pub(super) fn unknown(&self, group: &ObjectGroup, found: &[(PackId, u64)]) -> Vec<(PackId, u64)> {
-        let known = self.groups.get(group);
-        let is_new = |(id, _): &&(PackId, u64)| known.is_none_or(|known| !known.packs.contains_key(id));
+    pub(super) fn unknown(&mut self, group: &ObjectGroup, found: &[(PackId, u64)], now: Instant) -> Vec<(PackId, u64)> {
+        let known = self.group(group, now);
+        let is_new = |(id, _): &&(PackId, u64)| !known.packs.contains_key(id) && !known.rejected.contains(id);
         found.iter().filter(is_new).copied().collect()
+    }
+
+    /// Whether all of these are known.
+    pub(super) fn knows(&self, group: &ObjectGroup, mut packs: impl Iterator<Item = PackId>) -> bool {
+        let known = self.groups.get(group);
+        packs.all(|id| known.is_some_and(|known| known.packs.contains_key(&id)))
     }
 
     /// A listing of all of a group, begun then, found these: what it lacks is gone.
     pub(super) fn listed(&mut self, group: &ObjectGroup, begun: Instant, found: &[(PackId, u64)]) {
-        let there: std::collections::HashSet<PackId> = found.iter().map(|(id, _)| *id).collect();
+        let there: HashSet<PackId> = found.iter().map(|(id, _)| *id).collect();
         let Some(known) = self.groups.get_mut(group) else {
             return;
         };
@@ -170,24 +193,30 @@ impl Index {
         }
     }
 
-    /// A pack is not there any more, and what it had with it.
+    /// A pack is not there any more, and what it had with it, but for what another has as well.
     pub(super) fn drop_pack(&mut self, group: &ObjectGroup, id: PackId) {
         let Some(known) = self.groups.get_mut(group) else {
             return;
         };
         let Some(pack) = known.packs.remove(&id) else { return };
-        let before = known.objects.len();
+        let has_twice = known.entries > known.objects.len();
+        known.entries -= pack.entries.len();
+        self.entries -= pack.entries.len();
         for entry in &*pack.entries {
             if known.objects.get(&entry.name).is_some_and(|at| at.pack == id) {
                 known.objects.remove(&entry.name);
             }
         }
-        self.objects -= before - known.objects.len();
+        if has_twice {
+            let packs = std::mem::take(&mut known.packs);
+            packs.iter().for_each(|(id, pack)| known.place(*id, &pack.entries));
+            known.packs = packs;
+        }
     }
 
     /// Every pack that has one of these.
     pub(super) fn packs_with(&self, group: &ObjectGroup, names: &[ObjectName]) -> Vec<PackId> {
-        let names: std::collections::HashSet<&ObjectName> = names.iter().collect();
+        let names: HashSet<&ObjectName> = names.iter().collect();
         let Some(known) = self.groups.get(group) else {
             return Vec::new();
         };
@@ -205,7 +234,24 @@ impl Index {
 
     fn forget_group(&mut self, group: &ObjectGroup) {
         if let Some(group) = self.groups.remove(group) {
-            self.objects -= group.objects.len();
+            self.entries -= group.entries;
+        }
+    }
+}
+
+impl Group {
+    /// A pack has these: of two the one that is there for longer is read.
+    fn place(&mut self, id: PackId, entries: &[Entry]) {
+        for entry in entries {
+            let located = Located {
+                pack: id,
+                offset: entry.offset,
+                length: entry.length,
+            };
+            let known = self.objects.get(&entry.name);
+            if known.is_none_or(|known| known.pack < id) {
+                self.objects.insert(entry.name, located);
+            }
         }
     }
 }
@@ -286,7 +332,12 @@ mod tests {
             }
             assert_eq!(index.find(&GROUP, &name(1), 0).expect("there").pack, id(60));
             assert_eq!(index.packs_with(&GROUP, &[name(1), name(9)]), [id(50), id(60)]);
-            assert_eq!(index.len(), 1);
+            assert_eq!(index.len(), 2, "each takes memory");
+            // What the other has as well is read from there.
+            index.drop_pack(&GROUP, id(60));
+            assert_eq!(index.find(&GROUP, &name(1), 0).expect("there").pack, id(50));
+            index.drop_pack(&GROUP, id(50));
+            assert_eq!((index.find(&GROUP, &name(1), 0), index.len()), (None, 0));
         }
     }
 
@@ -297,7 +348,16 @@ mod tests {
         index.add(&GROUP, id(50), entries(&[1]), before);
         index.add(&GROUP, id(60), entries(&[2]), before);
         index.add(&GROUP, id(70), entries(&[3]), begun + Duration::from_millis(1));
-        assert_eq!(index.unknown(&GROUP, &[(id(50), 1), (id(80), 2)]), [(id(80), 2)]);
+        assert_eq!(index.unknown(&GROUP, &[(id(50), 1), (id(80), 2)], begun), [(id(80), 2)]);
+        index.reject(&GROUP, id(80));
+        assert!(
+            index.unknown(&GROUP, &[(id(80), 2)], begun).is_empty(),
+            "not every two seconds"
+        );
+        index.begin_whole(&GROUP, begun);
+        assert_eq!(index.unknown(&GROUP, &[(id(80), 2)], begun), [(id(80), 2)]);
+        assert!(index.knows(&GROUP, [id(50), id(60)].into_iter()));
+        assert!(!index.knows(&GROUP, [id(50), id(80)].into_iter()));
         index.listed(&GROUP, begun, &[(id(50), 1)]);
         let there = |number| index.find(&GROUP, &name(number), 0).is_some();
         assert_eq!([there(1), there(2), there(3)], [true, false, true]);

@@ -4,7 +4,7 @@ mod real;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::*;
@@ -84,6 +84,7 @@ fn settings(endpoint: String, credentials: PathBuf) -> S3Settings {
         path_style: true,
         credentials,
         requests: 16,
+        ttl: Duration::from_secs(3600),
         timeout: Duration::from_secs(2),
         index_objects: 10_000,
     }
@@ -427,6 +428,138 @@ fn a_listing_with_keys_of_others_deletes_none_of_them() {
     let erased = server.store().erase_namespace(&GROUP.namespace, after(LONG));
     assert!(matches!(erased, Err(StoreError::Garbled { .. })), "{erased:?}");
     assert_eq!(server.asked(), 2);
+}
+
+#[test]
+fn a_page_without_anything_is_not_the_end() {
+    let (pack, _) = pack::encode(&[object(1, 100)]);
+    let (group, id) = (
+        format!("{}/{}", ObjectName(GROUP.namespace), ObjectName(GROUP.generation)),
+        EXPIRES_NEVER,
+    );
+    let key = format!(
+        "team/a/kvtier/1/{group}/{}",
+        PackId {
+            expires_s: id,
+            random: 5
+        }
+    );
+    let deleted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&deleted);
+    let server = Scripted::new(move |_, request| {
+        let target = request.target.as_str();
+        let (empty, marker) = ("<IsTruncated>true</IsTruncated>", "<NextKeyMarker>m</NextKeyMarker>");
+        let body = if request.method == "POST" {
+            count.fetch_add(1, Ordering::Relaxed);
+            "<DeleteResult></DeleteResult>".to_owned()
+        } else if target.contains("list-type=2") && !target.contains("continuation-token=t") {
+            format!("<ListBucketResult>{empty}<NextContinuationToken>t</NextContinuationToken></ListBucketResult>")
+        } else if target.contains("list-type=2") {
+            return Some(listing(&[(key.clone(), pack.len())]));
+        } else if target.contains("uploads") {
+            "<ListMultipartUploadsResult></ListMultipartUploadsResult>".to_owned()
+        } else if target.contains("versions") && !target.contains("key-marker=m") {
+            format!("<ListVersionsResult>{empty}{marker}</ListVersionsResult>")
+        } else if target.contains("versions") {
+            format!(
+                "<ListVersionsResult><Version><Key>{key}</Key><VersionId>3</VersionId></Version></ListVersionsResult>"
+            )
+        } else {
+            return ok(&pack);
+        };
+        Some(answer("200 OK", body.as_bytes()))
+    });
+    let store = server.store();
+    assert_eq!(store.exists(&keys([1]), after(LONG)), Ok(vec![true]));
+    // The server lists it whatever is deleted: behind an empty page, in the second look, too.
+    let erased = store.erase_namespace(&GROUP.namespace, after(LONG));
+    assert_eq!(erased, Ok(Erased { deleted: 1, left: 1 }));
+    assert_eq!(deleted.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_part_of_a_listing_that_does_not_say_where_it_goes_on_is_no_listing() {
+    let server = Scripted::new(|_, request| {
+        let kind = ["versions", "uploads"]
+            .into_iter()
+            .find(|kind| request.target.contains(kind));
+        let root = match kind {
+            Some("versions") => "ListVersionsResult",
+            Some(_) => {
+                return Some(answer(
+                    "200 OK",
+                    b"<ListMultipartUploadsResult></ListMultipartUploadsResult>",
+                ));
+            }
+            None => "ListBucketResult",
+        };
+        Some(answer(
+            "200 OK",
+            format!("<{root}><IsTruncated>true</IsTruncated></{root}>").as_bytes(),
+        ))
+    });
+    let store = server.store();
+    assert!(matches!(
+        store.exists(&keys([1]), after(LONG)),
+        Err(StoreError::Garbled { .. })
+    ));
+    assert!(matches!(
+        store.erase_namespace(&GROUP.namespace, after(LONG)),
+        Err(StoreError::Garbled { .. })
+    ));
+}
+
+#[test]
+fn a_pack_that_may_not_be_read_keeps_nobody_from_the_others_and_goes_with_a_deletion() {
+    let group = format!(
+        "team/a/kvtier/1/{}/{}",
+        ObjectName(GROUP.namespace),
+        ObjectName(GROUP.generation)
+    );
+    let id = |random| PackId {
+        expires_s: EXPIRES_NEVER,
+        random,
+    };
+    let (good, locked) = (format!("{group}/{}", id(1)), format!("{group}/{}", id(2)));
+    let (pack, _) = pack::encode(&[object(1, 100)]);
+    let (asked, deleted) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, posts) = (Arc::clone(&asked), Arc::clone(&deleted));
+    let server = Scripted::new(move |_, request| {
+        if request.method == "POST" {
+            posts.fetch_add(1, Ordering::Relaxed);
+            return Some(answer("200 OK", b"<DeleteResult></DeleteResult>"));
+        }
+        if request.target.contains("list-type=2") {
+            return Some(listing(&[(good.clone(), pack.len()), (locked.clone(), 100)]));
+        }
+        if request.target.contains(&id(2).to_string()) {
+            count.fetch_add(1, Ordering::Relaxed);
+            return Some(refusal("403 Forbidden", "InvalidObjectState"));
+        }
+        ok(&pack)
+    });
+    let store = server.store();
+    assert_eq!(store.exists(&keys([1]), after(LONG)), Ok(vec![true]));
+    thread::sleep(LOOK_AGAIN + Duration::from_millis(100));
+    assert_eq!(store.exists(&keys([1, 2]), after(LONG)), Ok(vec![true, false]));
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "it is not tried every two seconds");
+    // Whether it has the block nobody can say: it goes.
+    assert_eq!(store.remove(&GROUP, &[name(7)], after(LONG)), Ok(vec![false]));
+    assert_eq!(deleted.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_deletion_among_more_than_the_index_holds_is_not_sure() {
+    let objects: Vec<_> = (0..10).map(|number| object(number, 100)).collect();
+    let server = with_pack(&objects, |bytes| ok(&bytes));
+    let small = S3Settings {
+        index_objects: 9,
+        ..settings(server.address.clone(), credentials(&server.directory))
+    };
+    let store = S3Store::new(&small).expect("settings");
+    assert_eq!(store.exists(&keys([1]), after(LONG)), Ok(vec![false]));
+    let removed = store.remove(&GROUP, &[name(1)], after(LONG));
+    assert!(matches!(removed, Err(StoreError::Unsure { .. })), "{removed:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What would be decided about fetching blocks from peers, term by term: asks as a lookup does, and decides nothing.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvtier_core::cost::{Decision, FetchPlan, Question};
 use kvtier_core::{Tier, TrustDomain};
@@ -46,6 +46,8 @@ pub struct Explanation {
     pub terms: ExplainedTerms,
     /// Recomputing the matched tokens, with the wait for a GPU: R.
     pub recompute_s: f64,
+    /// Reports of engines that R was learned from; 0: it is what the settings' model and GPU promise.
+    pub recompute_measured: u64,
     /// The plan, with the wait for a GPU.
     pub expected_s: f64,
     /// What a fetch spares those who wait for a GPU, as far as it counted.
@@ -115,6 +117,13 @@ pub struct ExplainedPeer {
 }
 
 impl Shared {
+    /// An engine computed so many tokens behind others in so long.
+    pub(in crate::node) fn computed(&self, tokens: u32, before_tokens: u32, took: Duration) {
+        if let Some(weighing) = &self.weighing {
+            weighing.computed(tokens, before_tokens, took);
+        }
+    }
+
     /// Whether there is something to explain to clients of a domain; else why not, in words.
     pub(crate) fn can_explain(&self, domain: TrustDomain) -> Result<(), String> {
         let why = if self.weighing.is_none() {
@@ -181,7 +190,11 @@ impl Shared {
             }
         });
         let peers = peers.collect();
-        Ok(Explanation::of(&tiers, &question, &decision, backend, peers))
+        let explanation = Explanation::of(&tiers, &question, &decision, backend, peers);
+        Ok(Explanation {
+            recompute_measured: weighing.measured(),
+            ..explanation
+        })
     }
 }
 
@@ -230,6 +243,7 @@ impl Explanation {
                 risk_s: decision.terms.risk_s,
             },
             recompute_s: decision.recompute_s,
+            recompute_measured: 0,
             expected_s: decision.expected_s,
             relief_s: decision.relief_s,
             failure_probability: decision.failure_probability,

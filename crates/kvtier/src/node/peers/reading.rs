@@ -78,6 +78,15 @@ pub(super) struct Reading {
     clients: Mutex<HashMap<TrustDomain, ClientId>>,
 }
 
+/// What was tried to be had from peers.
+enum Copying {
+    Nothing,
+    /// All that is missing and that they have.
+    All,
+    /// What lies behind a front that the engine computes.
+    Back,
+}
+
 /// A block that a peer holds for us.
 struct Found {
     /// Place among the keys asked for.
@@ -207,14 +216,19 @@ impl Shared {
     fn fetch(&self, job: FetchJob) {
         let attempt = Attempt::new(job);
         let ticket = self.copying.begin(attempt.job.scope.namespace);
-        let is_split = self.copy_from_peers(&attempt);
+        let (is_split, has_fetched) = match self.copy_from_peers(&attempt) {
+            Copying::Nothing => (false, false),
+            Copying::All => (false, true),
+            Copying::Back => (true, true),
+        };
         self.copying.end(ticket);
         // What a split leaves out the engine computes.
         if let Some(remote) = self.driver.remote()
             && !attempt.is_answered()
             && !is_split
         {
-            remote.copy(&attempt);
+            // Behind what peers gave no gap is left: an engine could not compute it meanwhile.
+            remote.copy(&attempt, !has_fetched);
         }
         attempt.answer(&self.driver);
     }
@@ -358,8 +372,8 @@ impl Shared {
     /// Blocks are asked for in parts, all at once: while this thread reads one part and compares its checksums, with the bytes in
     /// the cache, the holder takes those of the next.
     ///
-    /// Whether the engine computes the rest.
-    fn copy_from_peers(&self, attempt: &Arc<Attempt>) -> bool {
+    /// What was tried.
+    fn copy_from_peers(&self, attempt: &Arc<Attempt>) -> Copying {
         let hard_deadline = Instant::now() + self.fetch_timeout;
         let job = &attempt.job;
         let scope = job.scope;
@@ -371,24 +385,26 @@ impl Shared {
             (decider.manager.lookup(&asked, now), generation)
         });
         let (Ok(tiers), generation) = looked else {
-            return false;
+            return Copying::Nothing;
         };
         let missing = positions(&tiers, |tier| tier.is_none());
         let Some((keys, versions)) = self.question(scope, &job.hashes, &missing) else {
-            return false;
+            return Copying::Nothing;
         };
         let Some(own) = self.own_client(scope.domain) else {
-            return false;
+            return Copying::Nothing;
         };
-        let mut is_split = false;
+        let mut copying = Copying::All;
         let (assigned, mut fetching) = match &self.weighing {
             None => (self.assign(&keys, &versions, job.which, until), None),
             Some(weighing) => {
                 let found = self.locate(&keys, &versions, until.min(Instant::now() + self.query_timeout));
                 let Some((chosen, from)) = self.weigh(&tiers, &missing, job.hints_of_scope(), &found) else {
-                    return false;
+                    return Copying::Nothing;
                 };
-                is_split = chosen.is_split();
+                if chosen.is_split() {
+                    copying = Copying::Back;
+                }
                 let is_wanted = |place: &usize| missing[*place] >= chosen.first_block;
                 let assigned = found.into_iter().filter(|(link, ..)| Arc::ptr_eq(link, &from));
                 let assigned = assigned.map(|(link, live, tiers)| {
@@ -444,7 +460,7 @@ impl Shared {
             self.patience.end(attempt);
             weighing.end(self.driver.clock.now(), fetching);
         }
-        is_split
+        copying
     }
 
     /// Publishes what was read, under the generation that was in force when the fetch began, also where its client was answered.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kvtier_core::cost::{
     BackendId, BackendProfile, Candidate, ComputeProfile, CostModel, Decision, FetchId, FetchPlan, GateMode,
-    GateSettings, GpuProfile, ModelProfile, Patience, Question,
+    GateSettings, GpuProfile, ModelProfile, Patience, Question, RecomputeCoefficients,
 };
 use kvtier_core::{Hints, Time};
 use kvtier_transfer::memory::{MemoryRegion, PageRequest};
@@ -39,9 +39,14 @@ const SOFT_DEADLINE_SHARE: f64 = 0.1;
 /// No fetch lasts longer.
 const SOFT_DEADLINE_MAX: Duration = Duration::from_secs(3600);
 
+/// What an engine says it took, at most this many times more or less than the settings promise.
+const PROPORTION: f64 = 16.0;
+
 /// See the module.
 pub(in crate::node) struct Weighing {
     state: Mutex<State>,
+    /// What recomputing takes by the settings.
+    profile: RecomputeCoefficients,
     block_tokens: u32,
     kv_bytes_per_token: u64,
     gate: GateMode,
@@ -142,6 +147,7 @@ impl Weighing {
                 latest: HashMap::new(),
                 sampling: Sampling::new(settings.cost_log_every),
             }),
+            profile: profile.coefficients(),
             block_tokens: settings.block_tokens,
             kv_bytes_per_token: settings.kv_bytes_per_token.unwrap_or(model.kv_bytes_per_token),
             gate: match gate {
@@ -338,6 +344,20 @@ impl Weighing {
         } else {
             state.model.observe_fetched(now, fetching.id, took_s);
         }
+    }
+
+    /// An engine computed so many tokens behind others in so long. What is out of all proportion to the model and the GPU that the settings
+    /// name is ignored: it would be of another, or a tenant that wants to mislead the others.
+    pub(in crate::node) fn computed(&self, tokens: u32, before_tokens: u32, took: Duration) {
+        let (took_s, promised_s) = (took.as_secs_f64(), self.profile.seconds(tokens, before_tokens));
+        if (promised_s / PROPORTION..promised_s * PROPORTION).contains(&took_s) {
+            self.state.lock().model.observe_recompute(tokens, before_tokens, took_s);
+        }
+    }
+
+    /// Reports of engines that were learned from.
+    pub(in crate::node) fn measured(&self) -> u64 {
+        self.state.lock().model.recompute().measured()
     }
 
     /// Decisions so far: to fetch, to recompute.

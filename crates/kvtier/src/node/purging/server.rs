@@ -38,7 +38,7 @@ impl Purging {
         let started = SystemTime::now();
         let outcome = remote.erase(NamespaceId(record.slot), Instant::now() + PATIENCE)?;
         let mut report = ProcessorReport {
-            processor: format!("redis {}", remote.address()),
+            processor: format!("{} {}", remote.kind(), remote.address()),
             kind: "remote_store".into(),
             status: Standing::Unconfirmed,
             guarantee: Guarantee::Unconfirmed,
@@ -63,9 +63,11 @@ impl Purging {
                     started_at: rfc3339(started),
                     completed_at: rfc3339(SystemTime::now()),
                     residual_window_s: 0,
-                    verified: erased.left == 0,
+                    verified: erased.left == 0 && !erased.may_arrive,
                 });
-                if erased.left == 0 {
+                if erased.left == 0 && erased.may_arrive {
+                    report.reason = "a write that was given up may still arrive there: it is looked again".into();
+                } else if erased.left == 0 {
                     report.status = Standing::Confirmed;
                     (report.guarantee, report.reason) = claim(record, remote.shares_groups());
                     part.confirmed = Some(report.clone());

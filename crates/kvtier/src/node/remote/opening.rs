@@ -73,6 +73,7 @@ fn bucket(settings: &CheckedSettings) -> Result<Box<dyn ObjectStore>, StoreError
             .unwrap_or(settings.remote_s3_endpoint.is_some()),
         credentials: settings.remote_s3_credentials_file.clone().unwrap_or_default(),
         requests: REQUESTS,
+        ttl: Duration::from_secs(settings.remote_ttl_s),
         timeout: timeout(settings),
         index_objects: settings.remote_index_blocks as usize,
     })?;

@@ -161,7 +161,11 @@ impl Remote {
             bytes_per_second: gate.bytes_per_second,
             lookup_us: gate.lookup_us,
         };
-        Some(Explanation::of(&tiers, &question, &decision, backend, vec![server]))
+        let explanation = Explanation::of(&tiers, &question, &decision, backend, vec![server]);
+        Some(Explanation {
+            recompute_measured: weighing.measured(),
+            ..explanation
+        })
     }
 
     /// A reading thread.
@@ -182,7 +186,7 @@ impl Remote {
 
     fn serve_fetch(&self, job: FetchJob) {
         let attempt = Attempt::new(job);
-        self.copy(&attempt);
+        self.copy(&attempt, true);
         attempt.answer(&self.driver);
     }
 
@@ -201,7 +205,9 @@ impl Remote {
         let LookupJob {
             scope, hashes, hints, ..
         } = job;
-        let (scope, hints) = (*scope, *hints);
+        let (scope, mut hints) = (*scope, *hints);
+        // What peers are to give lies in front: a gap behind it is none that an engine could compute meanwhile.
+        hints.can_split &= !tiers.contains(&Some(Tier::Remote));
         if let Some(wait_us) = hints.queue_wait_us {
             self.writing.told_wait(wait_us);
         }
@@ -289,14 +295,14 @@ impl Remote {
     }
 
     /// Makes blocks of the server blocks of this node, as far as a fetch lacks them and they are worth it.
-    pub(crate) fn copy(&self, attempt: &Arc<Attempt>) {
+    pub(crate) fn copy(&self, attempt: &Arc<Attempt>, can_split: bool) {
         let ticket = self.copying.begin(attempt.job.scope.namespace);
         // What could not be had is not there.
-        let _ = self.copy_all(attempt);
+        let _ = self.copy_all(attempt, can_split);
         self.copying.end(ticket);
     }
 
-    fn copy_all(&self, attempt: &Arc<Attempt>) -> Option<()> {
+    fn copy_all(&self, attempt: &Arc<Attempt>, can_split: bool) -> Option<()> {
         let job = &attempt.job;
         let hard_deadline = Instant::now() + self.fetch_timeout;
         let mut until = job.deadline.min(hard_deadline);
@@ -318,7 +324,11 @@ impl Remote {
         } else {
             let there = self.there(&wanted, &job.hashes, until.min(Instant::now() + self.query_timeout))?;
             if let Some(weighing) = &self.weighing {
-                let chosen = self.weigh(&wanted, &there, &tiers, job.hints_of_scope())?;
+                let hints = Hints {
+                    can_split: can_split && job.hints_of_scope().can_split,
+                    ..job.hints
+                };
+                let chosen = self.weigh(&wanted, &there, &tiers, hints)?;
                 let begun = weighing.begin(self.driver.clock.now(), &chosen.decision);
                 first = chosen.first_block;
                 // The client is answered before that, where its patience or the model's ends.

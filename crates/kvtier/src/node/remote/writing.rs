@@ -240,6 +240,7 @@ impl Remote {
         }
         if self.noted(put).is_err() {
             self.unsettled.lock().insert(namespace);
+            self.given_up_writes.lock().insert(namespace, Instant::now());
             return false;
         }
         let add = |counter: &AtomicU64, count| counter.fetch_add(count, Ordering::Relaxed);

@@ -263,6 +263,11 @@ fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
         },
         Kind::Delete => Request::Delete(keys),
         Kind::Explain => Request::Explain(keys),
+        Kind::Computed => Request::Computed {
+            tokens: random.u32(),
+            before_tokens: random.u32(),
+            took_us: random.next(),
+        },
         Kind::Invalidate => Request::Invalidate { name: &name },
         Kind::Flush => Request::Flush,
         Kind::Status => Request::Status,
@@ -328,6 +333,7 @@ fn reply(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
         },
         Kind::StatusReport => Reply::Status { json: &text },
         Kind::Explained => Reply::Explained { json: &text },
+        Kind::Counted => Reply::Counted,
         Kind::Error => {
             let code = 1 + u8::try_from(random.below(8)).unwrap_or(0);
             Reply::Error {

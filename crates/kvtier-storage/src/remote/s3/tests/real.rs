@@ -227,7 +227,11 @@ fn an_erasure_takes_one_namespace_with_all_its_versions_and_what_was_never_compl
 #[test]
 fn what_is_over_is_a_miss_at_once_and_deleted_before_long() {
     let Some(real) = Real::new("over") else { return };
-    let store = real.store();
+    let settings = S3Settings {
+        ttl: Duration::from_secs(2),
+        ..real.settings.clone()
+    };
+    let store = S3Store::new(&settings).expect("settings");
     store.put(&GROUP, &[object(1, 1000)], None, after(LONG)).expect("put");
     store
         .put(&GROUP, &[object(2, 1000)], Some(Duration::from_secs(2)), after(LONG))
@@ -237,6 +241,33 @@ fn what_is_over_is_a_miss_at_once_and_deleted_before_long() {
         store.exists(&keys([1, 2]), after(LONG)) == Ok(vec![true, false])
     });
     until("it is deleted", || real.keys().len() == 1);
+    // So is what a node that is gone began to put and never completed.
+    real.begin_upload(&format!(
+        "team/a/kvtier/1/x/y/{}",
+        PackId {
+            expires_s: 1,
+            random: 2
+        }
+    ));
+    until("the upload is taken back", || real.uploads() == 0);
+}
+
+#[test]
+fn an_upload_in_parts_whose_time_is_over_is_taken_back() {
+    let Some(real) = Real::new("late") else { return };
+    let store = real.store();
+    // Enough for the first words, not for a hundred megabytes.
+    let mut patience = Duration::from_millis(100);
+    loop {
+        let put = store.put(&GROUP, &[object(1, 100 << 20)], None, after(patience));
+        if matches!(put, Err(StoreError::Late { .. })) {
+            break;
+        }
+        patience /= 2;
+    }
+    until("nothing is left of it", || real.uploads() == 0);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!((real.uploads(), real.keys().len()), (0, 0));
 }
 
 #[test]
