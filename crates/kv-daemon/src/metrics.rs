@@ -4,6 +4,7 @@
 
 mod cluster;
 mod remote;
+mod terms;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -253,6 +254,19 @@ impl Collector for Scrape {
         }
         if let Some(remote) = &self.remote {
             remote::encode(&mut encoder, remote)?;
+        }
+        let peers = self.cluster.as_ref().map(|cluster| ("peers", &cluster.terms));
+        let remote = self
+            .remote
+            .as_ref()
+            .map(|remote| (remote.backend.as_str(), &remote.terms));
+        let compared: Vec<_> = peers
+            .into_iter()
+            .chain(remote)
+            .filter(|(_, terms)| !terms.is_empty())
+            .collect();
+        if !compared.is_empty() {
+            terms::encode(&mut encoder, &compared)?;
         }
         let uptime = ConstGauge::new(self.uptime_seconds);
         uptime.encode(encoder.encode_descriptor(

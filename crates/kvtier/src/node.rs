@@ -44,6 +44,7 @@ mod remote_status;
 use self::peers::versions::{Cause, VersionBook};
 pub use self::peers::{
     ClusterStatus, ExplainedPeer, ExplainedQuestion, ExplainedTerms, Explanation, PeerStatus, RailStatus,
+    TermComparison,
 };
 use self::peers::{MemberKey, Peers};
 use self::purging::Purging;

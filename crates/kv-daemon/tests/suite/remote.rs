@@ -305,6 +305,26 @@ fn a_server_that_slows_down_is_asked_no_more_and_once_it_heals_it_is_again() {
     };
     until("it is measured, and asked", || offered(&keys[0]));
     assert_eq!(get(&daemon, &keys[0]).as_deref(), Some("remote"));
+    let (_, metrics) = daemon.http("GET", "/metrics");
+    let value = |name: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("{name}: {metrics}"));
+        line.rsplit(' ')
+            .next()
+            .and_then(|value| value.parse().ok())
+            .expect("a number")
+    };
+    // What was expected of the fetch stands beside what it took, term by term.
+    for term in ["lookup", "transfer"] {
+        let of = |what: &str| value(&format!("kvtier_cost_{what}{{backend=\"redis\",term=\"{term}\"}}"));
+        assert!(
+            of("expected_seconds_total") > 0.0 && of("actual_seconds_total") > 0.0,
+            "{term}"
+        );
+        assert!(of("compared_total") >= 1.0, "{term}");
+    }
+    assert!(value("kvtier_cost_expected_failures_total{backend=\"redis\"}") > 0.0);
+    assert!(value("kvtier_cost_failures_total{backend=\"redis\"}") < 1.0);
     proxy.slow(Duration::from_millis(400), 200_000);
     let begun = Instant::now();
     let mut next = 1;

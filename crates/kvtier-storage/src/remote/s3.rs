@@ -31,7 +31,7 @@
 //! Deleting one object deletes its pack. An erasure deletes all versions that a server keeps, and what was begun and never completed, and lists
 //! again. What a server keeps beside (replication, backups) is out of reach here.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use self::bucket::{After, Bucket};
 use self::credentials::FromFile;
-use self::index::{EXPIRES_NEVER, Index, Located, PackId};
+use self::index::{EXPIRES_NEVER, Index, Located, PackId, Rejected};
 use self::pack::{ENTRIES_MAX, Entry, Front};
 use super::{Erased, ObjectGroup, ObjectName, ObjectStore, StoreError};
 
@@ -134,15 +134,6 @@ struct Shared {
     /// For requests that read fronts, of all listings together.
     fronts: Arc<Semaphore>,
     ttl: Duration,
-}
-
-/// What a listing found.
-#[derive(Default)]
-struct Listing {
-    /// Packs that are not over.
-    packs: Vec<(PackId, u64)>,
-    /// Those of them that are none of ours, or damaged, or refused.
-    unread: HashSet<PackId>,
 }
 
 /// What the front of a pack is.
@@ -477,21 +468,20 @@ impl ObjectStore for S3Store {
         };
         // Of packs that nobody has told of yet, too. That there are many of them is no fault of the server's.
         let listing = self.wait_for(until, "ListObjectsV2", self.shared.list(group, true));
-        let listing = listing.map_err(|error| match error {
+        let listed = listing.map_err(|error| match error {
             StoreError::Late { .. } => unsure("more lies there than could be listed in time"),
             other => other,
         })?;
         let (found, packs) = {
             let (index, now_s) = (self.shared.index.lock(), now_s());
-            let packs = listing.packs.iter().map(|(id, _)| *id);
-            if !index.knows(group, packs.filter(|id| !listing.unread.contains(id))) {
+            // What cannot be read now may be another time.
+            let Some(unread) = index.unread_of(group, listed.into_iter()) else {
                 return Err(unsure("more lies there than the index has room for"));
-            }
+            };
             let is_there = |name: &ObjectName| index.find(group, name, now_s).is_some();
             let found: Vec<bool> = names.iter().map(is_there).collect();
             let mut packs = index.packs_with(group, names);
-            // What cannot be read now may be another time.
-            packs.extend(&listing.unread);
+            packs.extend(unread);
             (found, packs)
         };
         let keys: Vec<String> = packs.iter().map(|id| self.shared.key(group, *id)).collect();
@@ -553,8 +543,8 @@ impl Shared {
         has_room
     }
 
-    /// Learns what a group has: all of it, or what is new.
-    async fn list(&self, group: &ObjectGroup, is_whole: bool) -> Result<Listing, StoreError> {
+    /// Learns what a group has: all of it, or what is new. Which packs were listed that are not over.
+    async fn list(&self, group: &ObjectGroup, is_whole: bool) -> Result<Vec<PackId>, StoreError> {
         let (begun, prefix) = (Instant::now(), self.group_prefix(group));
         let mut after = None;
         if is_whole {
@@ -568,7 +558,7 @@ impl Shared {
             };
             after = Some(After::Key(format!("{prefix}{from}")));
         }
-        let mut listing = Listing::default();
+        let mut listed = Vec::new();
         loop {
             let (page, next) = self.bucket.list(&prefix, after).await?;
             // It is there, and lets us in.
@@ -580,8 +570,8 @@ impl Shared {
             });
             let found: Vec<(PackId, u64)> = found.collect();
             let unknown = self.index.lock().unknown(group, &found, Instant::now());
-            self.learn(group, unknown, &mut listing.unread).await?;
-            listing.packs.extend(found);
+            self.learn(group, unknown).await?;
+            listed.extend(found);
             match next {
                 None => break,
                 next => after = next,
@@ -589,20 +579,15 @@ impl Shared {
         }
         let mut index = self.index.lock();
         if is_whole {
-            index.listed(group, begun, &listing.packs);
+            index.listed(group, begun, &listed);
         } else {
             index.looked(group, begun);
         }
-        Ok(listing)
+        Ok(listed.into_iter().map(|(id, _)| id).collect())
     }
 
     /// Reads the fronts of packs, some beside each other.
-    async fn learn(
-        &self,
-        group: &ObjectGroup,
-        packs: Vec<(PackId, u64)>,
-        unread: &mut HashSet<PackId>,
-    ) -> Result<(), StoreError> {
+    async fn learn(&self, group: &ObjectGroup, packs: Vec<(PackId, u64)>) -> Result<(), StoreError> {
         let (mut packs, mut has_room) = (packs.into_iter(), true);
         let mut reading = JoinSet::new();
         loop {
@@ -624,14 +609,13 @@ impl Shared {
                 FrontOf::Gone => {}
                 FrontOf::Unread => {
                     tracing::debug!(address = self.bucket.name, pack = %id, "a pack that cannot be read, or is none of ours");
-                    self.index.lock().reject(group, id);
-                    unread.insert(id);
+                    self.index.lock().reject(group, id, Rejected::Unread);
                 }
             }
         }
         // Those that nobody asked for any more.
         let mut index = self.index.lock();
-        packs.for_each(|(id, _)| index.reject(group, id));
+        packs.for_each(|(id, _)| index.reject(group, id, Rejected::NoRoom));
         Ok(())
     }
 

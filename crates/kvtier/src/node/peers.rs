@@ -8,6 +8,7 @@
 
 mod channel;
 mod cluster_wire;
+mod comparing;
 #[cfg(feature = "redis")]
 mod directory;
 mod explaining;
@@ -42,6 +43,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use self::channel::ClusterSecret;
+pub use self::comparing::TermComparison;
 pub use self::explaining::{ExplainedPeer, ExplainedQuestion, ExplainedTerms, Explanation};
 use self::generations::Generations;
 pub(crate) use self::generations::Progress;
@@ -165,6 +167,8 @@ pub struct ClusterStatus {
     pub decisions_fetch: u64,
     /// Requests whose blocks peers had and were not worth fetching.
     pub decisions_recompute: u64,
+    /// What the cost model expected of fetches and prefills, and what they took; empty where none is named.
+    pub terms: Vec<TermComparison>,
     /// Segments registered for peers. Gauge.
     pub segments_registered: u64,
     /// Renewals that this node asked for.
@@ -673,6 +677,7 @@ impl Shared {
             refused: load(&self.given.refused),
             decisions_fetch: decisions.0,
             decisions_recompute: decisions.1,
+            terms: self.weighing.as_ref().map_or_else(Vec::new, Weighing::terms),
             segments_registered: self.regions.count() as u64,
             renewals: statistics.rounds,
             lapses: statistics.lapses,

@@ -400,6 +400,7 @@ impl Remote {
             }),
             decisions_fetch: decisions.0,
             decisions_recompute: decisions.1,
+            terms: self.weighing.as_ref().map_or_else(Vec::new, Weighing::terms),
             expected_bytes_per_second: gate.as_ref().map_or(0, |gate| gate.bytes_per_second),
             expected_lookup_us: gate.as_ref().map_or(0, |gate| gate.lookup_us),
             latest_decision: gate.map_or_else(String::new, |gate| gate.latest),

@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use super::peers::TermComparison;
+
 /// What an erasure of a namespace's objects came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Erasure {
@@ -61,6 +63,8 @@ pub struct RemoteStatus {
     pub decisions_fetch: u64,
     /// Requests that it had and that were not.
     pub decisions_recompute: u64,
+    /// What the cost model expected of fetches and prefills, and what they took; empty where none is named.
+    pub terms: Vec<TermComparison>,
     /// Bytes a second that the cost model counts with.
     pub expected_bytes_per_second: u64,
     /// Time until it answers that the cost model counts with, microseconds.

@@ -11,6 +11,9 @@ use crate::bucket::Bucket;
 use crate::daemon::{self, Daemon, words};
 use crate::peers::{bytes_of, get, purge, put, receipts, until};
 
+/// A listing may take longer than an answer of Redis, and a server that shares two processors with everybody longer than one of its own.
+const PATIENT: &str = "remote_query_timeout_ms = 5000\nremote_fetch_timeout_ms = 10000";
+
 fn settings(bucket: &Bucket, port: u16, more: &str) -> String {
     let uid = rustix::process::geteuid().as_raw();
     format!(
@@ -24,11 +27,7 @@ fn start_with(settings: &str, directory: TempDir) -> Daemon {
 }
 
 fn start(bucket: &Bucket, directory: TempDir) -> Daemon {
-    // A listing may take longer than an answer of Redis.
-    start_with(
-        &settings(bucket, bucket.port, "remote_query_timeout_ms = 5000"),
-        directory,
-    )
+    start_with(&settings(bucket, bucket.port, PATIENT), directory)
 }
 
 /// Puts blocks, waits until the bucket has them, and takes the node's memory away.
@@ -193,7 +192,7 @@ fn a_bucket_out_of_reach_leaves_a_receipt_unconfirmed_until_it_confirms() {
         return;
     };
     let proxy = Proxy::start(bucket.port);
-    let settings = settings(&bucket, proxy.port(), "remote_query_timeout_ms = 5000");
+    let settings = settings(&bucket, proxy.port(), PATIENT);
     let daemon = start_with(&settings, daemon::directory());
     put(&daemon, "one");
     until("it is written behind", || count(&daemon, "written") == 1);
@@ -319,7 +318,7 @@ fn what_never_pays_on_an_idle_gpu_stays_off_and_its_five_terms_say_why() {
 fn connections_that_break_amid_a_pack_are_misses_and_the_next_one_works() {
     let Some(bucket) = Bucket::start("breaks") else { return };
     let proxy = Proxy::start(bucket.port);
-    let settings = settings(&bucket, proxy.port(), "remote_query_timeout_ms = 5000");
+    let settings = settings(&bucket, proxy.port(), PATIENT);
     let daemon = start_with(&settings, daemon::directory());
     put(&daemon, "one");
     until("it is written behind", || count(&daemon, "written") == 1);

@@ -57,13 +57,22 @@ struct Pack {
     added: Instant,
 }
 
+/// Why a pack is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rejected {
+    /// It cannot be read, or is none of ours.
+    Unread,
+    /// There is no room for what it has.
+    NoRoom,
+}
+
 struct Group {
     packs: BTreeMap<PackId, Pack>,
     objects: HashMap<ObjectName, Located>,
     /// Of all packs; more than `objects` where two have the same.
     entries: usize,
-    /// Packs that cannot be read, or have no place here: not tried again before the next listing of all.
-    rejected: HashSet<PackId>,
+    /// Packs that are of no use: not tried again before the next listing of all.
+    rejected: HashMap<PackId, Rejected>,
     used: Instant,
     /// When the latest listing of all of it began.
     listed: Option<Instant>,
@@ -98,7 +107,7 @@ impl Index {
             packs: BTreeMap::new(),
             objects: HashMap::new(),
             entries: 0,
-            rejected: HashSet::new(),
+            rejected: HashMap::new(),
             used: now,
             listed: None,
             looked: None,
@@ -120,7 +129,7 @@ impl Index {
             return true;
         }
         if known.entries + entries.len() > self.most {
-            self.reject(group, id);
+            self.reject(group, id, Rejected::NoRoom);
             return false;
         }
         while self.entries + entries.len() > self.most {
@@ -139,12 +148,12 @@ impl Index {
         true
     }
 
-    /// A pack cannot be read, or has no place here.
-    pub(super) fn reject(&mut self, group: &ObjectGroup, id: PackId) {
+    /// A pack is of no use.
+    pub(super) fn reject(&mut self, group: &ObjectGroup, id: PackId, why: Rejected) {
         if let Some(known) = self.groups.get_mut(group)
             && known.rejected.len() < REJECTED_MAX
         {
-            known.rejected.insert(id);
+            known.rejected.insert(id, why);
         }
     }
 
@@ -162,14 +171,22 @@ impl Index {
     /// Which packs of these nobody has told of yet.
     pub(super) fn unknown(&mut self, group: &ObjectGroup, found: &[(PackId, u64)], now: Instant) -> Vec<(PackId, u64)> {
         let known = self.group(group, now);
-        let is_new = |(id, _): &&(PackId, u64)| !known.packs.contains_key(id) && !known.rejected.contains(id);
+        let is_new = |(id, _): &&(PackId, u64)| !known.packs.contains_key(id) && !known.rejected.contains_key(id);
         found.iter().filter(is_new).copied().collect()
     }
 
-    /// Whether all of these are known.
-    pub(super) fn knows(&self, group: &ObjectGroup, mut packs: impl Iterator<Item = PackId>) -> bool {
+    /// Which of these cannot be read; `None` where not of all of the others is known what they have.
+    pub(super) fn unread_of(&self, group: &ObjectGroup, packs: impl Iterator<Item = PackId>) -> Option<Vec<PackId>> {
         let known = self.groups.get(group);
-        packs.all(|id| known.is_some_and(|known| known.packs.contains_key(&id)))
+        let mut unread = Vec::new();
+        for id in packs {
+            match known.map(|known| (known.packs.contains_key(&id), known.rejected.get(&id))) {
+                Some((true, _)) => {}
+                Some((false, Some(Rejected::Unread))) => unread.push(id),
+                _ => return None,
+            }
+        }
+        Some(unread)
     }
 
     /// A listing of all of a group, begun then, found these: what it lacks is gone.
@@ -349,15 +366,20 @@ mod tests {
         index.add(&GROUP, id(60), entries(&[2]), before);
         index.add(&GROUP, id(70), entries(&[3]), begun + Duration::from_millis(1));
         assert_eq!(index.unknown(&GROUP, &[(id(50), 1), (id(80), 2)], begun), [(id(80), 2)]);
-        index.reject(&GROUP, id(80));
+        index.reject(&GROUP, id(80), Rejected::Unread);
         assert!(
             index.unknown(&GROUP, &[(id(80), 2)], begun).is_empty(),
             "not every two seconds"
         );
         index.begin_whole(&GROUP, begun);
         assert_eq!(index.unknown(&GROUP, &[(id(80), 2)], begun), [(id(80), 2)]);
-        assert!(index.knows(&GROUP, [id(50), id(60)].into_iter()));
-        assert!(!index.knows(&GROUP, [id(50), id(80)].into_iter()));
+        let unread_of = |index: &Index, packs: [PackId; 2]| index.unread_of(&GROUP, packs.into_iter());
+        assert_eq!(unread_of(&index, [id(50), id(60)]), Some(vec![]));
+        assert_eq!(unread_of(&index, [id(50), id(80)]), None);
+        index.reject(&GROUP, id(80), Rejected::NoRoom);
+        assert_eq!(unread_of(&index, [id(50), id(80)]), None);
+        index.reject(&GROUP, id(80), Rejected::Unread);
+        assert_eq!(unread_of(&index, [id(50), id(80)]), Some(vec![id(80)]));
         index.listed(&GROUP, begun, &[(id(50), 1)]);
         let there = |number| index.find(&GROUP, &name(number), 0).is_some();
         assert_eq!([there(1), there(2), there(3)], [true, false, true]);
@@ -384,6 +406,10 @@ mod tests {
             "two of three are its own"
         );
         assert!(index.find(&group(3), &name(2), 0).is_some());
-        assert_eq!(index.len(), 2);
+        assert!(
+            index.find(&group(1), &name(1), 0).is_some(),
+            "nobody goes for what finds no room anyway"
+        );
+        assert_eq!(index.len(), 3);
     }
 }

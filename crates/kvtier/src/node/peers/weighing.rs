@@ -17,6 +17,7 @@ use kvtier_transfer::{Direction, Piece, RemoteAccess, RemoteRegion, Transport};
 use parking_lot::Mutex;
 
 use super::Shared;
+use super::comparing::{Comparing, Expected, TermComparison};
 use super::link::Link;
 use super::message::Message;
 use super::regions::Way;
@@ -61,6 +62,7 @@ struct State {
     recompute: u64,
     latest: HashMap<BackendId, String>,
     sampling: Sampling,
+    comparing: Comparing,
 }
 
 /// What a lookup or a fetch is about, in blocks.
@@ -92,8 +94,10 @@ impl Chosen {
 pub(in crate::node) struct Fetching {
     id: FetchId,
     begun: Instant,
-    answered: bool,
+    /// After so many seconds.
+    answered_s: Option<f64>,
     failed: bool,
+    expected: Expected,
     soft_deadline: Duration,
     recompute_s: f64,
 }
@@ -146,6 +150,7 @@ impl Weighing {
                 recompute: 0,
                 latest: HashMap::new(),
                 sampling: Sampling::new(settings.cost_log_every),
+                comparing: Comparing::default(),
             }),
             profile: profile.coefficients(),
             block_tokens: settings.block_tokens,
@@ -288,8 +293,9 @@ impl Weighing {
         Fetching {
             id,
             begun: Instant::now(),
-            answered: false,
+            answered_s: None,
             failed: false,
+            expected: Expected::of(decision),
             soft_deadline: Duration::try_from_secs_f64(decision.soft_deadline_s.max(SOFT_DEADLINE_SHARE * recompute_s))
                 .unwrap_or(SOFT_DEADLINE_MIN)
                 .clamp(SOFT_DEADLINE_MIN, SOFT_DEADLINE_MAX),
@@ -310,9 +316,9 @@ impl Weighing {
     pub(in crate::node) fn answered(&self, now: Time, fetching: &mut Fetching, in_time: bool) {
         if !in_time {
             fetching.failed = true;
-        } else if !fetching.answered {
-            fetching.answered = true;
+        } else if fetching.answered_s.is_none() {
             let took_s = fetching.begun.elapsed().as_secs_f64();
+            fetching.answered_s = Some(took_s);
             self.state.lock().model.observe_lookup(now, fetching.id, took_s);
         }
     }
@@ -339,6 +345,8 @@ impl Weighing {
     pub(in crate::node) fn end(&self, now: Time, fetching: &Fetching) {
         let took_s = fetching.begun.elapsed().as_secs_f64();
         let mut state = self.state.lock();
+        let times = (!fetching.failed).then(|| (fetching.answered_s.unwrap_or(took_s), took_s));
+        state.comparing.ended(&fetching.expected, times);
         if fetching.failed {
             state.model.observe_failed(now, fetching.id, took_s);
         } else {
@@ -351,13 +359,21 @@ impl Weighing {
     pub(in crate::node) fn computed(&self, tokens: u32, before_tokens: u32, took: Duration) {
         let (took_s, promised_s) = (took.as_secs_f64(), self.profile.seconds(tokens, before_tokens));
         if (promised_s / PROPORTION..promised_s * PROPORTION).contains(&took_s) {
-            self.state.lock().model.observe_recompute(tokens, before_tokens, took_s);
+            let mut state = self.state.lock();
+            let expected_s = state.model.recompute().seconds(tokens, before_tokens);
+            state.comparing.recomputed(expected_s, took_s);
+            state.model.observe_recompute(tokens, before_tokens, took_s);
         }
     }
 
     /// Reports of engines that were learned from.
     pub(in crate::node) fn measured(&self) -> u64 {
         self.state.lock().model.recompute().measured()
+    }
+
+    /// What was expected, and what it took.
+    pub(in crate::node) fn terms(&self) -> Vec<TermComparison> {
+        self.state.lock().comparing.terms()
     }
 
     /// Decisions so far: to fetch, to recompute.
@@ -426,6 +442,7 @@ impl Weighing {
         let mut state = self.state.lock();
         let backend = self.backend(&mut state, name);
         let took_s = decompressed_in.as_secs_f64();
+        state.comparing.decompressed(took_s);
         state.model.observe_stored(backend, bytes, stored_bytes, took_s);
     }
 
