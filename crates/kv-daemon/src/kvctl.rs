@@ -107,6 +107,9 @@ enum Command {
         /// Also what other nodes have and is not worth fetching
         #[arg(long)]
         raw: bool,
+        /// The engine can compute the front while the rest is fetched: then those in front are left to it where that is faster
+        #[arg(long, help_heading = "Hints")]
+        can_split: bool,
         #[command(flatten)]
         hints: hints::HintOptions,
     },
@@ -300,7 +303,18 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             label,
         } => commands::put(&connection, &key, &file, tokens, label.as_deref()),
         Command::Get { key, output, hints } => commands::get(&connection, &key, output.as_deref(), (&hints).into()),
-        Command::Exists { keys, raw, hints } => commands::exists(&connection, &keys, raw, (&hints).into()),
+        Command::Exists {
+            keys,
+            raw,
+            can_split,
+            hints,
+        } => {
+            let hints = kvtier::Hints {
+                can_split,
+                ..(&hints).into()
+            };
+            commands::exists(&connection, &keys, raw, hints)
+        }
         Command::Explain(options) => explain::explain(&connection, &options),
         Command::Delete { keys } => commands::delete(&connection, &keys),
         Command::Invalidate { name } => commands::invalidate(&connection, &name),

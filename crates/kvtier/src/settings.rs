@@ -269,7 +269,7 @@ pub struct Settings {
     /// 100 bytes, as it is found.
     pub remote_index_blocks: u32,
     /// Connections to that server that read blocks, each with a thread and one fetch at a time; 64 more wait for each. A connection more
-    /// writes, and one probes. Default 2. Each costs 100 KiB and the block that it reads.
+    /// writes, and one probes. Default 2. Each costs 100 KiB and the block that it reads; with `remote_s3` up to 64 MiB that are read ahead.
     pub remote_readers: u32,
     /// Puts that wait to be written to that server; those that find no place are not written. Default 1,024, of 64 KiB at most. The
     /// writing thread costs 4 MiB and a block.

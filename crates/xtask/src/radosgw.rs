@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::outcome::Failure;
 use crate::process;
-use crate::verbs_world::packages::Packages;
+use crate::verbs_world::{is_program, packages::Packages};
 
 /// For each step of its start.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const DEVICE_BYTES: u64 = 2 << 30;
 /// Programs, and what they are linked with that a system without Ceph lacks; alternatives in the order of their preference. Those that a release
 /// does not have it may not need: what is missing in the end is named.
-const PACKAGES: [&[&str]; 36] = [
+const PACKAGES: [&[&str]; 40] = [
     &["radosgw"],
     &["ceph-mon"],
     &["ceph-osd"],
@@ -52,6 +52,10 @@ const PACKAGES: [&[&str]; 36] = [
     &["libpmem1"],
     &["libndctl6"],
     &["libdaxctl1"],
+    &["libicu72", "libicu74", "libicu76"],
+    &["libcurl3-gnutls", "libcurl3t64-gnutls"],
+    &["libexpat1"],
+    &["libldap-2.5-0", "libldap2"],
 ];
 const PROGRAMS: [&str; 6] = [
     "ceph-authtool",
@@ -88,10 +92,17 @@ impl Radosgw {
     /// Starts one; what it needs is kept in `cache`.
     pub(crate) fn start(cache: &Path) -> Result<Radosgw, Failure> {
         let unpacked = Unpacked::have(&cache.join("radosgw"))?;
-        let directory = cache.join(format!("radosgw/run-{}", std::process::id()));
-        if directory.exists() {
-            std::fs::remove_dir_all(&directory)?;
+        // Those of runs that were killed.
+        for entry in std::fs::read_dir(cache.join("radosgw"))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let process = name
+                .strip_prefix("run-")
+                .filter(|id| !Path::new("/proc").join(id).exists());
+            if process.is_some() {
+                std::fs::remove_dir_all(entry.path())?;
+            }
         }
+        let directory = cache.join(format!("radosgw/run-{}", std::process::id()));
         for part in ["mon", "osd", "rgw", "run"] {
             std::fs::create_dir_all(directory.join(part))?;
         }
@@ -221,7 +232,7 @@ impl Radosgw {
 
     fn spawn(&mut self, unpacked: &Unpacked, program: &str, arguments: &[&str]) -> Result<(), Failure> {
         let log = std::fs::File::create(self.directory.join(format!("{program}.out")))?;
-        let mut command = unpacked.command(program);
+        let mut command = unpacked.server(program);
         command
             .args(arguments)
             .stdin(Stdio::null())
@@ -297,6 +308,18 @@ impl Unpacked {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.root.join("usr/bin").join(program));
+        self.with_libraries(&mut command);
+        command
+    }
+
+    /// One that runs on: it ends with this process, however that ends.
+    fn server(&self, program: &str) -> Command {
+        let path = self.root.join("usr/bin").join(program);
+        if !is_program("setpriv") {
+            return self.command(program);
+        }
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(path);
         self.with_libraries(&mut command);
         command
     }

@@ -108,7 +108,7 @@ pub(crate) fn cache() -> Result<PathBuf, Failure> {
 }
 
 /// Whether a program is to be had.
-fn is_program(name: &str) -> bool {
+pub(crate) fn is_program(name: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|at| at.join(name).is_file()))
 }
 

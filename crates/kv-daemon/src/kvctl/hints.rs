@@ -14,9 +14,6 @@ pub(super) struct HintOptions {
     /// Tokens of its prefix that the engine has already
     #[arg(long, value_name = "N", help_heading = "Hints")]
     local_prefix_tokens: Option<u32>,
-    /// The engine can compute the front while the rest is fetched: then those in front are left to it where that is faster
-    #[arg(long, help_heading = "Hints")]
-    can_split: bool,
 }
 
 impl From<&HintOptions> for Hints {
@@ -25,7 +22,6 @@ impl From<&HintOptions> for Hints {
             prompt_tokens: options.prompt_tokens,
             queue_wait_us: options.queue_wait_us,
             local_prefix_tokens: options.local_prefix_tokens,
-            can_split: options.can_split,
             ..Hints::default()
         }
     }

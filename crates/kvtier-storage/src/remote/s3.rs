@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The 1 is the version of this layout. Namespace and generation are fingerprints that the caller makes, 32 hexadecimal digits each; the rest is
-//! when the pack is over, seconds since 1970, ten digits, and a random number, sixteen. What lies there is a pack (`s3/pack.rs` draws it): the objects of one put, some MiB together, because a request costs the server, and who pays for
-//! it, as much for a small object as for a large one. Names of objects are keyed digests, contents are sealed: the server can tell which packs
+//! when the pack is over, seconds since 1970, ten digits, and a random number, sixteen. What lies there is a pack (`s3/pack.rs` draws it): the
+//! objects of one put, some MiB together, because a request costs the server, and who pays for it, as much for a small object as for a large one. Names of objects are keyed digests, contents are sealed: the server can tell which packs
 //! belong together, and nothing of whose they are or what they hold.
 //!
 //! # Where an object is
@@ -28,10 +28,11 @@
 //! S3 has no time to live of its own for an object: a pack's name says when it is over. Nobody reads it from then on, and it is deleted by whoever
 //! of the nodes that keep objects under this prefix looks next.
 //!
-//! Deleting one object deletes its pack. An erasure deletes all versions that a server keeps, and what was begun and never completed, and lists
+//! Deleting one object deletes every pack that has it, and those that cannot be read; where not all of the group was looked through it is an
+//! error. An erasure deletes all versions that a server keeps, and what was begun and never completed, and lists
 //! again. What a server keeps beside (replication, backups) is out of reach here.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque, hash_map};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -127,13 +128,26 @@ struct Shared {
     /// Groups that are being listed, and since when.
     listing: Mutex<HashMap<ObjectGroup, Instant>>,
     listed: Condvar,
-    /// Why the server is taken to be away: until a listing succeeds.
+    /// Why the server is taken to be away: until it does anything that it is asked for.
     trouble: Mutex<Option<StoreError>>,
     /// Whether it was said that the index is full.
     has_warned: AtomicBool,
     /// For requests that read fronts, of all listings together.
     fronts: Arc<Semaphore>,
     ttl: Duration,
+}
+
+/// A group that is being listed, until this is dropped.
+struct Underway {
+    shared: Arc<Shared>,
+    group: ObjectGroup,
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.shared.listing.lock().remove(&self.group);
+        self.shared.listed.notify_all();
+    }
 }
 
 /// What the front of a pack is.
@@ -288,12 +302,16 @@ impl S3Store {
     }
 
     fn begin_listing(&self, group: ObjectGroup, is_whole: bool, now: Instant) {
-        if self.shared.listing.lock().contains_key(&group) {
-            return;
-        }
-        self.shared.listing.lock().insert(group, now);
-        let shared = Arc::clone(&self.shared);
+        match self.shared.listing.lock().entry(group) {
+            hash_map::Entry::Occupied(_) => return,
+            hash_map::Entry::Vacant(place) => place.insert(now),
+        };
+        let underway = Underway {
+            shared: Arc::clone(&self.shared),
+            group,
+        };
         self.runtime().spawn(async move {
+            let shared = &underway.shared;
             let listing = shared.list(&group, is_whole);
             let outcome = tokio::time::timeout(LISTING, listing).await.unwrap_or_else(|_| {
                 Err(StoreError::Late {
@@ -305,8 +323,6 @@ impl S3Store {
                 tracing::debug!(address = shared.bucket.name, %error, "what lies in the bucket could not be listed");
                 *shared.trouble.lock() = Some(error);
             }
-            shared.listing.lock().remove(&group);
-            shared.listed.notify_all();
         });
     }
 
@@ -376,7 +392,7 @@ impl ObjectStore for S3Store {
         let mut runs = runs_of(objects, &located).into_iter();
         let (mut asked, mut ahead) = (VecDeque::new(), 0);
         // What came of the object that is being read.
-        let (mut object, mut given) = (Vec::new(), 0);
+        let (mut object, mut given, mut gone) = (Vec::new(), 0, Vec::new());
         let handle = self.runtime().handle();
         loop {
             while asked.len() < self.requests && (ahead < WINDOW_BYTES || asked.is_empty()) {
@@ -395,7 +411,7 @@ impl ObjectStore for S3Store {
             })?;
             ahead -= run.range.end - run.range.start;
             let pieces = got.unwrap_or_else(|| {
-                self.shared.index.lock().drop_pack(&run.group, run.pack);
+                gone.push((run.group, run.pack));
                 Vec::new()
             });
             let mut pieces = Pieces::new(pieces);
@@ -427,6 +443,12 @@ impl ObjectStore for S3Store {
             }
         }
         (given..objects.len()).for_each(|missing| each(missing, None));
+        // Once for each group, for that goes through all of it.
+        gone.sort_unstable();
+        for packs in gone.chunk_by(|first, second| first.0 == second.0) {
+            let ids: Vec<PackId> = packs.iter().map(|(_, id)| *id).collect();
+            self.shared.index.lock().drop_packs(&packs[0].0, &ids);
+        }
         Ok(())
     }
 
@@ -488,8 +510,7 @@ impl ObjectStore for S3Store {
         if !keys.is_empty() {
             self.within(until, "DeleteObjects", self.shared.bucket.delete(&keys))?;
         }
-        let mut index = self.shared.index.lock();
-        packs.iter().for_each(|id| index.drop_pack(group, *id));
+        self.shared.index.lock().drop_packs(group, &packs);
         Ok(found)
     }
 
@@ -570,8 +591,8 @@ impl Shared {
             });
             let found: Vec<(PackId, u64)> = found.collect();
             let unknown = self.index.lock().unknown(group, &found, Instant::now());
-            self.learn(group, unknown).await?;
-            listed.extend(found);
+            let gone = self.learn(group, unknown).await?;
+            listed.extend(found.into_iter().filter(|(id, _)| !gone.contains(id)));
             match next {
                 None => break,
                 next => after = next,
@@ -586,10 +607,10 @@ impl Shared {
         Ok(listed.into_iter().map(|(id, _)| id).collect())
     }
 
-    /// Reads the fronts of packs, some beside each other.
-    async fn learn(&self, group: &ObjectGroup, packs: Vec<(PackId, u64)>) -> Result<(), StoreError> {
-        let (mut packs, mut has_room) = (packs.into_iter(), true);
-        let mut reading = JoinSet::new();
+    /// Reads the fronts of packs, some beside each other. Those that are gone by then are told.
+    async fn learn(&self, group: &ObjectGroup, packs: Vec<(PackId, u64)>) -> Result<HashSet<PackId>, StoreError> {
+        let (mut packs, mut has_room, mut has_answered) = (packs.into_iter(), true, false);
+        let (mut reading, mut gone, mut failed) = (JoinSet::new(), HashSet::new(), None);
         loop {
             while reading.len() < FRONTS_AT_ONCE && has_room {
                 let Some((id, bytes)) = packs.next() else { break };
@@ -604,19 +625,29 @@ impl Shared {
                 Some(Ok(read)) => read,
                 Some(Err(_)) => return Err(self.unavailable("a request broke off")),
             };
-            match front? {
-                FrontOf::Ours(entries) => has_room &= self.add(group, id, entries),
-                FrontOf::Gone => {}
-                FrontOf::Unread => {
+            has_answered |= front.is_ok();
+            match front {
+                Ok(FrontOf::Ours(entries)) => has_room &= self.add(group, id, entries),
+                Ok(FrontOf::Gone) => drop(gone.insert(id)),
+                // One that cannot be read keeps nobody from the others.
+                Ok(FrontOf::Unread) | Err(_) => {
                     tracing::debug!(address = self.bucket.name, pack = %id, "a pack that cannot be read, or is none of ours");
                     self.index.lock().reject(group, id, Rejected::Unread);
+                    failed = failed.or(front.err());
                 }
             }
+        }
+        if let Some(error) = failed
+            && !has_answered
+        {
+            // Nothing at all: that is the server.
+            self.index.lock().begin_whole(group, Instant::now());
+            return Err(error);
         }
         // Those that nobody asked for any more.
         let mut index = self.index.lock();
         packs.for_each(|(id, _)| index.reject(group, id, Rejected::NoRoom));
-        Ok(())
+        Ok(gone)
     }
 
     /// Deletes packs that are over, whoever put them, as long as this runs.
@@ -661,6 +692,9 @@ impl Shared {
 
 /// Where the objects of a pack lie.
 async fn front_of(bucket: &Bucket, key: &str, bytes: u64) -> Result<FrontOf, StoreError> {
+    if bytes == 0 {
+        return Ok(FrontOf::Unread);
+    }
     let mut wanted = FRONT_BYTES.min(bytes);
     // A second time where it is longer.
     for _ in 0..2 {

@@ -214,7 +214,11 @@ impl Driver {
     }
 
     /// An engine computed so many tokens behind others in so long: for whoever weighs fetching against it.
-    pub(crate) fn computed(&self, tokens: u32, before_tokens: u32, took: Duration) {
+    /// Whose blocks never leave the node has nothing to weigh, and no word in what others' are weighed by.
+    pub(crate) fn computed(&self, domain: TrustDomain, tokens: u32, before_tokens: u32, took: Duration) {
+        if !self.domains.is_shared(domain) {
+            return;
+        }
         if let Some(peers) = self.peers() {
             peers.computed(tokens, before_tokens, took);
         }

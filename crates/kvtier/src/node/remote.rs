@@ -318,6 +318,7 @@ impl Remote {
         };
         let outcome = (|| {
             let _writing = self.writing.exclusive(until).ok_or("it was busy for too long")?;
+            let begun = Instant::now();
             let mut erased = erase(&common)?;
             if own != common {
                 let more = erase(&own)?;
@@ -327,7 +328,7 @@ impl Remote {
             let mut given_up = self.given_up_writes.lock();
             let may_arrive = given_up
                 .get(&namespace)
-                .is_some_and(|then| then.elapsed() < WRITE_GRACE);
+                .is_some_and(|then| begun.saturating_duration_since(*then) < WRITE_GRACE);
             if !may_arrive {
                 given_up.remove(&namespace);
             }

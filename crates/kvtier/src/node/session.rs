@@ -334,7 +334,12 @@ impl Session {
                 before_tokens,
                 took_us,
             } => {
-                driver.computed(tokens, before_tokens, Duration::from_micros(took_us));
+                driver.computed(
+                    self.identity().domain,
+                    tokens,
+                    before_tokens,
+                    Duration::from_micros(took_us),
+                );
                 self.reply(request, &Reply::Counted);
                 Ok(())
             }

@@ -467,7 +467,9 @@ impl Bucket {
                 let code = answer.err().code().filter(|code| *code != "NotFound");
                 let code = code.map_or_else(|| word_of(status), str::to_owned);
                 let words = answer.err().message().unwrap_or_default();
-                if status >= 500 || status == 429 {
+                // Of a put on a condition it says that another is under way: an earlier try's.
+                let is_underway = status == 409 && matches!(command, "PutObject" | "CompleteMultipartUpload");
+                if (status >= 500 && status != 501) || status == 429 || is_underway {
                     unavailable(&format!("it answers {code} {words}"))
                 } else {
                     self.refused(command, format!("{code} {words}").trim())

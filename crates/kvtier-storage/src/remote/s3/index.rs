@@ -142,7 +142,7 @@ impl Index {
         self.entries += entries.len();
         let known = self.group(group, now);
         known.entries += entries.len();
-        known.place(id, &entries);
+        known.place(id, entries.iter());
         let entries = entries.into_boxed_slice();
         known.packs.insert(id, Pack { entries, added: now });
         true
@@ -200,7 +200,7 @@ impl Index {
         let packs = known.packs.iter();
         let gone = packs.filter(|(id, pack)| pack.added < begun && !there.contains(id));
         let gone: Vec<PackId> = gone.map(|(id, _)| *id).collect();
-        gone.iter().for_each(|id| self.drop_pack(group, *id));
+        self.drop_packs(group, &gone);
     }
 
     /// A listing of what is new, begun then, is done.
@@ -210,23 +210,31 @@ impl Index {
         }
     }
 
-    /// A pack is not there any more, and what it had with it, but for what another has as well.
-    pub(super) fn drop_pack(&mut self, group: &ObjectGroup, id: PackId) {
+    /// Packs are not there any more, and what they had with them, but for what another has as well.
+    pub(super) fn drop_packs(&mut self, group: &ObjectGroup, ids: &[PackId]) {
         let Some(known) = self.groups.get_mut(group) else {
             return;
         };
-        let Some(pack) = known.packs.remove(&id) else { return };
         let has_twice = known.entries > known.objects.len();
-        known.entries -= pack.entries.len();
-        self.entries -= pack.entries.len();
-        for entry in &*pack.entries {
-            if known.objects.get(&entry.name).is_some_and(|at| at.pack == id) {
-                known.objects.remove(&entry.name);
+        let mut homeless = HashSet::new();
+        for id in ids {
+            let Some(pack) = known.packs.remove(id) else { continue };
+            known.entries -= pack.entries.len();
+            self.entries -= pack.entries.len();
+            for entry in &*pack.entries {
+                if known.objects.get(&entry.name).is_some_and(|at| at.pack == *id) {
+                    known.objects.remove(&entry.name);
+                    homeless.insert(entry.name);
+                }
             }
         }
-        if has_twice {
+        // Once through all, however many went.
+        if has_twice && !homeless.is_empty() {
             let packs = std::mem::take(&mut known.packs);
-            packs.iter().for_each(|(id, pack)| known.place(*id, &pack.entries));
+            for (id, pack) in &packs {
+                let others = pack.entries.iter().filter(|entry| homeless.contains(&entry.name));
+                known.place(*id, others);
+            }
             known.packs = packs;
         }
     }
@@ -258,7 +266,7 @@ impl Index {
 
 impl Group {
     /// A pack has these: of two the one that is there for longer is read.
-    fn place(&mut self, id: PackId, entries: &[Entry]) {
+    fn place<'a>(&mut self, id: PackId, entries: impl Iterator<Item = &'a Entry>) {
         for entry in entries {
             let located = Located {
                 pack: id,
@@ -334,7 +342,7 @@ mod tests {
             ..GROUP
         };
         assert_eq!(index.find(&other, &name(2), 0), None, "nor in another generation");
-        index.drop_pack(&GROUP, id(50));
+        index.drop_packs(&GROUP, &[id(50)]);
         assert_eq!(index.find(&GROUP, &name(2), 0), None);
         assert_eq!(index.len(), 0);
     }
@@ -351,9 +359,9 @@ mod tests {
             assert_eq!(index.packs_with(&GROUP, &[name(1), name(9)]), [id(50), id(60)]);
             assert_eq!(index.len(), 2, "each takes memory");
             // What the other has as well is read from there.
-            index.drop_pack(&GROUP, id(60));
+            index.drop_packs(&GROUP, &[id(60)]);
             assert_eq!(index.find(&GROUP, &name(1), 0).expect("there").pack, id(50));
-            index.drop_pack(&GROUP, id(50));
+            index.drop_packs(&GROUP, &[id(50)]);
             assert_eq!((index.find(&GROUP, &name(1), 0), index.len()), (None, 0));
         }
     }

@@ -65,22 +65,16 @@ impl Expected {
 }
 
 impl Comparing {
-    /// A fetch ended: when it was answered and when it was done, after it began. `None`: it failed.
-    pub(super) fn ended(&mut self, expected: &Expected, took: Option<(f64, f64)>) {
+    /// A fetch ended: when it was answered and when it was done, after it began, and what of that went into decompression. `None`: it failed.
+    pub(super) fn ended(&mut self, expected: &Expected, took: Option<(f64, f64, f64)>) {
         self.failure
             .add(expected.failures, if took.is_none() { 1.0 } else { 0.0 });
-        if let Some((answered_s, done_s)) = took {
+        if let Some((answered_s, done_s, decompressed_s)) = took {
             self.lookup.add(expected.lookup_s, answered_s);
-            self.transfer.add(expected.transfer_s, (done_s - answered_s).max(0.0));
-            self.decompression.expected_s += expected.decompression_s;
-            self.decompression.count += 1;
+            self.transfer
+                .add(expected.transfer_s, (done_s - answered_s - decompressed_s).max(0.0));
+            self.decompression.add(expected.decompression_s, decompressed_s);
         }
-    }
-
-    /// A block came out of a compressed object.
-    #[cfg(any(feature = "remote", test))]
-    pub(super) fn decompressed(&mut self, took_s: f64) {
-        self.decompression.actual_s += took_s;
     }
 
     pub(super) fn recomputed(&mut self, expected_s: f64, took_s: f64) {
@@ -119,8 +113,7 @@ mod tests {
             decompression_s: 0.02,
             failures: 0.25,
         };
-        comparing.ended(&expected, Some((0.02, 0.1)));
-        comparing.decompressed(0.03);
+        comparing.ended(&expected, Some((0.02, 0.13, 0.03)));
         comparing.ended(&expected, None);
         comparing.recomputed(1.0, 2.0);
         let terms = comparing.terms();

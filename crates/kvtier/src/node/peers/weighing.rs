@@ -43,6 +43,9 @@ const SOFT_DEADLINE_MAX: Duration = Duration::from_secs(3600);
 /// What an engine says it took, at most this many times more or less than the settings promise.
 const PROPORTION: f64 = 16.0;
 
+/// No prompt is longer.
+const PROMPT_TOKENS_MAX: u32 = 1 << 22;
+
 /// See the module.
 pub(in crate::node) struct Weighing {
     state: Mutex<State>,
@@ -97,6 +100,8 @@ pub(in crate::node) struct Fetching {
     /// After so many seconds.
     answered_s: Option<f64>,
     failed: bool,
+    has_arrived: bool,
+    decompressed_s: f64,
     expected: Expected,
     soft_deadline: Duration,
     recompute_s: f64,
@@ -295,6 +300,8 @@ impl Weighing {
             begun: Instant::now(),
             answered_s: None,
             failed: false,
+            has_arrived: false,
+            decompressed_s: 0.0,
             expected: Expected::of(decision),
             soft_deadline: Duration::try_from_secs_f64(decision.soft_deadline_s.max(SOFT_DEADLINE_SHARE * recompute_s))
                 .unwrap_or(SOFT_DEADLINE_MIN)
@@ -333,6 +340,7 @@ impl Weighing {
         is_right: bool,
     ) {
         if is_right {
+            fetching.has_arrived |= bytes > 0;
             let mut state = self.state.lock();
             state
                 .model
@@ -345,8 +353,12 @@ impl Weighing {
     pub(in crate::node) fn end(&self, now: Time, fetching: &Fetching) {
         let took_s = fetching.begun.elapsed().as_secs_f64();
         let mut state = self.state.lock();
-        let times = (!fetching.failed).then(|| (fetching.answered_s.unwrap_or(took_s), took_s));
-        state.comparing.ended(&fetching.expected, times);
+        // Of what was not there any more nothing can be compared.
+        if fetching.failed || fetching.has_arrived {
+            let answered_s = fetching.answered_s.unwrap_or(took_s);
+            let times = (!fetching.failed).then_some((answered_s, took_s, fetching.decompressed_s));
+            state.comparing.ended(&fetching.expected, times);
+        }
         if fetching.failed {
             state.model.observe_failed(now, fetching.id, took_s);
         } else {
@@ -357,6 +369,9 @@ impl Weighing {
     /// An engine computed so many tokens behind others in so long. What is out of all proportion to the model and the GPU that the settings
     /// name is ignored: it would be of another, or a tenant that wants to mislead the others.
     pub(in crate::node) fn computed(&self, tokens: u32, before_tokens: u32, took: Duration) {
+        if tokens.saturating_add(before_tokens) > PROMPT_TOKENS_MAX {
+            return;
+        }
         let (took_s, promised_s) = (took.as_secs_f64(), self.profile.seconds(tokens, before_tokens));
         if (promised_s / PROPORTION..promised_s * PROPORTION).contains(&took_s) {
             let mut state = self.state.lock();
@@ -437,12 +452,18 @@ impl Weighing {
             .compression_pays(backend, stored_ratio, decompress_bytes_per_s)
     }
 
-    /// A block came out of so many bytes.
-    pub(in crate::node) fn stored(&self, name: &str, bytes: u64, stored_bytes: u64, decompressed_in: Duration) {
+    /// A block came out of so many bytes, of a fetch that is under way.
+    pub(in crate::node) fn stored(
+        &self,
+        name: &str,
+        fetching: &mut Fetching,
+        (bytes, stored_bytes): (u64, u64),
+        decompressed_in: Duration,
+    ) {
+        let took_s = decompressed_in.as_secs_f64();
+        fetching.decompressed_s += took_s;
         let mut state = self.state.lock();
         let backend = self.backend(&mut state, name);
-        let took_s = decompressed_in.as_secs_f64();
-        state.comparing.decompressed(took_s);
         state.model.observe_stored(backend, bytes, stored_bytes, took_s);
     }
 

@@ -381,7 +381,7 @@ impl Remote {
                 weighing.arrived(now, fetching, object.len() as u64, since.elapsed(), true);
                 since = Instant::now();
             }
-            match self.open(job, &wanted.places[place], own, position, object, until) {
+            match self.open(job, &wanted.places[place], own, position, object, until, fetching) {
                 Some(block) => opened.push(block),
                 None => has_gap = true,
             }
@@ -399,6 +399,7 @@ impl Remote {
     }
 
     /// Opens an object into a slot of its own.
+    #[expect(clippy::too_many_arguments, reason = "what a fetch has at hand")]
     fn open(
         &self,
         job: &FetchJob,
@@ -407,6 +408,7 @@ impl Remote {
         position: usize,
         object: &[u8],
         until: Instant,
+        fetching: &mut Option<Fetching>,
     ) -> Option<(usize, Copied)> {
         let hash = job.hashes[position];
         let name = place.name(hash);
@@ -432,15 +434,11 @@ impl Remote {
                 .with(|decider, now| decider.manager.abandon(own, &[reservation], now));
             return None;
         }
-        if let Some(weighing) = &self.weighing {
+        if let (Some(weighing), Some(fetching)) = (&self.weighing, fetching) {
             // Its seal is opened in the same breath, as that of a plain block is: what that takes is in the bandwidth already.
             let took = is_compressed(object, &contents).then(|| begun.elapsed());
-            weighing.stored(
-                self.name,
-                contents.length.into(),
-                object.len() as u64,
-                took.unwrap_or_default(),
-            );
+            let bytes = (contents.length.into(), object.len() as u64);
+            weighing.stored(self.name, fetching, bytes, took.unwrap_or_default());
         }
         self.counts.blocks.fetch_add(1, Ordering::Relaxed);
         self.counts.bytes.fetch_add(u64::from(extent.length), Ordering::Relaxed);
