@@ -178,9 +178,9 @@ pub(crate) fn purge(daemon: &Daemon, arguments: &[&str]) -> Output {
 /// Every receipt that the daemon has signed for a purge, oldest first.
 pub(crate) fn receipts(daemon: &Daemon, purge: &str) -> Vec<Value> {
     let chain = std::fs::read_to_string(daemon.state().join("receipts/chain.jsonl")).unwrap_or_default();
-    let lines = chain
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    // A line without its end is not there yet: whoever is killed now has given it to nobody, and forgets it.
+    let whole = chain.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let lines = whole.filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter(|entry| entry["purge"] == purge).collect()
 }
 
