@@ -229,6 +229,31 @@ fn a_node_killed_before_the_server_confirmed_completes_the_receipt_in_its_next_r
 }
 
 #[test]
+fn a_write_that_was_given_up_keeps_a_purge_from_being_confirmed_at_once() {
+    let Some(redis) = Redis::start(None) else { return };
+    let daemon = start(&redis, daemon::directory());
+    signal_process(&redis.child, Signal::STOP);
+    put(&daemon, "late");
+    until("its write is given up", || count(&daemon, "failed") > 0);
+    signal_process(&redis.child, Signal::CONT);
+    let output = purge(&daemon, &["--mode", "physical"]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", words(&output)));
+    let id = answer["id"].as_str().expect("a purge").to_owned();
+    until("there is a receipt", || !receipts(&daemon, &id).is_empty());
+    let first = receipts(&daemon, &id).remove(0);
+    assert_eq!(first["guarantee"], "unconfirmed", "{first}");
+    assert!(
+        first.to_string().contains("a write that was given up may still arrive"),
+        "{first}"
+    );
+    // Half a minute later nothing is on its way any more.
+    until("a receipt follows", || receipts(&daemon, &id).len() == 2);
+    let second = receipts(&daemon, &id).remove(1);
+    assert_eq!(second["guarantee"], "verified_physical_purge", "{second}");
+    assert_eq!(objects(&redis).len(), 0);
+}
+
+#[test]
 fn a_server_without_room_still_gives_what_it_has() {
     let Some(redis) = Redis::start(None) else { return };
     let daemon = put_and_restart(&redis, &["one"]);

@@ -405,9 +405,8 @@ impl ObjectStore for S3Store {
             }
             let Some((run, mut got)) = asked.pop_front() else { break };
             let got = self.within(until, "GetObject", async {
-                (&mut got.0)
-                    .await
-                    .unwrap_or_else(|_| unreachable!("it is awaited here, and does not panic"))
+                let broke_off = |_| Err(self.shared.unavailable("a request broke off"));
+                (&mut got.0).await.unwrap_or_else(broke_off)
             })?;
             ahead -= run.range.end - run.range.start;
             let pieces = got.unwrap_or_else(|| {

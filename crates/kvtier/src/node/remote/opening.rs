@@ -98,8 +98,8 @@ fn lacking(feature: &str) -> StoreError {
     }
 }
 
-#[cfg(feature = "redis")]
 /// The address with a password in it, which was checked to have none.
+#[cfg(feature = "redis")]
 fn with_password(url: &str, password: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
     let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
