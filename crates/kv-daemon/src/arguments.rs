@@ -88,6 +88,9 @@ pub(crate) struct Flags {
     /// Which blocks go when room is needed: lru or hazard [default: lru]
     #[arg(long, value_name = "POLICY")]
     eviction_policy: Option<String>,
+    /// Record requests in this file, as a trace for kvctl simulate and replay-gate: times, lengths, keyed hashes, no contents
+    #[arg(long, value_name = "FILE")]
+    record_trace: Option<String>,
     /// How payloads on NVMe are protected: aes-256-gcm or none [default: aes-256-gcm]
     #[arg(long, value_name = "CIPHER")]
     encryption: Option<String>,
@@ -195,6 +198,7 @@ impl Flags {
             ("nvme_discard", "--nvme-discard", self.nvme_discard),
             ("nvme_engine", "--nvme-engine", self.nvme_engine),
             ("eviction_policy", "--eviction-policy", self.eviction_policy),
+            ("record_trace", "--record-trace", self.record_trace),
             ("encryption", "--encryption", self.encryption),
             ("master_key_file", "--master-key-file", self.master_key_file),
             ("anchor_file", "--anchor", self.anchor),

@@ -125,6 +125,11 @@ const METRICS: &[Metric] = &[
     counter_bytes("demoted_bytes", "demoted", "Bytes written to NVMe by demotion"),
     counter("promotions", "Blocks read from NVMe into host memory"),
     counter_bytes("promoted_bytes", "promoted", "Bytes read from NVMe into host memory"),
+    counter("prefetches", "Blocks read from NVMe before anybody asked for them"),
+    counter(
+        "prefetch_hits",
+        "Blocks read ahead that were in host memory when somebody asked for them",
+    ),
     counter("relocations", "Blocks moved between NVMe segments by reclaim"),
     counter_bytes(
         "relocated_bytes",

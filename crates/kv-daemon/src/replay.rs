@@ -187,6 +187,7 @@ fn run(connection: &Connection, options: &Options) -> Result<Report, Failure> {
     let mut report = total.report(seconds, options.block_bytes as u64);
     let after = status(&connection.connect()?)?;
     report.write_amplification = write_amplification(&before, &after);
+    report.prefetched_share = prefetched_share(&before, &after, report.hit_blocks_nvme);
     if options.memcpy {
         report.memcpy_gbps = Some(memcpy_gbps(&replay.content, options.block_bytes));
     }
@@ -323,6 +324,14 @@ fn status(client: &kvtier::client::blocking::Client) -> Result<Value, Failure> {
     let text = client.status().map_err(failure)?;
     serde_json::from_str(&text)
         .map_err(|error| Failure::new(ExitCode::Internal, format!("the daemon's status is no JSON: {error}")))
+}
+
+/// Of the blocks that came from NVMe, those that were read ahead.
+#[expect(clippy::cast_precision_loss, reason = "a ratio")]
+fn prefetched_share(before: &Value, after: &Value, waited_for: u64) -> Option<f64> {
+    let name = "prefetch_hits";
+    let ahead = after[name].as_u64()?.saturating_sub(before[name].as_u64()?);
+    (ahead + waited_for > 0).then(|| ahead as f64 / (ahead + waited_for) as f64)
 }
 
 /// Bytes that the device wrote for each byte kept there, over this replay. `None` when the caller may not see it.

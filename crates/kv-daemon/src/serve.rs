@@ -200,9 +200,10 @@ fn say_ready(socket: &Path, http: Option<&str>, state: &Path) {
 
 fn start_failure(error: &StartError) -> Failure {
     let code = match error {
-        StartError::StateDirectory { .. } | StartError::Socket { .. } | StartError::SocketInUse { .. } => {
-            ExitCode::CannotCreate
-        }
+        StartError::StateDirectory { .. }
+        | StartError::Trace { .. }
+        | StartError::Socket { .. }
+        | StartError::SocketInUse { .. } => ExitCode::CannotCreate,
         StartError::Keys(error) => key_code(error),
         error if error.is_of_a_later_version() => ExitCode::DataFormat,
         StartError::Names { .. } | StartError::Remote { .. } => ExitCode::Configuration,

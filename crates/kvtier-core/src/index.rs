@@ -33,6 +33,8 @@ pub(crate) mod flag {
     pub(crate) const ORPHANED: u16 = 1 << 10;
     /// Its record names fewer labels than it counts as put under.
     pub(crate) const UNDERSTATED: u16 = 1 << 11;
+    /// Read from NVMe for nobody, and not asked for since.
+    pub(crate) const PREFETCHED: u16 = 1 << 12;
 }
 
 /// One block: its key, its parent, where its copies lie. One cache line.

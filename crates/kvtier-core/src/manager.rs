@@ -15,6 +15,7 @@ mod looking;
 mod nvme;
 mod nvme_reclaim;
 mod operation;
+mod prefetch;
 mod promote;
 mod remote;
 mod reserve;
@@ -63,6 +64,7 @@ pub struct TierManager {
     waiting: KeyMap<(u64, waiting::Waiting)>,
     deadlines: BTreeSet<(Time, OperationId)>,
     promotions: promote::PromotionTable,
+    successors: prefetch::Successors,
     host: HostTable,
     host_reclaim: Option<host_reclaim::HostDrain>,
     /// No host segment is chosen for reclaim before this: none could be emptied.
@@ -103,6 +105,7 @@ impl TierManager {
             waiting: KeyMap::default(),
             deadlines: BTreeSet::new(),
             promotions: promote::PromotionTable::default(),
+            successors: prefetch::Successors::default(),
             host: HostTable::default(),
             host_reclaim: None,
             host_reclaim_not_before: Time::ZERO,

@@ -61,6 +61,9 @@ pub enum Advice {
     Closed,
     /// There will be one before this time: its blocks go last until then.
     PinnedUntil(Time),
+    /// An agent works on it and will ask again by this time, as far as can be said: its blocks go after all others that are not pinned,
+    /// until then.
+    ExpectedBy(Time),
 }
 
 /// The order in which copies go. Sees places in the index, lists and times: no key, no byte, no address.

@@ -74,6 +74,8 @@ pub struct CoreSettings {
     pub demotions_in_flight_max: usize,
     /// Promotions in flight.
     pub promotions_in_flight_max: usize,
+    /// Blocks after those of a request that are read from NVMe ahead of it. 0: none.
+    pub prefetch_blocks: usize,
     /// Keys in one request.
     pub batch_keys_max: usize,
     /// Which blocks go when room is needed.
@@ -120,6 +122,7 @@ impl Default for CoreSettings {
             waiting_per_client_max: 1024,
             demotions_in_flight_max: 64,
             promotions_in_flight_max: 256,
+            prefetch_blocks: 0,
             batch_keys_max: 4096,
             eviction: Eviction::Lru,
             ghosts_max: 1 << 20,
@@ -267,6 +270,13 @@ impl CoreSettings {
                     remedy: format!("give 1 to {most}"),
                 });
             }
+        }
+        if self.prefetch_blocks > 4096 {
+            return wrong(
+                "prefetch_blocks",
+                self.prefetch_blocks as u64,
+                "give at most 4096, or 0 for none",
+            );
         }
         if self.ghosts_max > 1 << 31 {
             return wrong("ghosts_max", self.ghosts_max as u64, "give at most 2^31");

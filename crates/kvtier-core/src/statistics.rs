@@ -69,6 +69,10 @@ pub struct Statistics {
     pub promotions: u64,
     /// Their payload, bytes.
     pub promoted_bytes: u64,
+    /// Blocks read from NVMe, or about to be, before anybody asked for them.
+    pub prefetches: u64,
+    /// Of these, blocks that were in host memory when somebody did.
+    pub prefetch_hits: u64,
     /// Records copied between NVMe segments.
     pub relocations: u64,
     /// Their payload, bytes.

@@ -243,6 +243,8 @@ fn settings(random: &mut Random, sizes: &[u64]) -> CoreSettings {
         waiting_per_client_max: random.pick(&[1, 2, 8]),
         demotions_in_flight_max: random.pick(&[1, 3, 16]),
         promotions_in_flight_max: random.pick(&[1, 3, 16]),
+        // Of what was drawn already, so that older seeds stay the worlds that they were.
+        prefetch_blocks: (host_bytes >> 12) as usize % 3 * 4,
         batch_keys_max: 64,
         ..CoreSettings::default()
     }

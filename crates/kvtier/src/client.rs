@@ -13,6 +13,7 @@
 //!
 //! Read first: [`blocking::Client`], [`BlockHandle`] (a leased block), [`blocking::BlockWriter`] (an unpublished one).
 
+mod advice;
 mod asynchronous;
 mod batch;
 pub mod blocking;
@@ -31,6 +32,7 @@ mod submissions;
 #[cfg(test)]
 mod tests;
 
+pub use advice::Advice;
 pub use asynchronous::{BlockWriter, Client, Namespace};
 pub use error::ClientError;
 pub use handle::BlockHandle;

@@ -18,6 +18,7 @@ mod recorder;
 mod restart;
 mod session;
 mod status;
+mod traffic;
 mod watchers;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use self::domains::Domains;
 use self::driver::{Decider, Driver, Settled, Waiter};
 use self::learned::Keeper;
 use self::listener::Listener;
+use self::traffic::TrafficRecorder;
 #[cfg(feature = "remote")]
 mod remote;
 #[cfg(not(feature = "remote"))]
@@ -135,6 +137,14 @@ pub enum StartError {
         /// What it said.
         source: std::io::Error,
     },
+    /// Requests cannot be recorded.
+    #[error("record_trace {path}: {source}: name a file in a directory that this user can write")]
+    Trace {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A fenced cluster's list lacks this node.
     #[error("peers: the list does not name this node, {own}: with cluster_fence it must")]
     NotAMember {
@@ -197,6 +207,7 @@ pub struct Node {
     peers: Option<Arc<Peers>>,
     remote: Option<Arc<Remote>>,
     learned: Option<Keeper>,
+    traffic: Option<TrafficRecorder>,
     threads: Vec<JoinHandle<()>>,
     settings: CheckedSettings,
 }
@@ -324,6 +335,14 @@ impl Node {
         let _ = cell.set(Arc::downgrade(&driver));
 
         let learned = Keeper::start(&driver, &settings.state_dir, &*observer)?;
+        let traffic = match &settings.record_trace {
+            Some(path) => {
+                let recorder = TrafficRecorder::start(path, &*observer)?;
+                let _ = driver.traffic.set(Arc::clone(recorder.traffic()));
+                Some(recorder)
+            }
+            None => None,
+        };
         restart::restore_names(&driver, &domains)?;
         restart::restore_segments(&driver, found, begun, &*observer);
         let timer = Arc::clone(&driver);
@@ -382,6 +401,7 @@ impl Node {
             peers,
             remote,
             learned,
+            traffic,
             threads,
             settings,
         })
@@ -568,6 +588,9 @@ impl Node {
         }
         if let Some(learned) = self.learned.take() {
             learned.stop();
+        }
+        if let Some(traffic) = self.traffic.take() {
+            traffic.stop();
         }
         self.driver.stop();
         for thread in self.threads.drain(..) {

@@ -183,12 +183,18 @@ pub struct Settings {
     pub demotions_in_flight_max: u32,
     /// Promotions in flight. Default 256.
     pub promotions_in_flight_max: u32,
+    /// Blocks after those of a fetch that found all it asked for that are read from NVMe before they are asked for, where they are cached
+    /// and host memory has room for them. Default 32; 0: none. Costs 4 bytes a block of the index.
+    pub prefetch_blocks: u32,
     /// Which blocks go when room is needed. Default `lru`. `hazard` costs up to 48 bytes a block more, and what
     /// `eviction_ghosts_max` says.
     pub eviction_policy: EvictionPolicy,
     /// Evicted blocks that `hazard` remembers, to learn whether they are asked for again. Default 1,048,576; 16 bytes each, and up
     /// to 44 for the visit that it belongs to, as they come.
     pub eviction_ghosts_max: u64,
+    /// A file in which requests are recorded as a trace for `kvctl simulate` and `kvctl replay-gate`: times, lengths and keyed hashes, no
+    /// contents. Each start begins a file of its own. Default none. Costs up to 512 MiB where the disk does not keep up.
+    pub record_trace: Option<PathBuf>,
     /// Byte quota of each namespace. Default none.
     pub namespace_quota_bytes: Option<u64>,
     /// How long a physical purge waits for clients to give back memory that they still hold, milliseconds. Default 5,000.
@@ -342,8 +348,10 @@ impl Default for Settings {
             waiting_per_client_max: 256,
             demotions_in_flight_max: 64,
             promotions_in_flight_max: 256,
+            prefetch_blocks: 32,
             eviction_policy: EvictionPolicy::Lru,
             eviction_ghosts_max: 1 << 20,
+            record_trace: None,
             namespace_quota_bytes: None,
             purge_lease_grace_ms: 5000,
             purge_confirm_wait_ms: 2000,
@@ -556,6 +564,13 @@ impl Settings {
         ] {
             at_least_one(field, value)?;
         }
+        if self.prefetch_blocks > 4096 {
+            return Err(refuse(
+                "prefetch_blocks",
+                self.prefetch_blocks,
+                "at most 4096, or 0 for none",
+            ));
+        }
         if self.nvme_queue_depth > 1024 {
             return Err(refuse("nvme_queue_depth", self.nvme_queue_depth, "at most 1024"));
         }
@@ -716,6 +731,7 @@ impl Settings {
             waiting_per_client_max: self.waiting_per_client_max as usize,
             demotions_in_flight_max: self.demotions_in_flight_max as usize,
             promotions_in_flight_max: self.promotions_in_flight_max as usize,
+            prefetch_blocks: self.prefetch_blocks as usize,
             ..CoreSettings::default()
         }
     }

@@ -51,6 +51,7 @@
 //!  0x0010 Confirm         generation u64, name bytes(1..=256, UTF-8), processor bytes(1..=256, UTF-8)  Confirmed
 //!  0x0011 Explain         keys                                                                     Explained
 //!  0x0012 Computed        tokens u32, before_tokens u32, took_us u64                               Counted
+//!  0x0013 Advise          keys, preceded by advice u32 (0 closed, 1 pinned, 2 expected), within_ms u32   Advised
 //!
 //!  keys  = handle u32, lineage u32 (0 chain after unknown, 1 chain after root, 2 chain after `parent`, 3 independent),
 //!          parent [16] (zero unless lineage is 2), array(hash [16])
@@ -79,6 +80,7 @@
 //!  0x8010 Confirmed       generation u64
 //!  0x8011 Explained       json bytes(UTF-8)
 //!  0x8012 Counted         -
+//!  0x8013 Advised         blocks u32, zero u32
 //!  0xffff Error           kind u32 (`ErrorKind::code`), message bytes(UTF-8, <=1024)
 //!  0x4001 SegmentAdded    segment u32, zero u32, bytes u64; one descriptor beside it; before the first reply that names it
 //!  0x4002 SegmentRemoved  segment u32
@@ -116,7 +118,7 @@ pub use error::{DecodeError, EncodeError};
 pub use extensions::Extensions;
 pub use header::{Envelope, Frame, Header, Kind};
 pub use reply::{Reply, Slot, Welcome};
-pub use request::{Ahead, Keys, Lineage, Request};
+pub use request::{AdviceKind, Ahead, Keys, Lineage, Request};
 pub use stream::FrameStream;
 
 /// The oldest version that this crate speaks.
@@ -131,6 +133,8 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 pub const KEYS_MAX: usize = 4096;
 /// Longest name of a namespace, bytes.
 pub const NAME_BYTES_MAX: usize = 256;
+/// Longest time for which advice counts, milliseconds: an hour.
+pub const ADVICE_MS_MAX: u32 = 3_600_000;
 /// Longest wait of a watch, milliseconds.
 pub const WATCH_MS_MAX: u32 = 10_000;
 /// Longest token, bytes.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kvtier::client::blocking::{Client as Connection, Namespace};
 use kvtier::client::{
-    ClientError, ClientOptions, Completion, ForeignSlice, SubmissionOptions, Submissions, prefix_len,
+    Advice, ClientError, ClientOptions, Completion, ForeignSlice, SubmissionOptions, Submissions, prefix_len,
 };
 use kvtier::{BlockHash, Generation, Hints, Realization};
 use pyo3::prelude::*;
@@ -270,6 +270,24 @@ impl Client {
         let hints = request_hints(prompt_tokens, local_prefix_tokens, queue_wait_us, can_split);
         let json = self.call(py, |open| open.namespace.with_hints(hints).explain(&hashes))?;
         py.import("json")?.call_method1("loads", (json,))
+    }
+
+    /// Says what will become of the session that these keys, in prefix order, are the prompt of: it is over (`closed`), its blocks are
+    /// to stay for `seconds` (`pinned`), or an agent will ask again within `seconds` (`expected`). Zero seconds take back what was said;
+    /// an hour is the most. Answers how many of the blocks the node has.
+    #[pyo3(signature = (keys, advice, seconds = 0.0))]
+    fn advise(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, advice: &str, seconds: f64) -> PyResult<u32> {
+        let hashes = hashes_of(keys)?;
+        let invalid = |words: String| crate::error::Invalid::new_err(words);
+        let within = Duration::try_from_secs_f64(seconds).map_err(|error| invalid(format!("seconds: {error}")))?;
+        let advice = match advice {
+            "closed" if within.is_zero() => Advice::Closed,
+            "closed" => return Err(invalid("seconds: what is closed has no time".into())),
+            "pinned" => Advice::Pinned(within),
+            "expected" => Advice::Expected(within),
+            other => return Err(invalid(format!("advice {other:?}: one of closed, pinned, expected"))),
+        };
+        self.call(py, |open| open.namespace.advise(&hashes, advice))
     }
 
     /// Forgets the block; whether it was there. Whoever holds a lease keeps its bytes until it lets go.

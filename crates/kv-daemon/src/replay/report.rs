@@ -30,6 +30,9 @@ pub struct Report {
     pub hit_blocks_host: u64,
     /// Blocks found on NVMe.
     pub hit_blocks_nvme: u64,
+    /// Of the blocks that lay on NVMe when their request came, the share that was in host memory when it was their turn, because they
+    /// were read ahead. `None` where there was none, or the daemon does not say.
+    pub prefetched_share: Option<f64>,
     /// Their bytes.
     pub hit_bytes_host: u64,
     /// Their bytes.
@@ -91,6 +94,9 @@ impl fmt::Display for Report {
             "hits              {} blocks from host memory, {} from NVMe",
             self.hit_blocks_host, self.hit_blocks_nvme
         )?;
+        if let Some(share) = self.prefetched_share {
+            writeln!(formatter, "read ahead        {share:.4} of the blocks that lay on NVMe")?;
+        }
         writeln!(
             formatter,
             "misses            {} blocks; {} stored, {} there already, {} without room",
@@ -222,6 +228,7 @@ impl Tally {
             first_wrong: self.first_wrong,
             hit_blocks_host: self.hit_blocks_host,
             hit_blocks_nvme: self.hit_blocks_nvme,
+            prefetched_share: None,
             hit_bytes_host: self.hit_blocks_host * block_bytes,
             hit_bytes_nvme: self.hit_blocks_nvme * block_bytes,
             miss_blocks: self.miss_blocks,

@@ -4,6 +4,7 @@
 
 mod admin;
 mod administration;
+mod advice;
 mod bucket;
 mod commands;
 mod daemon;
@@ -16,6 +17,7 @@ mod peers;
 mod purge;
 mod raw;
 mod receipts;
+mod recording;
 mod redis;
 mod remote;
 mod restart;

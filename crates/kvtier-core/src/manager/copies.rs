@@ -184,23 +184,26 @@ impl TierManager {
 
     /// A request uses the block, after those before it in its prefix.
     pub(super) fn use_block(&mut self, block: u32) {
+        self.note_succession(block);
         self.policy.used(BlockId(block), self.usage(block), self.now);
         self.touch(block);
     }
 
-    /// A client says what will become of the session that these blocks, in prefix order, are the prompt of.
+    /// A client says what will become of the session that these blocks, in prefix order, are the prompt of. Answers how many of them are
+    /// cached here.
     ///
     /// # Errors
     /// `Denied`, `UnknownClient` or `Invalid`.
-    pub fn advise(&mut self, request: &Request<'_>, advice: Advice, now: Time) -> Result<(), Refusal> {
+    pub fn advise(&mut self, request: &Request<'_>, advice: Advice, now: Time) -> Result<usize, Refusal> {
         self.advance(now);
         self.admit_request(request)?;
-        for block in self.find_all(request) {
-            if block != NONE && !self.index.entry(block).is_ghost() {
-                self.policy.advise(BlockId(block), advice, self.now);
-            }
+        let found = self.find_all(request).into_iter();
+        let cached = found.filter(|&block| block != NONE && !self.index.entry(block).is_ghost());
+        let cached: Vec<u32> = cached.collect();
+        for &block in &cached {
+            self.policy.advise(BlockId(block), advice, self.now);
         }
-        Ok(())
+        Ok(cached.len())
     }
 
     /// The parent of a block, where it is on the same list and was used together with it: whoever uses a block uses all
@@ -352,7 +355,7 @@ impl TierManager {
         let (segment, slot) = (entry.host_segment, entry.host_slot);
         entry.host_segment = NONE;
         entry.host_slot = NONE;
-        entry.clear(flag::CLEAN | flag::USED);
+        entry.clear(flag::CLEAN | flag::USED | flag::PREFETCHED);
         self.namespaces.at_mut(entry.namespace).host_blocks -= 1;
         self.counters.host_blocks -= 1;
         let leak = self.index.entry(block).is_ghost() && mutant_is!(self, ForgetLeaksSlot);

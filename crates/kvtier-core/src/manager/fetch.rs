@@ -26,6 +26,16 @@ impl TierManager {
         Ok(self.find_all(request).iter().map(tier).collect())
     }
 
+    /// Tokens in each block that is cached, 0 elsewhere.
+    #[must_use]
+    pub fn tokens_of(&self, namespace: NamespaceId, realization: RealizationId, hashes: &[BlockHash]) -> Vec<u32> {
+        let tokens = |hash: &BlockHash| {
+            let block = self.find(namespace, realization, *hash);
+            block.map_or(0, |block| u32::from(self.index.entry(block).tokens))
+        };
+        hashes.iter().map(tokens).collect()
+    }
+
     /// Leases blocks where they can be read. Those on NVMe are read first: the answer is `Pending` then, and at the latest
     /// when the deadline passes `FetchDone` carries what is there; bytes that come later stay for the next fetch.
     ///
@@ -63,12 +73,19 @@ impl TierManager {
         let mut absent = 0;
         for (result, &block) in results.iter_mut().zip(&found).filter(|(_, block)| **block != NONE) {
             if self.index.entry(block).in_host() {
+                self.note_prefetch_hit(block);
                 *result = self.lease(client, block, Tier::Host);
             } else {
                 absent += 1;
             }
         }
+        let last = found.last().copied();
+        let ahead_of = last.filter(|_| found.len() == request.hashes.len() && !found.contains(&NONE));
         if absent == 0 {
+            if let Some(last) = ahead_of {
+                self.prefetch_after(last);
+                self.pump();
+            }
             return Ok(Answer::Ready(results));
         }
         if !self.may_wait(client) || request.deadline <= self.now {
@@ -101,7 +118,12 @@ impl TierManager {
         for (position, block) in undecided {
             self.promote(block, operation, position);
         }
+        // Those that somebody waits for have their slots first.
         self.pump();
+        if let Some(last) = ahead_of {
+            self.prefetch_after(last);
+            self.pump();
+        }
         Ok(Answer::Pending(operation))
     }
 

@@ -74,6 +74,7 @@ impl TierManager {
             + self.leases.memory_bytes()
             + self.reservations.memory_bytes()
             + self.promotions.memory_bytes()
+            + self.successors.memory_bytes()
             + self.waiting.memory_bytes()
             + self.writes.memory_bytes()
             + self.stale.memory_bytes()

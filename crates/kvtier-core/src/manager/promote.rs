@@ -15,9 +15,25 @@ pub(super) struct Promotion {
     pub(super) stage: Stage,
     /// Who waits, and for which of its keys.
     pub(super) waiters: Vec<(OperationId, u32)>,
+    /// Begun for nobody: it goes on without one.
+    ahead: bool,
     /// Length and checksum of what is read (a planted bug).
     #[cfg(feature = "mutants")]
     read: (u32, u32),
+}
+
+impl Promotion {
+    pub(super) fn new(block: u32, group: u32, stage: Stage, waiters: Vec<(OperationId, u32)>) -> Promotion {
+        Promotion {
+            block,
+            group,
+            stage,
+            ahead: waiters.is_empty(),
+            waiters,
+            #[cfg(feature = "mutants")]
+            read: (0, 0),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +54,10 @@ pub(super) struct PromotionTable {
     next: u64,
     /// Those with a slot, first come first served.
     pub(super) ready: VecDeque<u64>,
+    /// Those with a slot for which nobody waited when they began: after all others.
+    ready_ahead: VecDeque<u64>,
+    /// Begun for nobody and not ended.
+    ahead: usize,
     /// Those whose block was forgotten before the device was asked, or whose tier is out of service.
     pub(super) cancelled: Vec<u64>,
 }
@@ -65,8 +85,35 @@ impl PromotionTable {
         let id = self.next;
         self.next += 1;
         self.of_block.put(u64::from(promotion.block), id);
+        self.ahead += usize::from(promotion.ahead);
         self.entries.put(id, promotion);
         id
+    }
+
+    /// One that nobody waits for, with its slot.
+    pub(super) fn start_ahead(&mut self, promotion: Promotion) {
+        let id = self.insert(promotion);
+        self.ready_ahead.push_back(id);
+    }
+
+    pub(super) fn ahead_in_flight(&self) -> usize {
+        self.ahead
+    }
+
+    fn next_ready(&mut self) -> Option<u64> {
+        self.ready.pop_front().or_else(|| self.ready_ahead.pop_front())
+    }
+
+    /// Somebody waits for the block now: its promotion has its turn with those of others.
+    fn join(&mut self, block: u32, waiter: (OperationId, u32)) {
+        let id = *self.of_block.at(u64::from(block)).expect("a block being promoted");
+        let promotion = self.entries.at_mut(id).expect("a promotion of a block");
+        let overtakes =
+            promotion.ahead && promotion.waiters.is_empty() && matches!(promotion.stage, Stage::Ready { .. });
+        promotion.waiters.push(waiter);
+        if overtakes {
+            self.ready.push_back(id);
+        }
     }
 
     fn take(&mut self, promotion: u64) -> Option<Promotion> {
@@ -74,6 +121,7 @@ impl PromotionTable {
         if entry.block != NONE {
             self.of_block.take(u64::from(entry.block));
         }
+        self.ahead -= usize::from(entry.ahead);
         Some(entry)
     }
 
@@ -86,8 +134,7 @@ impl TierManager {
     /// Reads an NVMe copy for `operation`, or joins who reads it already.
     pub(super) fn promote(&mut self, block: u32, operation: OperationId, position: u32) {
         if self.index.entry(block).is(flag::PROMOTING) {
-            let promotion = self.promotions.of_block_mut(block).expect("a block being promoted");
-            promotion.waiters.push((operation, position));
+            self.promotions.join(block, (operation, position));
             self.lease_before_read(block);
             return;
         }
@@ -97,14 +144,9 @@ impl TierManager {
         let domain = self.namespaces.at(namespace).domain;
         let group = self.host.open_group(domain, pages(length));
         let waiters = vec![(operation, position)];
-        let promotion = self.promotions.insert(Promotion {
-            block,
-            group,
-            stage: Stage::NeedsSlot,
-            waiters,
-            #[cfg(feature = "mutants")]
-            read: (0, 0),
-        });
+        let promotion = self
+            .promotions
+            .insert(Promotion::new(block, group, Stage::NeedsSlot, waiters));
         let entry = self.host.group_mut(group);
         entry.wants.push_back(Want::Promotion(promotion));
         entry.wanted += 1;
@@ -143,7 +185,7 @@ impl TierManager {
     /// Asks the device for promotions that have their slots.
     pub(super) fn start_promotions(&mut self) {
         while self.nvme_accepts() && (self.nvme_ref().reads as usize) < self.settings.promotions_in_flight_max {
-            let Some(promotion) = self.promotions.ready.pop_front() else {
+            let Some(promotion) = self.promotions.next_ready() else {
                 return;
             };
             let Some(entry) = self.promotions.at(promotion) else {
@@ -152,10 +194,11 @@ impl TierManager {
             let Stage::Ready { segment, slot } = entry.stage else {
                 continue;
             };
-            let waits = entry
-                .waiters
-                .iter()
-                .any(|(operation, _)| self.waiting.at(operation.0).is_some());
+            let waits = entry.ahead
+                || entry
+                    .waiters
+                    .iter()
+                    .any(|(operation, _)| self.waiting.at(operation.0).is_some());
             if !waits || entry.block == NONE {
                 self.promotions.cancelled.push(promotion);
                 continue;
@@ -232,7 +275,11 @@ impl TierManager {
             self.counters.promotions += 1;
             self.counters.promoted_bytes += u64::from(length);
             self.attach_host(block, segment, slot);
-            self.move_to_redundant(block);
+            if entry.waiters.is_empty() {
+                self.prefetched(block);
+            } else {
+                self.move_to_redundant(block);
+            }
             self.unpark(block);
             for (operation, position) in entry.waiters {
                 let outcome = match self.waiting.at(operation.0).map(|waiting| waiting.client) {

@@ -206,6 +206,7 @@ impl TierManager {
             self.index.entry_mut(parent).children += 1;
         }
         self.attach_labels(block, labels);
+        self.note_succession(block);
         self.touch_ancestors(block);
         self.attach_host(block, place.0, place.1);
         self.host.attend(self.host.segment(place.0).group);

@@ -9,7 +9,7 @@ mod order;
 mod tables;
 mod visits;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use self::ages::{BINS, EDGES, SECOND, ticks, width};
@@ -43,6 +43,7 @@ const KEPT_PART: usize = 2;
 const ADMITTED_PART: usize = 2;
 const LEVEL_NEXT: u8 = 0;
 const LEVEL_PINNED: u8 = LEVELS as u8 - 1;
+const LEVEL_EXPECTED: u8 = LEVEL_PINNED - 1;
 
 /// What the policy keeps of a cached block.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +96,8 @@ pub struct ReuseHazard {
     duel: Duel,
     /// Deadline, visit and tag.
     pins: BTreeSet<(u64, u32, u16)>,
+    /// The same by visit and tag.
+    pinned: BTreeMap<(u32, u16), u64>,
     now: u64,
     /// When the next visit outgrows its bin.
     next_outgrown: u64,
@@ -128,6 +131,7 @@ impl ReuseHazard {
             tables: Tables::new(),
             duel: Duel::new(),
             pins: BTreeSet::new(),
+            pinned: BTreeMap::new(),
             now: 0,
             next_outgrown: 0,
             next_fit: FIT_EVERY,
@@ -201,8 +205,9 @@ impl ReuseHazard {
         }
         while let Some(&(deadline, visit, tag)) = self.pins.first().filter(|pin| pin.0 <= self.now) {
             self.pins.remove(&(deadline, visit, tag));
+            self.pinned.remove(&(visit, tag));
             if self.visits.is_live(visit, tag) {
-                self.visits.at_mut(visit).marks &= !mark::PINNED;
+                self.visits.at_mut(visit).marks &= !(mark::PINNED | mark::EXPECTED);
                 self.level(visit);
             }
         }
@@ -243,6 +248,9 @@ impl ReuseHazard {
         if entry.is(mark::PINNED) {
             return LEVEL_PINNED;
         }
+        if entry.is(mark::EXPECTED) {
+            return LEVEL_EXPECTED;
+        }
         if entry.is(mark::CLOSED) {
             return LEVEL_NEXT;
         }
@@ -250,6 +258,26 @@ impl ReuseHazard {
         match self.duel.rule() {
             Rule::Hazard => self.tables.level(class, bin),
             Rule::Recency => LEVEL_PINNED - 1 - 3 * entry.bin,
+        }
+    }
+
+    /// Its blocks stay until then, where there is room for one more such promise.
+    /// What was said last counts; a deadline that has passed ends it.
+    fn hold(&mut self, visit: u32, until: Time, mark: u8) {
+        let until = ticks(until);
+        let tag = self.visits.at(visit).tag;
+        if let Some(before) = self.pinned.remove(&(visit, tag)) {
+            self.pins.remove(&(before, visit, tag));
+        }
+        let held = until > self.now && self.pins.len() < PINS_MAX;
+        if held {
+            self.pins.insert((until, visit, tag));
+            self.pinned.insert((visit, tag), until);
+        }
+        let entry = self.visits.at_mut(visit);
+        entry.marks &= !(mark::PINNED | mark::EXPECTED);
+        if held {
+            entry.marks = (entry.marks | mark) & !mark::CLOSED;
         }
     }
 
@@ -471,14 +499,15 @@ impl EvictionPolicy for ReuseHazard {
         if visit == NONE {
             return;
         }
-        let tag = self.visits.at(visit).tag;
         match advice {
-            Advice::Closed => self.visits.at_mut(visit).marks |= mark::CLOSED,
-            Advice::PinnedUntil(until) if ticks(until) > self.now && self.pins.len() < PINS_MAX => {
-                self.pins.insert((ticks(until), visit, tag));
-                self.visits.at_mut(visit).marks |= mark::PINNED;
+            // What many share is not over with one of them.
+            Advice::Closed if self.visits.at(visit).class.is_shared() => {}
+            Advice::Closed => {
+                let entry = self.visits.at_mut(visit);
+                entry.marks = (entry.marks | mark::CLOSED) & !(mark::PINNED | mark::EXPECTED);
             }
-            Advice::PinnedUntil(_) => {}
+            Advice::PinnedUntil(until) => self.hold(visit, until, mark::PINNED),
+            Advice::ExpectedBy(until) => self.hold(visit, until, mark::EXPECTED),
         }
         self.level(visit);
     }
@@ -598,6 +627,12 @@ impl EvictionPolicy for ReuseHazard {
     fn check_invariants(&self) {
         self.orders.check_invariants();
         self.visits.check_invariants();
+        let pins = self.pins.iter().map(|&(until, visit, tag)| ((visit, tag), until));
+        assert_eq!(
+            pins.collect::<BTreeMap<_, _>>(),
+            self.pinned,
+            "pins by deadline and by visit"
+        );
         self.check_blocks();
     }
 }

@@ -9,6 +9,7 @@ mod generation;
 mod labels;
 mod leases;
 mod memory;
+mod prefetch;
 mod prefix;
 mod quota;
 mod random;

@@ -71,6 +71,7 @@ fn settings(nvme: bool, eviction: Eviction) -> CoreSettings {
         waiting_per_client_max: 3,
         demotions_in_flight_max: 4,
         promotions_in_flight_max: 3,
+        prefetch_blocks: 4,
         ..CoreSettings::default()
     }
 }

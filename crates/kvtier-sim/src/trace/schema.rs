@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|
 //! | Mooncake | `hash_ids` alone | `timestamp`, ms | `input_length` | `hash_ids`, 512 tokens each |
 //! | Qwen-Bailian | `chat_id` beside `hash_ids` | `timestamp`, s | `input_length` | `hash_ids`, 16 tokens each |
+//! | recorded | `block_tokens` beside `hash_ids` | `timestamp`, ms | `input_length` | `hash_ids`, `block_tokens` each |
 //! | replay | `schedule` | `schedule.arrival_offset_ms` | `observed.input_tokens` (or `prompt_tokens`, `input_length`) | `observed.hash_ids`, or else derived |
 //!
 //! A replay trace of a control plane may say nothing of contents. Then the prompts of one `session_id` are taken to
@@ -24,6 +25,8 @@ pub enum Schema {
     Mooncake,
     /// As published with "KVCache Cache in the Wild" (USENIX ATC '25).
     QwenBailian,
+    /// As a daemon records what it is asked (`record_trace`), with blocks of so many tokens.
+    Recorded(u32),
     /// As a control plane records what it scheduled.
     Replay,
 }
@@ -35,6 +38,7 @@ impl Schema {
         match self {
             Schema::Mooncake | Schema::Replay => TOKENS_PER_ID,
             Schema::QwenBailian => 16,
+            Schema::Recorded(tokens) => tokens,
         }
     }
 }
@@ -149,7 +153,16 @@ fn schema_of(value: &Value) -> Result<Schema, String> {
     } else if value.get("chat_id").is_some() || value.get("parent_chat_id").is_some() {
         Ok(Schema::QwenBailian)
     } else if value.get("hash_ids").is_some() {
-        Ok(Schema::Mooncake)
+        match value.get("block_tokens") {
+            None => Ok(Schema::Mooncake),
+            Some(tokens) => {
+                let tokens = tokens.as_u64().and_then(|tokens| u32::try_from(tokens).ok());
+                let tokens = tokens
+                    .filter(|tokens| *tokens > 0)
+                    .ok_or("block_tokens: no number of tokens")?;
+                Ok(Schema::Recorded(tokens))
+            }
+        }
     } else {
         Err("neither hash_ids nor schedule: of no known schema".to_string())
     }
@@ -192,7 +205,7 @@ type Sessions = BTreeMap<String, u64>;
 
 fn parse(schema: Schema, value: Value, line: u64, sessions: &mut Sessions) -> Result<TraceRequest, String> {
     let request = match schema {
-        Schema::Mooncake => serde_json::from_value(value).map_err(|error| error.to_string())?,
+        Schema::Mooncake | Schema::Recorded(_) => serde_json::from_value(value).map_err(|error| error.to_string())?,
         Schema::QwenBailian => {
             let line: QwenLine = serde_json::from_value(value).map_err(|error| error.to_string())?;
             TraceRequest {
@@ -284,6 +297,22 @@ mod tests {
         assert_eq!((trace.schema, trace.schema.tokens_per_id()), (Schema::Mooncake, 512));
         assert_eq!(trace.requests[0].timestamp_ms, 27);
         assert_eq!(trace.requests[0].hash_ids, [0, 1, 7]);
+    }
+
+    #[test]
+    fn what_a_daemon_recorded_is_read_with_its_own_blocks() {
+        let line = |tokens: &str| {
+            format!(
+                r#"{{"timestamp": 27, "input_length": 40, "output_length": 0, "hash_ids": [1, 2, 3], "block_tokens": {tokens}}}"#
+            )
+        };
+        let trace = read(&format!("{}\n{}\n{}", line("16"), line("0"), line("256")), 2).expect("a trace");
+        assert_eq!((trace.schema, trace.schema.tokens_per_id()), (Schema::Recorded(16), 16));
+        assert_eq!(
+            (trace.requests.len(), trace.skipped.len()),
+            (1, 2),
+            "one form of blocks at a time"
+        );
     }
 
     #[test]

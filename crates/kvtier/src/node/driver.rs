@@ -22,6 +22,7 @@ use super::peers::versions::{Cause, VersionBook};
 use super::recorder::{Job, Recorder};
 use super::remote::Remote;
 use super::status::{Durability, Purges};
+use super::traffic::Traffic;
 use super::watchers::{Confirmations, Watchers};
 use crate::settings::CheckedSettings;
 
@@ -81,6 +82,8 @@ pub(crate) struct Driver {
     /// What came back from NVMe at the start.
     pub(crate) restored: OnceLock<Durability>,
     pub(crate) clock: NodeClock,
+    /// Set once, where requests are recorded.
+    pub(crate) traffic: OnceLock<Arc<Traffic>>,
     pub(crate) watchers: Watchers,
     pub(crate) confirmations: Confirmations,
     /// What became of purges so far.
@@ -123,6 +126,7 @@ impl Driver {
             remote: OnceLock::new(),
             restored: OnceLock::new(),
             clock,
+            traffic: OnceLock::new(),
             watchers: Watchers::new(),
             confirmations: Confirmations::default(),
             purges: Mutex::default(),

@@ -30,6 +30,7 @@ use crate::settings::Clock;
 use crate::wire::{Ahead, Frame, FrameStream, KEYS_MAX, Keys, Reply, Request, Slot, VERSION_MAX, VERSION_MIN, Welcome};
 
 mod reading;
+mod seeing;
 mod watching;
 
 /// How long a connection may take to say who it is.
@@ -145,6 +146,7 @@ impl Session {
         }
         let driver = Arc::clone(&self.shared.driver);
         driver.forget(self.client);
+        self.see_end();
         if matches!(ended, Ok(End::Goodbye)) {
             self.depart(Departure::Clean);
             return;
@@ -343,6 +345,11 @@ impl Session {
                 self.reply(request, &Reply::Counted);
                 Ok(())
             }
+            Request::Advise {
+                advice,
+                within_ms,
+                keys,
+            } => self.advise(request, advice, within_ms, &keys),
             Request::Goodbye => {
                 self.reply(request, &Reply::Farewell);
                 return Ok(Some(End::Goodbye));
@@ -581,6 +588,7 @@ impl Session {
             Ok(outcomes) => outcomes,
             Err(refusal) => return Ok(Err(refusal.into())),
         };
+        self.see_put((namespace, realization), &outcomes);
         if let Some(remote) = driver.remote() {
             let published = self.items.iter().zip(&outcomes);
             let published = published.filter(|(_, outcome)| **outcome == Sealed::Published);

@@ -102,6 +102,10 @@ mirror! {
         promotions,
         /// Their payload, bytes.
         promoted_bytes,
+        /// Blocks read from NVMe, or about to be, before anybody asked for them.
+        prefetches,
+        /// Of these, blocks that were in host memory when somebody did.
+        prefetch_hits,
         /// Records copied between NVMe segments.
         relocations,
         /// Their payload, bytes.

@@ -64,6 +64,8 @@ kinds! {
     Explain = 0x0011,
     /// [`super::Request::Computed`]
     Computed = 0x0012,
+    /// [`super::Request::Advise`]
+    Advise = 0x0013,
     /// [`super::Reply::SegmentAdded`]
     SegmentAdded = 0x4001,
     /// [`super::Reply::SegmentRemoved`]
@@ -100,6 +102,8 @@ kinds! {
     Explained = 0x8011,
     /// [`super::Reply::Counted`]
     Counted = 0x8012,
+    /// [`super::Reply::Advised`]
+    Advised = 0x8013,
     /// [`super::Reply::Error`]
     Error = 0xffff,
 }

@@ -125,6 +125,11 @@ pub enum Reply<'a> {
     },
     /// To `Computed`.
     Counted,
+    /// To `Advise`.
+    Advised {
+        /// How many of the keys' blocks are cached here.
+        blocks: u32,
+    },
     /// To anything.
     Error {
         /// The remedy.
@@ -225,6 +230,11 @@ impl<'a> Reply<'a> {
                 json: cursor.text("json", 0, FRAME_BYTES_MAX)?,
             },
             Kind::Counted => Reply::Counted,
+            Kind::Advised => {
+                let blocks = cursor.u32("blocks")?;
+                cursor.zero::<4>("padding of advised")?;
+                Reply::Advised { blocks }
+            }
             Kind::Error => {
                 let code = cursor.u32("error kind")?;
                 let kind = u8::try_from(code).ok().and_then(ErrorKind::from_code);
@@ -271,6 +281,7 @@ impl<'a> Reply<'a> {
             Reply::Confirmed { .. } => Kind::Confirmed,
             Reply::Explained { .. } => Kind::Explained,
             Reply::Counted => Kind::Counted,
+            Reply::Advised { .. } => Kind::Advised,
             Reply::Error { .. } => Kind::Error,
             Reply::SegmentAdded { .. } => Kind::SegmentAdded,
             Reply::SegmentRemoved { .. } => Kind::SegmentRemoved,
@@ -352,6 +363,10 @@ impl<'a> Reply<'a> {
                 put_bytes(json.as_bytes(), "json", (0, FRAME_BYTES_MAX), target)?
             }
             Reply::Farewell | Reply::Counted => {}
+            Reply::Advised { blocks } => {
+                put_u32(blocks, target);
+                put_u32(0, target);
+            }
             Reply::Watched { sequence, json } => {
                 put_u64(sequence, target);
                 put_bytes(json.as_bytes(), "json", (0, FRAME_BYTES_MAX), target)?;

@@ -78,6 +78,17 @@ pub struct Ahead {
     pub count: u32,
 }
 
+/// What a client says of the session whose prompt it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AdviceKind {
+    /// It is over.
+    Closed,
+    /// Its blocks are to stay for a time.
+    Pinned,
+    /// An agent works on it and will ask again within a time.
+    Expected,
+}
+
 /// What a client asks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Request<'a> {
@@ -174,6 +185,16 @@ pub enum Request<'a> {
         /// On the GPU, waiting not counted.
         took_us: u64,
     },
+    /// What will become of the session that these keys are the prompt of. Answered with [`super::Reply::Advised`].
+    Advise {
+        /// What will.
+        advice: AdviceKind,
+        /// For how long that counts, at most [`super::ADVICE_MS_MAX`]; 0 behind [`AdviceKind::Closed`], and elsewhere takes back what was
+        /// said.
+        within_ms: u32,
+        /// The prompt.
+        keys: Keys<'a>,
+    },
     /// The client touches nothing any more. Answered with [`super::Reply::Farewell`].
     Goodbye,
 }
@@ -267,6 +288,25 @@ impl<'a> Request<'a> {
                 before_tokens: cursor.u32("before_tokens")?,
                 took_us: cursor.u64("took_us")?,
             },
+            Kind::Advise => {
+                let advice = match cursor.u32("advice")? {
+                    0 => AdviceKind::Closed,
+                    1 => AdviceKind::Pinned,
+                    2 => AdviceKind::Expected,
+                    code => return Err(DecodeError::UnknownCode { field: "advice", code }),
+                };
+                let within_ms = cursor.u32("within_ms")?;
+                if advice == AdviceKind::Closed && within_ms != 0 {
+                    return Err(DecodeError::NotZero {
+                        field: "time of what is over",
+                    });
+                }
+                Request::Advise {
+                    advice,
+                    within_ms,
+                    keys: Keys::decode(cursor)?,
+                }
+            }
             kind => return Err(DecodeError::UnknownKind { kind: kind.code() }),
         })
     }
@@ -293,6 +333,7 @@ impl<'a> Request<'a> {
             Request::Confirm { .. } => Kind::Confirm,
             Request::Explain(_) => Kind::Explain,
             Request::Computed { .. } => Kind::Computed,
+            Request::Advise { .. } => Kind::Advise,
         }
     }
 
@@ -381,6 +422,15 @@ impl<'a> Request<'a> {
                 put_u32(before_tokens, target);
                 put_u64(took_us, target);
                 Ok(())
+            }
+            Request::Advise {
+                advice,
+                within_ms,
+                keys,
+            } => {
+                put_u32(advice as u32, target);
+                put_u32(within_ms, target);
+                keys.encode(target)
             }
             Request::Release | Request::Flush | Request::Status | Request::Goodbye => Ok(()),
         }

@@ -292,6 +292,11 @@ fn answer(node: &mut State, request: &Request<'_>, number: u64, out: &mut Vec<u8
             slots: [].as_slice().into(),
         }
         .encode(number, out),
+        Request::Advise { keys, .. } => {
+            let cached = keys.hashes.iter().filter(|hash| node.blocks.contains_key(hash));
+            let blocks = u32::try_from(cached.count()).expect("a message's keys");
+            Reply::Advised { blocks }.encode(number, out)
+        }
         Request::Release => Ok(()),
         Request::Abandon { reservations } => {
             for reservation in reservations {

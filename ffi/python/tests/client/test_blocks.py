@@ -77,6 +77,10 @@ def test_a_prefix_ends_at_the_first_miss(client):
     with pytest.raises(kvtier.Invalid):
         client.report_computed(256, -1.0)
     assert client.exists(key(1)) and not client.exists(key(3))
+    assert client.advise(keys, "pinned", 60) == client.advise(keys, "expected", 0.5) == client.advise(keys, "closed") == 3
+    for advice, seconds in [("forever", 1), ("closed", 1), ("pinned", -1), ("pinned", 3601)]:
+        with pytest.raises(kvtier.Invalid):
+            client.advise(keys, advice, seconds)
 
 
 def test_a_target_that_is_too_small_is_not_touched(client):

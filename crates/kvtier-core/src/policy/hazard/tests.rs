@@ -244,6 +244,62 @@ fn a_session_that_was_closed_and_is_used_again_is_open() {
 }
 
 #[test]
+fn a_step_that_is_expected_stays_until_its_time_behind_what_is_pinned() {
+    let mut world = World::new(100, 1024);
+    for chain in 0..3_u32 {
+        world.prompt(&[chain * 10], 512, u64::from(chain));
+    }
+    let now = Time(3 * SECOND_NS);
+    let soon = |seconds: u64| Time(seconds * SECOND_NS);
+    world.policy.advise(BlockId(0), Advice::ExpectedBy(soon(60)), now);
+    world.policy.advise(BlockId(10), Advice::PinnedUntil(soon(60)), now);
+    assert_eq!(world.evict(), Some(20));
+    assert_eq!(world.evict(), Some(0), "before what is pinned");
+    assert_eq!(world.evict(), Some(10));
+    world.prompt(&[30], 512, 4);
+    world.prompt(&[31], 512, 5);
+    world.policy.advise(BlockId(30), Advice::ExpectedBy(soon(10)), soon(5));
+    world.prompt(&[32], 512, 11);
+    assert_eq!(world.evict(), Some(30), "its time is over, and it is the oldest");
+    world.policy.check_invariants();
+}
+
+#[test]
+fn of_two_pins_the_last_counts_and_one_of_the_past_ends_it() {
+    let mut world = World::new(100, 1024);
+    for block in 0..3_u32 {
+        world.prompt(&[block], 512, u64::from(block));
+    }
+    let at = |seconds: u64| Time(seconds * SECOND_NS);
+    world.policy.advise(BlockId(0), Advice::PinnedUntil(at(10)), at(3));
+    world.policy.advise(BlockId(0), Advice::PinnedUntil(at(100)), at(3));
+    world.policy.advise(BlockId(1), Advice::PinnedUntil(at(100)), at(3));
+    world.policy.advise(BlockId(1), Advice::PinnedUntil(at(3)), at(3));
+    world.prompt(&[9], 512, 20);
+    assert_eq!(world.evict(), Some(1), "its pin was taken back");
+    assert_eq!(world.policy.pins.len(), 1);
+    world.policy.check_invariants();
+    for expected in [Some(2), Some(9), Some(0)] {
+        assert_eq!(world.evict(), expected);
+    }
+}
+
+#[test]
+fn what_many_share_is_not_over_with_one_session() {
+    let mut world = World::new(100, 1024);
+    for session in 1..=6_u32 {
+        world.prompt(&[0, session * 10], 512, u64::from(session) * 10);
+    }
+    let now = Time(61 * SECOND_NS);
+    assert!(world.policy.visits.at(world.policy.block(0).visit).class.is_shared());
+    for block in [0, 60] {
+        world.policy.advise(BlockId(block), Advice::Closed, now);
+    }
+    assert_eq!(world.evict(), Some(60));
+    assert_ne!(world.evict(), Some(0));
+}
+
+#[test]
 fn pins_are_bounded() {
     let mut world = World::new(PINS_MAX + 10, 0);
     for block in 0..PINS_MAX as u32 + 10 {

@@ -13,6 +13,8 @@ pub(super) mod mark {
     pub(crate) const CLOSED: u8 = 2;
     /// Its blocks stay until the pin's deadline, as far as that is possible.
     pub(crate) const PINNED: u8 = 4;
+    /// It is to be used again before a deadline.
+    pub(crate) const EXPECTED: u8 = 8;
 }
 
 /// One use of a prefix: the blocks for which it was the last use.

@@ -15,7 +15,7 @@ use crate::client::handle::BlockHandle;
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
 use crate::client::session::{Got, Leased, Session};
-use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
+use crate::client::{Advice, ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 use crate::wire::{Ahead, Array, Extensions, Keys, Reply, Request};
 
 /// A namespace in one form, over a [`super::Client`]'s connection. Cloning it is cheap.
@@ -402,6 +402,20 @@ impl Namespace {
             _ => Err(unexpected()),
         };
         self.call(&connection, &Request::Explain(keys), absorb).await
+    }
+
+    /// As the blocking client's: what will become of a session.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn advise(&self, hashes: &[BlockHash], advice: Advice) -> Result<u32, ClientError> {
+        let (connection, keys) = self.keys_from(hashes, 0).await?;
+        connection.with_session(|session| check_one_message(hashes.len(), session))?;
+        let absorb = |_: &mut Session, reply: Reply<'_>| match reply {
+            Reply::Advised { blocks } => Ok(blocks),
+            _ => Err(unexpected()),
+        };
+        self.call(&connection, &advice.request(keys), absorb).await
     }
 
     /// Whether one key is cached.

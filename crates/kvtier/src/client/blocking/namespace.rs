@@ -14,7 +14,7 @@ use crate::client::handle::BlockHandle;
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
 use crate::client::session::{Got, Leased};
-use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
+use crate::client::{Advice, ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 use crate::wire::{Ahead, Array, Extensions, Keys, Reply, Request};
 
 /// A namespace in one form, over a [`super::Client`]'s connection. Cloning it is cheap.
@@ -426,6 +426,28 @@ impl Namespace {
                 _ => Err(unexpected()),
             },
         )
+    }
+
+    /// Says what will become of the session that these keys, in prefix order, are the prompt of; how many of their blocks the node has.
+    /// What many sessions share is not over with one of them. Only `eviction_policy = "hazard"` makes use of it.
+    ///
+    /// # Errors
+    /// `Invalid` for more keys than one message takes or a time of more than an hour; `Protocol` from a node that does not know this;
+    /// otherwise as any call.
+    pub fn advise(&self, hashes: &[BlockHash], advice: Advice) -> Result<u32, ClientError> {
+        let mut line = self.shared.line()?;
+        let (session, opened) = line.opened(&self.shared, self.index)?;
+        check_one_message(hashes.len(), session)?;
+        let keys = Keys {
+            handle: opened.handle,
+            lineage: Lineage::default(),
+            hashes: Array::from(hashes),
+        };
+        let request = advice.request(keys);
+        line.call(&self.shared, &request, self.hints, |_, reply| match reply {
+            Reply::Advised { blocks } => Ok(blocks),
+            _ => Err(unexpected()),
+        })
     }
 
     /// Whether one key is cached.

@@ -2,21 +2,23 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use kvtier_core::{Answer, FetchScope, Fetched, Hints, LeaseId, NamespaceId, RealizationId};
+use kvtier_core::{Advice, Answer, FetchScope, Fetched, Hints, LeaseId, NamespaceId, RealizationId};
 
 use super::{Handle, Refused, Session};
 use crate::error::ErrorKind;
 use crate::node::driver::Waiter;
 use crate::node::peers::{FetchJob, LookupJob, Scope};
-use crate::wire::{Extensions, Keys, Reply};
+use crate::node::traffic::Kind;
+use crate::wire::{ADVICE_MS_MAX, AdviceKind, Extensions, Keys, Reply};
 
 impl Session {
     pub(super) fn lookup(&mut self, request: u64, keys: &Keys<'_>, extensions: &Extensions<'_>) -> Result<(), Refused> {
         let hints = extensions.hints;
         let (_, namespace, realization) = self.handle(keys.handle)?;
         keys.hashes.copy_to(&mut self.hashes);
+        self.see_asked(Kind::Lookup, keys, (namespace, realization), hints);
         let (client, hashes) = (self.client, &self.hashes);
         let (tiers, generation) = self.shared.driver.with(|decider, now| {
             let asked = kvtier_core::Request {
@@ -131,6 +133,43 @@ impl Session {
         Ok(())
     }
 
+    /// What will become of a session, for the policy.
+    pub(super) fn advise(
+        &mut self,
+        request: u64,
+        advice: AdviceKind,
+        within_ms: u32,
+        keys: &Keys<'_>,
+    ) -> Result<(), Refused> {
+        let (_, namespace, realization) = self.handle(keys.handle)?;
+        if within_ms > ADVICE_MS_MAX {
+            let words = format!("advice counts for at most {ADVICE_MS_MAX} ms: give it again later");
+            return Err(Refused(ErrorKind::Invalid, words));
+        }
+        keys.hashes.copy_to(&mut self.hashes);
+        let (client, hashes) = (self.client, &self.hashes);
+        let advised = self.shared.driver.with(|decider, now| {
+            let asked = kvtier_core::Request {
+                client,
+                namespace,
+                realization,
+                hashes,
+                hints: Hints::default(),
+                deadline: now,
+            };
+            let until = now.after(Duration::from_millis(within_ms.into()));
+            let advice = match advice {
+                AdviceKind::Closed => Advice::Closed,
+                AdviceKind::Pinned => Advice::PinnedUntil(until),
+                AdviceKind::Expected => Advice::ExpectedBy(until),
+            };
+            decider.manager.advise(&asked, advice, now)
+        })?;
+        let blocks = u32::try_from(advised).unwrap_or(u32::MAX);
+        self.reply(request, &Reply::Advised { blocks });
+        Ok(())
+    }
+
     fn scope(&self, namespace: NamespaceId, realization: RealizationId) -> Scope {
         Scope {
             client: self.client,
@@ -153,6 +192,7 @@ impl Session {
             Err(refused) => return Ok(Err(refused)),
         };
         keys.hashes.copy_to(&mut self.hashes);
+        self.see_asked(Kind::Fetch, keys, (namespace, realization), hints);
         let driver = Arc::clone(&self.shared.driver);
         if self.is_taken_over(request, index, scope, hints, deadline_us) {
             return Ok(Ok(()));

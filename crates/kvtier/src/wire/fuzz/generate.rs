@@ -4,7 +4,9 @@ use kvtier_core::{
 };
 
 use crate::ErrorKind;
-use crate::wire::{Ahead, Envelope, Extensions, KEYS_MAX, Keys, Kind, Lineage, Reply, Request, Slot, Welcome};
+use crate::wire::{
+    AdviceKind, Ahead, Envelope, Extensions, KEYS_MAX, Keys, Kind, Lineage, Reply, Request, Slot, Welcome,
+};
 
 /// A small generator of our own (splitmix64), so that a seed means the same everywhere.
 pub(super) struct Random(u64);
@@ -268,6 +270,15 @@ fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
             before_tokens: random.u32(),
             took_us: random.next(),
         },
+        Kind::Advise => {
+            let advice = [AdviceKind::Closed, AdviceKind::Pinned, AdviceKind::Expected][random.below(3)];
+            let within_ms = random.u32();
+            Request::Advise {
+                advice,
+                within_ms: if advice == AdviceKind::Closed { 0 } else { within_ms },
+                keys,
+            }
+        }
         Kind::Invalidate => Request::Invalidate { name: &name },
         Kind::Flush => Request::Flush,
         Kind::Status => Request::Status,
@@ -334,6 +345,7 @@ fn reply(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
         Kind::StatusReport => Reply::Status { json: &text },
         Kind::Explained => Reply::Explained { json: &text },
         Kind::Counted => Reply::Counted,
+        Kind::Advised => Reply::Advised { blocks: random.u32() },
         Kind::Error => {
             let code = 1 + u8::try_from(random.below(8)).unwrap_or(0);
             Reply::Error {
