@@ -6,6 +6,7 @@
 //! Read first: [`PurgeRequest`], [`PurgeJob`].
 
 mod chain;
+mod document;
 mod evidence;
 pub(crate) mod journal;
 mod moment;
@@ -17,6 +18,7 @@ mod verify;
 use serde::{Deserialize, Serialize};
 
 pub use chain::{ReceiptLog, rotate_signing_key};
+pub use document::{REPLAY_GATE_REPORT, sign_document};
 pub use evidence::{Evidence, Guarantee, Method, ProcessorReport, Standing, weakest};
 pub use moment::rfc3339;
 pub use receipt::{MasterKeyNote, Raised, ReceiptBody, ReceiptScope, SignedLine};

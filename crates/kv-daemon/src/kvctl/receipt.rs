@@ -17,7 +17,7 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ReceiptCommand {
-    /// Check digests, signatures and the links between receipts; anything wrong ends with 65
+    /// Check digests, signatures and the links between receipts, and signed reports; anything wrong ends with 65
     Verify {
         /// Files of one receipt, or of one in each line; - for standard input
         #[arg(required = true)]
@@ -74,12 +74,14 @@ pub(super) fn run(connection: &Connection, command: &ReceiptCommand) -> Result<(
 fn describe(report: &VerifyReport) -> String {
     let mut words = String::new();
     for line in &report.lines {
-        let name = line.id.as_deref().unwrap_or("?");
         let number = line
             .sequence
             .map_or_else(String::new, |sequence| format!(" (number {sequence})"));
         match &line.problem {
-            None => words.push_str(&format!("{}: {name}{number} verified\n", line.place)),
+            None => {
+                let name = line.id.as_deref().or(line.object.as_deref()).unwrap_or("?");
+                words.push_str(&format!("{}: {name}{number} verified\n", line.place));
+            }
             Some(problem) => words.push_str(&format!("{}: {problem}\n", line.place)),
         }
     }

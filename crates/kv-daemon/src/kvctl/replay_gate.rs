@@ -3,15 +3,18 @@
 use std::fs::File;
 use std::io::{self, Cursor, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use kvtier::purge::{REPLAY_GATE_REPORT, sign_document};
 use kvtier_sim::gate::{
     Baseline, GateError, GateHardware, GateOptions, GateProfile, GateReport, Input, OptionReport, Verdict, render,
     replay_gate, steps,
 };
 use kvtier_sim::trace::{Trace, TraceError, read_trace};
+use serde_json::Value;
 
 use super::{Connection, simulate};
 use crate::exit::{ExitCode, Failure};
@@ -38,8 +41,11 @@ pub(super) struct ReplayGateOptions {
     /// Where the report goes: one HTML file that fetches nothing
     #[arg(long, value_name = "FILE")]
     report: PathBuf,
+    /// Sign the JSON as receipts are signed, with the key of this daemon's state directory; kvctl receipt verify checks it
+    #[arg(long, value_name = "STATE_DIR")]
+    sign_with: Option<PathBuf>,
     /// Fixes luck and resamples
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..1 << 53))]
     seed: u64,
     /// Resamples behind each interval
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(100..=100_000))]
@@ -51,6 +57,10 @@ pub(super) struct ReplayGateOptions {
 
 /// Ends with 0 where it is worth enabling, with 1 where it is not, with 75 where the trace does not say.
 pub(super) fn run(connection: &Connection, options: &ReplayGateOptions) -> Result<(), Failure> {
+    if options.sign_with.is_some() && !connection.json {
+        let words = "--sign-with: it is the JSON that is signed: give --json too";
+        return Err(Failure::new(ExitCode::Usage, words));
+    }
     let (profile, profile_input) = choose(
         "profile",
         &options.profile,
@@ -108,13 +118,7 @@ pub(super) fn run(connection: &Connection, options: &ReplayGateOptions) -> Resul
     file.write_all(render(&report).as_bytes())
         .map_err(|error| cannot_create(&options.report, &error))?;
     if connection.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| {
-            Failure::new(
-                ExitCode::Internal,
-                format!("the report is no JSON ({error}): report a bug"),
-            )
-        })?;
-        output::print(&format!("{text}\n"))?;
+        output::print(&format!("{}\n", json_of(&report, options.sign_with.as_deref())?))?;
     } else {
         output::print(&table(&report, &options.report))?;
     }
@@ -123,6 +127,22 @@ pub(super) fn run(connection: &Connection, options: &ReplayGateOptions) -> Resul
         Verdict::NotWorthEnabling => Err(Failure::new(ExitCode::No, "")),
         Verdict::InsufficientEvidence => Err(Failure::new(ExitCode::TryAgain, "")),
     }
+}
+
+/// The report for machines: signed, one line of canonical JSON.
+fn json_of(report: &GateReport, sign_with: Option<&Path>) -> Result<String, Failure> {
+    let no_json = |error: serde_json::Error| {
+        let words = format!("the report is no JSON ({error}): report a bug");
+        Failure::new(ExitCode::Internal, words)
+    };
+    let Some(directory) = sign_with else {
+        return serde_json::to_string_pretty(report).map_err(no_json);
+    };
+    let Value::Object(fields) = serde_json::to_value(report).map_err(no_json)? else {
+        unreachable!("a report is an object");
+    };
+    sign_document(directory, REPLAY_GATE_REPORT, fields, SystemTime::now())
+        .map_err(|error| Failure::new(crate::serve::key_code(&error), error.to_string()))
 }
 
 fn cannot_create(path: &Path, error: &io::Error) -> Failure {

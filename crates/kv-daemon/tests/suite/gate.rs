@@ -169,6 +169,48 @@ fn traffic_with_reuse_passes_the_gate_and_its_settings_start_a_daemon() {
     );
     let daemon = Daemon::start_with(&[], &small);
     daemon.settle();
+
+    // Signed with that daemon's key, while it runs.
+    let (state, keys) = (daemon.state(), daemon.state().join("receipts/keys.json"));
+    let signed = [
+        "--profile",
+        "llama-3.3-70b/4xh100",
+        "--sign-with",
+        state.to_str().unwrap(),
+    ];
+    let line = gate(&trace, &page, &signed).stdout;
+    let file = directory.path().join("signed.json");
+    let verify = |line: &[u8]| {
+        std::fs::write(&file, line).unwrap();
+        let verify = ["--json", "receipt", "verify", file.to_str().unwrap(), "--keys"];
+        let output = command("kvctl").args(verify).arg(&keys).output().unwrap();
+        (output.status.code(), answer(&output))
+    };
+    let (code, checked) = verify(&line);
+    assert_eq!(code, Some(0), "{checked:#}");
+    assert_eq!(checked["lines"][0]["object"], "replay_gate_report");
+    let claimed = String::from_utf8(line)
+        .unwrap()
+        .replace("not_worth_enabling", "worth_enabling");
+    assert_eq!(verify(claimed.as_bytes()).0, Some(65));
+
+    let text = command("kvctl")
+        .args([
+            "replay-gate",
+            trace.to_str().unwrap(),
+            "--report",
+            page.to_str().unwrap(),
+        ])
+        .args(signed)
+        .output()
+        .unwrap();
+    assert_eq!(text.status.code(), Some(64), "it is the JSON that is signed");
+    let nowhere = gate(
+        &trace,
+        &page,
+        &["--profile", "llama-3.1-8b/h100", "--sign-with", "/proc"],
+    );
+    assert_eq!(nowhere.status.code(), Some(78), "{}", words(&nowhere));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What the hazard policy learned, across restarts.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::daemon::{Daemon, chat_trace};
+use crate::peers::{Plan, await_connected, until};
 
 const FLAGS: [&str; 6] = [
     "--nvme-bytes",
@@ -97,4 +99,29 @@ fn a_restart_in_the_middle_of_a_trace_hits_as_if_nothing_had_happened() {
         (with - without).abs() < 0.02,
         "{with} with a restart, {without} without"
     );
+}
+
+#[test]
+fn who_starts_with_nothing_learned_learns_from_a_peer_and_once() {
+    let plan = Plan::on_loopback(2).with(&["--eviction-policy", "hazard"]);
+    let teacher = plan.start(0);
+    let trace = chat_trace(teacher.directory.path(), 5, 30);
+    teacher.ask(&["replay", trace.to_str().unwrap(), "--block-bytes", "16KiB"]);
+    let pupil = plan.start(1);
+    let file = pupil.state().join("reuse.tables");
+    until("the peer's tables are written here", || file.exists());
+    let (status, log, directory) = pupil.stop_with_log();
+    assert!(
+        status.success() && log.contains("what a peer learned of reuse is known here now"),
+        "{log}"
+    );
+    let image = std::fs::read(directory.path().join("state/reuse.tables")).expect("kept");
+    assert!(image.starts_with(b"kvtreuse") && image.len() > 100, "{}", image.len());
+
+    let pupil = plan.start_in(1, directory);
+    await_connected(&pupil, 1);
+    std::thread::sleep(Duration::from_millis(1500));
+    let (_directory, log) = stopped(pupil);
+    assert!(log.contains("what earlier runs learned"), "{log}");
+    assert!(!log.contains("what a peer learned"), "it would count twice: {log}");
 }

@@ -84,6 +84,12 @@ pub enum KeyError {
         /// Which file.
         path: PathBuf,
     },
+    /// A state directory has no key that signs.
+    #[error("signing key {}: there is no such file: name a daemon's state directory, or start a daemon on it once, which makes the key", .path.display())]
+    NoSigningKey {
+        /// Which file.
+        path: PathBuf,
+    },
     /// A key file that others can read.
     #[error(
         "master key file {}: others than its owner may read it (mode {mode:04o}), or it belongs to somebody else: chmod 0600 and chown it, and think about a new key", .path.display()

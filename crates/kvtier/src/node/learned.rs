@@ -1,14 +1,15 @@
 //! What the eviction policy learned, kept in the state directory across restarts.
 //!
-//! A help and no more: what cannot be read or written costs hits, never a start. The file says how often what kind of prompt was used
+//! Who starts with nothing asks its peers once what they learned. A help and no more: what cannot be read or written costs hits, never a start. The file says how often what kind of prompt was used
 //! again, and nothing of any block, key or client.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use kvtier_core::{LearnedTables, TierManager};
@@ -22,6 +23,12 @@ const FILE: &str = "reuse.tables";
 
 /// A kill loses what was learned in this time at most.
 const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Who has learned nothing asks peers what they did, once in this time,
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// and for so long: then it has learned something itself.
+const ASK_FOR: Duration = Duration::from_secs(600);
 
 /// No image is longer, bytes.
 const IMAGE_BYTES_MAX: u64 = 1 << 20;
@@ -44,10 +51,12 @@ impl Keeper {
             return Ok(None);
         }
         let path = state_directory.join(FILE);
+        let mut knows = false;
         match read(&path) {
             Ok(None) => {}
             Ok(Some(tables)) => {
                 driver.with(|decider, _| decider.manager.learn(&tables));
+                knows = !tables.is_empty();
                 observer(StartProgress::Note(
                     "what earlier runs learned of reuse is known again".into(),
                 ));
@@ -59,7 +68,10 @@ impl Keeper {
         }
         let (stop, stopped) = bounded(0);
         let driver = Arc::clone(driver);
-        let thread = spawn("kvtier-learned", move || keep(&driver, &path, &stopped))?;
+        let thread = spawn("kvtier-learned", move || {
+            let asks_until = (!knows).then(|| Instant::now() + ASK_FOR);
+            keep(&driver, &path, asks_until, &stopped);
+        })?;
         Ok(Some(Keeper {
             stop: Some(stop),
             thread: Some(thread),
@@ -76,11 +88,34 @@ impl Keeper {
     }
 }
 
-fn keep(driver: &Driver, path: &Path, stopped: &Receiver<()>) {
+fn keep(driver: &Driver, path: &Path, mut asks_until: Option<Instant>, stopped: &Receiver<()>) {
     let mut written = Vec::new();
     let mut failing = false;
+    let mut asked = HashSet::new();
+    let mut due = Instant::now() + INTERVAL;
     loop {
-        let ended = !matches!(stopped.recv_timeout(INTERVAL), Err(RecvTimeoutError::Timeout));
+        let now = Instant::now();
+        asks_until = asks_until.filter(|until| now < *until);
+        let wait = due.saturating_duration_since(now);
+        let wait = if asks_until.is_some() {
+            wait.min(ASK_INTERVAL)
+        } else {
+            wait
+        };
+        let ended = !matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout));
+        if asks_until.is_some()
+            && !ended
+            && let Some((peer, tables)) = driver.peers().and_then(|peers| peers.learned_elsewhere(&mut asked))
+        {
+            driver.with(|decider, _| decider.manager.learn(&tables));
+            tracing::info!(peer, "what a peer learned of reuse is known here now");
+            asks_until = None;
+            due = Instant::now();
+        }
+        if !ended && Instant::now() < due {
+            continue;
+        }
+        due = Instant::now() + INTERVAL;
         let tables = driver.look(TierManager::learned).filter(|tables| !tables.is_empty());
         let image = tables.map(|tables| tables.encode()).unwrap_or_default();
         if image != written {

@@ -21,6 +21,7 @@ mod sampling;
 mod serving;
 #[cfg_attr(not(feature = "remote"), allow(dead_code, reason = "who asks is the remote tier"))]
 mod sharing;
+mod tables;
 pub(crate) mod versions;
 pub(super) mod weighing;
 

@@ -16,7 +16,7 @@ use crate::keys::KeyError;
 use crate::keys::disk::{self, Disk};
 
 const CHAIN_FILE: &str = "chain.jsonl";
-const KEY_FILE: &str = "signing.key";
+pub(super) const KEY_FILE: &str = "signing.key";
 const NEXT_KEY_FILE: &str = "signing.key.next";
 const PUBLIC_FILE: &str = "keys.json";
 

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::document::DOCUMENTS;
 use super::evidence::{Guarantee, ProcessorReport, Standing, weakest};
 use super::receipt::{VERSION, canonical, digest_of, named_digest, signed_bytes};
 use super::signing::{Jwk, KeySet};
@@ -33,9 +34,22 @@ pub(super) struct Entry {
     overclaims: Option<String>,
 }
 
-/// Reads an entry: canonical bytes, digest, signature by a key of `keys`. Only canonical bytes are accepted, so that any
-/// changed byte is found, one that leaves the meaning alone included.
-fn read(line: &[u8], keys: &KeySet) -> Result<Entry, String> {
+/// What somebody with a key of `keys` signed.
+struct Signed {
+    entry: Value,
+    object: String,
+    digest: String,
+    key_id: String,
+}
+
+fn text_of(entry: &Value, name: &str) -> Result<String, String> {
+    let text = entry[name].as_str();
+    text.map(str::to_owned).ok_or_else(|| format!("has no {name}"))
+}
+
+/// Canonical bytes, digest, signature by a key of `keys`. Only canonical bytes are accepted, so that any changed byte is found, one that
+/// leaves the meaning alone included.
+fn authenticate(line: &[u8], keys: &KeySet) -> Result<Signed, String> {
     if line.len() > LINE_BYTES_MAX {
         return Err(format!("longer than {LINE_BYTES_MAX} bytes"));
     }
@@ -44,16 +58,12 @@ fn read(line: &[u8], keys: &KeySet) -> Result<Entry, String> {
     if same.as_bytes() != line {
         return Err("not the canonical JSON (RFC 8785) that was signed: it was altered".into());
     }
-    let text = |name: &str| {
-        let text = entry[name].as_str();
-        text.map(str::to_owned).ok_or_else(|| format!("has no {name}"))
-    };
-    let number = |name: &str| entry[name].as_u64().ok_or_else(|| format!("has no {name}"));
+    let text = |name: &str| text_of(&entry, name);
     let object = text("object")?;
-    if !["purge_receipt", "key_rotation"].contains(&object.as_str()) {
+    if !["purge_receipt", "key_rotation"].contains(&object.as_str()) && !DOCUMENTS.contains(&object.as_str()) {
         return Err(format!("is a {object:?}, not a purge_receipt"));
     }
-    if number("version")? != VERSION {
+    if entry["version"].as_u64().ok_or("has no version")? != VERSION {
         return Err(format!(
             "has version {}, this program knows {VERSION}",
             entry["version"]
@@ -71,6 +81,42 @@ fn read(line: &[u8], keys: &KeySet) -> Result<Entry, String> {
     if !key.verifies(&signed_bytes(&bare), &text("signature")?) {
         return Err(format!("its signature is not that of key {key_id}"));
     }
+    Ok(Signed {
+        entry,
+        object,
+        digest,
+        key_id,
+    })
+}
+
+/// Reads a line of a chain.
+fn read(line: &[u8], keys: &KeySet) -> Result<Entry, String> {
+    match authenticate(line, keys)? {
+        signed if DOCUMENTS.contains(&signed.object.as_str()) => {
+            Err(format!("is a {:?}, which has no place in a chain", signed.object))
+        }
+        signed => placed(signed),
+    }
+}
+
+/// Reads a line of a chain, or a document, which has no place in one.
+fn read_any(line: &[u8], keys: &KeySet) -> Result<Result<Entry, String>, String> {
+    match authenticate(line, keys)? {
+        signed if DOCUMENTS.contains(&signed.object.as_str()) => Ok(Err(signed.object)),
+        signed => placed(signed).map(Ok),
+    }
+}
+
+/// What was signed, as an entry of a chain.
+fn placed(signed: Signed) -> Result<Entry, String> {
+    let Signed {
+        entry,
+        object,
+        digest,
+        key_id,
+    } = signed;
+    let text = |name: &str| text_of(&entry, name);
+    let number = |name: &str| entry[name].as_u64().ok_or_else(|| format!("has no {name}"));
     let previous = match &entry["previous_digest"] {
         Value::Null => None,
         Value::String(digest) => Some(digest.clone()),
@@ -159,7 +205,7 @@ pub struct CheckedLine {
     pub place: String,
     /// Its id, where it has one.
     pub id: Option<String>,
-    /// `purge_receipt` or `key_rotation`, where it is one.
+    /// `purge_receipt`, `key_rotation`, or a document signed beside the chain such as `replay_gate_report`, where it is one.
     pub object: Option<String>,
     /// Its number in the chain.
     pub sequence: Option<u64>,
@@ -189,16 +235,21 @@ pub fn verify(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
     let mut report = VerifyReport::default();
     let mut keys = keys.clone();
     let mut entries: Vec<Option<Entry>> = vec![None; lines.len()];
+    let mut documents: Vec<Option<String>> = vec![None; lines.len()];
     let mut problems: Vec<Option<String>> = vec![None; lines.len()];
     // A rotation found in a later file may be what makes an entry of an earlier one readable.
     loop {
         let known = keys.keys.len();
         for (number, (_, line)) in lines.iter().enumerate() {
-            if entries[number].is_some() {
+            if entries[number].is_some() || documents[number].is_some() {
                 continue;
             }
-            match read(line, &keys) {
-                Ok(entry) => {
+            match read_any(line, &keys) {
+                Ok(Err(document)) => {
+                    problems[number] = None;
+                    documents[number] = Some(document);
+                }
+                Ok(Ok(entry)) => {
                     if let Some(new_key) = &entry.new_key
                         && keys.find(&new_key.kid).is_none()
                     {
@@ -249,7 +300,9 @@ pub fn verify(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
         report.lines.push(CheckedLine {
             place: place.clone(),
             id: entry.map(|entry| entry.id.clone()),
-            object: entry.map(|entry| entry.object.clone()),
+            object: entry
+                .map(|entry| entry.object.clone())
+                .or_else(|| documents[number].clone()),
             sequence: entry.map(|entry| entry.link.sequence),
             problem: problems[number]
                 .clone()

@@ -11,6 +11,7 @@
 //!          6 Cluster   bytes; no reply. Between the state machines of generations
 //!          9 Share     text DOMAIN/NAME, versions, public half of a key (32) -> 0x89: bytes. What objects are sealed with, see [`super::sharing`]
 //!          8 Probe     -> 0x88: bytes, a region of nobody's bytes to read from
+//!         10 Learned   -> 0x8a: bytes, what the eviction policy learned (the image of `LearnedTables`); empty where it learns nothing
 //!          7 Command   text JSON -> 0x87: text JSON. A purge for the member to carry out, or a question about one
 //! keys     = text DOMAIN/NAME, realization (32), array(hash (16))
 //! versions = array(member (16), counter u64)
@@ -116,6 +117,8 @@ pub(super) enum Message {
     Answered(String),
     Probe,
     Probed(Vec<u8>),
+    Learned,
+    Tables(Vec<u8>),
     Share {
         namespace: String,
         versions: Versions,
@@ -143,6 +146,8 @@ impl Message {
             Message::Probed(_) => REPLY | 8,
             Message::Share { .. } => 9,
             Message::Shared(_) => REPLY | 9,
+            Message::Learned => 10,
+            Message::Tables(_) => REPLY | 10,
         }
     }
 
@@ -191,7 +196,7 @@ impl Message {
                     put_u64(*lease, &mut target);
                 }
             }
-            Message::Probe => {}
+            Message::Probe | Message::Learned => {}
             Message::Share {
                 namespace,
                 versions,
@@ -205,6 +210,7 @@ impl Message {
             | Message::Connected(bytes)
             | Message::Cluster(bytes)
             | Message::Probed(bytes)
+            | Message::Tables(bytes)
             | Message::Shared(bytes) => {
                 put_bytes(bytes, "bytes", (0, BYTES_MAX), &mut target)?;
             }
@@ -266,6 +272,8 @@ impl Message {
                 versions: versions(&mut cursor)?,
                 public: cursor.fixed("public")?,
             },
+            10 => Message::Learned,
+            0x8a => Message::Tables(cursor.bytes("bytes", 0, BYTES_MAX)?.to_vec()),
             0x89 => Message::Shared(cursor.bytes("bytes", 0, BYTES_MAX)?.to_vec()),
             code => {
                 return Err(DecodeError::UnknownCode {
@@ -526,6 +534,8 @@ mod tests {
             Message::Answered("{}".into()),
             Message::Probe,
             Message::Probed(vec![4; 40]),
+            Message::Learned,
+            Message::Tables(vec![9; 30]),
         ]
     }
 

@@ -262,6 +262,7 @@ impl Served {
                 return Ok(());
             }
             Message::Probe => Message::Probed(self.shared.regions.probe(self.way).map_err(io::Error::other)?),
+            Message::Learned => Message::Tables(self.shared.tables()),
             Message::Command(json) => return self.command(number, json),
             Message::Share {
                 namespace,
@@ -275,6 +276,7 @@ impl Served {
             | Message::Connected(_)
             | Message::Answered(_)
             | Message::Shared(_)
+            | Message::Tables(_)
             | Message::Probed(_) => return Err(io::Error::other("it says what nobody asked it")),
         };
         self.send(number, &reply)
