@@ -96,6 +96,8 @@ pub(crate) struct Group {
     pub(crate) refused_at: Option<Time>,
     /// Demotions in flight that will make a slot clean.
     pub(crate) demotions: u32,
+    /// Slots that are being filled for nobody, which will be clean.
+    pub(crate) ahead: u32,
     /// Demotion runs until the high watermark is reached.
     pub(crate) demoting: bool,
     /// On the list of groups to look after.
@@ -188,6 +190,7 @@ impl HostTable {
             wants: VecDeque::new(),
             wanted: 0,
             demotions: 0,
+            ahead: 0,
             refused_at: None,
             demoting: false,
             attended: false,

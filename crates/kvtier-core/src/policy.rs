@@ -85,9 +85,10 @@ pub trait EvictionPolicy: Send {
         let _ = (block, fingerprint);
     }
 
-    /// A client says what will become of the session whose last block this is. Ignored where a policy has no use for it.
-    fn advise(&mut self, block: BlockId, advice: Advice, now: Time) {
-        let _ = (block, advice, now);
+    /// A client says what will become of the session that these blocks, in prefix order, are the prompt of. Ignored where a policy has no
+    /// use for it.
+    fn advise(&mut self, blocks: &[BlockId], advice: Advice, now: Time) {
+        let _ = (blocks, advice, now);
     }
 
     /// The share of blocks like this one that are used again within this time from now; `None` where the policy does not know.

@@ -199,10 +199,8 @@ impl TierManager {
         self.admit_request(request)?;
         let found = self.find_all(request).into_iter();
         let cached = found.filter(|&block| block != NONE && !self.index.entry(block).is_ghost());
-        let cached: Vec<u32> = cached.collect();
-        for &block in &cached {
-            self.policy.advise(BlockId(block), advice, self.now);
-        }
+        let cached: Vec<BlockId> = cached.map(BlockId).collect();
+        self.policy.advise(&cached, advice, self.now);
         Ok(cached.len())
     }
 

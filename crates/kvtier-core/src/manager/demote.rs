@@ -23,22 +23,35 @@ impl TierManager {
         let entry = self.host.group(group);
         let slots = u64::from(entry.slots);
         let wanted = entry.wanted;
-        // A share of few slots is less than what keeps the device at work.
-        let least = u64::from(self.settings.host_clean_slots_min).min(slots / 4);
-        let low = (slots * u64::from(self.settings.host_clean_low_permille) / 1000).max(least);
+        let (least, low) = self.clean_watermark(group);
         let high = (slots * u64::from(self.settings.host_clean_high_permille) / 1000)
             .max(wanted.min(slots))
             .max(least * 3 / 2);
         loop {
             let entry = self.host.group(group);
             let clean = self.policy.length(TierManager::group_list(group, true)) as u64;
-            let ready = u64::from(entry.free) + clean + u64::from(entry.demotions);
+            let ready = u64::from(entry.free) + clean + u64::from(entry.demotions) + u64::from(entry.ahead);
             let demoting = ready < high && (entry.demoting || ready < low.max(wanted.min(slots)));
             self.host.group_mut(group).demoting = demoting;
             if !demoting || !self.demote_one(group) {
                 return;
             }
         }
+    }
+
+    /// Slots of a group that are to be had at once whatever their share, and the least of all together.
+    fn clean_watermark(&self, group: u32) -> (u64, u64) {
+        let slots = u64::from(self.host.group(group).slots);
+        // A share of few slots is less than what keeps the device at work.
+        let least = u64::from(self.settings.host_clean_slots_min).min(slots / 4);
+        let low = (slots * u64::from(self.settings.host_clean_low_permille) / 1000).max(least);
+        (least, low)
+    }
+
+    /// Whether a group has more slots to be had at once than it is to keep.
+    pub(super) fn has_slots_to_spare(&self, group: u32) -> bool {
+        let clean = self.policy.length(TierManager::group_list(group, true)) as u64;
+        u64::from(self.host.group(group).free) + clean > self.clean_watermark(group).1
     }
 
     /// Makes one more block of a group clean, or begins to. False where nothing can be done now.

@@ -29,11 +29,19 @@ impl TierManager {
     /// Tokens in each block that is cached, 0 elsewhere.
     #[must_use]
     pub fn tokens_of(&self, namespace: NamespaceId, realization: RealizationId, hashes: &[BlockHash]) -> Vec<u32> {
-        let tokens = |hash: &BlockHash| {
-            let block = self.find(namespace, realization, *hash);
-            block.map_or(0, |block| u32::from(self.index.entry(block).tokens))
+        let scope = BlockKey {
+            namespace,
+            realization,
+            hash: BlockHash::default(),
         };
-        hashes.iter().map(tokens).collect()
+        let found = self
+            .index
+            .find_all(scope, hashes, self.namespaces.at(namespace.0).epoch);
+        let tokens = |block: u32| match block {
+            NONE => 0,
+            block => u32::from(self.index.entry(block).tokens),
+        };
+        found.into_iter().map(tokens).collect()
     }
 
     /// Leases blocks where they can be read. Those on NVMe are read first: the answer is `Pending` then, and at the latest

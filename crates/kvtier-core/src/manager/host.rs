@@ -56,6 +56,9 @@ impl TierManager {
                 Want::Promotion(promotion) => self.serve_promotion(group, promotion),
             };
             if !served {
+                if self.give_up_ahead(group) {
+                    continue;
+                }
                 self.open_for_wanted(group);
                 return;
             }

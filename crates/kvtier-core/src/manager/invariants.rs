@@ -419,8 +419,16 @@ impl TierManager {
                 }
             }
         }
+        let mut ahead = BTreeMap::<u32, u32>::new();
+        for promotion in self.promotions.iter().filter(|promotion| promotion.is_ahead()) {
+            *ahead.entry(promotion.group).or_default() += 1;
+        }
+        let begun = ahead.values().sum::<u32>() as usize;
+        assert_eq!(self.promotions.ahead_in_flight(), begun, "promotions for nobody");
         for (place, group) in (0..).zip(&self.host.groups) {
             if let Some(group) = group {
+                let filled = ahead.remove(&place).unwrap_or(0);
+                assert_eq!(group.ahead, filled, "slots of group {place} that are filled ahead");
                 assert_eq!(
                     group.wanted,
                     wanted.remove(&place).unwrap_or(0),
@@ -429,5 +437,6 @@ impl TierManager {
             }
         }
         assert!(wanted.is_empty(), "slots wanted of no group");
+        assert!(ahead.is_empty(), "slots filled ahead of no group");
     }
 }

@@ -5,30 +5,35 @@
 
 use super::TierManager;
 use super::promote::{Promotion, Stage};
+use crate::Verdict;
 use crate::host_table::{SlotState, pages};
 use crate::index::{NONE, flag};
 
 /// So many blocks in host memory in a row, and the end of what is there is not looked for: the request that comes near it will.
 const IN_HOST_MAX: u32 = 4;
 
+/// Places are remembered this many at a time and never move.
+const CHUNK: usize = 4096;
+
 /// For each block the one that followed it when that was last used.
 #[derive(Debug, Default)]
-pub(super) struct Successors(Vec<u32>);
+pub(super) struct Successors(Vec<Box<[u32]>>);
 
 impl Successors {
     fn at(&self, block: u32) -> u32 {
-        self.0.get(block as usize).copied().unwrap_or(NONE)
+        let chunk = self.0.get(block as usize / CHUNK);
+        chunk.map_or(NONE, |chunk| chunk[block as usize % CHUNK])
     }
 
-    fn put(&mut self, block: u32, next: u32, places: u32) {
-        if self.0.len() <= block as usize {
-            self.0.resize(places as usize, NONE);
+    fn put(&mut self, block: u32, next: u32) {
+        while self.0.len() <= block as usize / CHUNK {
+            self.0.push(vec![NONE; CHUNK].into_boxed_slice());
         }
-        self.0[block as usize] = next;
+        self.0[block as usize / CHUNK][block as usize % CHUNK] = next;
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {
-        (self.0.capacity() * size_of::<u32>()) as u64
+        (self.0.len() * CHUNK * size_of::<u32>() + self.0.capacity() * size_of::<Box<[u32]>>()) as u64
     }
 }
 
@@ -40,8 +45,7 @@ impl TierManager {
         }
         let parent = self.index.entry(block).parent;
         if parent != NONE {
-            let places = self.index.places();
-            self.successors.put(parent, block, places);
+            self.successors.put(parent, block);
         }
     }
 
@@ -84,22 +88,47 @@ impl TierManager {
         let entry = self.index.entry(block);
         let domain = self.namespaces.at(entry.namespace).domain;
         let group = self.host.open_group(domain, pages(entry.length));
-        if self.host.group(group).wanted > 0 {
+        if self.host.group(group).wanted > 0 || !self.has_slots_to_spare(group) {
             return false;
         }
-        let slot = self.host.take_slot(group, SlotState::Filling, NONE).or_else(|| {
-            self.evict_clean(group)
-                .then(|| self.host.take_slot(group, SlotState::Filling, NONE))
-                .flatten()
-        });
+        let mut slot = self.host.take_slot(group, SlotState::Filling, NONE);
+        if slot.is_none() && !self.next_clean_is_ahead(group) && self.evict_clean(group) {
+            slot = self.host.take_slot(group, SlotState::Filling, NONE);
+        }
         self.host.attend(group);
         let Some((segment, slot)) = slot else { return false };
+        self.host.group_mut(group).ahead += 1;
         self.index.entry_mut(block).set(flag::PROMOTING);
         let stage = Stage::Ready { segment, slot };
         self.promotions
             .start_ahead(Promotion::new(block, group, stage, Vec::new()));
         self.counters.prefetches += 1;
         self.nvme_mut().attention = true;
+        true
+    }
+
+    /// Whether the next clean copy to go was read ahead itself and not asked for yet: more at once than there is room for.
+    fn next_clean_is_ahead(&mut self, group: u32) -> bool {
+        let TierManager {
+            policy, index, host, ..
+        } = self;
+        let next = policy.victim(TierManager::group_list(group, true), false, &mut |block| {
+            let entry = index.entry(block.0);
+            if host.slot(entry.host_segment, entry.host_slot).is_held() {
+                Verdict::Shelve
+            } else {
+                Verdict::Take
+            }
+        });
+        next.is_some_and(|block| self.index.entry(block.0).is(flag::PREFETCHED))
+    }
+
+    /// Somebody wants a slot: one that is to be filled for nobody goes to them. False where there is none.
+    pub(super) fn give_up_ahead(&mut self, group: u32) -> bool {
+        let Some(promotion) = self.promotions.take_ahead_of(group) else {
+            return false;
+        };
+        self.cancel_promotion(promotion);
         true
     }
 

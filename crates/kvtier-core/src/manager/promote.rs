@@ -6,6 +6,9 @@ use crate::key_map::KeyMap;
 use crate::{Action, Failure, Fetched, OperationId, Tier};
 use std::collections::VecDeque;
 
+/// Reads in flight from which on none begins that nobody waits for: who comes next waits for them.
+const AHEAD_READS_MAX: usize = 8;
+
 /// An NVMe copy on its way to host memory. All who fetch the block meanwhile share it.
 #[derive(Debug)]
 pub(super) struct Promotion {
@@ -23,6 +26,11 @@ pub(super) struct Promotion {
 }
 
 impl Promotion {
+    /// Whether it was begun for nobody.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.ahead
+    }
+
     pub(super) fn new(block: u32, group: u32, stage: Stage, waiters: Vec<(OperationId, u32)>) -> Promotion {
         Promotion {
             block,
@@ -93,6 +101,12 @@ impl PromotionTable {
     /// One that nobody waits for, with its slot.
     pub(super) fn start_ahead(&mut self, promotion: Promotion) {
         let id = self.insert(promotion);
+        // Those that somebody came to wait for, or that ended, are only in the way.
+        if self.ready_ahead.len() > 2 * self.ahead + 32 {
+            let entries = &self.entries;
+            self.ready_ahead
+                .retain(|id| entries.at(*id).is_some_and(|entry| entry.waiters.is_empty()));
+        }
         self.ready_ahead.push_back(id);
     }
 
@@ -100,8 +114,21 @@ impl PromotionTable {
         self.ahead
     }
 
-    fn next_ready(&mut self) -> Option<u64> {
-        self.ready.pop_front().or_else(|| self.ready_ahead.pop_front())
+    /// The next to ask the device for; `idle`: it has little to do, so one that nobody waits for may be next.
+    fn next_ready(&mut self, idle: bool) -> Option<u64> {
+        let waited_for = self.ready.pop_front();
+        waited_for.or_else(|| if idle { self.ready_ahead.pop_front() } else { None })
+    }
+
+    /// One of this group that nobody waits for and whose device was not asked, the last that was begun.
+    pub(super) fn take_ahead_of(&mut self, group: u32) -> Option<u64> {
+        let place = self.ready_ahead.iter().rposition(|id| {
+            let entry = self.entries.at(*id);
+            entry.is_some_and(|entry| {
+                entry.group == group && entry.waiters.is_empty() && matches!(entry.stage, Stage::Ready { .. })
+            })
+        })?;
+        self.ready_ahead.remove(place)
     }
 
     /// Somebody waits for the block now: its promotion has its turn with those of others.
@@ -114,6 +141,15 @@ impl PromotionTable {
         if overtakes {
             self.ready.push_back(id);
         }
+    }
+
+    /// Its device was busy.
+    fn try_again(&mut self, id: u64) {
+        let queue = match self.entries.at(id) {
+            Some(entry) if entry.ahead && entry.waiters.is_empty() => &mut self.ready_ahead,
+            _ => &mut self.ready,
+        };
+        queue.push_front(id);
     }
 
     fn take(&mut self, promotion: u64) -> Option<Promotion> {
@@ -185,7 +221,8 @@ impl TierManager {
     /// Asks the device for promotions that have their slots.
     pub(super) fn start_promotions(&mut self) {
         while self.nvme_accepts() && (self.nvme_ref().reads as usize) < self.settings.promotions_in_flight_max {
-            let Some(promotion) = self.promotions.next_ready() else {
+            let idle = (self.nvme_ref().reads as usize) < AHEAD_READS_MAX;
+            let Some(promotion) = self.promotions.next_ready(idle) else {
                 return;
             };
             let Some(entry) = self.promotions.at(promotion) else {
@@ -262,10 +299,10 @@ impl TierManager {
         let retry = matches!(outcome, Err(Failure::Busy)) && block != NONE && self.nvme_in_service();
         if retry {
             self.promotions.at_mut(promotion).expect("found above").stage = Stage::Ready { segment, slot };
-            self.promotions.ready.push_front(promotion);
+            self.promotions.try_again(promotion);
             return;
         }
-        let entry = self.promotions.take(promotion).expect("found above");
+        let entry = self.take_promotion(promotion);
         if block != NONE {
             self.index.entry_mut(block).clear(flag::PROMOTING);
         }
@@ -333,6 +370,12 @@ impl TierManager {
         true
     }
 
+    fn take_promotion(&mut self, promotion: u64) -> Promotion {
+        let entry = self.promotions.take(promotion).expect("the caller found it");
+        self.host.group_mut(entry.group).ahead -= u32::from(entry.ahead);
+        entry
+    }
+
     /// A promotion whose device was not asked: its waiters miss.
     pub(super) fn cancel_promotion(&mut self, promotion: u64) {
         let Some(entry) = self.promotions.at(promotion) else {
@@ -342,7 +385,7 @@ impl TierManager {
         if matches!(stage, Stage::Reading { .. }) {
             return;
         }
-        let entry = self.promotions.take(promotion).expect("found above");
+        let entry = self.take_promotion(promotion);
         if entry.block != NONE {
             self.index.entry_mut(entry.block).clear(flag::PROMOTING);
             self.unpark(entry.block);

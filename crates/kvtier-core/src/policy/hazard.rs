@@ -261,14 +261,11 @@ impl ReuseHazard {
         }
     }
 
-    /// Its blocks stay until then, where there is room for one more such promise.
-    /// What was said last counts; a deadline that has passed ends it.
-    fn hold(&mut self, visit: u32, until: Time, mark: u8) {
-        let until = ticks(until);
+    /// Its blocks stay until then, where there is room for one more such promise. What was said last counts; a deadline that has passed
+    /// ends it.
+    fn hold(&mut self, visit: u32, until: u64, mark: u8) {
+        self.let_go(visit);
         let tag = self.visits.at(visit).tag;
-        if let Some(before) = self.pinned.remove(&(visit, tag)) {
-            self.pins.remove(&(before, visit, tag));
-        }
         let held = until > self.now && self.pins.len() < PINS_MAX;
         if held {
             self.pins.insert((until, visit, tag));
@@ -279,6 +276,21 @@ impl ReuseHazard {
         if held {
             entry.marks = (entry.marks | mark) & !mark::CLOSED;
         }
+    }
+
+    /// Takes back what was promised of a visit, whose marks the caller sees to. Until when it would have held.
+    fn let_go(&mut self, visit: u32) -> Option<u64> {
+        let tag = self.visits.at(visit).tag;
+        let until = self.pinned.remove(&(visit, tag))?;
+        self.pins.remove(&(until, visit, tag));
+        Some(until)
+    }
+
+    /// Until when a visit is pinned.
+    fn pinned_until(&self, visit: u32) -> Option<u64> {
+        let entry = self.visits.at(visit);
+        let tag = entry.is(mark::PINNED).then_some(entry.tag)?;
+        self.pinned.get(&(visit, tag)).copied()
     }
 
     fn level_all(&mut self) {
@@ -310,6 +322,9 @@ impl ReuseHazard {
 
     /// One block less of a visit whose weight is out of the tables.
     fn lose(&mut self, visit: u32) {
+        if self.visits.at(visit).left == 1 {
+            self.let_go(visit);
+        }
         if !self.visits.lose(visit) {
             self.weigh(visit);
         }
@@ -458,10 +473,19 @@ impl EvictionPolicy for ReuseHazard {
             return;
         }
         self.unchain(block.0);
+        let pinned_until = self.pinned_until(visit);
         let past = self.observe_return(visit, usage.tokens, true);
         let entry = self.block_mut(block.0);
         entry.uses = entry.uses.saturating_add(1);
         self.join(block.0, usage, Some(past));
+        // What is pinned stays so when it is used; what was expected has come.
+        let visit = self.block(block.0).visit;
+        if let Some(until) = pinned_until
+            && self.pinned_until(visit).is_none_or(|held| held < until)
+        {
+            self.hold(visit, until, mark::PINNED);
+            self.level(visit);
+        }
     }
 
     fn forgotten(&mut self, block: BlockId, fingerprint: u64) {
@@ -493,23 +517,29 @@ impl EvictionPolicy for ReuseHazard {
         }
     }
 
-    fn advise(&mut self, block: BlockId, advice: Advice, now: Time) {
+    fn advise(&mut self, blocks: &[BlockId], advice: Advice, now: Time) {
         self.advance(now);
-        let visit = self.block(block.0).visit;
-        if visit == NONE {
-            return;
-        }
-        match advice {
-            // What many share is not over with one of them.
-            Advice::Closed if self.visits.at(visit).class.is_shared() => {}
-            Advice::Closed => {
-                let entry = self.visits.at_mut(visit);
-                entry.marks = (entry.marks | mark::CLOSED) & !(mark::PINNED | mark::EXPECTED);
+        let named: BTreeSet<u32> = blocks.iter().map(|block| block.0).collect();
+        let visits: BTreeSet<u32> = named.iter().map(|block| self.block(*block).visit).collect();
+        for visit in visits.into_iter().filter(|visit| *visit != NONE) {
+            let entry = self.visits.at(visit);
+            // Another session that begins alike and went on from here is not over with this one.
+            let is_own = named.contains(&entry.newest_block) && !entry.class.is_shared();
+            match advice {
+                Advice::Closed if is_own => {
+                    self.let_go(visit);
+                    let entry = self.visits.at_mut(visit);
+                    entry.marks = (entry.marks | mark::CLOSED) & !(mark::PINNED | mark::EXPECTED);
+                }
+                Advice::Closed => continue,
+                Advice::PinnedUntil(until) | Advice::ExpectedBy(until) if ticks(until) <= self.now && !is_own => {
+                    continue;
+                }
+                Advice::PinnedUntil(until) => self.hold(visit, ticks(until), mark::PINNED),
+                Advice::ExpectedBy(until) => self.hold(visit, ticks(until), mark::EXPECTED),
             }
-            Advice::PinnedUntil(until) => self.hold(visit, until, mark::PINNED),
-            Advice::ExpectedBy(until) => self.hold(visit, until, mark::EXPECTED),
+            self.level(visit);
         }
-        self.level(visit);
     }
 
     fn return_share(&mut self, block: BlockId, within: Duration) -> Option<f64> {

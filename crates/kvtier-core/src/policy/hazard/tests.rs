@@ -209,10 +209,12 @@ fn a_closed_session_goes_first_and_a_pinned_one_last_until_its_deadline() {
         world.prompt(&[chain * 10, chain * 10 + 1], 512, u64::from(chain));
     }
     let now = Time(3 * SECOND_NS);
-    world.policy.advise(BlockId(21), Advice::Closed, now);
-    world
-        .policy
-        .advise(BlockId(1), Advice::PinnedUntil(Time(60 * SECOND_NS)), now);
+    world.policy.advise(&[BlockId(20), BlockId(21)], Advice::Closed, now);
+    world.policy.advise(
+        &[BlockId(0), BlockId(1)],
+        Advice::PinnedUntil(Time(60 * SECOND_NS)),
+        now,
+    );
     assert_eq!(world.evict(), Some(21));
     assert_eq!(world.evict(), Some(20));
     assert_eq!(world.evict(), Some(11));
@@ -227,7 +229,7 @@ fn a_closed_session_goes_first_and_a_pinned_one_last_until_its_deadline() {
 fn a_session_that_was_closed_and_is_used_again_is_open() {
     let mut world = World::new(100, 1024);
     world.prompt(&[0, 1], 512, 0);
-    world.policy.advise(BlockId(1), Advice::Closed, Time(SECOND_NS));
+    world.policy.advise(&[BlockId(1)], Advice::Closed, Time(SECOND_NS));
     assert_eq!(
         world.policy.return_share(BlockId(1), Duration::from_secs(60)),
         Some(0.0)
@@ -251,14 +253,16 @@ fn a_step_that_is_expected_stays_until_its_time_behind_what_is_pinned() {
     }
     let now = Time(3 * SECOND_NS);
     let soon = |seconds: u64| Time(seconds * SECOND_NS);
-    world.policy.advise(BlockId(0), Advice::ExpectedBy(soon(60)), now);
-    world.policy.advise(BlockId(10), Advice::PinnedUntil(soon(60)), now);
+    world.policy.advise(&[BlockId(0)], Advice::ExpectedBy(soon(60)), now);
+    world.policy.advise(&[BlockId(10)], Advice::PinnedUntil(soon(60)), now);
     assert_eq!(world.evict(), Some(20));
     assert_eq!(world.evict(), Some(0), "before what is pinned");
     assert_eq!(world.evict(), Some(10));
     world.prompt(&[30], 512, 4);
     world.prompt(&[31], 512, 5);
-    world.policy.advise(BlockId(30), Advice::ExpectedBy(soon(10)), soon(5));
+    world
+        .policy
+        .advise(&[BlockId(30)], Advice::ExpectedBy(soon(10)), soon(5));
     world.prompt(&[32], 512, 11);
     assert_eq!(world.evict(), Some(30), "its time is over, and it is the oldest");
     world.policy.check_invariants();
@@ -271,10 +275,10 @@ fn of_two_pins_the_last_counts_and_one_of_the_past_ends_it() {
         world.prompt(&[block], 512, u64::from(block));
     }
     let at = |seconds: u64| Time(seconds * SECOND_NS);
-    world.policy.advise(BlockId(0), Advice::PinnedUntil(at(10)), at(3));
-    world.policy.advise(BlockId(0), Advice::PinnedUntil(at(100)), at(3));
-    world.policy.advise(BlockId(1), Advice::PinnedUntil(at(100)), at(3));
-    world.policy.advise(BlockId(1), Advice::PinnedUntil(at(3)), at(3));
+    world.policy.advise(&[BlockId(0)], Advice::PinnedUntil(at(10)), at(3));
+    world.policy.advise(&[BlockId(0)], Advice::PinnedUntil(at(100)), at(3));
+    world.policy.advise(&[BlockId(1)], Advice::PinnedUntil(at(100)), at(3));
+    world.policy.advise(&[BlockId(1)], Advice::PinnedUntil(at(3)), at(3));
     world.prompt(&[9], 512, 20);
     assert_eq!(world.evict(), Some(1), "its pin was taken back");
     assert_eq!(world.policy.pins.len(), 1);
@@ -293,10 +297,54 @@ fn what_many_share_is_not_over_with_one_session() {
     let now = Time(61 * SECOND_NS);
     assert!(world.policy.visits.at(world.policy.block(0).visit).class.is_shared());
     for block in [0, 60] {
-        world.policy.advise(BlockId(block), Advice::Closed, now);
+        world.policy.advise(&[BlockId(block)], Advice::Closed, now);
     }
     assert_eq!(world.evict(), Some(60));
     assert_ne!(world.evict(), Some(0));
+}
+
+#[test]
+fn closing_one_session_leaves_another_that_begins_alike_as_it_is() {
+    let mut world = World::new(100, 1024);
+    world.prompt(&[0, 1, 10], 512, 0);
+    world.prompt(&[0, 1, 20], 512, 100);
+    world.prompt(&[5], 512, 110);
+    let now = Time(111 * SECOND_NS);
+    let first = [0, 1, 10].map(BlockId);
+    world.policy.advise(
+        &[0, 1, 20].map(BlockId),
+        Advice::PinnedUntil(Time(900 * SECOND_NS)),
+        now,
+    );
+    world.policy.advise(&first, Advice::PinnedUntil(now), now);
+    world.policy.advise(&first, Advice::Closed, now);
+    assert_eq!(world.evict(), Some(10));
+    assert_eq!(world.evict(), Some(5), "the other session is pinned");
+    assert_eq!(world.evict(), Some(20), "from its end");
+    world.policy.check_invariants();
+}
+
+#[test]
+fn a_pin_outlives_a_use_and_what_was_expected_has_come_with_it() {
+    let mut world = World::new(100, 1024);
+    world.prompt(&[0, 1], 512, 0);
+    world.prompt(&[10, 11], 512, 1);
+    let (now, later) = (Time(2 * SECOND_NS), Time(500 * SECOND_NS));
+    world
+        .policy
+        .advise(&[0, 1].map(BlockId), Advice::PinnedUntil(later), now);
+    world
+        .policy
+        .advise(&[10, 11].map(BlockId), Advice::ExpectedBy(later), now);
+    world.prompt(&[0, 1], 512, 20);
+    world.prompt(&[10, 11], 512, 20);
+    assert_eq!(world.policy.pins.len(), 1, "what is over keeps no place");
+    world.prompt(&[30], 512, 21);
+    assert_eq!(world.evict(), Some(11));
+    assert_eq!(world.evict(), Some(10));
+    assert_eq!(world.evict(), Some(30));
+    assert_eq!(world.evict(), Some(1));
+    world.policy.check_invariants();
 }
 
 #[test]
@@ -306,7 +354,7 @@ fn pins_are_bounded() {
         world.prompt(&[block], 512, 0);
         world
             .policy
-            .advise(BlockId(block), Advice::PinnedUntil(Time(9 * SECOND_NS)), Time(0));
+            .advise(&[BlockId(block)], Advice::PinnedUntil(Time(9 * SECOND_NS)), Time(0));
     }
     assert_eq!(world.policy.pins.len(), PINS_MAX);
     assert!(world.evict().expect("one that is not pinned") >= PINS_MAX as u32);
@@ -419,9 +467,9 @@ proptest! {
                         world.evict();
                     }
                 }
-                Step::Close(block) => world.policy.advise(BlockId(block), Advice::Closed, Time(seconds * SECOND_NS)),
+                Step::Close(block) => world.policy.advise(&[BlockId(block)], Advice::Closed, Time(seconds * SECOND_NS)),
                 Step::Pin(block, until) => {
-                    world.policy.advise(BlockId(block), Advice::PinnedUntil(Time(until * SECOND_NS)), Time(seconds * SECOND_NS));
+                    world.policy.advise(&[BlockId(block)], Advice::PinnedUntil(Time(until * SECOND_NS)), Time(seconds * SECOND_NS));
                 }
             }
             world.policy.check_invariants();
