@@ -18,12 +18,12 @@ mod verify;
 use serde::{Deserialize, Serialize};
 
 pub use chain::{ReceiptLog, rotate_signing_key};
-pub use document::{REPLAY_GATE_REPORT, sign_document};
+pub use document::{DocumentKey, REPLAY_GATE_REPORT};
 pub use evidence::{Evidence, Guarantee, Method, ProcessorReport, Standing, weakest};
 pub use moment::rfc3339;
 pub use receipt::{MasterKeyNote, Raised, ReceiptBody, ReceiptScope, SignedLine};
 pub use signing::{Jwk, KeySet};
-pub use verify::{CheckedLine, VerifyReport, verify};
+pub use verify::{CheckedLine, VerifyReport, verify, verify_documents};
 
 /// Within the state directory.
 pub(crate) const RECEIPTS_DIRECTORY: &str = "receipts";

@@ -193,7 +193,7 @@ pub struct Settings {
     /// to 44 for the visit that it belongs to, as they come.
     pub eviction_ghosts_max: u64,
     /// A file in which requests are recorded as a trace for `kvctl simulate` and `kvctl replay-gate`: times, lengths and keyed hashes, no
-    /// contents. Each start begins a file of its own. Default none. Costs up to 512 MiB where the disk does not keep up.
+    /// contents. Each start begins a file of its own. Default none. Costs up to 160 MiB.
     pub record_trace: Option<PathBuf>,
     /// Byte quota of each namespace. Default none.
     pub namespace_quota_bytes: Option<u64>,

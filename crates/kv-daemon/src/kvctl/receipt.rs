@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
-use kvtier::purge::{KeySet, VerifyReport, verify};
+use kvtier::purge::{KeySet, VerifyReport, verify, verify_documents};
 
 use super::Connection;
 use super::http::{self, Origin};
@@ -17,7 +17,7 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ReceiptCommand {
-    /// Check digests, signatures and the links between receipts, and signed reports; anything wrong ends with 65
+    /// Check digests, signatures and the links between receipts; anything wrong ends with 65
     Verify {
         /// Files of one receipt, or of one in each line; - for standard input
         #[arg(required = true)]
@@ -25,11 +25,15 @@ pub(super) enum ReceiptCommand {
         /// The node's public keys: a file that was fetched from GET /v1/keys, or http://127.0.0.1:PORT to fetch them from
         #[arg(long, value_name = "FILE|URL")]
         keys: String,
+        /// They are signed reports of replay-gate instead
+        #[arg(long)]
+        report: bool,
     },
 }
 
 pub(super) fn run(connection: &Connection, command: &ReceiptCommand) -> Result<(), Failure> {
-    let ReceiptCommand::Verify { files, keys } = command;
+    let ReceiptCommand::Verify { files, keys, report } = command;
+    let checked = if *report { verify_documents } else { verify };
     let keys = read_keys(keys, Duration::from_millis(connection.timeout_ms))?;
     let mut lines = Vec::new();
     for (index, file) in files.iter().enumerate() {
@@ -44,12 +48,12 @@ pub(super) fn run(connection: &Connection, command: &ReceiptCommand) -> Result<(
             .map(|(line, number)| (format!("{}:{number}", file.display()), line.to_vec()))
             .collect();
         if found.is_empty() {
-            let words = format!("{}: there is no receipt in it", file.display());
+            let words = format!("{}: there is nothing in it", file.display());
             return Err(Failure::new(ExitCode::DataFormat, words));
         }
         lines.extend(found);
     }
-    let report = verify(&lines, &keys);
+    let report = checked(&lines, &keys);
     if connection.json {
         let text = serde_json::to_string(&report).map_err(|error| {
             Failure::new(

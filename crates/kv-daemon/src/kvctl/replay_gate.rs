@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use aws_lc_rs::digest::{SHA256, digest};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvtier::purge::{REPLAY_GATE_REPORT, sign_document};
+use kvtier::keys::KeyError;
+use kvtier::purge::{DocumentKey, REPLAY_GATE_REPORT};
 use kvtier_sim::gate::{
     Baseline, GateError, GateHardware, GateOptions, GateProfile, GateReport, Input, OptionReport, Verdict, render,
     replay_gate, steps,
@@ -41,7 +42,7 @@ pub(super) struct ReplayGateOptions {
     /// Where the report goes: one HTML file that fetches nothing
     #[arg(long, value_name = "FILE")]
     report: PathBuf,
-    /// Sign the JSON as receipts are signed, with the key of this daemon's state directory; kvctl receipt verify checks it
+    /// Sign the JSON as receipts are signed, with the key of this daemon's state directory; kvctl receipt verify --report checks it
     #[arg(long, value_name = "STATE_DIR")]
     sign_with: Option<PathBuf>,
     /// Fixes luck and resamples
@@ -61,6 +62,11 @@ pub(super) fn run(connection: &Connection, options: &ReplayGateOptions) -> Resul
         let words = "--sign-with: it is the JSON that is signed: give --json too";
         return Err(Failure::new(ExitCode::Usage, words));
     }
+    // Before the work, too.
+    let key = match &options.sign_with {
+        Some(directory) => Some(DocumentKey::open(directory).map_err(|error| key_failure(&error))?),
+        None => None,
+    };
     let (profile, profile_input) = choose(
         "profile",
         &options.profile,
@@ -118,7 +124,7 @@ pub(super) fn run(connection: &Connection, options: &ReplayGateOptions) -> Resul
     file.write_all(render(&report).as_bytes())
         .map_err(|error| cannot_create(&options.report, &error))?;
     if connection.json {
-        output::print(&format!("{}\n", json_of(&report, options.sign_with.as_deref())?))?;
+        output::print(&format!("{}\n", json_of(&report, key.as_ref())?))?;
     } else {
         output::print(&table(&report, &options.report))?;
     }
@@ -130,19 +136,23 @@ pub(super) fn run(connection: &Connection, options: &ReplayGateOptions) -> Resul
 }
 
 /// The report for machines: signed, one line of canonical JSON.
-fn json_of(report: &GateReport, sign_with: Option<&Path>) -> Result<String, Failure> {
+fn json_of(report: &GateReport, key: Option<&DocumentKey>) -> Result<String, Failure> {
     let no_json = |error: serde_json::Error| {
         let words = format!("the report is no JSON ({error}): report a bug");
         Failure::new(ExitCode::Internal, words)
     };
-    let Some(directory) = sign_with else {
+    let Some(key) = key else {
         return serde_json::to_string_pretty(report).map_err(no_json);
     };
     let Value::Object(fields) = serde_json::to_value(report).map_err(no_json)? else {
         unreachable!("a report is an object");
     };
-    sign_document(directory, REPLAY_GATE_REPORT, fields, SystemTime::now())
-        .map_err(|error| Failure::new(crate::serve::key_code(&error), error.to_string()))
+    key.sign(REPLAY_GATE_REPORT, fields, SystemTime::now())
+        .map_err(|error| key_failure(&error))
+}
+
+fn key_failure(error: &KeyError) -> Failure {
+    Failure::new(crate::serve::key_code(error), error.to_string())
 }
 
 fn cannot_create(path: &Path, error: &io::Error) -> Failure {

@@ -182,7 +182,14 @@ fn traffic_with_reuse_passes_the_gate_and_its_settings_start_a_daemon() {
     let file = directory.path().join("signed.json");
     let verify = |line: &[u8]| {
         std::fs::write(&file, line).unwrap();
-        let verify = ["--json", "receipt", "verify", file.to_str().unwrap(), "--keys"];
+        let verify = [
+            "--json",
+            "receipt",
+            "verify",
+            "--report",
+            file.to_str().unwrap(),
+            "--keys",
+        ];
         let output = command("kvctl").args(verify).arg(&keys).output().unwrap();
         (output.status.code(), answer(&output))
     };
@@ -193,6 +200,15 @@ fn traffic_with_reuse_passes_the_gate_and_its_settings_start_a_daemon() {
         .unwrap()
         .replace("not_worth_enabling", "worth_enabling");
     assert_eq!(verify(claimed.as_bytes()).0, Some(65));
+
+    let as_receipt = [
+        "receipt",
+        "verify",
+        file.to_str().unwrap(),
+        "--keys",
+        keys.to_str().unwrap(),
+    ];
+    assert_eq!(kvctl(&as_receipt).status.code(), Some(65), "a report is no receipt");
 
     let text = command("kvctl")
         .args([

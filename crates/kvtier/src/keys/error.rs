@@ -85,7 +85,7 @@ pub enum KeyError {
         path: PathBuf,
     },
     /// A state directory has no key that signs.
-    #[error("signing key {}: there is no such file: name a daemon's state directory, or start a daemon on it once, which makes the key", .path.display())]
+    #[error("signing key {}: there is no such file, or its rotation was cut short: name a daemon's state directory, and start a daemon on it once, which makes the key", .path.display())]
     NoSigningKey {
         /// Which file.
         path: PathBuf,

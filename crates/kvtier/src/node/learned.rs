@@ -3,7 +3,7 @@
 //! Who starts with nothing asks its peers once what they learned. A help and no more: what cannot be read or written costs hits, never a start. The file says how often what kind of prompt was used
 //! again, and nothing of any block, key or client.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -24,11 +24,13 @@ const FILE: &str = "reuse.tables";
 /// A kill loses what was learned in this time at most.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Who has learned nothing asks peers what they did, once in this time,
+/// Who has learned nothing yet asks peers what they did, once in this time,
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// and for so long: then it has learned something itself.
+/// for so long at most, and until it has seen so many returns itself.
 const ASK_FOR: Duration = Duration::from_secs(600);
+
+const KNOWS_RETURNS: f64 = 100.0;
 
 /// No image is longer, bytes.
 const IMAGE_BYTES_MAX: u64 = 1 << 20;
@@ -91,11 +93,16 @@ impl Keeper {
 fn keep(driver: &Driver, path: &Path, mut asks_until: Option<Instant>, stopped: &Receiver<()>) {
     let mut written = Vec::new();
     let mut failing = false;
-    let mut asked = HashSet::new();
+    let mut asked = HashMap::new();
     let mut due = Instant::now() + INTERVAL;
     loop {
         let now = Instant::now();
-        asks_until = asks_until.filter(|until| now < *until);
+        // What peers learned from this node would count twice.
+        let knows = || {
+            let learned = driver.look(TierManager::learned);
+            learned.is_some_and(|tables| tables.returns() > KNOWS_RETURNS)
+        };
+        asks_until = asks_until.filter(|until| now < *until && !knows());
         let wait = due.saturating_duration_since(now);
         let wait = if asks_until.is_some() {
             wait.min(ASK_INTERVAL)

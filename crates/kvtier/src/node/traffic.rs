@@ -12,7 +12,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,25 +25,32 @@ use self::episodes::{Episodes, Prompt};
 pub(crate) use self::episodes::{Kind, Sight};
 use super::{StartError, StartProgress, spawn};
 
-/// What waits to be recorded at most: with 4,096 keys each, half a gigabyte.
-const QUEUE: usize = 4096;
+/// What waits to be recorded at most: with 4,096 keys each, 80 MiB.
+const QUEUE: usize = 1024;
 /// What is recorded is on its way to the file within this time.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// No more is written to one file, bytes: what reads traces reads no longer ones.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 /// Names that are tried where there is a file already.
-const NAMES_MAX: u32 = 10_000;
+const NAMES_MAX: u32 = 1_000_000;
 
 /// Where sessions leave what they see.
 pub(crate) struct Traffic {
     sights: Sender<Sight>,
     dropped: AtomicU64,
+    /// Nothing more is written.
+    ended: AtomicBool,
 }
 
 impl Traffic {
+    /// Whether somebody looks.
+    pub(crate) fn is_recorded(&self) -> bool {
+        !self.ended.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn see(&self, sight: Sight) {
-        if self.sights.try_send(sight).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        if self.sights.try_send(sight).is_err() && self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!("requests come faster than they are recorded: the recording has gaps");
         }
     }
 }
@@ -59,7 +66,10 @@ pub(super) struct TrafficRecorder {
 #[derive(Debug, Default)]
 struct Written {
     requests: u64,
+    /// Left out: how many tokens their blocks have was never said.
     without_tokens: u64,
+    /// Left out: blocks of another size than the first one's.
+    other_blocks: u64,
 }
 
 impl TrafficRecorder {
@@ -81,28 +91,36 @@ impl TrafficRecorder {
         })?;
         let (sights, seen) = bounded(QUEUE);
         let (stop, stopped) = bounded(0);
+        let traffic = Arc::new(Traffic {
+            sights,
+            dropped: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        });
         let mut recording = Recording {
             episodes: Episodes::default(),
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             file: BufWriter::new(file),
             path,
             bytes: 0,
-            failed: false,
+            block_tokens: None,
+            traffic: Arc::clone(&traffic),
             written: Written::default(),
         };
-        let traffic = Arc::new(Traffic {
-            sights,
-            dropped: AtomicU64::new(0),
-        });
-        let counted = Arc::clone(&traffic);
         let thread = spawn("kvtier-traffic", move || {
             recording.run(&seen, &stopped);
             let Written {
                 requests,
                 without_tokens,
+                other_blocks,
             } = recording.written;
-            let dropped = counted.dropped.load(Ordering::Relaxed);
-            tracing::info!(requests, without_tokens, dropped, "the recording of requests has ended");
+            let dropped = recording.traffic.dropped.load(Ordering::Relaxed);
+            tracing::info!(
+                requests,
+                without_tokens,
+                other_blocks,
+                dropped,
+                "the recording of requests has ended"
+            );
         })?;
         Ok(TrafficRecorder {
             traffic,
@@ -158,8 +176,9 @@ struct Recording {
     file: BufWriter<File>,
     path: PathBuf,
     bytes: u64,
-    /// Nothing more is written.
-    failed: bool,
+    /// Of the first line, and so of all.
+    block_tokens: Option<u32>,
+    traffic: Arc<Traffic>,
     written: Written,
 }
 
@@ -191,11 +210,15 @@ impl Recording {
 
     fn write(&mut self) {
         while let Some(prompt) = self.episodes.next_finished() {
-            if self.failed {
+            if !self.traffic.is_recorded() {
                 continue;
             }
             if prompt.block_tokens == 0 {
                 self.written.without_tokens += 1;
+                continue;
+            }
+            if *self.block_tokens.get_or_insert(prompt.block_tokens) != prompt.block_tokens {
+                self.written.other_blocks += 1;
                 continue;
             }
             let result = self.write_one(&prompt);
@@ -235,7 +258,7 @@ impl Recording {
     }
 
     fn flush(&mut self) {
-        if !self.failed {
+        if self.traffic.is_recorded() {
             let result = self.file.flush();
             self.note(result);
         }
@@ -244,7 +267,7 @@ impl Recording {
     /// What cannot be written ends the recording and nothing else.
     fn note(&mut self, result: io::Result<()>) {
         if let Err(error) = result {
-            self.failed = true;
+            self.traffic.ended.store(true, Ordering::Relaxed);
             tracing::warn!(%error, path = %self.path.display(), "requests are recorded no more");
         }
     }

@@ -17,7 +17,7 @@ use crate::keys::disk::{self, Disk};
 
 const CHAIN_FILE: &str = "chain.jsonl";
 pub(super) const KEY_FILE: &str = "signing.key";
-const NEXT_KEY_FILE: &str = "signing.key.next";
+pub(super) const NEXT_KEY_FILE: &str = "signing.key.next";
 const PUBLIC_FILE: &str = "keys.json";
 
 /// The receipts of a node: a file of one signed line each, every line naming the digest of the one before.

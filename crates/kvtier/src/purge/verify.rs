@@ -49,7 +49,7 @@ fn text_of(entry: &Value, name: &str) -> Result<String, String> {
 
 /// Canonical bytes, digest, signature by a key of `keys`. Only canonical bytes are accepted, so that any changed byte is found, one that
 /// leaves the meaning alone included.
-fn authenticate(line: &[u8], keys: &KeySet) -> Result<Signed, String> {
+fn authenticate(line: &[u8], keys: &KeySet, objects: &[&str]) -> Result<Signed, String> {
     if line.len() > LINE_BYTES_MAX {
         return Err(format!("longer than {LINE_BYTES_MAX} bytes"));
     }
@@ -60,8 +60,8 @@ fn authenticate(line: &[u8], keys: &KeySet) -> Result<Signed, String> {
     }
     let text = |name: &str| text_of(&entry, name);
     let object = text("object")?;
-    if !["purge_receipt", "key_rotation"].contains(&object.as_str()) && !DOCUMENTS.contains(&object.as_str()) {
-        return Err(format!("is a {object:?}, not a purge_receipt"));
+    if !objects.contains(&object.as_str()) {
+        return Err(format!("is a {object:?}, not a {}", objects[0]));
     }
     if entry["version"].as_u64().ok_or("has no version")? != VERSION {
         return Err(format!(
@@ -89,32 +89,37 @@ fn authenticate(line: &[u8], keys: &KeySet) -> Result<Signed, String> {
     })
 }
 
+/// Checks documents that a node's key signed beside its chain of receipts, such as reports of `kvctl replay-gate`: each by itself. A receipt is
+/// none, and a document is no receipt for [`verify`].
+#[must_use]
+pub fn verify_documents(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
+    let check = |(place, line): &(String, Vec<u8>)| {
+        let signed = authenticate(line, keys, &DOCUMENTS);
+        let object = signed.as_ref().ok().map(|signed| signed.object.clone());
+        CheckedLine {
+            place: place.clone(),
+            id: None,
+            object,
+            sequence: None,
+            problem: signed.err(),
+        }
+    };
+    let lines: Vec<CheckedLine> = lines.iter().map(check).collect();
+    VerifyReport {
+        verified: !lines.is_empty() && lines.iter().all(|line| line.problem.is_none()),
+        lines,
+        ..VerifyReport::default()
+    }
+}
+
 /// Reads a line of a chain.
 fn read(line: &[u8], keys: &KeySet) -> Result<Entry, String> {
-    match authenticate(line, keys)? {
-        signed if DOCUMENTS.contains(&signed.object.as_str()) => {
-            Err(format!("is a {:?}, which has no place in a chain", signed.object))
-        }
-        signed => placed(signed),
-    }
-}
-
-/// Reads a line of a chain, or a document, which has no place in one.
-fn read_any(line: &[u8], keys: &KeySet) -> Result<Result<Entry, String>, String> {
-    match authenticate(line, keys)? {
-        signed if DOCUMENTS.contains(&signed.object.as_str()) => Ok(Err(signed.object)),
-        signed => placed(signed).map(Ok),
-    }
-}
-
-/// What was signed, as an entry of a chain.
-fn placed(signed: Signed) -> Result<Entry, String> {
     let Signed {
         entry,
         object,
         digest,
         key_id,
-    } = signed;
+    } = authenticate(line, keys, &["purge_receipt", "key_rotation"])?;
     let text = |name: &str| text_of(&entry, name);
     let number = |name: &str| entry[name].as_u64().ok_or_else(|| format!("has no {name}"));
     let previous = match &entry["previous_digest"] {
@@ -205,7 +210,7 @@ pub struct CheckedLine {
     pub place: String,
     /// Its id, where it has one.
     pub id: Option<String>,
-    /// `purge_receipt`, `key_rotation`, or a document signed beside the chain such as `replay_gate_report`, where it is one.
+    /// `purge_receipt`, `key_rotation` or `replay_gate_report`, where it is one.
     pub object: Option<String>,
     /// Its number in the chain.
     pub sequence: Option<u64>,
@@ -235,21 +240,16 @@ pub fn verify(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
     let mut report = VerifyReport::default();
     let mut keys = keys.clone();
     let mut entries: Vec<Option<Entry>> = vec![None; lines.len()];
-    let mut documents: Vec<Option<String>> = vec![None; lines.len()];
     let mut problems: Vec<Option<String>> = vec![None; lines.len()];
     // A rotation found in a later file may be what makes an entry of an earlier one readable.
     loop {
         let known = keys.keys.len();
         for (number, (_, line)) in lines.iter().enumerate() {
-            if entries[number].is_some() || documents[number].is_some() {
+            if entries[number].is_some() {
                 continue;
             }
-            match read_any(line, &keys) {
-                Ok(Err(document)) => {
-                    problems[number] = None;
-                    documents[number] = Some(document);
-                }
-                Ok(Ok(entry)) => {
+            match read(line, &keys) {
+                Ok(entry) => {
                     if let Some(new_key) = &entry.new_key
                         && keys.find(&new_key.kid).is_none()
                     {
@@ -300,9 +300,7 @@ pub fn verify(lines: &[(String, Vec<u8>)], keys: &KeySet) -> VerifyReport {
         report.lines.push(CheckedLine {
             place: place.clone(),
             id: entry.map(|entry| entry.id.clone()),
-            object: entry
-                .map(|entry| entry.object.clone())
-                .or_else(|| documents[number].clone()),
+            object: entry.map(|entry| entry.object.clone()),
             sequence: entry.map(|entry| entry.link.sequence),
             problem: problems[number]
                 .clone()

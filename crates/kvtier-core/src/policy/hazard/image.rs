@@ -74,6 +74,13 @@ impl LearnedTables {
         self.rows.is_empty()
     }
 
+    /// How many returns were seen, as whole visits.
+    #[must_use]
+    pub fn returns(&self) -> f64 {
+        let counts = self.rows.iter().flat_map(|(_, counts)| counts.returns);
+        counts.map(f64::from).sum()
+    }
+
     /// The image of the tables.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -1,27 +1,35 @@
 //! What the eviction policy learned, handed to members that have learned nothing yet.
 
-use std::collections::HashSet;
-use std::time::Instant;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use kvtier_core::{LearnedTables, TierManager};
 
 use super::Shared;
 use super::message::Message;
 
+/// An image has up to half a megabyte, and nobody waits for it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A run of a member is asked so often at most: one of an older version gives up the connection.
+const QUESTIONS_MAX: u32 = 3;
+
 /// A run of a member, by its address and incarnation.
 pub(in crate::node) type Run = (String, u64);
 
 impl Shared {
-    /// What a member learned that was not asked before; each run of one is asked once. Its address, and its tables.
-    pub(in crate::node) fn learned_elsewhere(&self, asked: &mut HashSet<Run>) -> Option<(String, LearnedTables)> {
+    /// What a member learned, of those that were not asked too often. Its address, and its tables.
+    pub(in crate::node) fn learned_elsewhere(&self, asked: &mut HashMap<Run, u32>) -> Option<(String, LearnedTables)> {
         for link in self.links() {
             let Some(peer) = link.live().and_then(|_| link.peer()) else {
                 continue;
             };
-            if self.is_stopping() || !asked.insert((link.address.clone(), peer.incarnation)) {
+            let questions = asked.entry((link.address.clone(), peer.incarnation)).or_default();
+            if self.is_stopping() || *questions == QUESTIONS_MAX {
                 continue;
             }
-            let answer = link.ask(&Message::Learned, Instant::now() + self.query_timeout);
+            *questions += 1;
+            let answer = link.ask(&Message::Learned, Instant::now() + PATIENCE);
             let Ok(Message::Tables(image)) = answer else { continue };
             match LearnedTables::decode(&image) {
                 Ok(tables) if !tables.is_empty() => return Some((link.address.clone(), tables)),

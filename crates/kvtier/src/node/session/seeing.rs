@@ -12,7 +12,8 @@ type Scope = (NamespaceId, RealizationId);
 
 impl Session {
     fn traffic(&self) -> Option<Arc<Traffic>> {
-        self.shared.driver.traffic.get().cloned()
+        let traffic = self.shared.driver.traffic.get();
+        traffic.filter(|traffic| traffic.is_recorded()).cloned()
     }
 
     /// The keys, which are in `self.hashes` too, are looked up or fetched.

@@ -2,7 +2,7 @@
 //!
 //! An engine asks for a prompt in pieces: it looks it up, fetches what is there, puts the rest and, later, what it answered. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use kvtier_core::{BlockHash, ClientId, NamespaceId, Parent, RealizationId, Time};
@@ -11,10 +11,20 @@ use crate::wire::Lineage;
 
 /// A prompt is over when nothing of it was heard for this long.
 const IDLE: Duration = Duration::from_secs(30);
+/// A prompt is over after this time whatever is heard of it: those that came later wait for it.
+const AGE_MAX: Duration = Duration::from_secs(600);
+/// Who asks for the very same within this time asks once more for one prompt.
+const RETRY: Duration = Duration::from_secs(1);
+/// Prompts that are idle are looked for this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Prompts of one connection at a time; the one heard of longest ago is over when there are more.
 const OPEN_MAX: usize = 64;
 /// Blocks of a prompt; what comes behind them is left out.
 const BLOCKS_MAX: usize = 1 << 16;
+/// Blocks of all prompts that are open or wait for those before them, 20 bytes each. When there are more, all are over.
+const HELD_MAX: usize = 4 << 20;
+/// A block has no more tokens.
+const TOKENS_MAX: u32 = u16::MAX as u32;
 
 /// What a client asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +68,7 @@ pub(super) struct Prompt {
 
 #[derive(Debug)]
 struct Open {
+    number: u64,
     at: Time,
     heard: Time,
     hashes: Vec<BlockHash>,
@@ -75,12 +86,17 @@ type Place = (ClientId, NamespaceId, RealizationId);
 #[derive(Debug, Default)]
 pub(super) struct Episodes {
     open: HashMap<Place, Vec<Open>>,
-    /// Largest block of each realization.
-    block_tokens: HashMap<RealizationId, u32>,
+    /// When those came, and their numbers.
+    since: BTreeSet<(Time, u64)>,
+    /// Tokens of a full block.
+    block_tokens: HashMap<(NamespaceId, RealizationId), u32>,
     /// By time and number: a trace is in the order in which prompts came.
     finished: BTreeMap<(Time, u64), Prompt>,
+    /// Blocks of all of these.
+    held: usize,
     number: u64,
     now: Time,
+    looked: Time,
 }
 
 impl Episodes {
@@ -105,15 +121,20 @@ impl Episodes {
         if sight.hashes.is_empty() {
             return;
         }
-        let largest = self.block_tokens.entry(sight.scope.1).or_default();
-        *largest = sight.tokens.iter().copied().max().unwrap_or(0).max(*largest);
         let open = self.open.entry(place).or_default();
         // The one heard of last is at the end.
-        let fitting = (0..open.len()).rev().find(|&index| open[index].fits(&sight).is_some());
-        if let Some(index) = fitting {
+        let fitting = (0..open.len())
+            .rev()
+            .find_map(|index| Some((index, open[index].fits(&sight)?)));
+        if let Some((index, start)) = fitting {
             let mut continued = open.remove(index);
-            continued.go_on(&sight);
+            let before = continued.hashes.len();
+            continued.extend(start, &sight);
+            self.held += continued.hashes.len() - before;
+            let full = continued.full_block();
             open.push(continued);
+            self.learn(sight.scope, full);
+            self.keep_bounded();
             return;
         }
         let before = match sight.lineage {
@@ -125,10 +146,31 @@ impl Episodes {
             }
             _ => (Vec::new(), Vec::new()),
         };
-        open.push(Open::begin(before, &sight));
-        if open.len() > OPEN_MAX {
-            let oldest = open.remove(0);
+        self.number += 1;
+        let begun = Open::begin(self.number, before, &sight);
+        self.since.insert((begun.at, begun.number));
+        self.held += begun.hashes.len();
+        let full = begun.full_block();
+        open.push(begun);
+        let oldest = (open.len() > OPEN_MAX).then(|| open.remove(0));
+        self.learn(sight.scope, full);
+        if let Some(oldest) = oldest {
             self.finish(place, oldest);
+        }
+        self.keep_bounded();
+    }
+
+    /// How many tokens a block has that another follows.
+    fn learn(&mut self, scope: (NamespaceId, RealizationId), tokens: u32) {
+        if tokens > 0 {
+            let known = self.block_tokens.entry(scope).or_default();
+            *known = tokens.min(TOKENS_MAX).max(*known);
+        }
+    }
+
+    fn keep_bounded(&mut self) {
+        if self.held > HELD_MAX {
+            self.end();
         }
     }
 
@@ -149,21 +191,26 @@ impl Episodes {
 
     /// The next prompt that is over and before which none is open.
     pub(super) fn next_finished(&mut self) -> Option<Prompt> {
-        let (&(at, number), _) = self.finished.first_key_value()?;
-        let earliest = self.open.values().flatten().map(|open| open.at).min();
-        if earliest.is_some_and(|earliest| earliest < at) {
+        let (&(at, _), _) = self.finished.first_key_value()?;
+        if self.since.first().is_some_and(|(earliest, _)| *earliest < at) {
             return None;
         }
-        self.finished.remove(&(at, number))
+        let (_, prompt) = self.finished.pop_first()?;
+        self.held -= prompt.hashes.len();
+        Some(prompt)
     }
 
     fn end_idle(&mut self) {
         let now = self.now;
-        let idle = |open: &Open| open.heard.after(IDLE) < now;
+        if now < self.looked.after(LOOK_EVERY) {
+            return;
+        }
+        self.looked = now;
+        let idle = |open: &Open| open.heard.after(IDLE) < now || open.at.after(AGE_MAX) < now;
         let places: Vec<Place> = self
             .open
             .iter()
-            .filter(|(_, opens)| opens.first().is_none_or(idle))
+            .filter(|(_, opens)| opens.is_empty() || opens.iter().any(idle))
             .map(|(place, _)| *place)
             .collect();
         for place in places {
@@ -179,7 +226,8 @@ impl Episodes {
     }
 
     fn finish(&mut self, (_, namespace, realization): Place, open: Open) {
-        let block_tokens = self.block_tokens.get(&realization).copied().unwrap_or(0);
+        self.since.remove(&(open.at, open.number));
+        let block_tokens = self.block_tokens.get(&(namespace, realization)).copied().unwrap_or(0);
         let tokens = |range: &[u32]| -> u64 {
             let known = |tokens: &u32| u64::from(if *tokens == 0 { block_tokens } else { *tokens });
             range.iter().map(known).sum()
@@ -205,14 +253,15 @@ impl Episodes {
             input_tokens,
             block_tokens,
         };
-        self.number += 1;
-        self.finished.insert((open.at, self.number), prompt);
+        self.held -= open.hashes.len() - prompt.hashes.len();
+        self.finished.insert((open.at, open.number), prompt);
     }
 }
 
 impl Open {
-    fn begin((hashes, tokens): (Vec<BlockHash>, Vec<u32>), sight: &Sight) -> Open {
+    fn begin(number: u64, (hashes, tokens): (Vec<BlockHash>, Vec<u32>), sight: &Sight) -> Open {
         let mut open = Open {
+            number,
             at: sight.at,
             heard: sight.at,
             hashes,
@@ -231,25 +280,28 @@ impl Open {
     fn fits(&self, sight: &Sight) -> Option<usize> {
         let start = match sight.lineage {
             Lineage::Chain(Parent::Block(parent)) => self.hashes.iter().rposition(|hash| *hash == parent)? + 1,
+            _ if self.hashes.first() == sight.hashes.first() => 0,
             _ => self.hashes.iter().position(|hash| *hash == sight.hashes[0])?,
         };
         let known = &self.hashes[start..];
         if known.iter().zip(&sight.hashes).any(|(known, asked)| known != asked) {
             return None;
         }
-        // Who asks again asks for another prompt, though it begins alike.
+        // Who asks again asks for another prompt, though it begins alike; but for one who tries again what was not answered well.
+        let end = start + sight.hashes.len();
+        let tries_again = |asked: usize| end == asked && sight.at <= self.heard.after(RETRY);
         let goes_on = match sight.kind {
-            Kind::Lookup => start >= self.looked_up && self.fetched == 0 && !self.put,
-            Kind::Fetch => start >= self.fetched && !self.put,
+            Kind::Lookup => (start >= self.looked_up || tries_again(self.looked_up)) && self.fetched == 0 && !self.put,
+            Kind::Fetch => (start >= self.fetched || tries_again(self.fetched)) && !self.put,
             Kind::Put | Kind::Gone => true,
         };
         goes_on.then_some(start)
     }
 
-    fn go_on(&mut self, sight: &Sight) {
-        if let Some(start) = self.fits(sight) {
-            self.extend(start, sight);
-        }
+    /// The most tokens of a block that another follows; 0 where none is known.
+    fn full_block(&self) -> u32 {
+        let followed = self.tokens.len().saturating_sub(1);
+        self.tokens[..followed].iter().copied().max().unwrap_or(0)
     }
 
     fn extend(&mut self, start: usize, sight: &Sight) {
@@ -263,8 +315,8 @@ impl Open {
             }
         }
         match sight.kind {
-            Kind::Lookup => self.looked_up = end,
-            Kind::Fetch => self.fetched = end,
+            Kind::Lookup => self.looked_up = end.min(self.hashes.len()),
+            Kind::Fetch => self.fetched = end.min(self.hashes.len()),
             Kind::Put | Kind::Gone => self.put = true,
         }
         self.prompt_tokens = sight.prompt_tokens.or(self.prompt_tokens);
@@ -289,6 +341,7 @@ mod tests {
         BlockHash(bytes)
     }
 
+    /// What is put has blocks of 256 tokens.
     fn sight(kind: Kind, at_s: u64, lineage: Parent, numbers: &[u64]) -> Sight {
         Sight {
             client: ClientId(1),
@@ -358,6 +411,67 @@ mod tests {
     }
 
     #[test]
+    fn who_tries_again_at_once_asks_once_and_who_is_quick_to_ask_for_less_does_not() {
+        let lookup = |at_s, numbers: &[u64]| sight(Kind::Lookup, at_s, Parent::Unknown, numbers);
+        let put = sight(Kind::Put, 3, Parent::Root, &[1, 2]);
+        let tried = [lookup(1, &[1, 2]), lookup(2, &[1, 2]), lookup(3, &[1, 2]), put.clone()];
+        assert_eq!(recorded(tried), [(1000, vec![1, 2], 512, 0)]);
+        let other = recorded([lookup(1, &[1, 2, 3]), lookup(1, &[1, 2]), put]);
+        assert_eq!(other.len(), 2, "{other:?}");
+        let later = recorded([lookup(1, &[1, 2]), lookup(9, &[1, 2])]);
+        assert_eq!(later.len(), 2, "{later:?}");
+    }
+
+    #[test]
+    fn a_prompt_of_which_something_is_always_heard_holds_others_up_for_a_while_only() {
+        let mut episodes = Episodes::default();
+        episodes.see(sight(Kind::Put, 0, Parent::Root, &[1, 2]));
+        for at_s in (20..=620).step_by(20) {
+            episodes.see(sight(Kind::Put, at_s, Parent::Block(hash(1)), &[2]));
+            episodes.see(sight(Kind::Put, at_s, Parent::Root, &[at_s + 1000]));
+        }
+        let first = episodes.next_finished().expect("it is over");
+        assert_eq!(first.at_ms, 0);
+        assert!(episodes.next_finished().is_some());
+    }
+
+    #[test]
+    fn all_that_is_held_is_bounded() {
+        let mut episodes = Episodes::default();
+        let many: Vec<u64> = (0..BLOCKS_MAX as u64).collect();
+        for client in 0..80 {
+            episodes.see(Sight {
+                client: ClientId(client),
+                ..sight(Kind::Put, 1, Parent::Root, &many)
+            });
+            assert!(episodes.held <= HELD_MAX + BLOCKS_MAX);
+            if episodes.open.is_empty() {
+                while episodes.next_finished().is_some() {}
+                assert_eq!(episodes.held, 0);
+            }
+        }
+        episodes.end();
+        while episodes.next_finished().is_some() {}
+        assert_eq!((episodes.held, episodes.since.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_blocks_size_is_that_of_blocks_that_others_follow() {
+        let mut episodes = Episodes::default();
+        let mut odd = sight(Kind::Put, 1, Parent::Root, &[1]);
+        odd.tokens = vec![u32::MAX];
+        episodes.see(odd);
+        let mut chain = sight(Kind::Put, 2, Parent::Root, &[5, 6]);
+        chain.tokens = vec![16, 7];
+        episodes.see(chain);
+        episodes.end();
+        let sizes: Vec<u32> = std::iter::from_fn(|| episodes.next_finished())
+            .map(|prompt| prompt.block_tokens)
+            .collect();
+        assert_eq!(sizes, [16, 16]);
+    }
+
+    #[test]
     fn prompts_of_one_connection_may_be_under_way_at_once() {
         let sights = [
             sight(Kind::Lookup, 1, Parent::Unknown, &[1, 2]),
@@ -393,7 +507,7 @@ mod tests {
         episodes.see(sight(Kind::Lookup, 1, Parent::Root, &[1]));
         episodes.see(Sight {
             client: ClientId(2),
-            ..sight(Kind::Put, 2, Parent::Root, &[5])
+            ..sight(Kind::Put, 2, Parent::Root, &[5, 6])
         });
         episodes.see(Sight {
             client: ClientId(2),
