@@ -53,6 +53,9 @@ pub struct Options {
     /// Connections that take turns
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     connections: u32,
+    /// Blocks fetched or put in one call at most, as engines that move a prompt in pieces do
+    #[arg(long, value_name = "N", default_value_t = CHUNK_BLOCKS_MAX, value_parser = chunk)]
+    chunk_blocks: usize,
     /// How long a put is tried again while the daemon has no room, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 30_000)]
     busy_deadline_ms: u64,
@@ -84,6 +87,13 @@ fn block_bytes(text: &str) -> Result<usize, String> {
     match size::parse(text)? {
         bytes @ 1..=0x400_0000 => usize::try_from(bytes).map_err(|error| error.to_string()),
         _ => Err("a block has 1 byte to 64MiB".to_string()),
+    }
+}
+
+fn chunk(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(blocks @ 1..=CHUNK_BLOCKS_MAX) => Ok(blocks),
+        _ => Err(format!("a call moves 1 to {CHUNK_BLOCKS_MAX} blocks")),
     }
 }
 
@@ -314,10 +324,10 @@ fn progress_bar(trace: &Path) -> ProgressBar {
 /// How many blocks to hold at once: an eighth of the host tier at most, shared by all connections.
 fn chunk_blocks(status: &Value, options: &Options) -> usize {
     let Some(capacity_bytes) = status["host_capacity_bytes"].as_u64() else {
-        return CHUNK_BLOCKS_MAX / 4;
+        return (CHUNK_BLOCKS_MAX / 4).min(options.chunk_blocks);
     };
     let share = usize::try_from(capacity_bytes / 8 / u64::from(options.connections)).unwrap_or(usize::MAX);
-    (share / options.block_bytes.next_multiple_of(4096)).clamp(1, CHUNK_BLOCKS_MAX)
+    (share / options.block_bytes.next_multiple_of(4096)).clamp(1, options.chunk_blocks)
 }
 
 fn status(client: &kvtier::client::blocking::Client) -> Result<Value, Failure> {

@@ -48,7 +48,8 @@ pub(super) fn run(connection: &Connection, command: &ReceiptCommand) -> Result<(
             .map(|(line, number)| (format!("{}:{number}", file.display()), line.to_vec()))
             .collect();
         if found.is_empty() {
-            let words = format!("{}: there is nothing in it", file.display());
+            let what = if *report { "report" } else { "receipt" };
+            let words = format!("{}: there is no {what} in it", file.display());
             return Err(Failure::new(ExitCode::DataFormat, words));
         }
         lines.extend(found);

@@ -490,7 +490,7 @@ mod tests {
     fn a_prompt_that_leaves_another_has_what_came_before() {
         let sights = [
             sight(Kind::Fetch, 1, Parent::Root, &[1, 2, 3]),
-            sight(Kind::Put, 1, Parent::Block(hash(3)), &[4]),
+            sight(Kind::Put, 1, Parent::Block(hash(2)), &[3, 4]),
             sight(Kind::Put, 2, Parent::Block(hash(2)), &[9]),
             sight(Kind::Put, 2, Parent::Block(hash(77)), &[78]),
         ];
