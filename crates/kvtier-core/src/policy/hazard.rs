@@ -9,7 +9,7 @@ mod order;
 mod tables;
 mod visits;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use self::ages::{BINS, EDGES, SECOND, ticks, width};
@@ -72,7 +72,8 @@ const ABSENT: Block = Block {
 /// Evicts what is least likely to be used soon for the time that it would have to wait, as far as that can be learned.
 ///
 /// Each use of a prefix is a *visit*. A visit has a class (which turn of a conversation it is, the pause before it, how
-/// much of the prompt was new, how long it is; or: a prefix that many share; or: an unfinished last block), and from what
+/// much of the prompt was new, how long it is; or: a prefix that many share; or: an unfinished last block; or: what the
+/// next visit took another way from), and from what
 /// visits of a class did at each age the policy learns its hazard: returns in a moment among those that could still
 /// return. Visits that have not returned count for as long as they were watched, and evicted blocks are watched on as
 /// *ghosts*, so what is evicted early is not taken for dead. A block is worth the most that its visit yields over all times
@@ -98,6 +99,8 @@ pub struct ReuseHazard {
     pins: BTreeSet<(u64, u32, u16)>,
     /// The same by visit and tag.
     pinned: BTreeMap<(u32, u16), u64>,
+    /// Visits that the next one used some blocks of: when, visit and tag.
+    parted: VecDeque<(u64, u32, u16)>,
     now: u64,
     /// When the next visit outgrows its bin.
     next_outgrown: u64,
@@ -132,6 +135,7 @@ impl ReuseHazard {
             duel: Duel::new(),
             pins: BTreeSet::new(),
             pinned: BTreeMap::new(),
+            parted: VecDeque::new(),
             now: 0,
             next_outgrown: 0,
             next_fit: FIT_EVERY,
@@ -203,6 +207,12 @@ impl ReuseHazard {
             }
             self.next_outgrown = self.now + u64::from(self.visits.next_outgrown(self.clock())).max(1);
         }
+        while let Some(&(since, visit, tag)) = self.parted.front()
+            && self.now - since > u64::from(SPAN)
+        {
+            self.parted.pop_front();
+            self.leave_behind(visit, tag);
+        }
         while let Some(&(deadline, visit, tag)) = self.pins.first().filter(|pin| pin.0 <= self.now) {
             self.pins.remove(&(deadline, visit, tag));
             self.pinned.remove(&(visit, tag));
@@ -228,19 +238,54 @@ impl ReuseHazard {
         self.level(visit);
     }
 
+    /// Some blocks of a visit were used again. Once the others had their time, they are what was left behind.
+    fn part(&mut self, visit: u32) {
+        let entry = self.visits.at_mut(visit);
+        if entry.size > 0 && entry.class.is_conversation() && !entry.is(mark::PARTED) {
+            entry.marks |= mark::PARTED;
+            self.parted.push_back((self.now, visit, entry.tag));
+        }
+    }
+
+    fn leave_behind(&mut self, visit: u32, tag: u16) {
+        if self.visits.is_live(visit, tag) {
+            self.unweigh(visit);
+            self.visits.at_mut(visit).class = Class::LEFT;
+            self.weigh(visit);
+            self.level(visit);
+        }
+    }
+
     /// Puts the blocks of a visit on the level where they belong now.
     fn level(&mut self, visit: u32) {
+        let rises = self.rises(visit);
         let level = self.level_of(visit);
         let entry = self.visits.at_mut(visit);
         if std::mem::replace(&mut entry.level, level) == level {
             return;
         }
-        // The deepest block first: within a level it is older than those before it.
+        // Who falls is worth more than those on the level, who rises is worth less; and the deepest block goes first.
         let mut block = entry.newest_block;
-        while block != NONE {
-            self.orders.move_to(BlockId(block), level);
-            block = self.block(block).older;
+        if rises {
+            while block != NONE && self.block(block).older != NONE {
+                block = self.block(block).older;
+            }
         }
+        while block != NONE {
+            let Block { newer, older, .. } = self.block(block);
+            let (end, next) = if rises {
+                (End::Oldest, newer)
+            } else {
+                (End::Newest, older)
+            };
+            self.orders.move_to(BlockId(block), level, end);
+            block = next;
+        }
+    }
+
+    /// Whether it is to join a higher level from below. Where recency decides, the newest is above all others wherever it comes from.
+    fn rises(&mut self, visit: u32) -> bool {
+        self.duel.rule() == Rule::Hazard && self.level_of(visit) > self.visits.at(visit).level
     }
 
     fn level_of(&mut self, visit: u32) -> u8 {
@@ -295,7 +340,12 @@ impl ReuseHazard {
 
     fn level_all(&mut self) {
         let visits: Vec<u32> = self.visits.iter().collect();
-        for visit in visits {
+        for visit in &visits {
+            if !self.rises(*visit) {
+                self.level(*visit);
+            }
+        }
+        for visit in visits.into_iter().rev() {
             self.level(visit);
         }
     }
@@ -317,6 +367,7 @@ impl ReuseHazard {
         let spent = f64::from(age.saturating_sub(EDGES[bin])).min(width(bin));
         self.tables.observe(past.class, bin, share, spent, true);
         self.lose(visit);
+        self.part(visit);
         past
     }
 
@@ -402,7 +453,8 @@ impl ReuseHazard {
         if self.visits.at(visit).size == 1 {
             self.visits.at_mut(visit).level = level;
         }
-        self.orders.move_to(BlockId(block), self.visits.at(visit).level);
+        self.orders
+            .move_to(BlockId(block), self.visits.at(visit).level, End::Newest);
         if self.duel.decide(self.cached) {
             self.level_all();
         }
@@ -652,6 +704,7 @@ impl EvictionPolicy for ReuseHazard {
             + self.visits.memory_bytes()
             + self.ghosts.memory_bytes()
             + self.tables.memory_bytes()
+            + (self.parted.capacity() * size_of::<(u64, u32, u16)>()) as u64
     }
 
     fn check_invariants(&self) {

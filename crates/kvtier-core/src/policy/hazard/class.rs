@@ -12,8 +12,10 @@ pub(super) const VALUES_MAX: usize = 8;
 pub(super) const CONVERSATIONS: usize = VALUES[0] * VALUES[1] * VALUES[2] * VALUES[3];
 /// Frequencies that prefixes of many conversations are told apart by.
 const FREQUENCIES: usize = 8;
-/// All classes: conversations, the unfinished last block of a prompt, prefixes that many share.
-pub(super) const CLASSES: usize = CONVERSATIONS + 1 + FREQUENCIES;
+/// The first class of prefixes that many share.
+const SHARED: usize = CONVERSATIONS + 2;
+/// All classes: conversations, the unfinished last block of a prompt, what was left behind, prefixes that many share.
+pub(super) const CLASSES: usize = SHARED + FREQUENCIES;
 
 /// A class of visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub(super) struct Conversation {
 impl Class {
     /// The last block of a prompt, where it is not full: the next turn replaces it.
     pub(super) const PARTIAL: Class = class(CONVERSATIONS);
+    /// What is left of a visit to a conversation where the next one took another way: an answer was asked for again, a question changed.
+    pub(super) const LEFT: Class = class(CONVERSATIONS + 1);
 
     pub(super) fn conversation(known: Conversation) -> Class {
         let turn = usize::from(known.turn).min(VALUES[0] - 1);
@@ -49,7 +53,7 @@ impl Class {
     /// A prefix of many conversations, used `uses` times.
     pub(super) fn shared(uses: u8) -> Class {
         let frequency = (8 - uses.leading_zeros() as usize).min(FREQUENCIES - 1);
-        class(CONVERSATIONS + 1 + frequency)
+        class(SHARED + frequency)
     }
 
     pub(super) fn is_conversation(self) -> bool {
@@ -57,7 +61,7 @@ impl Class {
     }
 
     pub(super) fn is_shared(self) -> bool {
-        usize::from(self.0) > CONVERSATIONS
+        usize::from(self.0) >= SHARED
     }
 
     /// The value of each feature; of a conversation only.
@@ -119,6 +123,8 @@ mod tests {
         );
         assert_eq!(Class::conversation(Conversation::default()), Class(0));
         assert!(Class::shared(0).is_shared() && Class::shared(u8::MAX).is_shared());
-        assert!(!Class::PARTIAL.is_shared() && !Class::PARTIAL.is_conversation());
+        for class in [Class::PARTIAL, Class::LEFT] {
+            assert!(!class.is_shared() && !class.is_conversation());
+        }
     }
 }

@@ -3,9 +3,9 @@
 //! ```text
 //! offset  bytes
 //!      0      8  "kvtreuse"
-//!      8      2  version, 1
+//!      8      2  version, 2
 //!     10      2  bins of age, 34
-//!     12      2  classes there could be, 1689
+//!     12      2  classes there could be, 1690
 //!     14      2  rows n
 //!     16         n rows in order of class, each
 //!                 2  class
@@ -20,7 +20,7 @@ use super::class::{CLASSES, Class};
 use super::tables::{Counts, Tables};
 
 const MAGIC: &[u8; 8] = b"kvtreuse";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 16;
 const ROW_BYTES: usize = 2 + 8 * BINS;
 const CHECKSUM_BYTES: usize = 4;
@@ -203,6 +203,16 @@ mod tests {
         for length in 0..bytes.len() {
             assert!(LearnedTables::decode(&bytes[..length]).is_err(), "{length} bytes");
         }
+    }
+
+    #[test]
+    fn an_image_of_another_version_is_refused() {
+        let mut bytes = tables(7, 2.0).encode();
+        bytes[8..10].copy_from_slice(&1_u16.to_le_bytes());
+        let body = bytes.len() - CHECKSUM_BYTES;
+        let checksum = crc32c(&bytes[..body]).to_le_bytes();
+        bytes[body..].copy_from_slice(&checksum);
+        assert_eq!(LearnedTables::decode(&bytes).err(), Some(ImageError::Version));
     }
 
     #[test]

@@ -6,7 +6,7 @@ const CHUNK: usize = 4096;
 const NIL: u32 = u32::MAX;
 
 /// Levels of an order, from what goes first to what goes last.
-pub(super) const LEVELS: usize = 120;
+pub(super) const LEVELS: usize = 240;
 
 const PARKED: u8 = 0xfd;
 const SHELVED: u8 = 0xfe;
@@ -59,7 +59,7 @@ const EMPTY: Ends = Ends {
 #[derive(Debug)]
 struct Order {
     /// Bit n: level n has blocks.
-    used: u128,
+    used: [u128; 2],
     levels: Box<[Ends]>,
     parked: Ends,
     /// Parked and shelved blocks too.
@@ -69,7 +69,7 @@ struct Order {
 impl Default for Order {
     fn default() -> Order {
         Order {
-            used: 0,
+            used: [0; 2],
             levels: Box::default(),
             parked: EMPTY,
             length: 0,
@@ -138,13 +138,13 @@ impl Orders {
         }
     }
 
-    /// To the newest end of another level, on every plane where it is in order.
-    pub(super) fn move_to(&mut self, block: BlockId, level: u8) {
+    /// To an end of another level, on every plane where it is in order.
+    pub(super) fn move_to(&mut self, block: BlockId, level: u8, end: End) {
         for orders in &mut self.planes {
             let node = orders.node(block.0);
             if usize::from(node.slot()) < LEVELS && node.slot() != level {
                 orders.remove(block.0);
-                orders.insert(node.place >> 8, block.0, level, End::Newest);
+                orders.insert(node.place >> 8, block.0, level, end);
             }
         }
     }
@@ -251,7 +251,7 @@ impl PlaneOrders {
         if slot == PARKED {
             &mut order.parked
         } else {
-            order.used |= 1 << slot;
+            order.used[usize::from(slot / 128)] |= 1 << (slot % 128);
             &mut order.levels[usize::from(slot)]
         }
     }
@@ -316,7 +316,7 @@ impl PlaneOrders {
             ends.oldest = node.newer;
         }
         if node.newer == NIL && node.older == NIL && node.slot() != PARKED {
-            self.lists[node.list()].used &= !(1 << node.slot());
+            self.lists[node.list()].used[usize::from(node.slot() / 128)] &= !(1 << (node.slot() % 128));
         }
         if node.newer != NIL {
             self.node_mut(node.newer).older = node.older;
@@ -346,7 +346,10 @@ impl PlaneOrders {
         if parked && order.parked.oldest != NIL {
             return Some(order.parked.oldest);
         }
-        let lowest = order.used.trailing_zeros() as usize;
+        let lowest = match order.used {
+            [0, upper] => 128 + upper.trailing_zeros() as usize,
+            [lower, _] => lower.trailing_zeros() as usize,
+        };
         order.levels.get(lowest).map(|ends| ends.oldest)
     }
 
@@ -377,7 +380,8 @@ impl PlaneOrders {
                 assert_eq!(ends.oldest, newer, "the oldest of a level");
                 assert_eq!(ends.blocks as usize, linked - before, "blocks of a level");
                 if slot != PARKED {
-                    assert_eq!(order.used >> slot & 1 == 1, newer != NIL, "a level's bit");
+                    let used = order.used[usize::from(slot / 128)] >> (slot % 128) & 1 == 1;
+                    assert_eq!(used, newer != NIL, "a level's bit");
                 }
             }
         }

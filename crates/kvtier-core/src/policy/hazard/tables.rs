@@ -4,20 +4,27 @@ use super::ages::{BINS, EDGES, SECOND, bin_of, width};
 use super::class::{CLASSES, Class, FEATURES, VALUES, VALUES_MAX};
 use super::order::LEVELS;
 
-/// Ages at which a feature may mean something else: within a minute, within ten, later.
+/// Ages at which a feature may mean something else: within a minute, within nine, later.
 const PHASES: usize = 3;
-const PHASE_ENDS: [f64; PHASES - 1] = [60.0, 600.0];
+const PHASE_ENDS: [f64; PHASES - 1] = [60.0, 500.0];
 /// Sweeps over baseline and factors in one fit; the last fit's values are where the next one starts.
 const SWEEPS: usize = 2;
 /// Visits that the prior of the baseline counts as, in each bin.
-const PRIOR_VISITS: f64 = 15.0;
-/// Prior of the baseline: this share of what is left comes back in each e-fold of age, older than ten seconds.
+const PRIOR_VISITS: f64 = 8.0;
+/// Prior of the baseline: this share of what is left comes back in each e-fold of age, older than ten seconds; past five
+/// minutes ever less.
 const PRIOR_SHARE: f64 = 0.15;
 const PRIOR_OFFSET_SECONDS: f64 = 10.0;
+const PRIOR_PAUSE_SECONDS: f64 = 300.0;
 /// Returns that pull a factor to what is less particular.
 const PRIOR_RETURNS: f64 = 30.0;
+/// The same of the last phase, when few return: who seldom returns soon need not return late more seldom than others, so age
+/// decides until much is known.
+const PRIOR_RETURNS_LATE: f64 = 300.0;
 /// The unfinished last block of a prompt comes back this much more rarely, as long as nothing is known.
 const PARTIAL_SHARE: f64 = 0.1;
+/// The same of what a visit left behind.
+const LEFT_SHARE: f64 = 0.1;
 /// Past this weight of returns and expiries everything learned counts half, so that the tables follow a change.
 const WEIGHT_MAX: f64 = 65_536.0;
 
@@ -170,12 +177,19 @@ impl Tables {
             }
         }
         for value in 0..VALUES[feature] {
-            let ratio = |returns: f64, expected: f64, prior: f64| {
-                (returns + PRIOR_RETURNS * prior) / (expected + PRIOR_RETURNS)
-            };
-            let overall = ratio(returns[value].iter().sum(), expected[value].iter().sum(), 1.0);
+            let ratio =
+                |returns: f64, expected: f64, weight: f64, prior: f64| (returns + weight * prior) / (expected + weight);
+            let (all, all_expected) = (returns[value].iter().sum(), expected[value].iter().sum());
+            let overall = ratio(all, all_expected, PRIOR_RETURNS, 1.0);
             for phase in 0..PHASES {
-                self.factors[feature][value][phase] = ratio(returns[value][phase], expected[value][phase], overall);
+                let is_last = phase + 1 == PHASES;
+                let (weight, prior) = if is_last {
+                    (PRIOR_RETURNS_LATE, 1.0)
+                } else {
+                    (PRIOR_RETURNS, overall)
+                };
+                let (returns, expected) = (returns[value][phase], expected[value][phase]);
+                self.factors[feature][value][phase] = ratio(returns, expected, weight, prior);
             }
         }
     }
@@ -198,6 +212,8 @@ impl Tables {
             self.product(&row.class.values(), FEATURES)
         } else if row.class == Class::PARTIAL {
             [PARTIAL_SHARE; PHASES]
+        } else if row.class == Class::LEFT {
+            [LEFT_SHARE; PHASES]
         } else {
             [1.0; PHASES]
         };
@@ -306,7 +322,9 @@ fn phase(bin: usize) -> usize {
 }
 
 fn prior(bin: usize) -> f64 {
-    PRIOR_SHARE / (f64::from(EDGES[bin]) + PRIOR_OFFSET_SECONDS * SECOND)
+    let age = f64::from(EDGES[bin]) / SECOND;
+    let pauses = age / PRIOR_PAUSE_SECONDS;
+    PRIOR_SHARE / ((age + PRIOR_OFFSET_SECONDS) * (1.0 + pauses * pauses.sqrt())) / SECOND
 }
 
 /// The most returns that a place yields in a tick, over all times to wait: sup over h of P(return within h) / E[time spent
@@ -324,12 +342,12 @@ fn worth(hazards: &[f64; BINS], from: usize) -> f64 {
     best
 }
 
-/// Four levels an octave, from 2^-34 returns in a tick. Level 0 is for what goes first whatever its class.
+/// Eight levels an octave, from 2^-34 returns in a tick. Level 0 is for what goes first whatever its class.
 fn level_of(worth: f64) -> u8 {
     let bits = (worth as f32).to_bits();
-    // Exponent and the first two bits after the point.
-    let quarters = i64::from(bits >> 21) - (127 - 34) * 4;
-    quarters.clamp(1, LEVELS as i64 - 2) as u8
+    // Exponent and the first three bits after the point.
+    let eighths = i64::from(bits >> 20) - (127 - 34) * 8;
+    eighths.clamp(1, LEVELS as i64 - 2) as u8
 }
 
 #[cfg(test)]

@@ -348,6 +348,48 @@ fn a_pin_outlives_a_use_and_what_was_expected_has_come_with_it() {
 }
 
 #[test]
+fn what_the_next_visit_took_another_way_from_is_left_behind() {
+    let mut world = World::new(1_000, 1024);
+    world.prompt(&(0..10).collect::<Vec<_>>(), 512, 0);
+    world.prompt(&(100..105).collect::<Vec<_>>(), 512, 1);
+    world.prompt(&[0, 1, 2, 3, 4, 20, 21], 512, 60);
+    let class = |world: &World, block: u32| world.policy.visits.at(world.policy.block(block).visit).class;
+    // What is computed of a prompt may come a while after what was found of it.
+    world.prompt(&[200], 512, 70);
+    assert!(class(&world, 9).is_conversation());
+    world.prompt(&[201], 512, 100);
+    assert_eq!(class(&world, 9), Class::LEFT);
+    assert!(class(&world, 4).is_conversation() && class(&world, 21).is_conversation());
+    world.policy.check_invariants();
+    let order: Vec<u32> = (0..6).filter_map(|_| world.evict()).collect();
+    assert_eq!(order[..5], [9, 8, 7, 6, 5]);
+    assert!(order[5] >= 100, "{order:?}");
+    // What comes back nevertheless is a conversation again.
+    world.prompt(&(0..10).collect::<Vec<_>>(), 512, 120);
+    world.prompt(&[202], 512, 200);
+    assert!(class(&world, 9).is_conversation());
+}
+
+#[test]
+fn who_rises_goes_before_those_on_its_level_and_who_falls_after() {
+    let mut orders = Orders::default();
+    for (block, level) in [(1, 5), (2, 90), (3, 200), (4, 90)] {
+        orders.insert(LIST, BlockId(block), level, End::Newest);
+    }
+    orders.move_to(BlockId(1), 90, End::Oldest);
+    orders.move_to(BlockId(3), 90, End::Newest);
+    orders.insert(LIST, BlockId(5), LEVEL_PINNED, End::Newest);
+    orders.check_invariants();
+    let order: Vec<u32> = std::iter::from_fn(|| {
+        let BlockId(next) = orders.next(LIST)?;
+        orders.remove(LIST, BlockId(next));
+        Some(next)
+    })
+    .collect();
+    assert_eq!(order, [1, 2, 4, 3, 5]);
+}
+
+#[test]
 fn pins_are_bounded() {
     let mut world = World::new(PINS_MAX + 10, 0);
     for block in 0..PINS_MAX as u32 + 10 {

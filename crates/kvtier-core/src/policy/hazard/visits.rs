@@ -15,6 +15,8 @@ pub(super) mod mark {
     pub(crate) const PINNED: u8 = 4;
     /// It is to be used again before a deadline.
     pub(crate) const EXPECTED: u8 = 8;
+    /// The next visit used some of its blocks.
+    pub(crate) const PARTED: u8 = 16;
 }
 
 /// One use of a prefix: the blocks for which it was the last use.

@@ -122,10 +122,35 @@ fn much_evidence_is_halved_so_that_new_evidence_counts() {
 }
 
 #[test]
-fn levels_rise_with_worth_four_in_an_octave() {
+fn levels_rise_with_worth_eight_in_an_octave() {
     let levels: Vec<u8> = (-40..3).map(|power| level_of(2.0_f64.powi(power))).collect();
     assert_eq!((levels[0], levels[42]), (1, LEVELS as u8 - 2));
-    assert_eq!(level_of(2.0_f64.powi(-20)) + 4, level_of(2.0_f64.powi(-19)));
+    assert_eq!(level_of(2.0_f64.powi(-20)) + 8, level_of(2.0_f64.powi(-19)));
     assert_eq!(level_of(0.0), 1);
     assert_eq!(level_of(f64::INFINITY), LEVELS as u8 - 2);
+}
+
+#[test]
+fn who_seldom_returns_soon_is_not_taken_to_return_late_more_seldom_than_others() {
+    let mut tables = Tables::new();
+    for bin in [10, 14, 18] {
+        watch(&mut tables, conversation(0), bin, 5_000, 200);
+        watch(&mut tables, conversation(4), bin, 5_000, 2_500);
+    }
+    tables.fit(0);
+    let mut levels =
+        |seconds: f64| [0, 4].map(|turn| tables.level(conversation(turn), bin_of((seconds * SECOND) as u32)));
+    let (soon, late) = (levels(100.0), levels(1_500.0));
+    assert!(soon[0] + 8 < soon[1], "{soon:?}");
+    assert_eq!(late[0], late[1]);
+}
+
+#[test]
+fn what_was_left_behind_is_worth_less_until_it_is_seen_to_return() {
+    let mut tables = Tables::new();
+    let lower = |tables: &mut Tables| tables.level(Class::LEFT, 14) < tables.level(conversation(2), 14);
+    assert!(lower(&mut tables));
+    watch(&mut tables, Class::LEFT, 14, 1_000, 800);
+    tables.fit(0);
+    assert!(!lower(&mut tables));
 }
