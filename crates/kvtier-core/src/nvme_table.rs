@@ -1,6 +1,10 @@
 use crate::host_table::{PAGE, pages, place_in};
 use crate::{CoreSettings, OperationId, SegmentId, Time};
 
+/// Of the tier's payload capacity that what is not redundant may take, where segments are emptied that have little to copy.
+/// Thousandths: with more, more is cached and much more is copied.
+const UNIQUE_PERMILLE: u64 = 960;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NvmeSegmentState {
     /// Awaits the answer to its `OpenSegment`.
@@ -33,6 +37,8 @@ pub(crate) struct NvmeSegment {
     pub(crate) records: Vec<u32>,
     /// Payload and index bytes of records that the index still names, or that are being written.
     pub(crate) live: u64,
+    /// Those of them whose block is also in host memory, and in use there: they may go whenever their room is needed.
+    pub(crate) redundant: u64,
     pub(crate) writes: u32,
     pub(crate) reads: u32,
     /// How many writes a sync has to cover before it is emptied, and once it is empty, before it is closed.
@@ -82,7 +88,12 @@ pub(crate) struct NvmeTable {
     pub(crate) opened_bytes: u64,
     /// Payload and index bytes that may be live.
     pub(crate) live_max: u64,
+    /// The same of what is not redundant, where segments are emptied that have little to copy: what is dead or redundant is
+    /// what makes them so.
+    pub(crate) unique_max: u64,
     pub(crate) live: u64,
+    /// Those of them that may go whenever their room is needed.
+    pub(crate) redundant: u64,
     /// Live payload of blocks in the index, bytes.
     pub(crate) used_bytes: u64,
     pub(crate) open: [Option<u32>; 2],
@@ -147,7 +158,9 @@ impl NvmeTable {
             opened: 0,
             opened_bytes: 0,
             live_max,
+            unique_max: live_max.min(room * segments_max / 1000 * UNIQUE_PERMILLE),
             live: 0,
+            redundant: 0,
             used_bytes: 0,
             open: [None; 2],
             draining: None,
@@ -183,6 +196,12 @@ impl NvmeTable {
         self.room() * (self.bytes_max / self.segment_bytes)
     }
 
+    /// Payload and index bytes of all records of a segment, dead ones too.
+    pub(crate) fn filled(&self, place: u32) -> u64 {
+        let segment = self.segment(place);
+        segment.end - self.header_bytes + segment.records.len() as u64 * self.record_bytes
+    }
+
     /// What a record costs: whole pages and its entry in the footer.
     pub(crate) fn cost(&self, length: u32) -> u64 {
         pages(length) + self.record_bytes
@@ -208,6 +227,7 @@ impl NvmeTable {
             end: self.header_bytes,
             records: Vec::new(),
             live: 0,
+            redundant: 0,
             writes: 0,
             reads: 0,
             needs_synced: 0,
@@ -258,6 +278,19 @@ impl NvmeTable {
         self.live -= cost;
         self.segment_mut(place).live -= cost;
         self.attention = true;
+    }
+
+    /// A record that counts became redundant, or, with `false`, is so no more.
+    pub(crate) fn mark_redundant(&mut self, place: u32, length: u32, redundant: bool) {
+        let cost = self.cost(length);
+        let segment = self.segments[place as usize].as_mut().expect("a segment in use");
+        if redundant {
+            segment.redundant += cost;
+            self.redundant += cost;
+        } else {
+            segment.redundant -= cost;
+            self.redundant -= cost;
+        }
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {

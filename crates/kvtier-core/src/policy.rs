@@ -133,6 +133,11 @@ pub trait EvictionPolicy: Send {
     /// first; the judge must not park then.
     fn victim(&mut self, list: ListId, parked: bool, judge: &mut dyn FnMut(BlockId) -> Verdict) -> Option<BlockId>;
 
+    /// Whether what was used longest ago goes first, and nothing else counts: then age in the log of NVMe is age in use.
+    fn goes_by_age(&self) -> bool {
+        true
+    }
+
     /// How long ago the next candidate of `list` was last used, in units of 2^20 ns, to compare lists.
     fn age(&self, list: ListId, now: Time) -> Option<u32>;
 

@@ -39,6 +39,8 @@ pub struct CoreSettings {
     /// Slots of a host group that are free, clean or on their way to it whatever the shares say, as far as they are a
     /// quarter of it.
     pub host_clean_slots_min: u32,
+    /// Whether the policy says what is worth writing to NVMe. Without it everything is written, to see what that gains.
+    pub nvme_admission: bool,
     /// Live payload allowed on NVMe as a share of its payload capacity; the rest is room for reclaim. Thousandths.
     pub nvme_live_permille: u32,
     /// How long a lease promises.
@@ -102,9 +104,10 @@ impl Default for CoreSettings {
             nvme_record_index_bytes: 64,
             block_bytes_max: 64 << 20,
             namespace_quota_bytes: None,
-            host_clean_low_permille: 100,
-            host_clean_high_permille: 200,
+            host_clean_low_permille: 50,
+            host_clean_high_permille: 100,
             host_clean_slots_min: 8,
+            nvme_admission: true,
             nvme_live_permille: 1000,
             lease_ttl: Duration::from_secs(30),
             reservation_ttl: Duration::from_secs(30),

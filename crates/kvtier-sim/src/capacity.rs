@@ -44,6 +44,12 @@ pub struct CapacityReport {
     pub took: Duration,
     /// Blocks in the cache at the end.
     pub blocks: u64,
+    /// Blocks in the cache when a request came, on average since the last power of two of requests.
+    pub blocks_mean: u64,
+    /// Of these, those in host memory and on NVMe both.
+    pub twice_mean: u64,
+    /// Blocks that were not worth writing to NVMe.
+    pub refused: u64,
     /// Memory of the manager's tables at the end, bytes.
     pub index_bytes: u64,
 }
@@ -130,6 +136,14 @@ const CHUNK_BLOCKS_MAX: usize = 64;
 /// Tries of a put that finds no room.
 const TRIES_MAX: u32 = 1000;
 
+/// Sums over requests.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sampled {
+    requests: u64,
+    blocks: u64,
+    twice: u64,
+}
+
 struct Replay {
     manager: TierManager,
     client: ClientId,
@@ -148,6 +162,7 @@ struct Replay {
     flushed: bool,
     /// What a restart finds.
     log: BTreeMap<SegmentId, RestoredSegment>,
+    sampled: Sampled,
     report: CapacityReport,
 }
 
@@ -187,6 +202,7 @@ impl Replay {
             reserved: None,
             flushed: false,
             log: BTreeMap::new(),
+            sampled: Sampled::default(),
             report: CapacityReport::default(),
         }
     }
@@ -226,6 +242,7 @@ impl Replay {
     fn request(&mut self, request: &TraceRequest) {
         let hashes = request.block_hashes();
         self.report.requests += 1;
+        self.sample();
         self.report.tokens.total += request.input_tokens;
         if self.pace == Pace::default() {
             let due = Time::ZERO.after(Duration::from_millis(request.timestamp_ms));
@@ -251,6 +268,17 @@ impl Replay {
                 self.live_until(self.now.after(Duration::from_millis(1)));
             }
         }
+    }
+
+    /// What is cached now. The first part of a replay, in which the cache fills, does not count.
+    fn sample(&mut self) {
+        let statistics = self.manager.statistics();
+        if self.report.requests.is_power_of_two() {
+            self.sampled = Sampled::default();
+        }
+        self.sampled.requests += 1;
+        self.sampled.blocks += statistics.blocks;
+        self.sampled.twice += statistics.host_blocks + statistics.nvme_blocks - statistics.blocks;
     }
 
     fn asked<'a>(&self, hashes: &'a [BlockHash]) -> Request<'a> {
@@ -501,6 +529,9 @@ impl Replay {
             evictions: (statistics.evictions_host, statistics.evictions_nvme),
             took: self.now.since(Time::ZERO),
             blocks: statistics.blocks,
+            blocks_mean: self.sampled.blocks / self.sampled.requests.max(1),
+            twice_mean: self.sampled.twice / self.sampled.requests.max(1),
+            refused: statistics.admissions_refused,
             index_bytes: statistics.index_bytes,
             ..self.report
         }

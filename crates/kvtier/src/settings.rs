@@ -122,7 +122,7 @@ pub struct Settings {
     pub host_segment_bytes: u64,
     /// NVMe space, bytes; 0 switches the tier off. Default 0.
     pub nvme_bytes: u64,
-    /// Size of an NVMe segment, bytes; 0 chooses a 64th of `nvme_bytes`, at least 1 MiB and at most 256 MiB or a 1024th.
+    /// Size of an NVMe segment, bytes; 0 chooses a 128th of `nvme_bytes`, at least 1 MiB and at most 256 MiB or a 1024th.
     pub nvme_segment_bytes: u64,
     /// One block device or file for the NVMe tier, in place of segment files in the state directory. A path where nothing is
     /// becomes a file of `nvme_bytes`; a device or file with something else on it is refused. Default: segment files.
@@ -518,7 +518,7 @@ impl Settings {
         if self.nvme_bytes > 0 {
             if self.nvme_segment_bytes == 0 {
                 let largest = power_of_two_below(self.nvme_bytes / 1024).clamp(256 * MIB, 2 * GIB);
-                self.nvme_segment_bytes = power_of_two_below(self.nvme_bytes / 64).clamp(MIB, largest);
+                self.nvme_segment_bytes = power_of_two_below(self.nvme_bytes / 128).clamp(MIB, largest);
             }
             if !self.nvme_segment_bytes.is_multiple_of(4 * KIB)
                 || self.nvme_segment_bytes < 64 * KIB

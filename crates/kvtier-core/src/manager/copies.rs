@@ -147,8 +147,11 @@ impl TierManager {
         }
         self.namespaces.at_mut(entry.namespace).nvme_blocks += 1;
         self.counters.nvme_blocks += 1;
-        let bytes = pages(entry.length);
-        self.nvme_mut().used_bytes += bytes;
+        let length = entry.length;
+        self.nvme_mut().used_bytes += pages(length);
+        if redundant {
+            self.nvme_mut().mark_redundant(segment, length, true);
+        }
         self.policy
             .insert(TierManager::nvme_list(redundant), BlockId(block), None, self.now);
     }
@@ -293,6 +296,8 @@ impl TierManager {
         let entry = self.index.entry_mut(block);
         if entry.on_nvme() && !entry.is(flag::REDUNDANT) {
             entry.set(flag::REDUNDANT);
+            let (segment, length) = (entry.nvme_segment, entry.length);
+            self.nvme_mut().mark_redundant(segment, length, true);
             self.policy.remove(TierManager::nvme_list(false), BlockId(block));
             self.policy
                 .insert(TierManager::nvme_list(true), BlockId(block), None, self.now);
@@ -304,6 +309,8 @@ impl TierManager {
         let entry = self.index.entry_mut(block);
         if entry.is(flag::REDUNDANT) {
             entry.clear(flag::REDUNDANT);
+            let (segment, length) = (entry.nvme_segment, entry.length);
+            self.nvme_mut().mark_redundant(segment, length, false);
             self.policy.remove(TierManager::nvme_list(true), BlockId(block));
             self.policy
                 .insert(TierManager::nvme_list(false), BlockId(block), None, self.now);
@@ -411,6 +418,9 @@ impl TierManager {
         self.counters.nvme_blocks -= 1;
         let nvme = self.nvme_mut();
         nvme.used_bytes -= pages(length);
+        if redundant {
+            nvme.mark_redundant(segment, length, false);
+        }
         nvme.kill(segment, length);
     }
 

@@ -108,7 +108,9 @@ impl TierManager {
 
     /// Whether a block is written to NVMe when its slot is needed: the policy says so, or its children are cached.
     pub(super) fn is_admitted(&mut self, block: u32) -> bool {
-        let admitted = self.index.entry(block).children > 0 || self.policy.admit(BlockId(block), Tier::Nvme);
+        let admitted = !self.settings.nvme_admission
+            || self.index.entry(block).children > 0
+            || self.policy.admit(BlockId(block), Tier::Nvme);
         self.counters.admissions_refused += u64::from(!admitted);
         admitted
     }

@@ -289,9 +289,13 @@ impl TierManager {
         };
         // Records that are live, by segment: pages and lengths.
         let mut records = BTreeMap::<u32, Vec<Place>>::new();
+        let mut redundant = BTreeMap::<u32, u64>::new();
         let mut used = 0;
         for (_, entry) in self.live_entries().filter(|(_, entry)| entry.on_nvme()) {
             used += pages(entry.length);
+            if entry.is(flag::REDUNDANT) {
+                *redundant.entry(entry.nvme_segment).or_default() += nvme.cost(entry.length);
+            }
             records
                 .entry(entry.nvme_segment)
                 .or_default()
@@ -346,6 +350,8 @@ impl TierManager {
             let cost: u64 = extents.iter().map(|&(_, length)| nvme.cost(length)).sum();
             assert_eq!(segment.live, cost, "live bytes of segment {place}");
             live += cost;
+            let marked = redundant.get(&place).copied().unwrap_or(0);
+            assert_eq!(segment.redundant, marked, "redundant bytes of segment {place}");
             let moving = (segment.writes, segment.reads);
             let counted = (writes.remove(&place).unwrap_or(0), reads.remove(&place).unwrap_or(0));
             assert_eq!(moving, counted, "writes and reads of segment {place}");
@@ -356,6 +362,7 @@ impl TierManager {
         );
         let counted = (nvme.live, nvme.opened, nvme.opened_bytes);
         assert_eq!(counted, (live, opened, bytes), "live bytes, segments and their bytes");
+        assert_eq!(nvme.redundant, redundant.values().sum::<u64>(), "redundant bytes");
         assert!(bytes - closing <= nvme.bytes_max, "{bytes} bytes of NVMe segments");
         let listed =
             self.policy.length(TierManager::nvme_list(false)) + self.policy.length(TierManager::nvme_list(true));

@@ -50,8 +50,8 @@ impl TierManager {
     pub(super) fn place(&mut self, block: u32, length: u32, writer: Writer) -> (Placement, u32, u32) {
         let cost = self.nvme_ref().cost(length);
         if writer == Writer::Demotion {
-            while self.nvme_ref().live + cost > self.nvme_ref().live_max {
-                if !self.evict_nvme() {
+            while !self.may_hold(cost) {
+                if !self.evict_for_another() {
                     // What is being written or read now can go later.
                     let moving = self.nvme_ref().writes + self.nvme_ref().reads > 0;
                     return (if moving { Placement::Wait } else { Placement::Full }, 0, 0);
@@ -70,6 +70,28 @@ impl TierManager {
             self.nvme_mut().open[writer as usize] = None;
         }
         (self.open_nvme(writer), 0, 0)
+    }
+
+    /// Whether so many bytes more may count. Where the policy goes by age, all that counts has a bound; else what is also in
+    /// use in host memory takes only room that would be dead otherwise.
+    fn may_hold(&self, cost: u64) -> bool {
+        let nvme = self.nvme_ref();
+        if self.policy.goes_by_age() {
+            nvme.live + cost <= nvme.live_max
+        } else {
+            nvme.live - nvme.redundant + cost <= nvme.unique_max
+        }
+    }
+
+    /// Drops a copy so that another one may count.
+    fn evict_for_another(&mut self) -> bool {
+        if self.policy.goes_by_age() {
+            return self.evict_nvme();
+        }
+        let Some(BlockId(block)) = self.nvme_victim() else { return false };
+        self.counters.evictions_nvme += 1;
+        self.drop_nvme(block);
+        true
     }
 
     /// No more records: the segment is sealed once its last write is answered.

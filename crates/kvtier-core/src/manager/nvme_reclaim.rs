@@ -33,29 +33,40 @@ impl TierManager {
             .filter(|&&place| nvme.segment(place).will_close())
             .count();
         let free = nvme.unopened() as usize + closing;
-        // Not before something is written: a restart alone gives nothing up.
-        let written = nvme.open[Writer::Demotion as usize].is_some();
+        // Not before something is written: a restart alone gives nothing up. And not long before its room is needed: what
+        // is still there may be used, or need no copying by then.
+        let written = nvme.open[Writer::Demotion as usize].is_some_and(|place| {
+            let segment = nvme.segment(place);
+            nvme.filled(place) / 4 >= (segment.bytes - nvme.header_bytes) / 5
+        });
         if written && nvme.draining.is_none() && free < FREE_SEGMENTS as usize {
             self.start_drain();
         }
         self.drain_nvme();
     }
 
-    /// Chooses the oldest segment: demotion writes in the order of last use, so age in the log is age in use, and what was
-    /// not used since it was written may go. Passes over those that would only be copied. False where there is none, or its
-    /// records have no place to move to.
+    /// Chooses the segment that is emptied at the least cost. Where what was used longest ago goes first, that is the oldest:
+    /// demotion writes in the order of last use, so age in the log is age in use, and what was not used since it was written
+    /// may go. Else it is the one with the fewest bytes to copy. Passes over those that would only be copied. False where
+    /// there is none, or its records have no place to move to.
     pub(super) fn start_drain(&mut self) -> bool {
         let nvme = self.nvme_ref();
-        let mut sealed: Vec<(SegmentId, u32)> = (0..)
+        let by_age = self.policy.goes_by_age();
+        let mut sealed: Vec<(u64, SegmentId, u32)> = (0..)
             .zip(&nvme.segments)
             .filter_map(|(place, segment)| segment.as_ref().map(|segment| (place, segment)))
             .filter(|(_, segment)| segment.state == NvmeSegmentState::Sealed)
-            .map(|(place, segment)| (segment.id, place))
+            .map(|(place, segment)| (if by_age { 0 } else { self.bytes_to_copy(place) }, segment.id, place))
             .collect();
         sealed.sort_unstable();
-        let Some((_, place)) = sealed.into_iter().find(|&(_, place)| self.is_worth_emptying(place)) else {
-            return false;
-        };
+        let place = sealed.into_iter().map(|(_, _, place)| place).find(|&place| {
+            if by_age {
+                self.is_worth_emptying(place)
+            } else {
+                self.bytes_to_copy(place) < nvme.filled(place)
+            }
+        });
+        let Some(place) = place else { return false };
         let has_place = nvme.unopened() > 0 || nvme.open[Writer::Relocation as usize].is_some();
         if nvme.segment(place).live > 0 && !has_place {
             return false;
@@ -79,13 +90,22 @@ impl TierManager {
         true
     }
 
+    /// What of a segment may have to be copied: what counts and is nowhere else, and while all is flushed what is, too.
+    fn bytes_to_copy(&self, place: u32) -> u64 {
+        let segment = self.nvme_ref().segment(place);
+        if self.flushes.is_empty() {
+            segment.live - segment.redundant
+        } else {
+            segment.live
+        }
+    }
+
     /// Some record is dead, or may go now or, once it was copied, the next time. Else emptying the segment would fill another
     /// one with the same records, over and over.
     fn is_worth_emptying(&self, place: u32) -> bool {
         let nvme = self.nvme_ref();
         let segment = nvme.segment(place);
-        let filled = segment.end - nvme.header_bytes + segment.records.len() as u64 * nvme.record_bytes;
-        segment.live < filled || segment.records.iter().any(|&block| !self.is_needed(block))
+        segment.live < nvme.filled(place) || segment.records.iter().any(|&block| !self.is_needed(block))
     }
 
     /// A copy that is being read, or of a block whose children are cached and that will soon be its last, or one that a
@@ -278,6 +298,10 @@ impl TierManager {
                 self.nvme_mut().written += 1;
                 self.counters.relocations += 1;
                 self.counters.relocated_bytes += u64::from(length);
+                if self.index.entry(block).is(flag::REDUNDANT) {
+                    self.nvme_mut().mark_redundant(source_segment, length, false);
+                    self.nvme_mut().mark_redundant(segment, length, true);
+                }
                 self.nvme_mut().kill(source_segment, length);
                 let stay = mutant_is!(self, WrongExtentOnRelocate);
                 let source = StaleRecord {

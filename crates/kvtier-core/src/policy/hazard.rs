@@ -38,9 +38,9 @@ const FIT_SHARE: u64 = 32;
 /// Pins at one time at most; what comes later is not pinned.
 const PINS_MAX: usize = 4096;
 /// What is worth more than one in so many of its list is copied when its place is needed.
-const KEPT_PART: usize = 2;
-/// What is worth less than all but one in so many of what lies on NVMe is not written there.
-const ADMITTED_PART: usize = 2;
+const KEPT_PART: usize = 4;
+/// What is worth more than fewer than one in so many of what lies on NVMe is not written there.
+const ADMITTED_PART: usize = 4;
 const LEVEL_NEXT: u8 = 0;
 const LEVEL_PINNED: u8 = LEVELS as u8 - 1;
 const LEVEL_EXPECTED: u8 = LEVEL_PINNED - 1;
@@ -658,6 +658,10 @@ impl EvictionPolicy for ReuseHazard {
         self.orders.victim(list, parked, judge)
     }
 
+    fn goes_by_age(&self) -> bool {
+        false
+    }
+
     fn age(&self, list: ListId, now: Time) -> Option<u32> {
         let BlockId(block) = self.orders.next(list)?;
         let visit = self.block(block).visit;
@@ -679,10 +683,7 @@ impl EvictionPolicy for ReuseHazard {
         below * ADMITTED_PART >= self.orders.length(list)
     }
 
-    fn keep(&mut self, list: ListId, block: BlockId, again: bool) -> bool {
-        if self.duel.rule() == Rule::Recency {
-            return again;
-        }
+    fn keep(&mut self, list: ListId, block: BlockId, _again: bool) -> bool {
         self.reclaimed = Some(list);
         let below = self.orders.below(list, self.current_level(block));
         below * KEPT_PART >= self.orders.length(list)
