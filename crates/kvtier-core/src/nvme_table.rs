@@ -1,9 +1,9 @@
 use crate::host_table::{PAGE, pages, place_in};
 use crate::{CoreSettings, OperationId, SegmentId, Time};
 
-/// Of the tier's payload capacity that what is not redundant may take, where segments are emptied that have little to copy.
-/// Thousandths: with more, more is cached and much more is copied.
-const UNIQUE_PERMILLE: u64 = 960;
+/// Of what may be live, what is not redundant may take this much, where those segments are emptied that have little to copy.
+/// Thousandths: with more, a little more is cached and much more is copied.
+const UNIQUE_PERMILLE: u64 = 970;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NvmeSegmentState {
@@ -158,7 +158,7 @@ impl NvmeTable {
             opened: 0,
             opened_bytes: 0,
             live_max,
-            unique_max: live_max.min(room * segments_max / 1000 * UNIQUE_PERMILLE),
+            unique_max: (live_max / 1000 * UNIQUE_PERMILLE).max(room.min(live_max)),
             live: 0,
             redundant: 0,
             used_bytes: 0,

@@ -88,7 +88,9 @@ impl TierManager {
         if self.policy.goes_by_age() {
             return self.evict_nvme();
         }
-        let Some(BlockId(block)) = self.nvme_victim() else { return false };
+        let Some(BlockId(block)) = self.nvme_victim() else {
+            return false;
+        };
         self.counters.evictions_nvme += 1;
         self.drop_nvme(block);
         true

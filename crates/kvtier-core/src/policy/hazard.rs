@@ -38,8 +38,8 @@ const FIT_SHARE: u64 = 32;
 /// Pins at one time at most; what comes later is not pinned.
 const PINS_MAX: usize = 4096;
 /// What is worth more than one in so many of its list is copied when its place is needed.
-const KEPT_PART: usize = 4;
-/// What is worth more than fewer than one in so many of what lies on NVMe is not written there.
+const KEPT_PART: usize = 3;
+/// What is not worth more than one in so many of what lies on NVMe is not written there.
 const ADMITTED_PART: usize = 4;
 const LEVEL_NEXT: u8 = 0;
 const LEVEL_PINNED: u8 = LEVELS as u8 - 1;

@@ -1,7 +1,9 @@
 //! Reclaim: whole segments are emptied, of host memory for who starves, of NVMe for what comes next.
 
 use crate::world::{KIB, ME, SECOND, STRANGER, World, granted, hash, hashes, name, settings};
-use kvtier_core::{Action, FetchScope, Parent, Reserved, Sealed, Tier, TrustDomain};
+use kvtier_core::{
+    Action, CoreSettings, Eviction, FetchScope, Parent, Reserved, Sealed, Tier, TierManager, TrustDomain,
+};
 
 #[test]
 fn nvme_segments_are_emptied_and_parents_of_cached_blocks_move() {
@@ -160,4 +162,36 @@ fn blocks_of_any_size_fit_without_external_fragmentation() {
         assert_eq!(world.fetch(&hashes([number])), [Some(Tier::Host)]);
         world.core.check_invariants();
     }
+}
+
+#[test]
+fn by_hazards_the_segment_with_the_least_to_copy_is_emptied_and_not_the_oldest() {
+    let settings = CoreSettings {
+        eviction: Eviction::Hazard,
+        ..settings(128 << 10, 1 << 20)
+    };
+    let settings = settings.check().unwrap();
+    let policy = settings.policy();
+    let mut world = World::with(TierManager::new(settings, policy));
+    // A segment holds 15 of them.
+    let mut number = 0;
+    while world.log.len() < 4 {
+        world.put(&hashes([number]), 8 * KIB);
+        world.pass(SECOND);
+        number += 1;
+    }
+    let ids: Vec<_> = world.log.keys().copied().collect();
+    let second: Vec<_> = world.log[&ids[1]]
+        .records
+        .iter()
+        .map(|record| record.label.hash)
+        .collect();
+    world.delete(&second);
+    while !world.seen.contains_key("close") {
+        world.put(&hashes([number]), 8 * KIB);
+        world.pass(SECOND);
+        number += 1;
+    }
+    assert!(world.log.contains_key(&ids[0]) && !world.log.contains_key(&ids[1]));
+    world.core.check_invariants();
 }
