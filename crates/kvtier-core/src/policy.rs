@@ -6,7 +6,7 @@ pub use leaf_first_lru::LeafFirstLru;
 
 use std::time::Duration;
 
-use crate::{Tier, Time};
+use crate::{NamespaceId, Tier, Time};
 
 /// A block as the policy sees it: its place in the index. Reused after the block is forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,6 +50,10 @@ pub struct Use {
     pub parent: Option<BlockId>,
     /// Tokens in the block.
     pub tokens: u16,
+    /// Bytes that it takes where it lies; 0 where that is not known, or the same for all.
+    pub bytes: u32,
+    /// Whose it is.
+    pub namespace: NamespaceId,
     /// Names the block's key, for as long as the manager lives: the same key, the same number.
     pub fingerprint: u64,
 }

@@ -85,6 +85,9 @@ pub struct CoreSettings {
     /// Evicted blocks that [`Eviction::Hazard`] remembers, 16 bytes each and up to 44 for the visits that they belong to. Their
     /// table grows as they come. It should hold what is put within the time after which blocks are still used again.
     pub ghosts_max: usize,
+    /// For [`Eviction::Hazard`]: how much longer the next token of a prompt takes to compute for each token before it, as a share of what the
+    /// first takes. 0: all tokens are worth the same.
+    pub depth_cost: f64,
     /// Seeds the lookup table, so that who does not know it cannot aim keys at one bucket. Any number; a secret one where
     /// clients are not trusted.
     pub index_seed: u64,
@@ -129,6 +132,7 @@ impl Default for CoreSettings {
             batch_keys_max: 4096,
             eviction: Eviction::Lru,
             ghosts_max: 1 << 20,
+            depth_cost: 0.0,
             index_seed: 0x6b76_7469_6572,
             #[cfg(feature = "mutants")]
             mutant: None,
@@ -274,6 +278,13 @@ impl CoreSettings {
                 });
             }
         }
+        if !(0.0..=1.0).contains(&self.depth_cost) {
+            return Err(SettingsError {
+                field: "depth_cost",
+                value: self.depth_cost.to_string(),
+                remedy: "give 0 to 1".to_owned(),
+            });
+        }
         if self.prefetch_blocks > 4096 {
             return wrong(
                 "prefetch_blocks",
@@ -298,7 +309,7 @@ impl CheckedCoreSettings {
     pub fn policy(&self) -> Box<dyn EvictionPolicy> {
         match self.eviction {
             Eviction::Lru => Box::new(LeafFirstLru::new()),
-            Eviction::Hazard => Box::new(ReuseHazard::new(self.ghosts_max)),
+            Eviction::Hazard => Box::new(ReuseHazard::weighed(self.ghosts_max, self.depth_cost)),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kvtier_core::cost::{ComputeProfile, GpuProfile, ModelProfile};
 use kvtier_core::{CheckedCoreSettings, CoreSettings, Eviction};
 use serde::{Deserialize, Serialize};
 
@@ -691,6 +692,24 @@ impl Settings {
         Ok(())
     }
 
+    /// How much longer a token takes for each token before it, where a model is named.
+    fn depth_cost(&self) -> f64 {
+        let model = self.cost_model.as_deref().and_then(ModelProfile::preset);
+        let gpu = GpuProfile::preset(&self.cost_gpu);
+        let (Some(model), Some(gpu)) = (model, gpu) else {
+            return 0.0;
+        };
+        let profile = ComputeProfile {
+            model,
+            gpu,
+            gpus: self.cost_gpus,
+            utilization: 0.5,
+            overhead_s: 0.0,
+        };
+        let coefficients = profile.coefficients();
+        (coefficients.s_per_pair / coefficients.s_per_token).clamp(0.0, 1.0)
+    }
+
     fn core_settings(&self) -> CoreSettings {
         // A client's clock leaps over hours between two requests: nothing may expire while it does.
         let patience = |milliseconds: u64| match self.clock {
@@ -716,6 +735,7 @@ impl Settings {
                 EvictionPolicy::Hazard => Eviction::Hazard,
             },
             ghosts_max: usize::try_from(self.eviction_ghosts_max).unwrap_or(usize::MAX),
+            depth_cost: self.depth_cost(),
             namespace_quota_bytes: self.namespace_quota_bytes,
             lease_ttl: patience(self.lease_ttl_ms),
             reservation_ttl: patience(self.reservation_ttl_ms),

@@ -181,6 +181,8 @@ impl TierManager {
         Use {
             parent: (entry.parent != NONE).then_some(BlockId(entry.parent)),
             tokens: entry.tokens,
+            bytes: u32::try_from(pages(entry.length)).unwrap_or(u32::MAX),
+            namespace: NamespaceId(entry.namespace),
             fingerprint: self.index.fingerprint(block),
         }
     }

@@ -7,6 +7,7 @@ mod ghosts;
 mod image;
 mod order;
 mod tables;
+mod tenants;
 mod visits;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,7 +18,8 @@ use self::class::{Class, Conversation};
 use self::duel::{Duel, Rule};
 use self::ghosts::{Ghost, Ghosts};
 use self::order::{End, LEVELS, Orders};
-use self::tables::Tables;
+use self::tables::{Tables, phase};
+use self::tenants::{LEVELS_AN_OCTAVE, Tenants};
 use self::visits::{NONE, Visits, mark};
 use super::{Advice, BlockId, EvictionPolicy, ListId, Use, Verdict};
 use crate::{Tier, Time};
@@ -35,8 +37,9 @@ const FAN_OUT_OWN: u8 = 3;
 const FIT_EVERY: u64 = (15.0 * SECOND) as u64;
 /// Visits between one fit and the next at least, as a share of those alive: one in so many.
 const FIT_SHARE: u64 = 32;
-/// Pins at one time at most; what comes later is not pinned.
+/// Pins at one time at most, and those of one namespace; what comes later is not pinned.
 const PINS_MAX: usize = 4096;
+const PINS_OF_NAMESPACE_MAX: u16 = 512;
 /// What is worth more than one in so many of its list is copied when its place is needed.
 const KEPT_PART: usize = 3;
 /// What is not worth more than one in so many of what lies on NVMe is not written there.
@@ -85,7 +88,7 @@ const ABSENT: Block = Block {
 /// See Aalto, Ayesta, Righter, "On the Gittins index in the M/G/1 queue" (2009) for the index, and Wang et al., "KVCache Cache in
 /// the Wild" (USENIX ATC '25) for how differently kinds of requests return.
 ///
-/// Costs 28 bytes a cached block and 12 for each further list, 16 a ghost and 44 a visit, and a constant number of steps a use.
+/// Costs 28 bytes a cached block and 12 for each further list, 16 a ghost and 48 a visit, and a constant number of steps a use.
 #[derive(Debug)]
 pub struct ReuseHazard {
     blocks: Vec<Box<[Block]>>,
@@ -99,6 +102,13 @@ pub struct ReuseHazard {
     pins: BTreeSet<(u64, u32, u16)>,
     /// The same by visit and tag.
     pinned: BTreeMap<(u32, u16), u64>,
+    /// How many of them each namespace has, by its place among the tenants.
+    pins_of: Box<[u16; 256]>,
+    tenants: Tenants,
+    /// How much more the next token of a prompt takes to compute for each token before it, as a share of what the first takes.
+    depth_cost: f64,
+    /// Tokens a byte of the first block whose bytes were known.
+    usual_density: Option<f64>,
     /// Visits that the next one used some blocks of: when, visit and tag.
     parted: VecDeque<(u64, u32, u16)>,
     now: u64,
@@ -135,6 +145,10 @@ impl ReuseHazard {
             duel: Duel::new(),
             pins: BTreeSet::new(),
             pinned: BTreeMap::new(),
+            pins_of: Box::new([0; 256]),
+            tenants: Tenants::new(),
+            depth_cost: 0.0,
+            usual_density: None,
             parted: VecDeque::new(),
             now: 0,
             next_outgrown: 0,
@@ -142,6 +156,16 @@ impl ReuseHazard {
             visits_since_fit: 0,
             reclaimed: None,
             tokens_max: 0,
+        }
+    }
+
+    /// The same, where what a miss costs depends on how deep in its prompt it is: the next token takes `depth_cost` times what the first took
+    /// longer to compute for each token before it. (`b/a` of [`crate::cost::RecomputeCoefficients`].)
+    #[must_use]
+    pub fn weighed(ghosts_max: usize, depth_cost: f64) -> ReuseHazard {
+        ReuseHazard {
+            depth_cost: depth_cost.max(0.0),
+            ..ReuseHazard::new(ghosts_max)
         }
     }
 
@@ -216,6 +240,7 @@ impl ReuseHazard {
         while let Some(&(deadline, visit, tag)) = self.pins.first().filter(|pin| pin.0 <= self.now) {
             self.pins.remove(&(deadline, visit, tag));
             self.pinned.remove(&(visit, tag));
+            self.pins_of[usize::from(self.visits.at(visit).tenant)] -= 1;
             if self.visits.is_live(visit, tag) {
                 self.visits.at_mut(visit).marks &= !(mark::PINNED | mark::EXPECTED);
                 self.level(visit);
@@ -225,6 +250,7 @@ impl ReuseHazard {
             self.next_fit = self.now + FIT_EVERY;
             self.visits_since_fit = 0;
             self.tables.fit(self.now);
+            self.tenants.fit();
             self.level_all();
         }
     }
@@ -232,7 +258,8 @@ impl ReuseHazard {
     fn outgrow(&mut self, visit: u32, bin: usize) {
         self.unweigh(visit);
         let entry = self.visits.at(visit);
-        self.tables.observe(entry.class, bin, entry.share(), width(bin), false);
+        let (class, share, tenant) = (entry.class, entry.share(), entry.tenant);
+        self.learn_from(tenant, class, bin, share, width(bin), false);
         self.visits.grow_older(visit);
         self.weigh(visit);
         self.level(visit);
@@ -301,7 +328,7 @@ impl ReuseHazard {
         }
         let (class, bin) = (entry.class, usize::from(entry.bin));
         match self.duel.rule() {
-            Rule::Hazard => self.tables.level(class, bin),
+            Rule::Hazard => self.worth_level(visit, class, bin),
             Rule::Recency => LEVEL_PINNED - 1 - 3 * entry.bin,
         }
     }
@@ -311,8 +338,11 @@ impl ReuseHazard {
     fn hold(&mut self, visit: u32, until: u64, mark: u8) {
         self.let_go(visit);
         let tag = self.visits.at(visit).tag;
-        let held = until > self.now && self.pins.len() < PINS_MAX;
+        let tenant = usize::from(self.visits.at(visit).tenant);
+        let has_room = self.pins.len() < PINS_MAX && self.pins_of[tenant] < PINS_OF_NAMESPACE_MAX;
+        let held = until > self.now && has_room;
         if held {
+            self.pins_of[tenant] += 1;
             self.pins.insert((until, visit, tag));
             self.pinned.insert((visit, tag), until);
         }
@@ -328,6 +358,7 @@ impl ReuseHazard {
         let tag = self.visits.at(visit).tag;
         let until = self.pinned.remove(&(visit, tag))?;
         self.pins.remove(&(until, visit, tag));
+        self.pins_of[usize::from(self.visits.at(visit).tenant)] -= 1;
         Some(until)
     }
 
@@ -336,6 +367,40 @@ impl ReuseHazard {
         let entry = self.visits.at(visit);
         let tag = entry.is(mark::PINNED).then_some(entry.tag)?;
         self.pinned.get(&(visit, tag)).copied()
+    }
+
+    /// What was seen of a share of a visit, which is taken out of the tables meanwhile.
+    fn learn_from(&mut self, tenant: u8, class: Class, bin: usize, share: f32, ticks: f64, returned: bool) {
+        if class.is_conversation() {
+            let expected = self.tables.hazard(class, bin) * f64::from(share) * ticks;
+            let returns = if returned { share } else { 0.0 };
+            self.tenants.observe(tenant, phase(bin), returns, expected as f32);
+        }
+        self.tables.observe(class, bin, share, ticks, returned);
+    }
+
+    /// The level of what the model says of a class, with what is known of the namespace and of what a miss costs.
+    fn worth_level(&mut self, visit: u32, class: Class, bin: usize) -> u8 {
+        let mut level = i32::from(self.tables.level(class, bin));
+        let entry = self.visits.at(visit);
+        if class.is_conversation() {
+            level += self.tenants.levels(entry.tenant, phase(bin));
+        }
+        level += i32::from(entry.density);
+        if self.depth_cost > 0.0 {
+            level += (LEVELS_AN_OCTAVE * (1.0 + self.depth_cost * f64::from(entry.tokens)).log2()).round() as i32;
+        }
+        level.clamp(1, i32::from(LEVEL_EXPECTED) - 1) as u8
+    }
+
+    /// How much more a byte of a block spares than one of the first block seen, in levels.
+    fn density(&mut self, usage: &Use) -> i8 {
+        if usage.bytes == 0 || usage.tokens == 0 {
+            return 0;
+        }
+        let density = f64::from(usage.tokens) / f64::from(usage.bytes);
+        let usual = *self.usual_density.get_or_insert(density);
+        (LEVELS_AN_OCTAVE * (density / usual).log2()).round() as i8
     }
 
     fn level_all(&mut self) {
@@ -361,11 +426,11 @@ impl ReuseHazard {
             visit,
         };
         self.duel.judge(u32::from(tokens), cached, entry.is(mark::RECENT));
-        let bin = usize::from(entry.bin);
+        let (bin, tenant) = (usize::from(entry.bin), entry.tenant);
         let share = 1.0 / entry.size as f32;
         self.unweigh(visit);
         let spent = f64::from(age.saturating_sub(EDGES[bin])).min(width(bin));
-        self.tables.observe(past.class, bin, share, spent, true);
+        self.learn_from(tenant, past.class, bin, share, spent, true);
         self.lose(visit);
         self.part(visit);
         past
@@ -433,6 +498,12 @@ impl ReuseHazard {
             self.begin(kind, near)
         };
         self.visits.gain(visit);
+        let density = self.density(&usage);
+        let entry = self.visits.at_mut(visit);
+        entry.density = density;
+        if entry.size == 1 {
+            entry.tenant = Tenants::slot(usage.namespace.0);
+        }
         self.describe(visit, kind, usage, past);
         self.weigh(visit);
         let older = std::mem::replace(&mut self.visits.at_mut(visit).newest_block, block);
@@ -560,10 +631,11 @@ impl EvictionPolicy for ReuseHazard {
         });
         if let Some(gone) = gone {
             let entry = self.visits.at(gone.visit);
-            let (class, bin, share) = (entry.class, usize::from(entry.bin), 1.0 / entry.size as f32);
+            let (class, tenant) = (entry.class, entry.tenant);
+            let (bin, share) = (usize::from(entry.bin), 1.0 / entry.size as f32);
             let spent = f64::from(self.age(gone.visit).saturating_sub(EDGES[bin])).min(width(bin));
             self.unweigh(gone.visit);
-            self.tables.observe(class, bin, share, spent, false);
+            self.learn_from(tenant, class, bin, share, spent, false);
             self.tables.lose(share);
             self.lose(gone.visit);
         }
@@ -603,9 +675,13 @@ impl EvictionPolicy for ReuseHazard {
         if entry.is(mark::CLOSED) {
             return Some(0.0);
         }
-        let (class, bin) = (entry.class, usize::from(entry.bin));
+        let (class, bin, tenant) = (entry.class, usize::from(entry.bin), entry.tenant);
         let ticks = u32::try_from(within.as_nanos() >> 20).unwrap_or(u32::MAX);
-        Some(self.tables.return_share(class, bin, ticks))
+        let factor = match class.is_conversation() {
+            true => self.tenants.factor(tenant, phase(bin)),
+            false => 1.0,
+        };
+        Some(self.tables.return_share(class, bin, ticks, factor))
     }
 
     fn learned(&self) -> Option<LearnedTables> {
@@ -679,14 +755,15 @@ impl EvictionPolicy for ReuseHazard {
         else {
             return true;
         };
+        // What is pinned or expected says nothing of what is worth writing.
         let below = self.orders.below(list, self.current_level(block));
-        below * ADMITTED_PART >= self.orders.length(list)
+        below * ADMITTED_PART >= self.orders.below(list, LEVEL_EXPECTED)
     }
 
     fn keep(&mut self, list: ListId, block: BlockId, _again: bool) -> bool {
         self.reclaimed = Some(list);
         let below = self.orders.below(list, self.current_level(block));
-        below * KEPT_PART >= self.orders.length(list)
+        below * KEPT_PART >= self.orders.below(list, LEVEL_EXPECTED)
     }
 
     fn contains(&self, list: ListId, block: BlockId) -> bool {
@@ -705,6 +782,7 @@ impl EvictionPolicy for ReuseHazard {
             + self.visits.memory_bytes()
             + self.ghosts.memory_bytes()
             + self.tables.memory_bytes()
+            + self.tenants.memory_bytes()
             + (self.parted.capacity() * size_of::<(u64, u32, u16)>()) as u64
     }
 

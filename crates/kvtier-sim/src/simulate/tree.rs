@@ -1,4 +1,4 @@
-use kvtier_core::{BlockId, EvictionPolicy, ListId, Plane, Time, Use, Verdict};
+use kvtier_core::{BlockId, EvictionPolicy, ListId, NamespaceId, Plane, Time, Use, Verdict};
 
 use super::{Cache, Prompt};
 use crate::random::mix;
@@ -56,6 +56,8 @@ impl<P: EvictionPolicy> TreeCache<P> {
         Use {
             parent: Some(BlockId(node.parent)).filter(|parent| parent.0 != NONE),
             tokens: node.tokens,
+            bytes: 0,
+            namespace: NamespaceId(0),
             fingerprint: mix(u64::from(block)),
         }
     }

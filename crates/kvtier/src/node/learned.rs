@@ -182,6 +182,8 @@ mod tests {
             let usage = Use {
                 parent: None,
                 tokens: 512,
+                bytes: 0,
+                namespace: kvtier_core::NamespaceId(0),
                 fingerprint: u64::from(number) + 1,
             };
             let at = u64::from(number) * 20_000_000_000;

@@ -5,7 +5,7 @@ use super::class::{CLASSES, Class, FEATURES, VALUES, VALUES_MAX};
 use super::order::LEVELS;
 
 /// Ages at which a feature may mean something else: within a minute, within nine, later.
-const PHASES: usize = 3;
+pub(super) const PHASES: usize = 3;
 const PHASE_ENDS: [f64; PHASES - 1] = [60.0, 500.0];
 /// Sweeps over baseline and factors in one fit; the last fit's values are where the next one starts.
 const SWEEPS: usize = 2;
@@ -17,7 +17,7 @@ const PRIOR_SHARE: f64 = 0.15;
 const PRIOR_OFFSET_SECONDS: f64 = 10.0;
 const PRIOR_PAUSE_SECONDS: f64 = 300.0;
 /// Returns that pull a factor to what is less particular.
-const PRIOR_RETURNS: f64 = 30.0;
+pub(super) const PRIOR_RETURNS: f64 = 30.0;
 /// The same of the last phase, when few return: who seldom returns soon need not return late more seldom than others, so age
 /// decides until much is known.
 const PRIOR_RETURNS_LATE: f64 = 300.0;
@@ -242,8 +242,13 @@ impl Tables {
         level
     }
 
-    /// The share of visits of this class and bin that return within so many ticks.
-    pub(super) fn return_share(&mut self, class: Class, bin: usize, ticks: u32) -> f64 {
+    /// Returns in a tick for each visit of a conversation of this class and bin, as the model of all has it.
+    pub(super) fn hazard(&self, class: Class, bin: usize) -> f64 {
+        self.baseline[bin] * self.product(&class.values(), FEATURES)[phase(bin)]
+    }
+
+    /// The share of visits of this class and bin that return within so many ticks, if they do `factor` times as often as the class says.
+    pub(super) fn return_share(&mut self, class: Class, bin: usize, ticks: u32, factor: f64) -> f64 {
         self.row(class);
         let row = &self.rows[usize::from(self.row_of[usize::from(class.0)])];
         let hazards = self.hazards(row, bin);
@@ -251,7 +256,7 @@ impl Tables {
         let mut left = 1.0;
         for (at, hazard) in hazards.iter().enumerate().take(bin_of(end) + 1).skip(bin) {
             let spent = f64::from(end.min(EDGES[at + 1]) - EDGES[at].max(EDGES[bin]));
-            left /= 1.0 + hazard * spent;
+            left /= 1.0 + factor * hazard * spent;
         }
         1.0 - left
     }
@@ -316,7 +321,7 @@ impl Seen {
     }
 }
 
-fn phase(bin: usize) -> usize {
+pub(super) fn phase(bin: usize) -> usize {
     let age = f64::from(EDGES[bin]) / SECOND;
     PHASE_ENDS.iter().take_while(|end| age >= **end).count()
 }

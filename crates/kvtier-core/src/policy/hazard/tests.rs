@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Plane;
+use crate::{NamespaceId, Plane};
 
 const LIST: ListId = ListId {
     plane: Plane::Host,
@@ -31,6 +31,8 @@ impl World {
         Use {
             parent: self.parents[block as usize].map(BlockId),
             tokens,
+            bytes: 0,
+            namespace: NamespaceId(0),
             fingerprint: u64::from(block).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         }
     }
@@ -193,6 +195,8 @@ fn a_put_that_follows_its_read_is_the_same_visit() {
         Use {
             parent: Some(BlockId(2)),
             tokens: 512,
+            bytes: 0,
+            namespace: NamespaceId(0),
             fingerprint: 99,
         },
         Time(105 * SECOND_NS),
@@ -389,8 +393,115 @@ fn who_rises_goes_before_those_on_its_level_and_who_falls_after() {
     assert_eq!(order, [1, 2, 4, 3, 5]);
 }
 
+/// Blocks of 512 tokens and 4 KiB, each a prompt of its own.
+fn put_alone(policy: &mut ReuseHazard, block: u32, namespace: u32, bytes: u32, seconds: u64) {
+    let usage = Use {
+        parent: None,
+        tokens: 512,
+        bytes,
+        namespace: NamespaceId(namespace),
+        fingerprint: u64::from(block) + 1,
+    };
+    let now = Time(seconds * SECOND_NS);
+    policy.appeared(BlockId(block), usage, now);
+    policy.insert(LIST, BlockId(block), None, now);
+}
+
+fn next_victim(policy: &mut ReuseHazard) -> Option<u32> {
+    policy.victim(LIST, false, &mut |_| Verdict::Take).map(|block| block.0)
+}
+
 #[test]
-fn pins_are_bounded() {
+fn a_namespace_whose_prompts_come_back_keeps_them_beside_one_whose_do_not() {
+    let mut policy = ReuseHazard::new(1 << 14);
+    let usage = |block: u32, namespace: u32| Use {
+        parent: None,
+        tokens: 512,
+        bytes: 4096,
+        namespace: NamespaceId(namespace),
+        fingerprint: u64::from(block) + 1,
+    };
+    for round in 0..600_u32 {
+        let seconds = u64::from(round) * 10;
+        put_alone(&mut policy, 2 * round, 1, 4096, seconds);
+        put_alone(&mut policy, 2 * round + 1, 2, 4096, seconds);
+        if round >= 3 {
+            let back = 2 * (round - 3);
+            let now = Time((seconds + 1) * SECOND_NS);
+            policy.used(BlockId(back), usage(back, 1), now);
+            policy.touch(LIST, BlockId(back), None, now);
+        }
+    }
+    put_alone(&mut policy, 5_000, 1, 4096, 6_001);
+    put_alone(&mut policy, 5_001, 2, 4096, 6_001);
+    // Of one class and age, and only one of them is of a namespace whose prompts come back.
+    let mut order = Vec::new();
+    while let Some(block) = next_victim(&mut policy) {
+        policy.remove(LIST, BlockId(block));
+        order.push(block);
+    }
+    let place = |block: u32| order.iter().position(|other| *other == block);
+    assert!(place(5_001) < place(5_000), "{:?} {:?}", place(5_001), place(5_000));
+    policy.check_invariants();
+}
+
+#[test]
+fn what_spares_less_for_its_place_goes_first_and_what_is_deep_in_its_prompt_later() {
+    let mut policy = ReuseHazard::new(16);
+    put_alone(&mut policy, 0, 0, 4096, 1);
+    put_alone(&mut policy, 1, 0, 16_384, 2);
+    assert_eq!(
+        next_victim(&mut policy),
+        Some(1),
+        "four times the bytes for as many tokens"
+    );
+
+    let chain = |policy: &mut ReuseHazard, first: u32, blocks: u32, seconds: u64| {
+        let now = Time(seconds * SECOND_NS);
+        for block in first..first + blocks {
+            let usage = Use {
+                parent: (block > first).then(|| BlockId(block - 1)),
+                tokens: 512,
+                bytes: 4096,
+                namespace: NamespaceId(0),
+                fingerprint: u64::from(block) + 1,
+            };
+            policy.appeared(BlockId(block), usage, now);
+            policy.insert(LIST, BlockId(block), usage.parent, now);
+        }
+    };
+    let first_to_go = |depth_cost: f64| {
+        let mut policy = ReuseHazard::weighed(16, depth_cost);
+        chain(&mut policy, 100, 60, 1);
+        chain(&mut policy, 0, 50, 2);
+        policy.check_invariants();
+        next_victim(&mut policy)
+    };
+    assert_eq!(first_to_go(0.0), Some(159), "the older one");
+    assert_eq!(first_to_go(0.001), Some(49), "the one that takes less to compute");
+}
+
+#[test]
+fn pins_are_bounded_and_one_namespace_cannot_take_them_all() {
+    let mut policy = ReuseHazard::new(0);
+    for block in 0..2 * u32::from(PINS_OF_NAMESPACE_MAX) {
+        put_alone(&mut policy, block, 7, 4096, 0);
+        policy.advise(&[BlockId(block)], Advice::PinnedUntil(Time(9 * SECOND_NS)), Time(0));
+    }
+    assert_eq!(policy.pins.len(), usize::from(PINS_OF_NAMESPACE_MAX));
+    for block in 10_000..10_000 + PINS_MAX as u32 {
+        put_alone(&mut policy, block, block, 4096, 0);
+        policy.advise(&[BlockId(block)], Advice::PinnedUntil(Time(9 * SECOND_NS)), Time(0));
+    }
+    assert_eq!(policy.pins.len(), PINS_MAX);
+    policy.check_invariants();
+    policy.advise(&[BlockId(0)], Advice::PinnedUntil(Time(0)), Time(10 * SECOND_NS));
+    assert_eq!(policy.pins.len(), 0, "their time is over");
+    assert!(policy.pins_of.iter().all(|pins| *pins == 0));
+}
+
+#[test]
+fn pins_have_room_again() {
     let mut world = World::new(PINS_MAX + 10, 0);
     for block in 0..PINS_MAX as u32 + 10 {
         world.prompt(&[block], 512, 0);
@@ -398,8 +509,8 @@ fn pins_are_bounded() {
             .policy
             .advise(&[BlockId(block)], Advice::PinnedUntil(Time(9 * SECOND_NS)), Time(0));
     }
-    assert_eq!(world.policy.pins.len(), PINS_MAX);
-    assert!(world.evict().expect("one that is not pinned") >= PINS_MAX as u32);
+    assert_eq!(world.policy.pins.len(), usize::from(PINS_OF_NAMESPACE_MAX));
+    assert!(world.evict().expect("one that is not pinned") >= u32::from(PINS_OF_NAMESPACE_MAX));
 }
 
 #[test]
@@ -417,6 +528,8 @@ fn what_was_learned_survives_a_restart() {
         let usage = Use {
             parent: None,
             tokens: 512,
+            bytes: 0,
+            namespace: NamespaceId(0),
             fingerprint: 1,
         };
         policy.appeared(BlockId(9_999), usage, Time(5_000 * SECOND_NS));

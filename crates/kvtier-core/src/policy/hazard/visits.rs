@@ -45,6 +45,10 @@ pub(super) struct Visit {
     pub(super) turn: u8,
     pub(super) marks: u8,
     pub(super) level: u8,
+    /// Whose it is: the place of its namespace among [`super::tenants::Tenants`].
+    pub(super) tenant: u8,
+    /// How much more a byte of its blocks spares than one of the first block seen, in levels.
+    pub(super) density: i8,
 }
 
 impl Visit {
@@ -127,6 +131,8 @@ impl Visits {
             turn: 0,
             marks: mark::RECENT,
             level: 0,
+            tenant: 0,
+            density: 0,
         };
         self.next_tag = self.next_tag.wrapping_add(1);
         if self.free == NONE {
@@ -295,6 +301,6 @@ impl Visits {
             (older, live, recent),
             "sums over visits"
         );
-        assert_eq!(size_of::<Visit>(), 44, "memory of a visit");
+        assert_eq!(size_of::<Visit>(), 48, "memory of a visit");
     }
 }

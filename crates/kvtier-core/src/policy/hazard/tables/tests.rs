@@ -104,7 +104,7 @@ fn the_share_that_returns_grows_with_the_time_given() {
     tables.fit(0);
     let shares: Vec<f64> = [0, 10_000, 100_000, u32::MAX]
         .iter()
-        .map(|ticks| tables.return_share(CLASS, 0, *ticks))
+        .map(|ticks| tables.return_share(CLASS, 0, *ticks, 1.0))
         .collect();
     assert!(shares[0] < 1e-9, "{shares:?}");
     assert!(shares.windows(2).all(|pair| pair[0] <= pair[1]), "{shares:?}");
