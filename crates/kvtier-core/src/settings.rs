@@ -82,7 +82,7 @@ pub struct CoreSettings {
     pub batch_keys_max: usize,
     /// Which blocks go when room is needed.
     pub eviction: Eviction,
-    /// Evicted blocks that [`Eviction::Hazard`] remembers, 16 bytes each and up to 44 for the visits that they belong to. Their
+    /// Evicted blocks that [`Eviction::Hazard`] remembers, 16 bytes each and up to 48 for the visits that they belong to. Their
     /// table grows as they come. It should hold what is put within the time after which blocks are still used again.
     pub ghosts_max: usize,
     /// For [`Eviction::Hazard`]: how much longer the next token of a prompt takes to compute for each token before it, as a share of what the

@@ -191,7 +191,7 @@ pub struct Settings {
     /// `eviction_ghosts_max` says.
     pub eviction_policy: EvictionPolicy,
     /// Evicted blocks that `hazard` remembers, to learn whether they are asked for again. Default 1,048,576; 16 bytes each, and up
-    /// to 44 for the visit that it belongs to, as they come.
+    /// to 48 for the visit that it belongs to, as they come.
     pub eviction_ghosts_max: u64,
     /// A file in which requests are recorded as a trace for `kvctl simulate` and `kvctl replay-gate`: times, lengths and keyed hashes, no
     /// contents. Each start begins a file of its own. Default none. Costs up to 160 MiB.
