@@ -190,6 +190,8 @@ pub struct Settings {
     /// Which blocks go when room is needed. Default `lru`. `hazard` costs up to 48 bytes a block more, and what
     /// `eviction_ghosts_max` says.
     pub eviction_policy: EvictionPolicy,
+    /// Whether `hazard` keeps blocks from NVMe that are not worth writing there. Default true.
+    pub nvme_admission: bool,
     /// Evicted blocks that `hazard` remembers, to learn whether they are asked for again. Default 1,048,576; 16 bytes each, and up
     /// to 48 for the visit that it belongs to, as they come.
     pub eviction_ghosts_max: u64,
@@ -351,6 +353,7 @@ impl Default for Settings {
             promotions_in_flight_max: 256,
             prefetch_blocks: 32,
             eviction_policy: EvictionPolicy::Lru,
+            nvme_admission: true,
             eviction_ghosts_max: 1 << 20,
             record_trace: None,
             namespace_quota_bytes: None,
@@ -736,6 +739,16 @@ impl Settings {
             },
             ghosts_max: usize::try_from(self.eviction_ghosts_max).unwrap_or(usize::MAX),
             depth_cost: self.depth_cost(),
+            nvme_admission: self.nvme_admission,
+            // Copies that NVMe holds too take room from others, and a burst of puts needs them: what the policy is to gain decides.
+            host_clean_low_permille: match self.eviction_policy {
+                EvictionPolicy::Lru => 100,
+                EvictionPolicy::Hazard => 50,
+            },
+            host_clean_high_permille: match self.eviction_policy {
+                EvictionPolicy::Lru => 200,
+                EvictionPolicy::Hazard => 100,
+            },
             namespace_quota_bytes: self.namespace_quota_bytes,
             lease_ttl: patience(self.lease_ttl_ms),
             reservation_ttl: patience(self.reservation_ttl_ms),

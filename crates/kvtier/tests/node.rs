@@ -175,7 +175,9 @@ fn blocks_move_to_nvme_and_back_with_the_same_bytes() {
         from_nvme += u64::from(handle.tier() == Tier::Nvme);
         assert_eq!(handle.slice().to_vec(), bytes(number, BLOCK), "block {number}");
     }
-    assert!(from_nvme > count / 4, "{from_nvme} of {count}");
+    // Asked for one after the other, some are read ahead.
+    let ahead = node.status().counters.prefetch_hits;
+    assert!(from_nvme + ahead > count / 4, "{from_nvme} and {ahead} of {count}");
 }
 
 #[test]
