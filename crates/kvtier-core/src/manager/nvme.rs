@@ -50,7 +50,14 @@ impl TierManager {
     pub(super) fn place(&mut self, block: u32, length: u32, writer: Writer) -> (Placement, u32, u32) {
         let cost = self.nvme_ref().cost(length);
         if writer == Writer::Demotion {
+            let mut dropped = 0;
             while !self.may_hold(cost) {
+                // After a restart nothing is redundant, so there may be more than fits.
+                if dropped == EVICTIONS_A_STEP && !self.policy.goes_by_age() {
+                    self.nvme_mut().attention = true;
+                    return (Placement::Wait, 0, 0);
+                }
+                dropped += 1;
                 if !self.evict_for_another() {
                     // What is being written or read now can go later.
                     let moving = self.nvme_ref().writes + self.nvme_ref().reads > 0;

@@ -68,7 +68,12 @@ impl TierManager {
         });
         let Some(place) = place else { return false };
         let has_place = nvme.unopened() > 0 || nvme.open[Writer::Relocation as usize].is_some();
-        if nvme.segment(place).live > 0 && !has_place {
+        let moves = if by_age {
+            nvme.segment(place).live
+        } else {
+            self.bytes_to_copy(place)
+        };
+        if moves > 0 && !has_place {
             return false;
         }
         // Whatever survives of the copies, what they were copied from does: then a restart without a free segment can do
@@ -93,7 +98,7 @@ impl TierManager {
     /// What of a segment may have to be copied: what counts and is nowhere else, and while all is flushed what is, too.
     fn bytes_to_copy(&self, place: u32) -> u64 {
         let segment = self.nvme_ref().segment(place);
-        if self.flushes.is_empty() {
+        if !self.is_flushed() {
             segment.live - segment.redundant
         } else {
             segment.live
@@ -114,7 +119,12 @@ impl TierManager {
         let entry = self.index.entry(block);
         entry.is(flag::PROMOTING)
             || (entry.children > 0 && (!entry.in_host() || entry.is(flag::CLEAN)))
-            || (entry.in_host() && !self.flushes.is_empty())
+            || (entry.in_host() && self.is_flushed())
+    }
+
+    /// What is in host memory is to be on NVMe, too: a flush is under way, or the node is about to stop.
+    fn is_flushed(&self) -> bool {
+        !self.flushes.is_empty() || self.refuses_new
     }
 
     /// Copies the live records of the segment that is being emptied, or drops those not worth it.

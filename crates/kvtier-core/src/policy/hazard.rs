@@ -44,6 +44,9 @@ const PINS_OF_NAMESPACE_MAX: u16 = 512;
 const KEPT_PART: usize = 3;
 /// What is not worth more than one in so many of what lies on NVMe is not written there.
 const ADMITTED_PART: usize = 4;
+/// How far one block moves what is usual for all.
+const USUAL_SHARE: f64 = 1.0 / 256.0;
+const DENSITY_LEVELS_MAX: f64 = 24.0;
 const LEVEL_NEXT: u8 = 0;
 const LEVEL_PINNED: u8 = LEVELS as u8 - 1;
 const LEVEL_EXPECTED: u8 = LEVEL_PINNED - 1;
@@ -107,7 +110,7 @@ pub struct ReuseHazard {
     tenants: Tenants,
     /// How much more the next token of a prompt takes to compute for each token before it, as a share of what the first takes.
     depth_cost: f64,
-    /// Tokens a byte of the first block whose bytes were known.
+    /// Logarithm to base 2 of the tokens a byte that blocks have of late.
     usual_density: Option<f64>,
     /// Visits that the next one used some blocks of: when, visit and tag.
     parted: VecDeque<(u64, u32, u16)>,
@@ -393,14 +396,17 @@ impl ReuseHazard {
         level.clamp(1, i32::from(LEVEL_EXPECTED) - 1) as u8
     }
 
-    /// How much more a byte of a block spares than one of the first block seen, in levels.
+    /// How much more a byte of a block spares than one of blocks of late, in levels. Clients say how many tokens a block has, so it
+    /// decides no more than three octaves.
     fn density(&mut self, usage: &Use) -> i8 {
         if usage.bytes == 0 || usage.tokens == 0 {
             return 0;
         }
-        let density = f64::from(usage.tokens) / f64::from(usage.bytes);
-        let usual = *self.usual_density.get_or_insert(density);
-        (LEVELS_AN_OCTAVE * (density / usual).log2()).round() as i8
+        let density = (f64::from(usage.tokens) / f64::from(usage.bytes)).log2();
+        let usual = self.usual_density.get_or_insert(density);
+        let levels = LEVELS_AN_OCTAVE * (density - *usual);
+        *usual += (density - *usual).clamp(-3.0, 3.0) * USUAL_SHARE;
+        levels.round().clamp(-DENSITY_LEVELS_MAX, DENSITY_LEVELS_MAX) as i8
     }
 
     fn level_all(&mut self) {
@@ -432,7 +438,6 @@ impl ReuseHazard {
         let spent = f64::from(age.saturating_sub(EDGES[bin])).min(width(bin));
         self.learn_from(tenant, past.class, bin, share, spent, true);
         self.lose(visit);
-        self.part(visit);
         past
     }
 
@@ -595,9 +600,14 @@ impl EvictionPolicy for ReuseHazard {
         if self.age(visit) <= TOGETHER {
             return;
         }
+        // Whoever uses a prefix uses it from the front.
+        let is_front = self.block(block.0).older == NONE;
         self.unchain(block.0);
         let pinned_until = self.pinned_until(visit);
         let past = self.observe_return(visit, usage.tokens, true);
+        if is_front {
+            self.part(visit);
+        }
         let entry = self.block_mut(block.0);
         entry.uses = entry.uses.saturating_add(1);
         self.join(block.0, usage, Some(past));
@@ -756,14 +766,19 @@ impl EvictionPolicy for ReuseHazard {
             return true;
         };
         // What is pinned or expected says nothing of what is worth writing.
-        let below = self.orders.below(list, self.current_level(block));
+        // Among equals it is as good as what is there.
+        let below = self.orders.below(list, self.current_level(block).saturating_add(1));
         below * ADMITTED_PART >= self.orders.below(list, LEVEL_EXPECTED)
     }
 
     fn keep(&mut self, list: ListId, block: BlockId, _again: bool) -> bool {
         self.reclaimed = Some(list);
-        let below = self.orders.below(list, self.current_level(block));
-        below * KEPT_PART >= self.orders.below(list, LEVEL_EXPECTED)
+        let level = self.current_level(block);
+        let (below, with) = (
+            self.orders.below(list, level),
+            self.orders.below(list, level.saturating_add(1)),
+        );
+        usize::midpoint(below, with) * KEPT_PART >= self.orders.below(list, LEVEL_EXPECTED)
     }
 
     fn contains(&self, list: ListId, block: BlockId) -> bool {
@@ -795,6 +810,12 @@ impl EvictionPolicy for ReuseHazard {
             self.pinned,
             "pins by deadline and by visit"
         );
+        let mut pins_of = [0; 256];
+        for (visit, tag) in self.pinned.keys() {
+            assert!(self.visits.is_live(*visit, *tag), "a pin of a visit that is over");
+            pins_of[usize::from(self.visits.at(*visit).tenant)] += 1;
+        }
+        assert_eq!(pins_of, *self.pins_of, "pins by namespace");
         self.check_blocks();
     }
 }

@@ -6,7 +6,7 @@ const CHUNK: usize = 4096;
 const NIL: u32 = u32::MAX;
 
 /// Levels of an order, from what goes first to what goes last.
-pub(super) const LEVELS: usize = 240;
+pub(in crate::policy::hazard) const LEVELS: usize = 240;
 
 const PARKED: u8 = 0xfd;
 const SHELVED: u8 = 0xfe;

@@ -2,7 +2,6 @@
 
 use super::ages::{BINS, EDGES, SECOND, bin_of, width};
 use super::class::{CLASSES, Class, FEATURES, VALUES, VALUES_MAX};
-use super::order::LEVELS;
 
 /// Ages at which a feature may mean something else: within a minute, within nine, later.
 pub(super) const PHASES: usize = 3;
@@ -28,7 +27,7 @@ const LEFT_SHARE: f64 = 0.1;
 /// Past this weight of returns and expiries everything learned counts half, so that the tables follow a change.
 const WEIGHT_MAX: f64 = 65_536.0;
 
-const UNKNOWN: u8 = u8::MAX;
+const UNKNOWN: i16 = i16::MIN;
 const NONE: u16 = u16::MAX;
 
 /// Counts of one class by age.
@@ -48,7 +47,7 @@ struct Row {
     open: [f32; BINS],
     entered: [f64; BINS],
     /// Levels as of the last fit, [`UNKNOWN`] until asked for.
-    levels: [u8; BINS],
+    levels: [i16; BINS],
 }
 
 /// Counts by class, and the model that is fitted to them.
@@ -230,8 +229,8 @@ impl Tables {
         hazards
     }
 
-    /// The level of a visit of this class in this bin of age: what goes first has the lowest.
-    pub(super) fn level(&mut self, class: Class, bin: usize) -> u8 {
+    /// The level of a visit of this class in this bin of age: what goes first has the lowest. The caller sees to it that it is one.
+    pub(super) fn level(&mut self, class: Class, bin: usize) -> i16 {
         let known = self.row(class).levels[bin];
         if known != UNKNOWN {
             return known;
@@ -347,12 +346,11 @@ fn worth(hazards: &[f64; BINS], from: usize) -> f64 {
     best
 }
 
-/// Eight levels an octave, from 2^-34 returns in a tick. Level 0 is for what goes first whatever its class.
-fn level_of(worth: f64) -> u8 {
+/// Eight levels an octave, counted from 2^-40 returns in a tick; below that it is negative. What is no number is the least.
+fn level_of(worth: f64) -> i16 {
     let bits = (worth as f32).to_bits();
     // Exponent and the first three bits after the point.
-    let eighths = i64::from(bits >> 20) - (127 - 34) * 8;
-    eighths.clamp(1, LEVELS as i64 - 2) as u8
+    (i64::from(bits >> 20) - (127 - 40) * 8) as i16
 }
 
 #[cfg(test)]

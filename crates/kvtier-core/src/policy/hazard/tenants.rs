@@ -4,7 +4,7 @@ use super::tables::{PHASES, PRIOR_RETURNS};
 
 /// Namespaces that are told apart; more share what was learned of them, by their number.
 const SLOTS: usize = 256;
-/// Past these returns what was learned of a namespace counts half.
+/// Past these returns, seen or expected, what was learned of a namespace counts half.
 const RETURNS_MAX: f32 = 16_384.0;
 /// An octave more often is as many levels higher.
 pub(super) const LEVELS_AN_OCTAVE: f64 = 8.0;
@@ -62,7 +62,7 @@ impl Tenants {
                 tenant.factors[phase] = factor as f32;
                 tenant.levels[phase] = (LEVELS_AN_OCTAVE * factor.log2()).round() as i8;
             }
-            if tenant.returns.iter().sum::<f32>() > RETURNS_MAX {
+            if tenant.returns.iter().sum::<f32>().max(tenant.expected.iter().sum()) > RETURNS_MAX {
                 for count in tenant.returns.iter_mut().chain(&mut tenant.expected) {
                     *count /= 2.0;
                 }
@@ -118,12 +118,13 @@ mod tests {
     #[test]
     fn what_is_old_counts_less() {
         let mut tenants = Tenants::new();
-        tenants.observe(1, 0, 2.0 * RETURNS_MAX, RETURNS_MAX);
+        tenants.observe(1, 0, 0.0, 100.0 * RETURNS_MAX);
         for _ in 0..20 {
             tenants.fit();
         }
-        tenants.observe(1, 0, 0.0, 2000.0 + RETURNS_MAX);
+        assert!(tenants.factor(1, 0) < 0.01);
+        tenants.observe(1, 0, 4.0 * RETURNS_MAX, RETURNS_MAX);
         tenants.fit();
-        assert!(tenants.factor(1, 0) < 1.0);
+        assert!(tenants.factor(1, 0) > 1.0);
     }
 }

@@ -47,7 +47,7 @@ pub(super) struct Visit {
     pub(super) level: u8,
     /// Whose it is: the place of its namespace among [`super::tenants::Tenants`].
     pub(super) tenant: u8,
-    /// How much more a byte of its blocks spares than one of the first block seen, in levels.
+    /// How much more a byte of its blocks spares than one of blocks of late, in levels.
     pub(super) density: i8,
 }
 
