@@ -124,7 +124,7 @@ pub struct Settings {
     /// NVMe space, bytes; 0 switches the tier off. Default 0.
     pub nvme_bytes: u64,
     /// Size of an NVMe segment, bytes; 0 chooses a 128th of `nvme_bytes`, at least 1 MiB and at most 256 MiB or a 1024th; a 64th
-    /// where a block of `block_bytes_max` fits only then.
+    /// where a block of `block_bytes_max` would not fit that.
     pub nvme_segment_bytes: u64,
     /// One block device or file for the NVMe tier, in place of segment files in the state directory. A path where nothing is
     /// becomes a file of `nvme_bytes`; a device or file with something else on it is refused. Default: segment files.
@@ -526,12 +526,7 @@ impl Settings {
                 let part = |parts: u64| power_of_two_below(self.nvme_bytes / parts).clamp(MIB, largest);
                 // Larger ones where the largest blocks would not fit else.
                 let block = u64::from(self.block_bytes_max) + NVME_HEADER_BYTES + 4 * KIB;
-                let fits = |bytes: u64| bytes >= block;
-                self.nvme_segment_bytes = if fits(part(128)) || !fits(part(64)) {
-                    part(128)
-                } else {
-                    part(64)
-                };
+                self.nvme_segment_bytes = if part(128) >= block { part(128) } else { part(64) };
             }
             if !self.nvme_segment_bytes.is_multiple_of(4 * KIB)
                 || self.nvme_segment_bytes < 64 * KIB
