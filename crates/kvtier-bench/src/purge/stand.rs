@@ -71,6 +71,8 @@ impl Stand {
             socket: directory.join("kvtier.sock"),
             host_bytes: host_bytes(blocks),
             nvme_bytes: nvme_bytes(blocks),
+            // Half of the gets are to wait for the device.
+            prefetch_blocks: 0,
             lock_memory: false,
             ..Settings::default()
         };
