@@ -142,6 +142,18 @@ pub(crate) struct Flags {
     /// A file whose content all members know and nobody else
     #[arg(long, value_name = "FILE")]
     peer_secret_file: Option<String>,
+    /// PEM of this node's certificate: members talk within TLS; it needs --peer-tls-key-file and --peer-tls-ca-file
+    #[arg(long, value_name = "FILE")]
+    peer_tls_cert_file: Option<String>,
+    /// PEM of its key
+    #[arg(long, value_name = "FILE")]
+    peer_tls_key_file: Option<String>,
+    /// PEM of the authorities that sign every member's certificate
+    #[arg(long, value_name = "FILE")]
+    peer_tls_ca_file: Option<String>,
+    /// A name that every member's certificate has [default: each is for the IP address that is called]
+    #[arg(long, value_name = "NAME")]
+    peer_tls_name: Option<String>,
     /// How blocks are read from peers: auto, tcp or verbs [default: auto]
     #[arg(long, value_name = "TRANSPORT")]
     peer_transport: Option<String>,
@@ -217,6 +229,10 @@ impl Flags {
                 self.remote_s3_credentials_file,
             ),
             ("peer_secret_file", "--peer-secret-file", self.peer_secret_file),
+            ("peer_tls_cert_file", "--peer-tls-cert-file", self.peer_tls_cert_file),
+            ("peer_tls_key_file", "--peer-tls-key-file", self.peer_tls_key_file),
+            ("peer_tls_ca_file", "--peer-tls-ca-file", self.peer_tls_ca_file),
+            ("peer_tls_name", "--peer-tls-name", self.peer_tls_name),
             ("peer_transport", "--peer-transport", self.peer_transport),
             ("cluster_fence", "--cluster-fence", self.cluster_fence),
             (

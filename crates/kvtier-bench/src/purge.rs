@@ -9,7 +9,8 @@
 //!   beside them: load that comes and goes falls on all. No purge runs while the overwrite is timed. `ack_*` is
 //!   `Node::purge` (journalled, fenced); `invalidate_*` is `Node::invalidate`, without a journal.
 //! - The acknowledgement of invalidating the full namespace itself is `first_ack_ms`: it can be had once for each filling, so
-//!   it is the median of few.
+//!   it is the median of few, which differ by twice within one size (0.50 to 1.12 ms in seven fillings with 10,000 blocks). What
+//!   the size costs is judged by the fastest of each size.
 //! - Then the tenant is purged physically while another tenant gets blocks one at a time at a steady rate, half from host
 //!   memory and half from NVMe (each once, so that it is there and nowhere else). The same gets right before and
 //!   right after, with nothing else going on, are the undisturbed ones: a disk that others share has better and worse minutes.

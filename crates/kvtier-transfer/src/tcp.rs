@@ -25,6 +25,7 @@ use crate::memory::MemoryRegion;
 use crate::registry::Registry;
 use crate::remote::RemoteAccess;
 use crate::transport::{ConnectError, Peer, PeerAddress, RegisterError, Registration, Transport, TransportKind};
+pub use channel::Channel;
 pub(crate) use greet::{Refused as NotGreeted, greet_as_caller, greet_as_listener};
 use serve::Server;
 pub use tls::{Tls, TlsError};

@@ -230,6 +230,16 @@ pub struct Settings {
     pub cluster_name: String,
     /// A file whose content, at least 16 bytes, all members know and nobody else. Default none: no peers.
     pub peer_secret_file: Option<PathBuf>,
+    /// PEM of this node's certificate, for callers and for those it calls. With `peer_tls_key_file` and `peer_tls_ca_file` everything
+    /// between members lies within TLS 1.3, and both ends show a certificate; bytes that go by RDMA stay plain, so that
+    /// `peer_transport` takes TCP unless it says `verbs`. Default none.
+    pub peer_tls_cert_file: Option<PathBuf>,
+    /// PEM of its key. Default none.
+    pub peer_tls_key_file: Option<PathBuf>,
+    /// PEM of the authorities that sign every member's certificate. Default none.
+    pub peer_tls_ca_file: Option<PathBuf>,
+    /// A name that every member's certificate has. Default none: each is for the IP address that is called.
+    pub peer_tls_name: Option<String>,
     /// How blocks are read from peers. Default `auto`.
     pub peer_transport: PeerTransport,
     /// RDMA devices to use, by name. Default: all with an active port.
@@ -238,6 +248,9 @@ pub struct Settings {
     pub peer_data_port: u16,
     /// TCP connections to each peer for bytes. Default 2.
     pub peer_connections: u32,
+    /// Whether blocks that clients put are summed at once, on a thread of its own, rather than when a peer asks for them: the peer
+    /// waits less, and who puts pays a pass over the bytes on some processor. Default true.
+    pub peer_sums_ahead: bool,
     /// Threads that read from peers, each one fetch at a time; 64 more wait for each. Default 4.
     pub peer_readers: u32,
     /// How long a block stays for a peer that leased it, milliseconds. Default 5,000.
@@ -370,10 +383,15 @@ impl Default for Settings {
             peers_redis_password_file: None,
             cluster_name: "kvtier".into(),
             peer_secret_file: None,
+            peer_tls_cert_file: None,
+            peer_tls_key_file: None,
+            peer_tls_ca_file: None,
+            peer_tls_name: None,
             peer_transport: PeerTransport::Auto,
             peer_devices: Vec::new(),
             peer_data_port: 0,
             peer_connections: 2,
+            peer_sums_ahead: true,
             peer_readers: 4,
             peer_lease_ttl_ms: 5000,
             peer_fetch_timeout_ms: 1000,

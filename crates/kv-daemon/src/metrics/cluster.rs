@@ -29,6 +29,8 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatu
         bytes,
         &own(cluster.leased_bytes),
     )?;
+    let help = "Blocks whose checksum was taken before a peer asked for them";
+    counter(encoder, "peer_summed_blocks", help, None, &own(cluster.summed_ahead))?;
     let help = "Leases that peers did not give back in time";
     counter(encoder, "peer_leases_expired", help, None, &own(cluster.leases_expired))?;
     let help = "Questions of peers that were refused";

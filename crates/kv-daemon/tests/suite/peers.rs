@@ -239,6 +239,35 @@ fn many_keys_are_read_in_one_trip_and_from_whoever_has_them() {
 }
 
 #[test]
+fn what_is_put_is_summed_before_a_peer_asks_unless_the_settings_say_not() {
+    let summed = |node: &Daemon| cluster_of(node)["summed_ahead"].as_u64().expect("a number");
+    let nodes = Plan::on_loopback(2).start_all();
+    put(&nodes[0], "large");
+    let until = Instant::now() + PATIENCE;
+    while summed(&nodes[0]) < 1 {
+        assert!(Instant::now() < until, "nobody sums");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Not a use of it, and nothing is held.
+    nodes[0].settle();
+    assert!(get(&nodes[1], "large").is_some());
+    // What was copied from a peer came with its checksum.
+    assert_eq!((summed(&nodes[0]), summed(&nodes[1])), (1, 0));
+    let plan = Plan::on_loopback(2);
+    let settings = format!("peer_sums_ahead = false\n{}", Plan::settings());
+    let start = |member| {
+        let flags = plan.flags_of(member);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        Daemon::start_in_with(daemon::directory(), &flags, &settings)
+    };
+    let later = [start(0), start(1)];
+    await_connected(&later[1], 1);
+    put(&later[0], "large");
+    assert!(get(&later[1], "large").is_some());
+    assert_eq!(summed(&later[0]), 0);
+}
+
+#[test]
 fn a_block_on_a_peers_nvme_is_promoted_there_and_read() {
     let plan = Plan::on_loopback(2).with(&["--nvme-bytes", "64MiB", "--peer-transport", "tcp"]);
     let nodes = plan.start_all();

@@ -58,6 +58,6 @@ fn overwrite(file: &File, page: &mut [u8]) -> Result<Duration, BenchError> {
     Ok(begun.elapsed())
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

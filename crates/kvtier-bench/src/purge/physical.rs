@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::acknowledgements::milliseconds;
 use super::foreground::{Foreground, Gets};
 use super::stand::cold;
 use super::{Options, Row, Stand};
@@ -39,8 +40,9 @@ pub(super) fn measure(
         from_nvme += stand.node.status().counters.fetch_hits_nvme - before;
         gets += round.undisturbed.count() + round.disturbed.count();
         progress(&format!(
-            "{} blocks, purge {number}: key destroyed in {:.2} ms, all in {:.2} s, gets p99 {:.0} µs (host {:.0}), before and after {:.0} µs (host {:.0}); load {}",
+            "{} blocks, purge {number}: acknowledged in {:.2} ms, key destroyed in {:.2} ms, all in {:.2} s, gets p99 {:.0} µs (host {:.0}), before and after {:.0} µs (host {:.0}); load {}",
             row.blocks,
+            milliseconds(round.acknowledged),
             round.key_destroyed_seconds * 1e3,
             round.elapsed.as_secs_f64(),
             round.disturbed.all(0.99),
@@ -55,7 +57,9 @@ pub(super) fn measure(
     let middle = |of: &dyn Fn(&Round) -> f64| rounded(median(each(of)));
     let largest = |of: &dyn Fn(&Round) -> f64| rounded(each(of).into_iter().fold(0.0, f64::max));
     let ratio = |round: &Round| rounded(round.disturbed.all(0.99) / round.undisturbed.all(0.99));
-    row.first_ack_ms = middle(&|round| round.acknowledged.as_secs_f64() * 1e3);
+    row.first_ack_ms = middle(&|round| milliseconds(round.acknowledged));
+    let fastest = |of: &dyn Fn(&Round) -> f64| rounded(each(of).into_iter().fold(f64::INFINITY, f64::min));
+    row.first_ack_min_ms = fastest(&|round| milliseconds(round.acknowledged));
     row.key_destroyed_ms = middle(&|round| round.key_destroyed_seconds * 1e3);
     row.key_destroyed_max_ms = largest(&|round| round.key_destroyed_seconds * 1e3);
     row.physical_seconds = middle(&|round| round.elapsed.as_secs_f64());

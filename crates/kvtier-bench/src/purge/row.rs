@@ -23,6 +23,8 @@ pub struct Row {
     pub fdatasync_p50_ms: f64,
     /// Acknowledgement of the purge of the full namespace: median over rounds.
     pub first_ack_ms: f64,
+    /// The same: the fastest.
+    pub first_ack_min_ms: f64,
     /// Acknowledgement of `Node::invalidate`, which no journal precedes: median.
     pub invalidate_p50_ms: f64,
     /// The same: 99th percentile.
@@ -101,15 +103,23 @@ pub fn meets(rows: &[Row]) -> Vec<Bar> {
         );
     }
     if let [small, .., large] = rows {
-        for (name, of) in [
-            ("acknowledgement", (small.ack_p50_ms, large.ack_p50_ms)),
-            ("first acknowledgement", (small.first_ack_ms, large.first_ack_ms)),
+        for (name, of, promise) in [
+            (
+                "acknowledgement",
+                (small.ack_p50_ms, large.ack_p50_ms),
+                "p50 independent of size",
+            ),
+            (
+                "first acknowledgement",
+                (small.first_ack_min_ms, large.first_ack_min_ms),
+                "fastest independent of size",
+            ),
         ] {
             at_most(
                 format!("{name}, {} by {} blocks", large.blocks, small.blocks),
                 of.1 / of.0,
                 1.5,
-                "p50 independent of size",
+                promise,
             );
         }
     }
@@ -128,14 +138,14 @@ mod tests {
             ack_p99_ms: 2.9,
             fdatasync_p99_ms: 1.0,
             key_destroyed_ms: 5.1,
-            first_ack_ms: 1.0,
+            first_ack_min_ms: 1.0,
             foreground_p99_ratio: 1.4,
             physical_seconds: 1.0,
             ..Row::default()
         };
         let large = Row {
             ack_p50_ms: 1.4,
-            first_ack_ms: 1.6,
+            first_ack_min_ms: 1.6,
             foreground_p99_ratio: 1.6,
             physical_seconds: 61.0,
             ..small.clone()

@@ -5,13 +5,14 @@
 //! made, as whoever makes them holds the right to send.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::Connection as Session;
 
+use super::Tls;
 use crate::memory::MemorySlice;
 use crate::socket::{Part, WhenFull, ZeroCopy, receive_exactly, send_parts};
 
@@ -21,14 +22,15 @@ const TURN_BYTES: usize = 64 << 10;
 /// For the kernel to have sent what it was given; the connection's own limit on silence is shorter.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(40);
 
-pub(super) struct Channel {
+/// A TCP connection whose bytes are as they are or within TLS. One thread may read while another writes; each by `&Channel`.
+pub struct Channel {
     stream: Arc<TcpStream>,
-    tls: Option<Tls>,
+    tls: Option<Within>,
     /// For sends of so many bytes and more.
     zerocopy: Option<(usize, Mutex<ZeroCopy>)>,
 }
 
-struct Tls {
+struct Within {
     session: Mutex<Session>,
     sending: Mutex<Vec<u8>>,
     receiving: Mutex<Received>,
@@ -42,6 +44,36 @@ struct Received {
 }
 
 impl Channel {
+    /// The side that called `address`. With `tls` both ends show a certificate before this returns, and nothing is said in the
+    /// clear. The stream's own time limits apply.
+    ///
+    /// # Errors
+    /// What the network or TLS says; `PermissionDenied` for a peer whose certificate is not accepted. With TLS 1.3 a caller learns
+    /// that its own is not by its first read.
+    pub fn call(stream: Arc<TcpStream>, tls: Option<&Tls>, address: SocketAddr) -> io::Result<Channel> {
+        match tls {
+            None => Ok(Channel::plain(stream)),
+            Some(tls) => {
+                let session = tls.call(&stream, address)?;
+                Ok(Channel::within(stream, session))
+            }
+        }
+    }
+
+    /// As [`Channel::call`], of the side that was called.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn answer(stream: Arc<TcpStream>, tls: Option<&Tls>) -> io::Result<Channel> {
+        match tls {
+            None => Ok(Channel::plain(stream)),
+            Some(tls) => {
+                let session = tls.take(&stream)?;
+                Ok(Channel::within(stream, session))
+            }
+        }
+    }
+
     pub(super) fn plain(stream: Arc<TcpStream>) -> Channel {
         Channel {
             stream,
@@ -62,7 +94,7 @@ impl Channel {
     }
 
     pub(super) fn within(stream: Arc<TcpStream>, session: Session) -> Channel {
-        let tls = Tls {
+        let tls = Within {
             session: Mutex::new(session),
             sending: Mutex::new(vec![0; TURN_BYTES]),
             receiving: Mutex::new(Received {
@@ -78,7 +110,9 @@ impl Channel {
         }
     }
 
-    pub(super) fn stream(&self) -> &Arc<TcpStream> {
+    /// The connection itself: for its time limits, and to end it.
+    #[must_use]
+    pub fn stream(&self) -> &Arc<TcpStream> {
         &self.stream
     }
 
@@ -132,7 +166,7 @@ impl Channel {
         self.send(parts, 0, WhenFull::Wait).map(drop)
     }
 
-    fn seal(&self, tls: &Tls, mut plain: &[u8]) -> io::Result<()> {
+    fn seal(&self, tls: &Within, mut plain: &[u8]) -> io::Result<()> {
         let mut records = Vec::with_capacity(plain.len() + 1024);
         while !plain.is_empty() {
             {
@@ -190,7 +224,7 @@ impl Read for &Channel {
             // As much as the session takes while nothing waits to be read from it. Nothing at all tells it of the end.
             *start += session.read_tls(&mut &bytes[*start..*end])?;
             let opened = session.process_new_packets();
-            opened.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            opened.map_err(|error| super::tls::refused(io::Error::new(io::ErrorKind::InvalidData, error)))?;
         }
     }
 }

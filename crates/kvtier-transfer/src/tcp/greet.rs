@@ -20,28 +20,15 @@ impl Refused {
     fn denied(words: &'static str) -> Refused {
         Refused::Denied(Cow::Borrowed(words))
     }
-
-    /// A handshake that one side did not accept, in the words of TLS; anything else is the network's.
-    pub(super) fn of_tls(error: io::Error) -> Refused {
-        match error.kind() {
-            io::ErrorKind::InvalidData => Refused::Denied(Cow::Owned(format!("TLS: {error}"))),
-            io::ErrorKind::UnexpectedEof => Refused::denied("it ended the TLS handshake"),
-            _ => Refused::System(error),
-        }
-    }
-
-    /// What ends the introduction: with TLS 1.3 a caller learns only then that its certificate is refused.
-    pub(super) fn within_tls(self) -> Refused {
-        match self {
-            Refused::System(error) if error.kind() == io::ErrorKind::InvalidData => Refused::of_tls(error),
-            other => other,
-        }
-    }
 }
 
 impl From<io::Error> for Refused {
     fn from(error: io::Error) -> Refused {
-        Refused::System(error)
+        match error.kind() {
+            // TLS does: with 1.3 a caller learns during the introduction that its certificate is refused.
+            io::ErrorKind::PermissionDenied => Refused::Denied(Cow::Owned(error.to_string())),
+            _ => Refused::System(error),
+        }
     }
 }
 

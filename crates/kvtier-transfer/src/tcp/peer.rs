@@ -258,14 +258,8 @@ impl Shared {
         prepare(&stream).map_err(unreachable)?;
         let stream = Arc::new(stream);
         let greeted = within(&stream, patience, || {
-            let channel = match &self.settings.tls {
-                None => Channel::plain(Arc::clone(&stream)),
-                Some(tls) => {
-                    let session = tls.call(&stream, self.address).map_err(NotGreeted::of_tls)?;
-                    Channel::within(Arc::clone(&stream), session)
-                }
-            };
-            introduce_caller(&channel, self.settings.secret.as_ref()).map_err(NotGreeted::within_tls)?;
+            let channel = Channel::call(Arc::clone(&stream), self.settings.tls.as_ref(), self.address)?;
+            introduce_caller(&channel, self.settings.secret.as_ref())?;
             Ok(channel)
         });
         let channel = match greeted {

@@ -132,7 +132,7 @@ impl Shared {
         within(stream, GREETING_PATIENCE, || {
             let channel = match &self.tls {
                 None => Channel::sparing(Arc::clone(stream), self.zerocopy_bytes),
-                Some(tls) => Channel::within(Arc::clone(stream), tls.take(stream)?),
+                Some(tls) => Channel::answer(Arc::clone(stream), Some(tls))?,
             };
             introduce_listener(&channel, self.secret.as_ref())?;
             Ok(channel)

@@ -87,9 +87,19 @@ fn shake_hands(mut stream: &TcpStream, mut connection: Connection) -> io::Result
     // Bounds what is encrypted and not sent: a record at a time goes out at once.
     connection.set_buffer_limit(Some(0x1_0000));
     while connection.is_handshaking() || connection.wants_write() {
-        connection.complete_io(&mut stream)?;
+        connection.complete_io(&mut stream).map_err(refused)?;
     }
     Ok(connection)
+}
+
+/// What TLS does not accept, in its words; anything else is the network's.
+pub(super) fn refused(error: io::Error) -> io::Error {
+    let words = match error.kind() {
+        io::ErrorKind::InvalidData => format!("TLS: {error}"),
+        io::ErrorKind::UnexpectedEof => "it ended the TLS handshake".to_owned(),
+        _ => return error,
+    };
+    io::Error::new(io::ErrorKind::PermissionDenied, words)
 }
 
 fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -21,6 +21,7 @@ mod sampling;
 mod serving;
 #[cfg_attr(not(feature = "remote"), allow(dead_code, reason = "who asks is the remote tier"))]
 mod sharing;
+mod summing;
 mod tables;
 pub(crate) mod versions;
 pub(super) mod weighing;
@@ -39,11 +40,11 @@ use kvtier_core::{ClientId, NamespaceId, OperationId, TrustDomain};
 use kvtier_transfer::PeerAddress;
 use kvtier_transfer::Transport;
 use kvtier_transfer::rdma::{Verbs, VerbsSettings};
-use kvtier_transfer::tcp::{Secret, Tcp, TcpSettings};
+use kvtier_transfer::tcp::{Secret, Tcp, TcpSettings, Tls, TlsError};
 use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
-use self::channel::ClusterSecret;
+use self::channel::{ClusterSecret, Credentials};
 pub use self::comparing::TermComparison;
 pub use self::explaining::{ExplainedPeer, ExplainedQuestion, ExplainedTerms, Explanation};
 use self::generations::Generations;
@@ -59,6 +60,7 @@ use self::regions::{Regions, Way};
 pub(in crate::node) use self::serving::request;
 use self::serving::{Connections, Given, Server};
 pub(in crate::node) use self::sharing::SharedGroup;
+use self::summing::Summing;
 use self::versions::{Counter, VersionBook};
 use self::weighing::Weighing;
 use super::attempt::Patience;
@@ -160,6 +162,8 @@ pub struct ClusterStatus {
     pub leased_blocks: u64,
     /// Their bytes.
     pub leased_bytes: u64,
+    /// Blocks whose checksum was taken before a peer asked for them.
+    pub summed_ahead: u64,
     /// Leases that peers did not give back in time.
     pub leases_expired: u64,
     /// Questions of peers that were refused.
@@ -191,10 +195,11 @@ pub(crate) struct Shared {
     verbs: Option<Arc<Verbs>>,
     /// Why there is no RDMA.
     rdma: String,
-    secret: ClusterSecret,
+    credentials: Credentials,
     introduction: Introduction,
     generations: Generations,
     reading: Reading,
+    summing: Summing,
     /// `None`: peers are read from unasked.
     weighing: Option<Weighing>,
     patience: Patience,
@@ -255,7 +260,9 @@ impl Peers {
         let secret = ClusterSecret::new(secret.as_deref().map(Vec::as_slice));
         let transport_secret = Secret::new(&secret.for_transport());
         let data_listen = SocketAddr::new(bound.ip(), settings.peer_data_port);
+        let tls = open_tls(settings)?;
         let tcp = Tcp::start(TcpSettings {
+            tls: tls.clone(),
             listen: data_listen,
             connections: settings.peer_connections as usize,
             secret: Some(transport_secret.clone()),
@@ -263,6 +270,10 @@ impl Peers {
         })
         .map_err(refused(data_listen.to_string()))?;
         let tcp = Arc::new(tcp);
+        let credentials = Credentials {
+            secret: secret.clone(),
+            tls,
+        };
         let (verbs, rdma) = open_verbs(settings, &transport_secret)?;
         if let Some(words) = rdma.as_ref() {
             observer(StartProgress::Note(format!("{words}: peers are read over TCP")));
@@ -302,6 +313,7 @@ impl Peers {
             },
         );
         let (reading, work) = Reading::new(settings.peer_readers as usize);
+        let (summing, to_sum) = Summing::new(settings.peer_sums_ahead);
         let shared = Arc::new(Shared {
             regions: Regions::new(Arc::clone(&driver.host), Arc::clone(&tcp), verbs.clone()),
             driver: Arc::clone(driver),
@@ -309,10 +321,11 @@ impl Peers {
             versions: Arc::clone(versions),
             verbs: verbs.clone(),
             rdma: rdma.unwrap_or_default(),
-            secret: secret.clone(),
+            credentials: credentials.clone(),
             introduction: introduction.clone(),
             generations,
             reading,
+            summing,
             weighing: Weighing::new(
                 settings,
                 settings.peer_gate,
@@ -332,7 +345,7 @@ impl Peers {
         });
         shared.generations.bind(&shared);
         let surroundings = Arc::new(Surroundings {
-            secret,
+            credentials,
             own: introduction,
             tcp,
             with_verbs: verbs.is_some(),
@@ -344,6 +357,10 @@ impl Peers {
         for reader in 0..settings.peer_readers {
             let (shared, work) = (Arc::clone(&shared), work.clone());
             threads.push(spawn(&format!("kvtier-read-{reader}"), move || shared.read(&work))?);
+        }
+        if let Some(to_sum) = to_sum {
+            let shared = Arc::clone(&shared);
+            threads.push(spawn("kvtier-sums", move || shared.sum(&to_sum))?);
         }
         if shared.weighing.is_some() {
             let probing = Arc::clone(&shared);
@@ -674,6 +691,7 @@ impl Shared {
             rdma: self.rdma.clone(),
             leased_blocks: load(&self.given.blocks),
             leased_bytes: load(&self.given.bytes),
+            summed_ahead: load(&self.given.summed),
             leases_expired: load(&self.given.expired),
             refused: load(&self.given.refused),
             decisions_fetch: decisions.0,
@@ -700,6 +718,31 @@ fn read_secret(path: &Path) -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
     Ok(trimmed)
 }
 
+/// Certificates of members, where the settings name some.
+fn open_tls(settings: &CheckedSettings) -> Result<Option<Tls>, StartError> {
+    let (Some(certificate), Some(key), Some(authorities)) = (
+        &settings.peer_tls_cert_file,
+        &settings.peer_tls_key_file,
+        &settings.peer_tls_ca_file,
+    ) else {
+        return Ok(None);
+    };
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|source| StartError::Peers {
+            address: path.display().to_string(),
+            source,
+        })
+    };
+    let secret = zeroize::Zeroizing::new(read(key)?);
+    let name = settings.peer_tls_name.as_deref();
+    let tls = Tls::new(&read(certificate)?, &secret, &read(authorities)?, name);
+    let refused = |error: TlsError| StartError::Peers {
+        address: certificate.display().to_string(),
+        source: io::Error::new(io::ErrorKind::InvalidData, error),
+    };
+    tls.map(Some).map_err(refused)
+}
+
 #[cfg(feature = "redis")]
 fn open_directory(
     settings: &CheckedSettings,
@@ -722,6 +765,10 @@ fn open_directory(
 fn open_verbs(settings: &CheckedSettings, secret: &Secret) -> Result<(Option<Arc<Verbs>>, Option<String>), StartError> {
     if settings.peer_transport == PeerTransport::Tcp {
         return Ok((None, None));
+    }
+    if settings.peer_transport == PeerTransport::Auto && settings.peer_tls_cert_file.is_some() {
+        let words = "RDMA carries plain bytes and the settings ask for TLS (peer_transport = \"verbs\" has both)";
+        return Ok((None, Some(words.to_owned())));
     }
     // Handshakes go over the peers' own channel; this port is for those of the transport itself.
     let opened = Verbs::start(VerbsSettings {

@@ -589,6 +589,12 @@ impl Session {
             Err(refusal) => return Ok(Err(refusal.into())),
         };
         self.see_put((namespace, realization), &outcomes);
+        if let Some(peers) = driver.peers() {
+            let published = self.items.iter().zip(&outcomes);
+            let published = published.filter(|(_, outcome)| **outcome == Sealed::Published);
+            let published = published.map(|(item, _)| (item.hash, item.length));
+            peers.published(self.identity().domain, namespace, realization, published);
+        }
         if let Some(remote) = driver.remote() {
             let published = self.items.iter().zip(&outcomes);
             let published = published.filter(|(_, outcome)| **outcome == Sealed::Published);

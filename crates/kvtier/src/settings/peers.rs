@@ -88,6 +88,21 @@ impl Settings {
                 "whoever is taken for a peer reads the memory of the domains: set peer_secret_file, the same on all members",
             );
         }
+        let named = [
+            &self.peer_tls_cert_file,
+            &self.peer_tls_key_file,
+            &self.peer_tls_ca_file,
+        ];
+        let is_tls = named.iter().all(|file| file.is_some());
+        if !is_tls && (named.iter().any(|file| file.is_some()) || self.peer_tls_name.is_some()) {
+            return refuse(
+                "peer_tls_cert_file",
+                self.peer_tls_cert_file
+                    .as_ref()
+                    .map_or_else(|| "none".into(), |path| path.display().to_string()),
+                "TLS between members takes peer_tls_cert_file, peer_tls_key_file and peer_tls_ca_file together",
+            );
+        }
         if self.peer_address.is_none() && (listen.ip().is_unspecified() || self.cluster_fence) {
             return refuse(
                 "peer_address",

@@ -2,7 +2,7 @@
 //!
 //! Little-endian. Each side draws a nonce and proves that it knows the secret of the cluster, before anything else is
 //! said; a frame carries a code under a key of its connection, direction and place, so that none can be altered, repeated
-//! or left out. Nothing is encrypted.
+//! or left out. All of it lies within TLS where the settings name certificates; otherwise nothing is encrypted.
 //!
 //! ```text
 //! greeting, both ways   "kvtierP1" (8), nonce (32)
@@ -11,10 +11,11 @@
 //! ```
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvtier_transfer::tcp::{self, Tls};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -60,47 +61,61 @@ impl ClusterSecret {
 
 /// One end of a connection, not yet split into its two directions.
 pub(super) struct Channel {
-    stream: Arc<TcpStream>,
+    stream: Arc<tcp::Channel>,
     outgoing: [u8; 32],
     incoming: [u8; 32],
 }
 
 /// Sends frames.
 pub(super) struct FrameWriter {
-    stream: Arc<TcpStream>,
+    stream: Arc<tcp::Channel>,
     key: [u8; 32],
     sent: u64,
 }
 
 /// Receives frames.
 pub(super) struct FrameReader {
-    stream: Arc<TcpStream>,
+    stream: Arc<tcp::Channel>,
     key: [u8; 32],
     received: u64,
     buffer: Vec<u8>,
 }
 
+/// What both ends have to know, or to show.
+#[derive(Clone)]
+pub(super) struct Credentials {
+    pub(super) secret: ClusterSecret,
+    pub(super) tls: Option<Tls>,
+}
+
 impl Channel {
-    /// The side that called.
-    pub(super) fn call(stream: TcpStream, secret: &ClusterSecret, patience: Duration) -> io::Result<Channel> {
-        Channel::open(stream, secret, patience, true)
+    /// The side that called `address`.
+    pub(super) fn call(
+        stream: TcpStream,
+        address: SocketAddr,
+        credentials: &Credentials,
+        patience: Duration,
+    ) -> io::Result<Channel> {
+        let stream = Arc::new(prepared(stream, patience)?);
+        let stream = tcp::Channel::call(stream, credentials.tls.as_ref(), address)?;
+        Channel::introduce(stream, &credentials.secret, true)
     }
 
     /// The side that was called.
-    pub(super) fn answer(stream: TcpStream, secret: &ClusterSecret, patience: Duration) -> io::Result<Channel> {
-        Channel::open(stream, secret, patience, false)
+    pub(super) fn answer(stream: TcpStream, credentials: &Credentials, patience: Duration) -> io::Result<Channel> {
+        let stream = Arc::new(prepared(stream, patience)?);
+        let stream = tcp::Channel::answer(stream, credentials.tls.as_ref())?;
+        Channel::introduce(stream, &credentials.secret, false)
     }
 
-    fn open(stream: TcpStream, secret: &ClusterSecret, patience: Duration, calls: bool) -> io::Result<Channel> {
-        keep_alive(&stream)?;
-        stream.set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;
-        stream.set_write_timeout(Some(patience.max(Duration::from_millis(1))))?;
+    fn introduce(stream: tcp::Channel, secret: &ClusterSecret, calls: bool) -> io::Result<Channel> {
         let mut mine = [0; NONCE_BYTES];
         getrandom::fill(&mut mine).map_err(io::Error::other)?;
         let mut greeting = MAGIC.to_vec();
         greeting.extend(mine);
         (&stream).write_all(&greeting)?;
         let mut theirs = [0; 8 + NONCE_BYTES];
+        // With TLS 1.3 whoever calls learns here that its certificate is refused.
         (&stream).read_exact(&mut theirs)?;
         if &theirs[..8] != MAGIC {
             return Err(io::Error::new(
@@ -134,7 +149,7 @@ impl Channel {
         if calls {
             (&stream).write_all(&own)?;
         }
-        stream.set_read_timeout(None)?;
+        stream.stream().set_read_timeout(None)?;
         let key = |side: &[u8]| {
             let proved = secret.prove(&[b"frames of the ", side].concat(), &nonces);
             blake3::derive_key("kvtier peers 2026-11 frames", &proved)
@@ -159,8 +174,15 @@ impl Channel {
             received: 0,
             buffer: Vec::new(),
         };
-        (writer, reader, self.stream)
+        (writer, reader, Arc::clone(self.stream.stream()))
     }
+}
+
+fn prepared(stream: TcpStream, patience: Duration) -> io::Result<TcpStream> {
+    keep_alive(&stream)?;
+    stream.set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;
+    stream.set_write_timeout(Some(patience.max(Duration::from_millis(1))))?;
+    Ok(stream)
 }
 
 /// No delays, a sign of life while idle, an end when the network has gone silent.
@@ -198,7 +220,7 @@ impl FrameWriter {
         self.sent += 1;
         (&*self.stream).write_all(&frame).inspect_err(|_| {
             // Half a frame may be out: nothing can follow it.
-            let _ = self.stream.shutdown(Shutdown::Both);
+            let _ = self.stream.stream().shutdown(Shutdown::Both);
         })
     }
 }
@@ -233,6 +255,13 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(5);
 
+    fn knowing(secret: Option<&[u8]>) -> Credentials {
+        Credentials {
+            secret: ClusterSecret::new(secret),
+            tls: None,
+        }
+    }
+
     fn both(
         caller: Option<&'static [u8]>,
         listener: Option<&'static [u8]>,
@@ -241,10 +270,10 @@ mod tests {
         let address = socket.local_addr().expect("bound");
         let answering = thread::spawn(move || {
             let (stream, _) = socket.accept().expect("a caller");
-            Channel::answer(stream, &ClusterSecret::new(listener), PATIENCE)
+            Channel::answer(stream, &knowing(listener), PATIENCE)
         });
         let stream = TcpStream::connect(address).expect("listening");
-        let called = Channel::call(stream, &ClusterSecret::new(caller), PATIENCE);
+        let called = Channel::call(stream, address, &knowing(caller), PATIENCE);
         (called, answering.join().expect("no panic"))
     }
 

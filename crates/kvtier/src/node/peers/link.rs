@@ -17,7 +17,7 @@ use kvtier_transfer::tcp::Tcp;
 use kvtier_transfer::{Peer, PeerAddress, RailReport, Transport};
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::channel::{Channel, ClusterSecret, FrameReader, FrameWriter};
+use super::channel::{Channel, Credentials, FrameReader, FrameWriter};
 use super::message::{Introduction, Message};
 use super::regions::Way;
 use crate::node::attempt::Late;
@@ -31,7 +31,7 @@ const PENDING_MAX: usize = 4096;
 
 /// What a link needs of its node.
 pub(super) struct Surroundings {
-    pub(super) secret: ClusterSecret,
+    pub(super) credentials: Credentials,
     pub(super) own: Introduction,
     pub(super) tcp: Arc<Tcp>,
     pub(super) verbs: Option<Arc<Verbs>>,
@@ -242,7 +242,7 @@ impl Link {
     fn connect_by(self: &Arc<Self>, wanted: Way) -> io::Result<(Arc<Live>, FrameReader)> {
         let surroundings = &self.surroundings;
         let (stream, remote) = self.open()?;
-        let channel = Channel::call(stream, &surroundings.secret, CONNECT_PATIENCE)?;
+        let channel = Channel::call(stream, remote, &surroundings.credentials, CONNECT_PATIENCE)?;
         let (mut writer, mut reader, stream) = channel.split();
         let hello = Message::Hello(Introduction {
             verbs: wanted == Way::Verbs,

@@ -784,7 +784,7 @@ impl Shared {
     }
 
     /// This node itself as a client of a domain.
-    fn own_client(&self, domain: TrustDomain) -> Option<ClientId> {
+    pub(super) fn own_client(&self, domain: TrustDomain) -> Option<ClientId> {
         let mut clients = self.reading.clients.lock();
         if let Some(client) = clients.get(&domain) {
             return Some(*client);

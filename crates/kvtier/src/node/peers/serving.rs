@@ -55,6 +55,8 @@ pub(super) struct Given {
     pub(super) bytes: AtomicU64,
     pub(super) expired: AtomicU64,
     pub(super) refused: AtomicU64,
+    /// Blocks summed before a peer asked.
+    pub(super) summed: AtomicU64,
 }
 
 /// One connection of a peer.
@@ -156,7 +158,7 @@ fn welcome(shared: &Arc<Shared>, stream: TcpStream, number: u64) {
     let from = stream
         .peer_addr()
         .map_or_else(|_| "?".to_owned(), |address| address.to_string());
-    let channel = match Channel::answer(stream, &shared.secret, GREETING_PATIENCE) {
+    let channel = match Channel::answer(stream, &shared.credentials, GREETING_PATIENCE) {
         Ok(channel) => channel,
         Err(error) => {
             if error.kind() == io::ErrorKind::PermissionDenied {

@@ -166,7 +166,7 @@ impl Shared {
     /// Names a namespace the same way on every member, and tells who lacks the cluster's secret nothing.
     #[cfg(feature = "remote")]
     pub(in crate::node) fn print_of(&self, name: &str) -> [u8; 32] {
-        self.secret.print_of(name)
+        self.credentials.secret.print_of(name)
     }
 }
 

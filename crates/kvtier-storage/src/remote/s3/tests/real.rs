@@ -2,6 +2,7 @@
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Config, Region, SharedCredentialsProvider};
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 
 use super::*;
@@ -68,7 +69,8 @@ impl Real {
         page.versions().len() + page.delete_markers().len()
     }
 
-    fn begin_upload(&self, key: &str) {
+    /// Begins one and sends a part: whether that came before somebody took the upload back.
+    fn begin_upload(&self, key: &str) -> bool {
         let asked = self
             .client
             .create_multipart_upload()
@@ -81,7 +83,13 @@ impl Real {
         let sent = part
             .body(aws_sdk_s3::primitives::ByteStream::from(vec![7; 100_000]))
             .send();
-        self.runtime.block_on(sent).expect("a part");
+        match self.runtime.block_on(sent) {
+            Ok(_) => true,
+            Err(refused) => {
+                assert_eq!(refused.code(), Some("NoSuchUpload"), "{refused:?}");
+                false
+            }
+        }
     }
 
     fn uploads(&self) -> usize {
@@ -212,8 +220,8 @@ fn an_erasure_takes_one_namespace_with_all_its_versions_and_what_was_never_compl
     // A mark, and the version that it hides.
     store.remove(&GROUP, &[name(1)], after(LONG)).expect("removed");
     let namespace = ObjectName(GROUP.namespace);
-    real.begin_upload(&format!("team/a/kvtier/1/{namespace}/left-behind"));
-    real.begin_upload("somebody/elses");
+    assert!(real.begin_upload(&format!("team/a/kvtier/1/{namespace}/left-behind")));
+    assert!(real.begin_upload("somebody/elses"));
     assert_eq!((real.versions(), real.uploads()), (4, 2));
     let erased = store.erase_namespace(&GROUP.namespace, after(LONG)).expect("erased");
     assert_eq!(erased, Erased { deleted: 4, left: 0 });
@@ -241,7 +249,7 @@ fn what_is_over_is_a_miss_at_once_and_deleted_before_long() {
         store.exists(&keys([1, 2]), after(LONG)) == Ok(vec![true, false])
     });
     until("it is deleted", || real.keys().len() == 1);
-    // So is what a node that is gone began to put and never completed.
+    // So is what a node that is gone began to put and never completed, at times before its first part comes.
     real.begin_upload(&format!(
         "team/a/kvtier/1/x/y/{}",
         PackId {
