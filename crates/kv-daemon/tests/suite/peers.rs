@@ -5,6 +5,7 @@ mod directory;
 mod faults;
 mod net;
 mod rdma;
+mod secure;
 mod weighed;
 
 use std::net::TcpListener;
@@ -322,6 +323,17 @@ fn settings_that_cannot_be_are_refused_with_the_remedy() {
         // Other users of this machine reach loopback.
         (&["--peer-listen", "127.0.0.1:0"][..], "peer_secret_file"),
         (&["--peers", "10.0.0.1:7411"][..], "peer_listen"),
+        (
+            &[
+                "--peer-listen",
+                "127.0.0.1:0",
+                "--peer-secret-file",
+                "/nowhere",
+                "--peer-tls-cert-file",
+                "/certificate",
+            ][..],
+            "peer_tls_ca_file together",
+        ),
         (
             &[
                 "--peer-listen",
