@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -30,6 +30,23 @@ pub(crate) fn command(name: &str) -> Command {
     }
     command.env("KVTIER_CONFIG", "/dev/null").stdin(Stdio::null());
     command
+}
+
+/// A daemon that is told of a file that may not grow instead of being killed for it, as of a disk that is full.
+pub(crate) fn told_of_full_disks() -> Command {
+    let direct = command("kv-daemon");
+    let mut program = Command::new("sh");
+    for (variable, value) in direct.get_envs() {
+        match value {
+            Some(value) => program.env(variable, value),
+            None => program.env_remove(variable),
+        };
+    }
+    program
+        .stdin(Stdio::null())
+        .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+        .arg(direct.get_program());
+    program
 }
 
 /// A directory that others may pass, for sockets that others may use.
@@ -248,6 +265,16 @@ impl Daemon {
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         signal_process(&self.child, signal);
+    }
+
+    /// No file of a daemon that was [`told_of_full_disks`] grows beyond so many bytes, or all may again.
+    pub(crate) fn limit_files(&self, bytes: Option<u64>) {
+        let process = Pid::from_raw(i32::try_from(self.child.id()).expect("an id"));
+        let limit = Rlimit {
+            current: bytes,
+            maximum: None,
+        };
+        prlimit(process, Resource::Fsize, limit).expect("a limit");
     }
 
     /// SIGTERM, then its exit status and its log.

@@ -1,8 +1,10 @@
 //! Nodes that read each other's blocks, and what one invalidates reaching all.
 
 mod cluster;
+mod coordinator;
 mod directory;
 mod faults;
+mod full;
 mod net;
 mod rdma;
 mod secure;

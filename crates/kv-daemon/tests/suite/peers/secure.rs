@@ -133,7 +133,9 @@ fn certificates_are_for_the_address_that_is_called_or_for_the_name_that_the_sett
     let named = format!("peer_tls_name = \"{NAME}\"\n");
     let node = start(&plan, 0, &authority.flags("0", NAME, &authority), &named);
     let other = start(&plan, 1, &authority.flags("1", NAME, &authority), "");
-    until("the name is looked at", || trouble(&other).contains("not valid for name"));
+    until("the name is looked at", || {
+        trouble(&other).contains("not valid for name")
+    });
     drop(other);
     let member = start(&plan, 1, &authority.flags("1", NAME, &authority), &named);
     await_connected(&member, 1);

@@ -1,42 +1,27 @@
 //! Purges while something else goes wrong: a disk that is full, an anchor that cannot be written, a long purge in front.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use kvtier::client::FetchScope;
 use kvtier::client::blocking::{Client, Namespace};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
 use super::{
     NVME, answer, await_completed, blocks, cached, connect, flush, jobs, kvctl, only_receipt, put, put_under,
     realization, run, words,
 };
-use crate::daemon::{Daemon, PATIENCE, binary, directory};
+use crate::daemon::{Daemon, PATIENCE, directory, told_of_full_disks};
 
-/// A daemon that is told of a file that may not grow instead of being killed for it, as of a disk that is full.
 fn start(flags: &[&str]) -> Daemon {
-    let mut program = Command::new("sh");
-    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVTIER_")) {
-        program.env_remove(variable);
-    }
-    program
-        .env("KVTIER_CONFIG", "/dev/null")
-        .stdin(Stdio::null())
-        .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
-        .arg(binary("kv-daemon"));
     let flags = [&NVME[..], flags].concat();
-    Daemon::try_launch(program, directory(), &flags, "").unwrap_or_else(|(log, _)| panic!("not ready: {log}"))
+    let launched = Daemon::try_launch(told_of_full_disks(), directory(), &flags, "");
+    launched.unwrap_or_else(|(log, _)| panic!("not ready: {log}"))
 }
 
 /// From here on no file of the daemon can be written, or all can again.
 fn fill_disk(daemon: &Daemon, full: bool) {
-    let process = Pid::from_raw(i32::try_from(daemon.child.id()).unwrap());
-    let limit = Rlimit {
-        current: full.then_some(0),
-        maximum: None,
-    };
-    prlimit(process, Resource::Fsize, limit).expect("a limit");
+    daemon.limit_files(full.then_some(0));
 }
 
 fn populate(daemon: &Daemon) {
