@@ -9,6 +9,7 @@ mod exchange;
 mod gid;
 mod iwarp;
 mod nic;
+mod notices;
 mod peer;
 mod raw;
 mod session;
@@ -32,6 +33,7 @@ use exchange::ExchangeServer;
 pub use exchange::{Exchange, TcpExchange};
 pub use gid::Network;
 use nic::{LocalRegions, Nic};
+pub use notices::Notices;
 pub use raw::RawReads;
 pub use session::Session;
 use verbs::Registered;
@@ -121,6 +123,7 @@ struct Shared {
     settings: VerbsSettings,
     nics: Vec<Arc<Nic>>,
     regions: LocalRegions,
+    notices: Arc<Notices>,
 }
 
 impl Verbs {
@@ -140,10 +143,11 @@ impl Verbs {
             settings,
             nics,
             regions: LocalRegions::default(),
+            notices: Arc::default(),
         });
         let server = ExchangeServer::start(listener, secret, {
             let shared = Arc::clone(&shared);
-            Arc::new(move || Session::new(&shared.nics, &shared.settings))
+            Arc::new(move || Session::new(&shared.nics, &shared.settings, &shared.notices))
         })
         .map_err(system)?;
         Ok(Verbs {
@@ -157,7 +161,7 @@ impl Verbs {
     /// connection. Dropping it ends every queue pair that it made.
     #[must_use]
     pub fn session(&self) -> Session {
-        Session::new(&self.shared.nics, &self.shared.settings)
+        Session::new(&self.shared.nics, &self.shared.settings, &self.shared.notices)
     }
 
     /// A connection that only reads, as plainly as the device can: the limit to measure against.
@@ -278,6 +282,10 @@ impl Transport for Verbs {
             registered,
         };
         Ok(Registration::new(remote, Box::new(owner)))
+    }
+
+    fn notices(&self) -> Option<&Notices> {
+        Some(&self.shared.notices)
     }
 
     fn connect(&self, address: &PeerAddress, patience: Duration) -> Result<Box<dyn Peer>, ConnectError> {

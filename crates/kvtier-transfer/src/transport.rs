@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::memory::MemoryRegion;
+use crate::rdma::Notices;
 use crate::remote::{RemoteAccess, RemoteRegion};
-use crate::transfer::{Piece, Refused, Transfer};
+use crate::transfer::{Piece, Refusal, Refused, Transfer};
 
 /// The ways there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +72,11 @@ pub trait Transport: Send + Sync {
         access: RemoteAccess,
     ) -> Result<Registration, RegisterError>;
 
+    /// What peers told this node by [`Peer::notify`]; `None`: this transport carries no notices.
+    fn notices(&self) -> Option<&Notices> {
+        None
+    }
+
     /// Connects to a peer within `patience`.
     ///
     /// # Errors
@@ -86,6 +92,23 @@ pub trait Peer: Send + Sync {
     /// # Errors
     /// When the batch is not taken; its pieces come back.
     fn submit(&self, pieces: Vec<Piece>, deadline: Duration) -> Result<Transfer, Refused>;
+
+    /// Tells the other end a number, which waits in its [`Transport::notices`]: that bytes written there are complete, say. Send
+    /// it once their batch is done. The outcome arrives when the other end's device has it, or at `deadline` from now at the
+    /// latest; those sent from here arrive in order, and one that failed may have arrived all the same. By RDMA on RoCE and InfiniBand alone.
+    ///
+    /// # Errors
+    /// When it is not sent: this transport has no notices, too many are on their way, or the other end is gone.
+    fn notify(&self, note: u32, deadline: Duration) -> Result<Transfer, Refused> {
+        let _ = (note, deadline);
+        Err(Refused {
+            reason: Refusal::Invalid {
+                piece: 0,
+                what: "this transport carries no notices",
+            },
+            pieces: Vec::new(),
+        })
+    }
 
     /// How each way to it fares.
     fn rails(&self) -> Vec<RailReport>;

@@ -46,6 +46,12 @@ pub(super) struct Nic {
     numa_node: Option<u32>,
 }
 
+/// Who takes completions. Numbers are never used twice, so that a late completion of one that is gone is nobody's.
+pub(super) fn draw_taker() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// 24 bits of chance for the first packet number of a queue pair.
 pub(super) fn draw_psn() -> u32 {
     u32::try_from(draw_u64() >> 40).expect("24 bits")
@@ -129,7 +135,12 @@ impl Nic {
 
     /// A queue pair without a claim on completions: it must post nothing.
     pub(super) fn queue_pair(&self, depth: u32) -> io::Result<QueuePair> {
-        QueuePair::new(&self.device, &self.completions, depth, PORT)
+        QueuePair::new(&self.device, &self.completions, depth, 0, PORT)
+    }
+
+    /// A queue pair for so many messages to it, each of which is a completion.
+    pub(super) fn receiving_pair(&self, receives: u32) -> io::Result<QueuePair> {
+        QueuePair::new(&self.device, &self.completions, 1, receives, PORT)
     }
 
     /// A completion queue beside the one that the polling thread takes from.
@@ -139,7 +150,7 @@ impl Nic {
 
     /// A queue pair that reports there.
     pub(super) fn queue_pair_on(&self, completions: &Arc<CompletionQueue>, depth: u32) -> io::Result<QueuePair> {
-        QueuePair::new(&self.device, completions, depth, PORT)
+        QueuePair::new(&self.device, completions, depth, 0, PORT)
     }
 
     /// The right to `depth` completions, while the answer lives.
@@ -254,6 +265,7 @@ impl Nic {
             reads_in: mine.reads_in.min(peer.reads_out),
             timeout: settings.ack_timeout,
             retries: settings.retries,
+            receiver_retries: 3,
         })
     }
 

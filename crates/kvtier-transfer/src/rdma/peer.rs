@@ -19,6 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Shared as Transport;
 use super::exchange::Exchange;
 use super::nic::LocalRegion;
+use super::notices::{Sender, Sending};
 use super::verbs::{Completion, Status, Work};
 use super::wire::{Answer, End, Question};
 use crate::memory::MemorySlice;
@@ -95,6 +96,7 @@ struct Shared {
     exchange: Box<dyn Exchange>,
     this: Weak<Shared>,
     state: Mutex<State>,
+    sending: Sending,
     in_flight: AtomicUsize,
     closed: AtomicBool,
     idle: Mutex<bool>,
@@ -132,6 +134,7 @@ pub(super) fn connect(
             backoff: Backoff::default(),
             last_error: String::new(),
         }),
+        sending: Sending::default(),
         in_flight: AtomicUsize::new(0),
         closed: AtomicBool::new(false),
         idle: Mutex::new(false),
@@ -196,6 +199,30 @@ impl Peer for VerbsPeer {
         Ok(Transfer::new(batch))
     }
 
+    fn notify(&self, note: u32, deadline: Duration) -> Result<Transfer, Refused> {
+        let shared = &self.shared;
+        let until = Instant::now() + deadline;
+        // Counted first: it may be at rest before this returns.
+        shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let peer: Weak<dyn Sender> = Weak::clone(&shared.this) as _;
+        let sent = shared
+            .sending
+            .send(&shared.transport, &*shared.exchange, &peer, note, until);
+        match sent {
+            Ok(batch) => {
+                shared.wake_if_idle();
+                Ok(Transfer::new(batch))
+            }
+            Err(reason) => {
+                shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+                // A line that failed is destroyed by the watching thread.
+                shared.call();
+                let pieces = Vec::new();
+                Err(Refused { reason, pieces })
+            }
+        }
+    }
+
     fn rails(&self) -> Vec<RailReport> {
         let state = self.shared.state.lock();
         let now = Instant::now();
@@ -206,6 +233,17 @@ impl Peer for VerbsPeer {
                 rail.report(format!("{nic} to {}#{}", self.shared.name, rail.remote), now)
             })
             .collect()
+    }
+}
+
+impl Sender for Shared {
+    fn sending(&self) -> &Sending {
+        &self.sending
+    }
+
+    fn at_rest(&self, count: usize) {
+        self.in_flight.fetch_sub(count, Ordering::Relaxed);
+        self.wake_if_idle();
     }
 }
 

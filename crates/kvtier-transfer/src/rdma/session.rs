@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::VerbsSettings;
 use super::nic::Nic;
+use super::notices::{self, Notices, Receiving};
 use super::verbs::QueuePair;
 use super::wire::{Answer, End, Question};
 
@@ -17,14 +18,24 @@ const LANES_MAX: usize = 1024;
 pub struct Session {
     nics: Vec<Arc<Nic>>,
     settings: VerbsSettings,
-    lanes: Mutex<HashMap<u32, Arc<QueuePair>>>,
+    notices: Arc<Notices>,
+    lanes: Mutex<HashMap<u32, Lane>>,
+}
+
+/// What a peer has here.
+enum Lane {
+    /// It reads and writes over it.
+    Serving { _pair: Arc<QueuePair> },
+    /// It sends notices over it.
+    Noticing { _receiving: Arc<Receiving> },
 }
 
 impl Session {
-    pub(super) fn new(nics: &[Arc<Nic>], settings: &VerbsSettings) -> Session {
+    pub(super) fn new(nics: &[Arc<Nic>], settings: &VerbsSettings, notices: &Arc<Notices>) -> Session {
         Session {
             nics: nics.to_vec(),
             settings: settings.clone(),
+            notices: Arc::clone(notices),
             lanes: Mutex::default(),
         }
     }
@@ -54,11 +65,17 @@ impl Session {
                 return Err(format!("this peer has {LANES_MAX} queue pairs here already"));
             }
         }
+        if lane == notices::LANE {
+            let receiving = Receiving::new(nic, &self.notices)?;
+            let end = nic.accept(receiving.pair(), peer, &self.settings)?;
+            self.lanes.lock().insert(lane, Lane::Noticing { _receiving: receiving });
+            return Ok(end);
+        }
         let refused = |error: std::io::Error| format!("{}: {error}", nic.name());
         // It posts nothing: the peer reads and writes by itself.
         let pair = Arc::new(nic.queue_pair(2).map_err(refused)?);
         let end = nic.accept(&pair, peer, &self.settings)?;
-        self.lanes.lock().insert(lane, pair);
+        self.lanes.lock().insert(lane, Lane::Serving { _pair: pair });
         Ok(end)
     }
 }

@@ -604,3 +604,79 @@ pub(crate) fn who_does_not_know_the_secret_is_refused(kind: Kind) {
     let refused = connect(Some(b"right"), &open.transport.address()).expect_err("the owner proves nothing");
     assert!(matches!(refused, ConnectError::Denied { .. }), "{refused}");
 }
+
+pub(crate) fn notices_arrive_once_and_in_order_behind_what_they_are_about(kind: Kind) {
+    let Some(stand) = Stand::set_up(kind) else { return };
+    let notices = stand.owner.transport.notices().expect("it carries notices");
+    let owned = stand.owned(MIB, RemoteAccess::ReadWrite);
+    let remote = owned.remote();
+    let local = stand.local(MIB).fill(3);
+    std::thread::scope(|scope| {
+        let taking = scope.spawn(|| {
+            for expected in 0..300u32 {
+                assert_eq!(notices.next(PATIENCE), Some(expected));
+                let (offset, length) = (expected as usize * 1024, 1024);
+                assert!(
+                    owned.bytes(offset, length) == pattern(3, offset, length),
+                    "notice {expected}"
+                );
+            }
+        });
+        for note in 0..300u32 {
+            let offset = note as usize * 1024;
+            let write = piece(&local, offset, &remote, offset, 1024, Direction::Write);
+            assert_eq!(stand.run(vec![write]), Ok(()));
+            let sent = stand.peer.notify(note, PATIENCE).map_err(|refused| refused.reason);
+            assert_eq!(sent.expect("taken").wait(), Ok(()));
+        }
+        taking.join().expect("all of them");
+    });
+    assert_eq!(notices.next(Duration::from_millis(50)), None);
+}
+
+pub(crate) fn notices_that_nobody_takes_wait_for_their_deadline_and_reads_go_on(kind: Kind) {
+    let Some(stand) = Stand::set_up(kind) else { return };
+    let notices = stand.owner.transport.notices().expect("it carries notices");
+    let owned = stand.owned(MIB, RemoteAccess::Read);
+    let local = stand.local(MIB);
+    let send = |note: u32, deadline: Duration| {
+        let sent = stand.peer.notify(note, deadline).map_err(|refused| refused.reason);
+        sent.expect("taken")
+    };
+    let deadline = Duration::from_millis(500);
+    let begun = Instant::now();
+    let sent: Vec<_> = (0..24).map(|note| send(note, deadline)).collect();
+    let read = piece(&local, 0, &owned.remote(), 0, MIB, Direction::Read);
+    assert_eq!(stand.run(vec![read]), Ok(()), "beside notices that wait");
+    let outcomes: Vec<_> = sent.into_iter().map(kvtier_transfer::Transfer::wait).collect();
+    assert!(begun.elapsed() < deadline + SLACK, "{:?}", begun.elapsed());
+    let there = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
+    assert_eq!(there, 16, "as many as the other end has room for: {outcomes:?}");
+    let is_late = |outcome: &Result<(), TransferError>| matches!(outcome, Err(error) if error.cause == Cause::Deadline);
+    assert!(outcomes[there..].iter().all(is_late), "{outcomes:?}");
+    for expected in 0..16 {
+        assert_eq!(notices.next(PATIENCE), Some(expected));
+    }
+    // There is room again, over a new connection.
+    for note in 100..140 {
+        let sent = send(note, PATIENCE);
+        assert_eq!(notices.next(PATIENCE), Some(note));
+        assert_eq!(sent.wait(), Ok(()));
+    }
+    assert_eq!(notices.next(Duration::from_millis(50)), None);
+}
+
+pub(crate) fn a_notice_is_refused_in_words(kind: Kind) {
+    let Some(stand) = Stand::set_up(kind) else { return };
+    let refused = stand
+        .peer
+        .notify(7, PATIENCE)
+        .err()
+        .expect("refused")
+        .reason
+        .to_string();
+    assert!(
+        refused.contains("notices") || refused.contains("immediate data"),
+        "{refused}"
+    );
+}

@@ -72,6 +72,26 @@ const CANNOT: &[(Kind, &str, &str)] = &[
     ),
     (
         Kind::Loopback,
+        "notices_arrive_once_and_in_order_behind_what_they_are_about",
+        "who owns the memory is this process",
+    ),
+    (
+        Kind::Shm,
+        "notices_arrive_once_and_in_order_behind_what_they_are_about",
+        "nothing pushes over it",
+    ),
+    (
+        Kind::Tcp,
+        "notices_arrive_once_and_in_order_behind_what_they_are_about",
+        "nothing pushes over it",
+    ),
+    (
+        Kind::Iwarp,
+        "notices_arrive_once_and_in_order_behind_what_they_are_about",
+        "iWARP has no immediate data",
+    ),
+    (
+        Kind::Loopback,
         "packet loss, links that go down, several rails",
         "there is no wire",
     ),
@@ -140,6 +160,7 @@ suite! {
         a_dropped_peer_ends_its_transfers,
         an_owner_that_is_gone_is_told_as_a_failure,
         a_gibibyte_is_registered,
+        a_notice_is_refused_in_words,
     ];
     shm = crate::Kind::Shm => [
         bytes_read_are_the_owner_s,
@@ -158,6 +179,7 @@ suite! {
         a_gibibyte_is_registered,
         a_peer_killed_in_the_middle_of_a_thousand_transfers,
         a_stopped_peer_still_serves_what_is_mapped,
+        a_notice_is_refused_in_words,
     ];
     tcp = crate::Kind::Tcp => [
         bytes_read_are_the_owner_s,
@@ -180,6 +202,7 @@ suite! {
         a_peer_that_was_restarted_is_used_again,
         sixty_four_peers_survive_a_storm_of_reconnects,
         who_does_not_know_the_secret_is_refused,
+        a_notice_is_refused_in_words,
     ];
     tcp_tls = crate::Kind::Tls => [
         bytes_read_are_the_owner_s,
@@ -198,6 +221,7 @@ suite! {
         a_gibibyte_is_registered,
         a_batch_past_the_limit_is_refused_as_busy_with_its_pieces,
         who_does_not_know_the_secret_is_refused,
+        a_notice_is_refused_in_words,
     ];
     verbs = crate::Kind::Verbs => [
         bytes_read_are_the_owner_s,
@@ -220,6 +244,8 @@ suite! {
         a_peer_that_was_restarted_is_used_again,
         sixty_four_peers_survive_a_storm_of_reconnects,
         who_does_not_know_the_secret_is_refused,
+        notices_arrive_once_and_in_order_behind_what_they_are_about,
+        notices_that_nobody_takes_wait_for_their_deadline_and_reads_go_on,
     ];
     iwarp = crate::Kind::Iwarp => [
         bytes_read_are_the_owner_s,
@@ -242,6 +268,7 @@ suite! {
         a_peer_that_was_restarted_is_used_again,
         sixty_four_peers_survive_a_storm_of_reconnects,
         who_does_not_know_the_secret_is_refused,
+        a_notice_is_refused_in_words,
     ];
 }
 

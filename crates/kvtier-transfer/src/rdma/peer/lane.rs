@@ -1,17 +1,13 @@
 //! One queue pair to a peer and what is in flight on it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::{Shared, Slice};
-use crate::rdma::nic::{Claim, Completed, Nic};
+use crate::rdma::nic::{Claim, Completed, Nic, draw_taker};
 use crate::rdma::verbs::{Completion, PostError, QueuePair, Work};
-
-/// Numbers of lanes are never used twice, so that a late completion of one that is gone is nobody's.
-static NEXT: AtomicU32 = AtomicU32::new(1);
 
 pub(super) struct Lane {
     pub(super) number: u32,
@@ -69,7 +65,7 @@ pub(super) struct Place {
 impl Lane {
     pub(super) fn new(place: Place, pair: QueuePair, nic: &Arc<Nic>, claim: Claim, peer: &Weak<Shared>) -> Arc<Lane> {
         let lane = Arc::new_cyclic(|this| Lane {
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            number: draw_taker(),
             rail: place.rail,
             slot: place.slot,
             local: place.local,

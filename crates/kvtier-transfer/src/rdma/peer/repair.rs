@@ -137,6 +137,8 @@ impl Shared {
         while !self.closed.load(Ordering::Acquire) {
             let now = Instant::now();
             self.look(now);
+            let ended = self.sending.look(now);
+            self.in_flight.fetch_sub(ended, Ordering::Relaxed);
             self.connect_what_is_due(now);
             quiet = if self.in_flight.load(Ordering::Relaxed) == 0 {
                 quiet + 1
@@ -268,6 +270,8 @@ impl Shared {
         for lane in lanes {
             slices.extend(lane.destroy());
         }
+        let ended = self.sending.close();
+        self.in_flight.fetch_sub(ended, Ordering::Relaxed);
         let gone = || Err(Cause::PeerGone("the peer was dropped".to_owned()));
         self.tell(slices.into_iter().map(|slice| (slice, gone())).collect());
     }

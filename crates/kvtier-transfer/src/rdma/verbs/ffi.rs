@@ -19,7 +19,8 @@ pub(super) struct Operations {
     pub(super) req_notify_cq: unsafe extern "C" fn(*mut Cq, c_int) -> c_int,
     between: [Opaque; 12],
     pub(super) post_send: unsafe extern "C" fn(*mut Qp, *mut SendRequest, *mut *mut SendRequest) -> c_int,
-    after: [Opaque; 6],
+    pub(super) post_recv: unsafe extern "C" fn(*mut Qp, *mut ReceiveRequest, *mut *mut ReceiveRequest) -> c_int,
+    after: [Opaque; 5],
 }
 
 #[repr(C)]
@@ -217,17 +218,26 @@ impl SendRequest {
 }
 
 #[repr(C)]
+pub(super) struct ReceiveRequest {
+    pub(super) id: u64,
+    pub(super) next: *mut ReceiveRequest,
+    pub(super) entries: *mut ScatterEntry,
+    pub(super) entry_count: c_int,
+}
+
+#[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct WorkCompletion {
     pub(super) id: u64,
     pub(super) status: u32,
-    opcode: u32,
+    pub(super) opcode: u32,
     pub(super) vendor_error: u32,
     bytes: u32,
-    immediate: u32,
+    /// In network order.
+    pub(super) immediate: u32,
     pub(super) qp_number: u32,
     source_qp: u32,
-    flags: u32,
+    pub(super) flags: u32,
     pkey_index: u16,
     source_lid: u16,
     service_level: u8,
@@ -288,6 +298,7 @@ const _: () = {
     assert!(offset_of!(Context, operations) + offset_of!(Operations, poll_cq) == 96);
     assert!(offset_of!(Context, operations) + offset_of!(Operations, req_notify_cq) == 104);
     assert!(offset_of!(Context, operations) + offset_of!(Operations, post_send) == 208);
+    assert!(offset_of!(Context, operations) + offset_of!(Operations, post_recv) == 216);
     assert!(offset_of!(Context, command_fd) == 264 && offset_of!(Context, async_fd) == 268);
     assert!(size_of::<Context>() == 328 && offset_of!(Context, abi) == 320);
     assert!(size_of::<Extended>() == 648 && offset_of!(Extended, query_device_ex) == 216);
@@ -302,7 +313,10 @@ const _: () = {
     assert!(size_of::<ScatterEntry>() == 16);
     assert!(size_of::<SendRequest>() == 128 && offset_of!(SendRequest, opcode) == 28);
     assert!(offset_of!(SendRequest, remote_address) == 40 && offset_of!(SendRequest, remote_key) == 48);
+    assert!(size_of::<ReceiveRequest>() == 32 && offset_of!(ReceiveRequest, entry_count) == 24);
     assert!(size_of::<WorkCompletion>() == 48 && offset_of!(WorkCompletion, status) == 8);
+    assert!(offset_of!(WorkCompletion, opcode) == 12 && offset_of!(WorkCompletion, immediate) == 24);
+    assert!(offset_of!(WorkCompletion, flags) == 36);
     assert!(offset_of!(WorkCompletion, qp_number) == 28);
 };
 

@@ -13,7 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::device::{Device, Registered};
 use super::ffi::{
-    self, AddressHandle, Capacity, Channel, Cq, Qp, QpAttributes, QpInit, ScatterEntry, SendRequest, WorkCompletion,
+    self, AddressHandle, Capacity, Channel, Cq, Qp, QpAttributes, QpInit, ReceiveRequest, ScatterEntry, SendRequest,
+    WorkCompletion,
 };
 use super::manager::Link;
 use crate::memory::{MemoryRegion, MemorySlice};
@@ -29,7 +30,11 @@ const ACCESS_REMOTE: u32 = 2 | 4;
 const OPCODE_WRITE: u32 = 0;
 #[cfg(test)]
 const OPCODE_SEND: u32 = 2;
+const OPCODE_SEND_WITH_IMMEDIATE: u32 = 3;
 const OPCODE_READ: u32 = 4;
+/// Of completions: a receive.
+const COMPLETED_RECEIVE: u32 = 1 << 7;
+const COMPLETED_WITH_IMMEDIATE: u32 = 1 << 1;
 const FLAG_SIGNALLED: u32 = 2;
 const FLAG_INLINE: u32 = 8;
 
@@ -103,6 +108,21 @@ impl Status {
 pub(crate) struct Completion {
     pub(crate) id: u64,
     pub(crate) status: Status,
+    /// Immediate data that was received.
+    pub(crate) note: Option<u32>,
+}
+
+impl Completion {
+    fn of(raw: &WorkCompletion) -> Completion {
+        let status = Status::of(raw.status);
+        let has_note = raw.opcode & COMPLETED_RECEIVE != 0 && raw.flags & COMPLETED_WITH_IMMEDIATE != 0;
+        Completion {
+            id: raw.id,
+            status,
+            // Of one that failed only the id and the status mean anything.
+            note: (status == Status::Done && has_note).then(|| u32::from_be(raw.immediate)),
+        }
+    }
 }
 
 /// Where completions of many queue pairs of one device arrive.
@@ -163,10 +183,7 @@ impl CompletionQueue {
         // SAFETY: a live queue and room for as many completions as asked for.
         let count = unsafe { poll(self.cq.as_ptr(), wanted, raw.as_mut_ptr()) };
         let count = usize::try_from(count).map_err(|_| io::Error::other("polling the completion queue failed"))?;
-        into.extend(raw[..count].iter().map(|completion| Completion {
-            id: completion.id,
-            status: Status::of(completion.status),
-        }));
+        into.extend(raw[..count].iter().map(Completion::of));
         Ok(count)
     }
 
@@ -254,6 +271,8 @@ pub(crate) struct Path {
     /// 4.096 µs times two to this power, before an unanswered packet is sent again.
     pub(crate) timeout: u8,
     pub(crate) retries: u8,
+    /// How often a message is sent again that the peer has no receive for; 7: until it has.
+    pub(crate) receiver_retries: u8,
 }
 
 /// One copy for a queue pair to make.
@@ -293,6 +312,7 @@ impl QueuePair {
         device: &Arc<Device>,
         completions: &Arc<CompletionQueue>,
         depth: u32,
+        receives: u32,
         port: u8,
     ) -> io::Result<QueuePair> {
         let mut init = QpInit {
@@ -303,7 +323,7 @@ impl QueuePair {
             capacity: Capacity {
                 // A write on iWARP is followed by a read.
                 max_send_wr: if device.is_iwarp { 2 * depth } else { depth },
-                max_recv_wr: 1,
+                max_recv_wr: receives.max(1),
                 max_send_sge: 1,
                 max_recv_sge: 1,
                 max_inline_data: INLINE_BYTES,
@@ -372,7 +392,7 @@ impl QueuePair {
         attributes.send_psn = psn;
         attributes.timeout = path.timeout;
         attributes.retry_count = path.retries;
-        attributes.rnr_retry = 3;
+        attributes.rnr_retry = path.receiver_retries;
         attributes.max_read_atomic = path.reads_out;
         let mask = MASK_TIMEOUT | MASK_RETRY | MASK_RNR_RETRY | MASK_SEND_PSN | MASK_MAX_READ;
         self.modify(&mut attributes, MASK_STATE | mask)
@@ -496,6 +516,47 @@ impl QueuePair {
         };
         // A region may be unmapped by this: not under the lock.
         drop(done);
+    }
+
+    /// Tells the peer a number, in a message without bytes.
+    pub(crate) fn post_note(&self, id: u64, note: u32) -> io::Result<()> {
+        let mut request = SendRequest {
+            id,
+            opcode: OPCODE_SEND_WITH_IMMEDIATE,
+            flags: FLAG_SIGNALLED,
+            immediate: note.to_be(),
+            ..SendRequest::empty()
+        };
+        let mut refused = std::ptr::null_mut();
+        // SAFETY: the queue pair lives as long as `self`.
+        let context = unsafe { self.qp.as_ref() }.context;
+        // SAFETY: a queue pair points to its context, which the device keeps open.
+        let post = unsafe { (*context).operations.post_send };
+        // SAFETY: a live queue pair and one request that names no memory, which the library copies before it returns.
+        match unsafe { post(self.qp.as_ptr(), &raw mut request, &raw mut refused) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error.abs())),
+        }
+    }
+
+    /// Room for one message without bytes.
+    pub(crate) fn post_receive(&self, id: u64) -> io::Result<()> {
+        let mut request = ReceiveRequest {
+            id,
+            next: std::ptr::null_mut(),
+            entries: std::ptr::null_mut(),
+            entry_count: 0,
+        };
+        let mut refused = std::ptr::null_mut();
+        // SAFETY: the queue pair lives as long as `self`.
+        let context = unsafe { self.qp.as_ref() }.context;
+        // SAFETY: a queue pair points to its context, which the device keeps open.
+        let post = unsafe { (*context).operations.post_recv };
+        // SAFETY: a live queue pair and one request that names no memory, which the library copies before it returns.
+        match unsafe { post(self.qp.as_ptr(), &raw mut request, &raw mut refused) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error.abs())),
+        }
     }
 
     /// A message that the peer must have room for, which nobody here ever has: a peer that is not ready.
