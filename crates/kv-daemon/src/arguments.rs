@@ -144,7 +144,7 @@ pub(crate) struct Flags {
     peer_secret_file: Option<String>,
     /// PEM of this node's certificate: members talk within TLS; it needs --peer-tls-key-file and --peer-tls-ca-file
     #[arg(long, value_name = "FILE")]
-    peer_tls_cert_file: Option<String>,
+    peer_tls_certificate_file: Option<String>,
     /// PEM of its key
     #[arg(long, value_name = "FILE")]
     peer_tls_key_file: Option<String>,
@@ -229,7 +229,11 @@ impl Flags {
                 self.remote_s3_credentials_file,
             ),
             ("peer_secret_file", "--peer-secret-file", self.peer_secret_file),
-            ("peer_tls_cert_file", "--peer-tls-cert-file", self.peer_tls_cert_file),
+            (
+                "peer_tls_certificate_file",
+                "--peer-tls-certificate-file",
+                self.peer_tls_certificate_file,
+            ),
             ("peer_tls_key_file", "--peer-tls-key-file", self.peer_tls_key_file),
             ("peer_tls_ca_file", "--peer-tls-ca-file", self.peer_tls_ca_file),
             ("peer_tls_name", "--peer-tls-name", self.peer_tls_name),

@@ -177,6 +177,7 @@ mod tests {
             for figure in [
                 row.ack_p50_ms,
                 row.first_ack_ms,
+                row.first_ack_min_ms,
                 row.fdatasync_p99_ms,
                 row.key_destroyed_ms,
                 row.physical_seconds,

@@ -69,6 +69,8 @@ pub struct VerbsSettings {
     pub ack_timeout: u8,
     /// How often, 0 to 7. Default 6.
     pub retries: u8,
+    /// Whether peers may send notices here: somebody must take them from [`Transport::notices`]. Default false.
+    pub notices: bool,
 }
 
 impl Default for VerbsSettings {
@@ -88,6 +90,7 @@ impl Default for VerbsSettings {
             in_flight_max: 16_384,
             ack_timeout: 12,
             retries: 6,
+            notices: false,
         }
     }
 }
@@ -285,7 +288,7 @@ impl Transport for Verbs {
     }
 
     fn notices(&self) -> Option<&Notices> {
-        Some(&self.shared.notices)
+        self.shared.settings.notices.then_some(&*self.shared.notices)
     }
 
     fn connect(&self, address: &PeerAddress, patience: Duration) -> Result<Box<dyn Peer>, ConnectError> {

@@ -72,7 +72,7 @@ pub trait Transport: Send + Sync {
         access: RemoteAccess,
     ) -> Result<Registration, RegisterError>;
 
-    /// What peers told this node by [`Peer::notify`]; `None`: this transport carries no notices.
+    /// What peers told this node by [`Peer::notify`]; `None`: this transport carries no notices, or its settings take none.
     fn notices(&self) -> Option<&Notices> {
         None
     }
@@ -95,7 +95,9 @@ pub trait Peer: Send + Sync {
 
     /// Tells the other end a number, which waits in its [`Transport::notices`]: that bytes written there are complete, say. Send
     /// it once their batch is done. The outcome arrives when the other end's device has it, or at `deadline` from now at the
-    /// latest; those sent from here arrive in order, and one that failed may have arrived all the same. By RDMA on RoCE and InfiniBand alone.
+    /// latest, which also bounds connecting. Those sent from here arrive in order. One that is late ends those that are on their
+    /// way with it; one that failed may have arrived all the same, and one that is done may be lost with the connection before its
+    /// owner sees it. By RDMA on RoCE and InfiniBand alone.
     ///
     /// # Errors
     /// When it is not sent: this transport has no notices, too many are on their way, or the other end is gone.

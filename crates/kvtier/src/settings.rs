@@ -233,7 +233,7 @@ pub struct Settings {
     /// PEM of this node's certificate, for callers and for those it calls. With `peer_tls_key_file` and `peer_tls_ca_file` everything
     /// between members lies within TLS 1.3, and both ends show a certificate; bytes that go by RDMA stay plain, so that
     /// `peer_transport` takes TCP unless it says `verbs`. Default none.
-    pub peer_tls_cert_file: Option<PathBuf>,
+    pub peer_tls_certificate_file: Option<PathBuf>,
     /// PEM of its key. Default none.
     pub peer_tls_key_file: Option<PathBuf>,
     /// PEM of the authorities that sign every member's certificate. Default none.
@@ -383,7 +383,7 @@ impl Default for Settings {
             peers_redis_password_file: None,
             cluster_name: "kvtier".into(),
             peer_secret_file: None,
-            peer_tls_cert_file: None,
+            peer_tls_certificate_file: None,
             peer_tls_key_file: None,
             peer_tls_ca_file: None,
             peer_tls_name: None,

@@ -129,16 +129,27 @@ pub(super) fn purge(connection: &Connection, options: PurgeBenchOptions) -> Resu
         return print_json(&rows);
     }
     let mut text = format!(
-        "{:>9}{:>9}{:>9}{:>9}{:>11}{:>9}{:>9}{:>9}{:>9}{:>9}\n",
-        "blocks", "ack p50", "p99 ms", "first", "sync p50", "p99 ms", "key ms", "all s", "get p99", "verified"
+        "{:>9}{:>9}{:>9}{:>9}{:>9}{:>11}{:>9}{:>9}{:>9}{:>9}{:>9}\n",
+        "blocks",
+        "ack p50",
+        "p99 ms",
+        "first",
+        "fastest",
+        "sync p50",
+        "p99 ms",
+        "key ms",
+        "all s",
+        "get p99",
+        "verified"
     );
     for row in &rows {
         text.push_str(&format!(
-            "{:>9}{:>9.2}{:>9.2}{:>9.2}{:>11.2}{:>9.2}{:>9.2}{:>9.2}{:>9.2}{:>9}\n",
+            "{:>9}{:>9.2}{:>9.2}{:>9.2}{:>9.2}{:>11.2}{:>9.2}{:>9.2}{:>9.2}{:>9.2}{:>9}\n",
             row.blocks,
             row.ack_p50_ms,
             row.ack_p99_ms,
             row.first_ack_ms,
+            row.first_ack_min_ms,
             row.fdatasync_p50_ms,
             row.fdatasync_p99_ms,
             row.key_destroyed_ms,

@@ -253,6 +253,8 @@ fn what_is_put_is_summed_before_a_peer_asks_unless_the_settings_say_not() {
     }
     // Not a use of it, and nothing is held.
     nodes[0].settle();
+    let (_, metrics) = nodes[0].http("GET", "/metrics");
+    assert!(metrics.contains("\nkvtier_fetch_hits_host_total 0\n"), "{metrics}");
     assert!(get(&nodes[1], "large").is_some());
     // What was copied from a peer came with its checksum.
     assert_eq!((summed(&nodes[0]), summed(&nodes[1])), (1, 0));
@@ -331,7 +333,7 @@ fn settings_that_cannot_be_are_refused_with_the_remedy() {
                 "127.0.0.1:0",
                 "--peer-secret-file",
                 "/nowhere",
-                "--peer-tls-cert-file",
+                "--peer-tls-certificate-file",
                 "/certificate",
             ][..],
             "peer_tls_ca_file together",

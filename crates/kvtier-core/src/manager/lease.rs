@@ -72,6 +72,26 @@ impl TierManager {
         tier: Tier,
         checksum: Option<u32>,
     ) -> Fetched {
+        let fetched = self.lease_slot_quietly(client, segment, slot, extent, tier, checksum);
+        match (&fetched, tier) {
+            (Fetched::Leased { .. }, Tier::Host) => self.counters.fetch_hits_host += 1,
+            (Fetched::Leased { .. }, Tier::Nvme) => self.counters.fetch_hits_nvme += 1,
+            (Fetched::Leased { .. }, Tier::Remote) => unreachable!("leases are on memory of ours"),
+            (Fetched::Miss | Fetched::Busy, _) => {}
+        }
+        fetched
+    }
+
+    /// As [`TierManager::lease_slot`], of what nobody asked for: it counts as no hit.
+    pub(super) fn lease_slot_quietly(
+        &mut self,
+        client: u32,
+        segment: u32,
+        slot: u32,
+        extent: Extent,
+        tier: Tier,
+        checksum: Option<u32>,
+    ) -> Fetched {
         let holder = self.clients.at_mut(client);
         let memory = self.host.slot_mut(segment, slot);
         if holder.leases as usize >= self.settings.leases_per_client_max || memory.leases == u16::MAX {
@@ -81,11 +101,6 @@ impl TierManager {
         memory.leases += 1;
         let expires = self.now.after(self.settings.lease_ttl);
         let lease = self.leases.insert(Holding::new(client, segment, slot, expires));
-        match tier {
-            Tier::Host => self.counters.fetch_hits_host += 1,
-            Tier::Nvme => self.counters.fetch_hits_nvme += 1,
-            Tier::Remote => unreachable!("leases are on memory of ours"),
-        }
         Fetched::Leased {
             lease: LeaseId(lease),
             extent,

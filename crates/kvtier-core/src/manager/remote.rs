@@ -1,7 +1,7 @@
 use super::TierManager;
 use super::seal::Origin;
 use crate::host_table::SlotState;
-use crate::index::{NONE, flag};
+use crate::index::{Entry, NONE, flag};
 use crate::{
     BlockKey, ClientId, Fetched, Labels, LeaseId, Parent, Refusal, Request, SealItem, SealRequest, Sealed, Tier, Time,
 };
@@ -52,6 +52,23 @@ impl TierManager {
     /// # Errors
     /// `Denied`, `UnknownClient`, `Invalid`, or `Busy` for a client that holds too much.
     pub fn lease_unused(&mut self, request: &Request<'_>, now: Time) -> Result<Vec<Fetched>, Refusal> {
+        self.lease_quietly(request, now, |_| true)
+    }
+
+    /// The same of those whose checksum is not known; the others are misses here.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lease_unsummed(&mut self, request: &Request<'_>, now: Time) -> Result<Vec<Fetched>, Refusal> {
+        self.lease_quietly(request, now, |entry| !entry.is(flag::CHECKSUM))
+    }
+
+    fn lease_quietly(
+        &mut self,
+        request: &Request<'_>,
+        now: Time,
+        is_wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<Vec<Fetched>, Refusal> {
         self.advance(now);
         let client = self.admit_request(request)?;
         self.may_hold_more(client)?;
@@ -59,11 +76,15 @@ impl TierManager {
         let mut results = Vec::with_capacity(found.len());
         for block in found {
             let is_there = block != NONE && self.is_readable(block) && self.index.entry(block).in_host();
-            results.push(if is_there {
-                self.lease(client, block, Tier::Host)
-            } else {
-                Fetched::Miss
-            });
+            if !is_there || !is_wanted(self.index.entry(block)) {
+                results.push(Fetched::Miss);
+                continue;
+            }
+            let entry = self.index.entry(block);
+            let (segment, slot, length) = (entry.host_segment, entry.host_slot, entry.length);
+            let checksum = entry.is(flag::CHECKSUM).then_some(entry.checksum);
+            let extent = self.host_extent(segment, slot, length);
+            results.push(self.lease_slot_quietly(client, segment, slot, extent, Tier::Host, checksum));
         }
         self.pump();
         Ok(results)

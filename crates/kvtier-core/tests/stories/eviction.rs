@@ -40,9 +40,30 @@ fn a_lease_to_copy_a_block_elsewhere_is_no_use_of_it_and_holds_it_all_the_same()
     assert_eq!(world.check_and_release(&copied, &results).len(), 4);
     world.put(&hashes(50..54), 16 * KIB);
     assert_eq!(world.present(0..4), [], "the oldest, as if nobody had leased them");
+    assert_eq!(world.core.statistics().fetch_hits_host, 0, "nobody asked for them");
     let absent = hashes(90..91);
     let request = world.request(ME, &absent);
     assert_eq!(world.core.lease_unused(&request, world.now).unwrap(), [Fetched::Miss]);
+    world.core.check_invariants();
+}
+
+#[test]
+fn what_has_a_checksum_is_not_leased_for_one_again() {
+    let mut world = sixteen();
+    world.put(&hashes(0..2), 16 * KIB);
+    let both = hashes(0..2);
+    let request = world.request(ME, &both);
+    let leased = world.core.lease_unsummed(&request, world.now).unwrap();
+    let Fetched::Leased { lease, .. } = leased[0] else {
+        panic!("{leased:?}")
+    };
+    world.core.note_checksum(ME, lease, 7);
+    assert_eq!(world.check_and_release(&both, &leased).len(), 2);
+    let request = world.request(ME, &both);
+    let again = world.core.lease_unsummed(&request, world.now).unwrap();
+    assert_eq!(again[0], Fetched::Miss);
+    assert!(matches!(again[1], Fetched::Leased { checksum: None, .. }), "{again:?}");
+    assert_eq!(world.check_and_release(&both[1..], &again[1..]).len(), 1);
     world.core.check_invariants();
 }
 

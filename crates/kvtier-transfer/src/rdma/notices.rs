@@ -4,10 +4,12 @@
 //! has posted, and whoever takes the notice posts it again: no more wait to be taken than [`RECEIVES`] for each peer, and what is
 //! sent beyond that waits at the sender until its deadline. They travel over a queue pair of their own, so that an owner who takes
 //! none holds up no reads.
+//!
+//! No lock is held while the peer is asked or a queue pair is destroyed: the thread that takes completions serves everybody.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use super::exchange::Exchange;
 use super::nic::{Claim, Completed, Nic, draw_psn, draw_taker};
 use super::verbs::{Completion, QueuePair, Status};
 use super::wire::{Answer, End, Question};
+use crate::rails::Backoff;
 use crate::transfer::{Batch, Cause, Refusal};
 
 /// Notices of one peer that wait to be taken.
@@ -38,7 +41,7 @@ const FOR_EVER: u8 = 7;
 /// What peers told this node and nobody has taken yet.
 #[derive(Default)]
 pub struct Notices {
-    arrived: Mutex<VecDeque<(u32, Weak<Receiving>)>>,
+    arrived: Mutex<VecDeque<(u32, Arc<Credit>)>>,
     changed: Condvar,
 }
 
@@ -49,7 +52,7 @@ impl Notices {
     pub fn next(&self, patience: Duration) -> Option<u32> {
         let until = Instant::now() + patience;
         let mut arrived = self.arrived.lock();
-        let (note, from) = loop {
+        let (note, credit) = loop {
             if let Some(first) = arrived.pop_front() {
                 break first;
             }
@@ -58,26 +61,51 @@ impl Notices {
             }
         };
         drop(arrived);
-        if let Some(from) = from.upgrade() {
-            // One that is gone needs none.
-            let _ = from.post();
-        }
+        credit.give_back();
         Some(note)
+    }
+}
+
+/// What one peer may send before somebody takes it, over whichever queue pair it has here now.
+#[derive(Default)]
+pub(super) struct Credit(Mutex<Held>);
+
+#[derive(Default)]
+struct Held {
+    /// Notices that arrived and were not taken.
+    waiting: u32,
+    receiving: Weak<Receiving>,
+}
+
+impl Credit {
+    fn give_back(&self) {
+        let mut held = self.0.lock();
+        held.waiting -= 1;
+        if let Some(receiving) = held.receiving.upgrade() {
+            // One that is gone needs none.
+            let _ = receiving.post();
+        }
     }
 }
 
 /// The end of a queue pair over which a peer sends notices.
 pub(super) struct Receiving {
-    pair: Arc<QueuePair>,
+    /// None once ended.
+    pair: Mutex<Option<Arc<QueuePair>>>,
     number: u32,
     nic: Arc<Nic>,
     _claim: Claim,
     notices: Arc<Notices>,
-    this: Weak<Receiving>,
+    credit: Arc<Credit>,
 }
 
 impl Receiving {
-    pub(super) fn new(nic: &Arc<Nic>, notices: &Arc<Notices>) -> Result<Arc<Receiving>, String> {
+    /// A queue pair with as many receives as the peer has credits left, and the pair to connect.
+    pub(super) fn new(
+        nic: &Arc<Nic>,
+        notices: &Arc<Notices>,
+        credit: &Arc<Credit>,
+    ) -> Result<(Arc<Receiving>, Arc<QueuePair>), String> {
         let refused = |error: io::Error| format!("{}: {error}", nic.name());
         if !nic.is_ordered() {
             return Err("iWARP has no immediate data".to_owned());
@@ -85,28 +113,36 @@ impl Receiving {
         let no_room = || format!("{}: no room for completions of notices", nic.name());
         let claim = nic.claim(RECEIVES).ok_or_else(no_room)?;
         let pair = Arc::new(nic.receiving_pair(RECEIVES).map_err(refused)?);
-        let receiving = Arc::new_cyclic(|this| Receiving {
-            pair,
+        let receiving = Arc::new(Receiving {
+            pair: Mutex::new(Some(Arc::clone(&pair))),
             number: draw_taker(),
             nic: Arc::clone(nic),
             _claim: claim,
             notices: Arc::clone(notices),
-            this: Weak::clone(this),
+            credit: Arc::clone(credit),
         });
         let taker: Weak<dyn Completed> = Arc::downgrade(&receiving) as _;
         nic.deliver(receiving.number, taker);
-        for _ in 0..RECEIVES {
+        let mut held = credit.0.lock();
+        held.receiving = Arc::downgrade(&receiving);
+        for _ in held.waiting..RECEIVES {
             receiving.post().map_err(refused)?;
         }
-        Ok(receiving)
-    }
-
-    pub(super) fn pair(&self) -> &Arc<QueuePair> {
-        &self.pair
+        drop(held);
+        Ok((receiving, pair))
     }
 
     fn post(&self) -> io::Result<()> {
-        self.pair.post_receive(u64::from(self.number) << 32)
+        match &*self.pair.lock() {
+            Some(pair) => pair.post_receive(u64::from(self.number) << 32),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Destroys the queue pair, on the thread that calls it.
+    pub(super) fn end(&self) {
+        let pair = self.pair.lock().take();
+        drop(pair);
     }
 }
 
@@ -116,8 +152,10 @@ impl Completed for Receiving {
         let notes = completions
             .iter()
             .filter(|completion| completion.status == Status::Done);
+        let notes: Vec<u32> = notes.filter_map(|completion| completion.note).collect();
+        self.credit.0.lock().waiting += u32::try_from(notes.len()).unwrap_or(RECEIVES);
         let mut arrived = self.notices.arrived.lock();
-        arrived.extend(notes.filter_map(|completion| Some((completion.note?, Weak::clone(&self.this)))));
+        arrived.extend(notes.into_iter().map(|note| (note, Arc::clone(&self.credit))));
         drop(arrived);
         self.notices.changed.notify_all();
     }
@@ -133,7 +171,9 @@ impl Drop for Receiving {
 #[derive(Default)]
 pub(super) struct Sending {
     line: Mutex<Option<Arc<Line>>>,
-    /// Lines that failed, to be destroyed by the watching thread.
+    /// Held by whoever connects.
+    connecting: Mutex<(Backoff, String)>,
+    /// Lines that failed, to be ended by the watching thread.
     retired: Mutex<Vec<Arc<Line>>>,
 }
 
@@ -144,7 +184,9 @@ struct Line {
     /// In the order of sending.
     flight: Mutex<VecDeque<(u64, Arc<Batch>)>>,
     next: AtomicU32,
-    /// What the device says of the notice that it failed with.
+    /// It is of no more use.
+    broke: AtomicBool,
+    /// Why, in the device's words.
     failure: Mutex<Option<String>>,
     nic: Arc<Nic>,
     _claim: Claim,
@@ -153,8 +195,7 @@ struct Line {
 
 /// Whose notices they are.
 pub(super) trait Sender: Send + Sync {
-    fn sending(&self) -> &Sending;
-    /// As many notices are at rest, and the line is of no more use where it says so.
+    /// As many notices are at rest, or a line is to be ended.
     fn at_rest(&self, count: usize);
 }
 
@@ -168,15 +209,16 @@ impl Sending {
         note: u32,
         deadline: Instant,
     ) -> Result<Arc<Batch>, Refusal> {
-        let mut current = self.line.lock();
-        let line = match &*current {
-            Some(line) => Arc::clone(line),
-            None => {
-                let line = Line::connect(transport, exchange, peer).map_err(Refusal::Gone)?;
-                current.insert(line).clone()
-            }
+        if transport.nics.iter().all(|nic| !nic.is_ordered()) {
+            return Err(Refusal::Invalid {
+                piece: 0,
+                what: "iWARP has no immediate data, and no notices",
+            });
+        }
+        let line = match self.usable() {
+            Some(line) => line,
+            None => self.connect(transport, exchange, peer, deadline)?,
         };
-        drop(current);
         let batch = Batch::new(Vec::new(), 1, deadline);
         let mut flight = line.flight.lock();
         let (in_flight, limit) = (flight.len(), SENDS as usize);
@@ -190,45 +232,76 @@ impl Sending {
         };
         if let Err(error) = posted {
             drop(flight);
-            self.retire(&line);
+            line.fail(error.to_string());
             return Err(Refusal::Gone(error.to_string()));
         }
         flight.push_back((id, Arc::clone(&batch)));
         Ok(batch)
     }
 
-    fn retire(&self, line: &Arc<Line>) {
+    /// The line, unless it broke: then it is one to be ended.
+    fn usable(&self) -> Option<Arc<Line>> {
         let mut current = self.line.lock();
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, line)) {
+        if current.as_ref().is_some_and(|line| line.broke.load(Ordering::Acquire)) {
             self.retired.lock().extend(current.take());
+        }
+        current.clone()
+    }
+
+    fn connect(
+        &self,
+        transport: &Arc<Transport>,
+        exchange: &dyn Exchange,
+        peer: &Weak<dyn Sender>,
+        deadline: Instant,
+    ) -> Result<Arc<Line>, Refusal> {
+        let slow = || Refusal::Gone("it takes too long to connect a queue pair for notices".to_owned());
+        let mut connecting = self.connecting.try_lock_until(deadline).ok_or_else(slow)?;
+        // Somebody else did it meanwhile.
+        if let Some(line) = self.usable() {
+            return Ok(line);
+        }
+        let (backoff, why) = &mut *connecting;
+        if !backoff.is_due(Instant::now()) {
+            return Err(Refusal::Gone(why.clone()));
+        }
+        match Line::connect(transport, exchange, peer, deadline) {
+            Ok(line) => {
+                backoff.succeed();
+                *self.line.lock() = Some(Arc::clone(&line));
+                Ok(line)
+            }
+            Err(words) => {
+                backoff.fail(Instant::now());
+                why.clone_from(&words);
+                Err(Refusal::Gone(words))
+            }
         }
     }
 
-    /// Ends what is late, and what is behind it. How many notices are at rest.
+    /// Ends lines that broke or have a notice that is late, with all that is on them. How many notices are at rest by that.
     pub(super) fn look(&self, now: Instant) -> usize {
-        let line = self.line.lock().clone();
-        if let Some(line) = line {
-            let is_late = line.flight.lock().iter().any(|(_, batch)| batch.is_late(now));
-            if is_late {
-                self.retire(&line);
-            }
+        if let Some(line) = self.usable()
+            && line.flight.lock().iter().any(|(_, batch)| batch.is_late(now))
+        {
+            line.fail("a notice of the same connection was not taken in time".to_owned());
+            let _ = self.usable();
         }
-        let retired = std::mem::take(&mut *self.retired.lock());
-        let behind = || "an earlier notice was not taken in time".to_owned();
-        let end = |line: &Arc<Line>| {
-            let failure = line.failure.lock().take();
-            line.end(now, &failure.unwrap_or_else(behind))
-        };
-        retired.iter().map(end).sum()
+        self.end_retired(now)
     }
 
     /// Ends everything.
     pub(super) fn close(&self) -> usize {
-        let line = self.line.lock().take();
-        self.retired.lock().extend(line);
+        if let Some(line) = self.line.lock().take() {
+            line.fail("the peer was dropped".to_owned());
+            self.retired.lock().push(line);
+        }
+        self.end_retired(Instant::now())
+    }
+
+    fn end_retired(&self, now: Instant) -> usize {
         let retired = std::mem::take(&mut *self.retired.lock());
-        let now = Instant::now();
-        retired.iter().map(|line| line.end(now, "the peer was dropped")).sum()
+        retired.iter().map(|line| line.end(now)).sum()
     }
 }
 
@@ -238,9 +311,11 @@ impl Line {
         transport: &Arc<Transport>,
         exchange: &dyn Exchange,
         peer: &Weak<dyn Sender>,
+        deadline: Instant,
     ) -> Result<Arc<Line>, String> {
         let ask = |question: &Question| {
-            let answer = exchange.ask(&question.encode(), CONNECT_PATIENCE);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answer = exchange.ask(&question.encode(), left.min(CONNECT_PATIENCE));
             let answer = answer.map_err(|error| error.to_string())?;
             Answer::decode(&answer).ok_or_else(|| "it answered something else".to_owned())
         };
@@ -248,8 +323,11 @@ impl Line {
             return Err("it does not say what NICs it has".to_owned());
         };
         let mut why = "it has no NIC".to_owned();
-        for (at, _) in remote.iter().enumerate() {
-            for nic in &transport.nics {
+        for at in 0..remote.len() {
+            for nic in transport.nics.iter().filter(|nic| nic.is_ordered()) {
+                if Instant::now() >= deadline {
+                    return Err(why);
+                }
                 match Line::connect_by(transport, nic, at, &ask, peer) {
                     Ok(line) => return Ok(line),
                     Err(words) => why = words,
@@ -266,9 +344,6 @@ impl Line {
         ask: &dyn Fn(&Question) -> Result<Answer, String>,
         peer: &Weak<dyn Sender>,
     ) -> Result<Arc<Line>, String> {
-        if !nic.is_ordered() {
-            return Err("iWARP has no immediate data".to_owned());
-        }
         nic.check_active()?;
         let on_nic = |error: io::Error| format!("{}: {error}", nic.name());
         let no_room = || format!("{}: no room for completions of notices", nic.name());
@@ -295,6 +370,7 @@ impl Line {
             pair: Mutex::new(Some(pair)),
             flight: Mutex::default(),
             next: AtomicU32::new(0),
+            broke: AtomicBool::new(false),
             failure: Mutex::default(),
             nic: Arc::clone(nic),
             _claim: claim,
@@ -305,15 +381,23 @@ impl Line {
         Ok(line)
     }
 
+    /// The first reason counts.
+    fn fail(&self, why: String) {
+        self.failure.lock().get_or_insert(why);
+        self.broke.store(true, Ordering::Release);
+    }
+
     /// Destroys the queue pair: nothing of it is under way any more.
-    fn end(&self, now: Instant, why: &str) -> usize {
-        drop(self.pair.lock().take());
+    fn end(&self, now: Instant) -> usize {
+        let pair = self.pair.lock().take();
+        drop(pair);
+        let why = self.failure.lock().clone().unwrap_or_default();
         let left = std::mem::take(&mut *self.flight.lock());
         let count = left.len();
         for (_, batch) in left {
             let cause = match batch.is_late(now) {
                 true => Cause::Deadline,
-                false => Cause::PeerGone(why.to_owned()),
+                false => Cause::PeerGone(why.clone()),
             };
             batch.finish(0, Err(cause));
         }
@@ -324,13 +408,11 @@ impl Line {
 impl Completed for Line {
     fn completed(&self, completions: &[Completion]) {
         let mut ended = Vec::new();
-        let mut broke = false;
         {
             let mut flight = self.flight.lock();
             for completion in completions {
                 if completion.status != Status::Done {
-                    self.failure.lock().get_or_insert_with(|| completion.status.words());
-                    broke = true;
+                    self.fail(completion.status.words());
                     break;
                 }
                 while let Some((id, batch)) = flight.pop_front() {
@@ -346,13 +428,6 @@ impl Completed for Line {
             batch.finish(0, Ok(()));
         }
         if let Some(peer) = self.peer.upgrade() {
-            if broke {
-                let sending = peer.sending();
-                let current = sending.line.lock().clone();
-                if let Some(line) = current.filter(|line| line.number == self.number) {
-                    sending.retire(&line);
-                }
-            }
             peer.at_rest(count);
         }
     }

@@ -237,10 +237,6 @@ impl Peer for VerbsPeer {
 }
 
 impl Sender for Shared {
-    fn sending(&self) -> &Sending {
-        &self.sending
-    }
-
     fn at_rest(&self, count: usize) {
         self.in_flight.fetch_sub(count, Ordering::Relaxed);
         self.wake_if_idle();

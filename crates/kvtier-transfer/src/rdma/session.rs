@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::VerbsSettings;
 use super::nic::Nic;
-use super::notices::{self, Notices, Receiving};
+use super::notices::{self, Credit, Notices, Receiving};
 use super::verbs::QueuePair;
 use super::wire::{Answer, End, Question};
 
@@ -19,6 +19,7 @@ pub struct Session {
     nics: Vec<Arc<Nic>>,
     settings: VerbsSettings,
     notices: Arc<Notices>,
+    credit: Arc<Credit>,
     lanes: Mutex<HashMap<u32, Lane>>,
 }
 
@@ -27,7 +28,15 @@ enum Lane {
     /// It reads and writes over it.
     Serving { _pair: Arc<QueuePair> },
     /// It sends notices over it.
-    Noticing { _receiving: Arc<Receiving> },
+    Noticing(Arc<Receiving>),
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if let Lane::Noticing(receiving) = self {
+            receiving.end();
+        }
+    }
 }
 
 impl Session {
@@ -36,6 +45,7 @@ impl Session {
             nics: nics.to_vec(),
             settings: settings.clone(),
             notices: Arc::clone(notices),
+            credit: Arc::default(),
             lanes: Mutex::default(),
         }
     }
@@ -66,9 +76,13 @@ impl Session {
             }
         }
         if lane == notices::LANE {
-            let receiving = Receiving::new(nic, &self.notices)?;
-            let end = nic.accept(receiving.pair(), peer, &self.settings)?;
-            self.lanes.lock().insert(lane, Lane::Noticing { _receiving: receiving });
+            if !self.settings.notices {
+                return Err("it takes no notices".to_owned());
+            }
+            let (receiving, pair) = Receiving::new(nic, &self.notices, &self.credit)?;
+            let receiving = Lane::Noticing(receiving);
+            let end = nic.accept(&pair, peer, &self.settings)?;
+            self.lanes.lock().insert(lane, receiving);
             return Ok(end);
         }
         let refused = |error: std::io::Error| format!("{}: {error}", nic.name());

@@ -217,7 +217,8 @@ impl Read for &Channel {
             }
             let Received { bytes, start, end } = &mut *received;
             if start == end {
-                *start = 0;
+                // Nothing is there if this fails.
+                (*start, *end) = (0, 0);
                 *end = (&*self.stream).read(bytes)?;
             }
             let mut session = tls.session.lock();

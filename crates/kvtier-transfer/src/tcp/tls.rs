@@ -3,12 +3,16 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+
+/// For a whole handshake, however its bytes drip.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What this node shows, and whom it believes.
 #[derive(Clone)]
@@ -73,33 +77,48 @@ impl Tls {
     pub(super) fn call(&self, stream: &TcpStream, address: SocketAddr) -> io::Result<Connection> {
         let name = self.name.clone().unwrap_or(ServerName::IpAddress(address.ip().into()));
         let connection = ClientConnection::new(Arc::clone(&self.caller), name).map_err(io::Error::other)?;
-        shake_hands(stream, connection.into())
+        shake_hands(stream, connection.into()).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                io::Error::new(io::ErrorKind::PermissionDenied, "it ended the TLS handshake")
+            }
+            _ => refused(error),
+        })
     }
 
     /// Shakes hands with a caller. The stream's own time limits apply.
     pub(super) fn take(&self, stream: &TcpStream) -> io::Result<Connection> {
         let connection = ServerConnection::new(Arc::clone(&self.listener)).map_err(io::Error::other)?;
-        shake_hands(stream, connection.into())
+        shake_hands(stream, connection.into()).map_err(refused)
     }
 }
 
 fn shake_hands(mut stream: &TcpStream, mut connection: Connection) -> io::Result<Connection> {
     // Bounds what is encrypted and not sent: a record at a time goes out at once.
     connection.set_buffer_limit(Some(0x1_0000));
+    let until = Instant::now() + HANDSHAKE_PATIENCE;
     while connection.is_handshaking() || connection.wants_write() {
-        connection.complete_io(&mut stream).map_err(refused)?;
+        if Instant::now() >= until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        if connection.wants_write() {
+            connection.write_tls(&mut stream)?;
+        } else if connection.read_tls(&mut stream)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        } else if let Err(error) = connection.process_new_packets() {
+            // The other end is told why.
+            let _ = connection.write_tls(&mut stream);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
     }
     Ok(connection)
 }
 
 /// What TLS does not accept, in its words; anything else is the network's.
 pub(super) fn refused(error: io::Error) -> io::Error {
-    let words = match error.kind() {
-        io::ErrorKind::InvalidData => format!("TLS: {error}"),
-        io::ErrorKind::UnexpectedEof => "it ended the TLS handshake".to_owned(),
-        _ => return error,
-    };
-    io::Error::new(io::ErrorKind::PermissionDenied, words)
+    match error.kind() {
+        io::ErrorKind::InvalidData => io::Error::new(io::ErrorKind::PermissionDenied, format!("TLS: {error}")),
+        _ => error,
+    }
 }
 
 fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {

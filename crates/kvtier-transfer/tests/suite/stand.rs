@@ -95,6 +95,7 @@ pub(crate) fn site(kind: Kind, wishes: &Wishes) -> Option<Site> {
             let mut settings = VerbsSettings {
                 secret: wishes.secret.clone(),
                 devices,
+                notices: true,
                 ..VerbsSettings::default()
             };
             settings.listen = wishes.listen.unwrap_or(settings.listen);

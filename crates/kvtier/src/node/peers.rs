@@ -436,6 +436,7 @@ impl Peers {
         }
         self.shared.generations.stop();
         self.shared.reading.stop();
+        self.shared.summing.stop();
         self.shared.patience.stop();
         for thread in self.threads.lock().drain(..) {
             // One that panicked has already said so.
@@ -721,7 +722,7 @@ fn read_secret(path: &Path) -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
 /// Certificates of members, where the settings name some.
 fn open_tls(settings: &CheckedSettings) -> Result<Option<Tls>, StartError> {
     let (Some(certificate), Some(key), Some(authorities)) = (
-        &settings.peer_tls_cert_file,
+        &settings.peer_tls_certificate_file,
         &settings.peer_tls_key_file,
         &settings.peer_tls_ca_file,
     ) else {
@@ -766,7 +767,8 @@ fn open_verbs(settings: &CheckedSettings, secret: &Secret) -> Result<(Option<Arc
     if settings.peer_transport == PeerTransport::Tcp {
         return Ok((None, None));
     }
-    if settings.peer_transport == PeerTransport::Auto && settings.peer_tls_cert_file.is_some() {
+    let has_device = || kvtier_transfer::rdma::device_names().is_ok_and(|names| !names.is_empty());
+    if settings.peer_transport == PeerTransport::Auto && settings.peer_tls_certificate_file.is_some() && has_device() {
         let words = "RDMA carries plain bytes and the settings ask for TLS (peer_transport = \"verbs\" has both)";
         return Ok((None, Some(words.to_owned())));
     }

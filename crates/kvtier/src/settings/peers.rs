@@ -10,7 +10,7 @@ const MEMBERS_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PeerTransport {
-    /// By RDMA where both nodes have it, else over TCP; said once in words.
+    /// By RDMA where both nodes have it and no certificates are named, else over TCP; said once in words.
     #[default]
     Auto,
     /// Over TCP.
@@ -89,18 +89,18 @@ impl Settings {
             );
         }
         let named = [
-            &self.peer_tls_cert_file,
+            &self.peer_tls_certificate_file,
             &self.peer_tls_key_file,
             &self.peer_tls_ca_file,
         ];
         let is_tls = named.iter().all(|file| file.is_some());
         if !is_tls && (named.iter().any(|file| file.is_some()) || self.peer_tls_name.is_some()) {
             return refuse(
-                "peer_tls_cert_file",
-                self.peer_tls_cert_file
+                "peer_tls_certificate_file",
+                self.peer_tls_certificate_file
                     .as_ref()
                     .map_or_else(|| "none".into(), |path| path.display().to_string()),
-                "TLS between members takes peer_tls_cert_file, peer_tls_key_file and peer_tls_ca_file together",
+                "TLS between members takes peer_tls_certificate_file, peer_tls_key_file and peer_tls_ca_file together",
             );
         }
         if self.peer_address.is_none() && (listen.ip().is_unspecified() || self.cluster_fence) {

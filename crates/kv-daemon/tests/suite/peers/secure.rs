@@ -43,7 +43,7 @@ impl Authority {
         std::fs::write(&at, certificate.pem()).expect("written");
         std::fs::write(&key_at, key.serialize_pem()).expect("written");
         [
-            ("--peer-tls-cert-file", at),
+            ("--peer-tls-certificate-file", at),
             ("--peer-tls-key-file", key_at),
             ("--peer-tls-ca-file", believed.file("ca.pem")),
         ]
@@ -96,9 +96,16 @@ fn members_with_certificates_read_each_others_blocks_and_say_nothing_in_the_clea
     put(&nodes[0], "sealed");
     assert_eq!(get(&nodes[1], "sealed").as_deref(), Some("remote"));
     // Who greets in the clear, as a member without certificates does, is told of an error of TLS by either port, and no more.
-    for address in [plan.addresses[0].clone(), format!("127.0.0.1:{port}")] {
-        let told = answer(&address, &[b"kvtierP1".as_slice(), &[0; 56]].concat());
-        assert!(told.is_empty() || told[0] == 21, "{address} answers {told:?}");
+    let greetings = [
+        (plan.addresses[0].clone(), [b"kvtierP1".as_slice(), &[0; 32]].concat()),
+        (
+            format!("127.0.0.1:{port}"),
+            [b"KVTX\x01\x00\x01\x00".as_slice(), &[0; 16]].concat(),
+        ),
+    ];
+    for (address, greeting) in greetings {
+        let told = answer(&address, &greeting);
+        assert_eq!(told.first(), Some(&21), "{address} answers {told:?}");
     }
 }
 
@@ -115,8 +122,8 @@ fn who_shows_no_certificate_or_one_of_others_is_not_let_in_and_both_say_why() {
     assert_eq!(get(&stranger, "ours"), None);
     drop(stranger);
     let plain = start(&plan, 1, &[], "");
-    until("it is not reached", || {
-        !trouble(&plain).is_empty() && trouble(&plain) != "not reached yet"
+    until("it is told what is missing", || {
+        trouble(&plain).contains("peer_tls_certificate_file")
     });
     assert_eq!(get(&plain, "ours"), None);
     assert_eq!(cluster_of(&node)["leased_blocks"], 0);

@@ -146,7 +146,8 @@ impl Shared {
                 0
             };
             let mut idle = self.idle.lock();
-            if quiet > IDLE_TICKS {
+            // Looked at once more under the lock: whoever began something since found this thread awake.
+            if quiet > IDLE_TICKS && self.in_flight.load(Ordering::Relaxed) == 0 {
                 *idle = true;
                 while *idle && !self.closed.load(Ordering::Acquire) {
                     self.called.wait(&mut idle);

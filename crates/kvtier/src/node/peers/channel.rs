@@ -23,6 +23,8 @@ use zeroize::Zeroizing;
 pub(super) const FRAME_BYTES_MAX: usize = 4 << 20;
 
 const MAGIC: &[u8; 8] = b"kvtierP1";
+/// What a record of TLS begins with that says why nothing follows.
+const TLS_ALERT: u8 = 21;
 const NONCE_BYTES: usize = 32;
 const CODE_BYTES: usize = 16;
 
@@ -116,7 +118,17 @@ impl Channel {
         (&stream).write_all(&greeting)?;
         let mut theirs = [0; 8 + NONCE_BYTES];
         // With TLS 1.3 whoever calls learns here that its certificate is refused.
-        (&stream).read_exact(&mut theirs)?;
+        (&stream).read_exact(&mut theirs[..1])?;
+        if theirs[0] != TLS_ALERT {
+            (&stream).read_exact(&mut theirs[1..8])?;
+        }
+        if theirs[0] == TLS_ALERT {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "it wants TLS: give this node peer_tls_certificate_file, peer_tls_key_file and peer_tls_ca_file",
+            ));
+        }
+        (&stream).read_exact(&mut theirs[8..])?;
         if &theirs[..8] != MAGIC {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -5,10 +5,10 @@
 //! leaves out is summed when it is leased.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{BlockHash, Extent, Fetched, LeaseId, NamespaceId, RealizationId, TrustDomain};
+use parking_lot::RwLock;
 
 use super::Shared;
 use super::serving::request;
@@ -19,7 +19,6 @@ const BLOCK_BYTES_MIN: u32 = 64 << 10;
 const PART_BYTES: u64 = 2 << 20;
 /// Puts that may wait; further ones are left out.
 const WAITING_MAX: usize = 1024;
-const TICK: Duration = Duration::from_millis(200);
 
 /// Blocks that a client has just published.
 pub(super) struct Published {
@@ -31,15 +30,20 @@ pub(super) struct Published {
 
 /// What waits for the summing thread. Without one nothing is taken.
 pub(super) struct Summing {
-    waiting: Option<Sender<Published>>,
+    waiting: RwLock<Option<Sender<Published>>>,
 }
 
 impl Summing {
     /// The queue, and its end for the thread where there is to be one.
     pub(super) fn new(is_wanted: bool) -> (Summing, Option<Receiver<Published>>) {
         let (sender, receiver) = crossbeam_channel::bounded(WAITING_MAX);
-        let waiting = is_wanted.then_some(sender);
+        let waiting = RwLock::new(is_wanted.then_some(sender));
         (Summing { waiting }, is_wanted.then_some(receiver))
+    }
+
+    /// The thread ends.
+    pub(super) fn stop(&self) {
+        *self.waiting.write() = None;
     }
 }
 
@@ -52,7 +56,8 @@ impl Shared {
         realization: RealizationId,
         blocks: impl Iterator<Item = (BlockHash, u32)>,
     ) {
-        let Some(waiting) = &self.summing.waiting else { return };
+        let waiting = self.summing.waiting.read();
+        let Some(waiting) = &*waiting else { return };
         if !self.domains.is_shared(domain) {
             return;
         }
@@ -70,10 +75,7 @@ impl Shared {
 
     /// The summing thread.
     pub(super) fn sum(&self, work: &Receiver<Published>) {
-        while !self.is_stopping() {
-            let Ok(published) = work.recv_timeout(TICK) else {
-                continue;
-            };
+        while let Ok(published) = work.recv() {
             let mut rest = published.blocks.as_slice();
             while !rest.is_empty() && !self.is_stopping() {
                 let mut bytes = 0;
@@ -94,28 +96,22 @@ impl Shared {
             return;
         };
         let hashes: Vec<BlockHash> = part.iter().map(|(hash, _)| *hash).collect();
-        let (leases, unsummed) = self.driver.with(|decider, now| {
+        let leased = self.driver.with(|decider, now| {
             let asked = request(own, published.namespace, published.realization, &hashes, now);
-            let leased = decider.manager.lease_unused(&asked, now).unwrap_or_default();
-            let leased = leased.iter().filter_map(|result| match *result {
-                Fetched::Leased { lease, extent, .. } => Some((lease, extent)),
-                Fetched::Miss | Fetched::Busy => None,
-            });
-            let leased: Vec<(LeaseId, Extent)> = leased.collect();
-            let is_unsummed = |(lease, _): &(LeaseId, Extent)| {
-                let described = decider.manager.described(own, *lease);
-                described.is_some_and(|described| described.checksum.is_none())
-            };
-            let unsummed: Vec<(LeaseId, Extent)> = leased.iter().copied().filter(is_unsummed).collect();
-            let leases: Vec<LeaseId> = leased.into_iter().map(|(lease, _)| lease).collect();
-            (leases, unsummed)
+            decider.manager.lease_unsummed(&asked, now).unwrap_or_default()
         });
+        let leased = leased.iter().filter_map(|result| match *result {
+            Fetched::Leased { lease, extent, .. } => Some((lease, extent)),
+            Fetched::Miss | Fetched::Busy => None,
+        });
+        let leased: Vec<(LeaseId, Extent)> = leased.collect();
         let sum = |(lease, extent): &(LeaseId, Extent)| Some((*lease, self.driver.host.slice(extent).ok()?.crc32c()));
-        let sums: Vec<(LeaseId, u32)> = unsummed.iter().filter_map(sum).collect();
+        let sums: Vec<(LeaseId, u32)> = leased.iter().filter_map(sum).collect();
         self.given.summed.fetch_add(sums.len() as u64, Ordering::Relaxed);
-        if leases.is_empty() {
+        if leased.is_empty() {
             return;
         }
+        let leases: Vec<LeaseId> = leased.iter().map(|(lease, _)| *lease).collect();
         self.driver.with(|decider, now| {
             for (lease, checksum) in sums {
                 decider.manager.note_checksum(own, lease, checksum);
