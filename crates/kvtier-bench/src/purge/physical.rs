@@ -58,8 +58,8 @@ pub(super) fn measure(
     let largest = |of: &dyn Fn(&Round) -> f64| rounded(each(of).into_iter().fold(0.0, f64::max));
     let ratio = |round: &Round| rounded(round.disturbed.all(0.99) / round.undisturbed.all(0.99));
     row.first_ack_ms = middle(&|round| milliseconds(round.acknowledged));
-    let fastest = |of: &dyn Fn(&Round) -> f64| rounded(each(of).into_iter().fold(f64::INFINITY, f64::min));
-    row.first_ack_min_ms = fastest(&|round| milliseconds(round.acknowledged));
+    let acknowledged = each(&|round| milliseconds(round.acknowledged));
+    row.first_ack_min_ms = rounded(acknowledged.into_iter().fold(f64::INFINITY, f64::min));
     row.key_destroyed_ms = middle(&|round| round.key_destroyed_seconds * 1e3);
     row.key_destroyed_max_ms = largest(&|round| round.key_destroyed_seconds * 1e3);
     row.physical_seconds = middle(&|round| round.elapsed.as_secs_f64());
