@@ -9,23 +9,52 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::memory::MemorySlice;
-use crate::transfer::{Batch, Cause, Direction, Drive, Piece};
+use crate::transfer::{Batch, Cause, Direction, Drive, Piece, TransferError};
 
 /// Between two of these the deadline is looked at: about a millisecond.
 const STRIDE_BYTES: usize = 4 << 20;
 /// A batch of so many bytes is copied in the background from the start. Waking a thread takes as long as copying a good part
 /// of a smaller one, which therefore begins when somebody waits for it, looks for its outcome, or lets go of it.
-const BACKGROUND_BYTES: usize = 1 << 20;
+const BACKGROUND_BYTES: usize = 4 << 20;
+/// A batch of at most so many bytes is over before it is handed out, where nothing must be asked first: queueing it would
+/// cost as much as copying a good part of it.
+const AT_ONCE_BYTES: usize = 256 << 10;
+
+/// When a lookup has to be over.
+#[derive(Clone, Copy)]
+pub(crate) enum Patience {
+    /// It may not wait for anybody.
+    None,
+    /// It may ask the peer, until then.
+    Until(Instant),
+}
 
 /// Finds a peer's bytes in this process.
 pub(crate) trait Resolve: Send + Sync {
-    /// Calls `copy` with the range, which stays reachable until it returns.
+    /// Calls `copy` with the range, which stays reachable until it returns. `None`: that takes more patience.
     fn with(
         &self,
         piece: &Piece,
-        deadline: Instant,
+        patience: Patience,
         copy: &mut dyn FnMut(&MemorySlice) -> Result<(), Cause>,
-    ) -> Result<(), Cause>;
+    ) -> Option<Result<(), Cause>>;
+}
+
+/// Copies a small batch in the calling thread. `None`: it is not small, or somebody must be asked first; what was copied
+/// may be copied again.
+pub(crate) fn at_once(pieces: &[Piece], bytes: u64, resolve: &dyn Resolve) -> Option<Result<(), TransferError>> {
+    if bytes > AT_ONCE_BYTES as u64 {
+        return None;
+    }
+    for (at, piece) in pieces.iter().enumerate() {
+        let copied = resolve.with(piece, Patience::None, &mut |remote| {
+            copy(piece.direction, &piece.local, remote)
+        })?;
+        if let Err(cause) = copied {
+            return Some(Err(TransferError { piece: at, cause }));
+        }
+    }
+    Some(Ok(()))
 }
 
 /// A queue of batches and the thread that copies what nobody waits for.
@@ -154,9 +183,10 @@ impl Job {
         };
         for (at, piece) in self.pieces.iter().enumerate() {
             self.resolve
-                .with(piece, batch.deadline, &mut |remote| {
+                .with(piece, Patience::Until(batch.deadline), &mut |remote| {
                     copy_piece(piece, remote, &mut pace)
                 })
+                .unwrap_or(Err(Cause::Deadline))
                 .map_err(|cause| (at, cause))?;
         }
         Ok(())

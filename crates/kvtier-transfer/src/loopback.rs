@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::copier::{Copier, Resolve};
+use crate::copier::{Copier, Patience, Resolve, at_once};
 use crate::memory::{Access, MemoryRegion, MemorySlice};
 use crate::registry::Registry;
 use crate::remote::{RegionId, RemoteAccess, RemoteRegion, draw_u64};
@@ -139,18 +139,18 @@ impl Resolve for RemoteRegistry {
     fn with(
         &self,
         piece: &Piece,
-        _deadline: Instant,
+        _patience: Patience,
         copy: &mut dyn FnMut(&MemorySlice) -> Result<(), Cause>,
-    ) -> Result<(), Cause> {
-        let registry = self
-            .0
-            .upgrade()
-            .ok_or_else(|| Cause::PeerGone("the transport was dropped".to_owned()))?;
+    ) -> Option<Result<(), Cause>> {
+        let Some(registry) = self.0.upgrade() else {
+            return Some(Err(Cause::PeerGone("the transport was dropped".to_owned())));
+        };
         let (remote, direction) = (&piece.remote, piece.direction);
-        let range = registry
-            .begin(remote.region().id, remote.offset(), remote.len(), direction, None)
-            .map_err(|denied| Cause::Denied(denied.words().to_owned()))?;
-        copy(&range.slice)
+        let begun = registry.begin(remote.region().id, remote.offset(), remote.len(), direction, None);
+        Some(match begun {
+            Ok(range) => copy(&range.slice),
+            Err(denied) => Err(Cause::Denied(denied.words().to_owned())),
+        })
     }
 }
 
@@ -170,6 +170,12 @@ impl Counters {
             return Err(Refusal::Busy { in_flight, limit });
         }
         Ok(())
+    }
+
+    /// Counts a batch out.
+    fn leave(&self, pieces: usize, bytes: u64) {
+        self.in_flight.fetch_sub(pieces, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -215,11 +221,15 @@ pub(crate) fn submit_copies(
         return Err(Refused { reason, pieces });
     }
     let (count, bytes) = (pieces.len(), pieces.iter().map(|piece| piece.remote.len()).sum());
+    // A deadline that has passed already is found out below.
+    if !deadline.is_zero()
+        && let Some(outcome) = at_once(&pieces, bytes, &*resolve)
+    {
+        counters.leave(count, bytes);
+        return Ok(Transfer::done(outcome));
+    }
     let counters = Arc::clone(counters);
-    let on_done = Box::new(move || {
-        counters.in_flight.fetch_sub(count, Ordering::Relaxed);
-        counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-    });
+    let on_done = Box::new(move || counters.leave(count, bytes));
     let batch = copier.submit(pieces, Instant::now() + deadline, resolve, on_done);
     Ok(Transfer::new(batch))
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::copier::{Copier, Resolve};
+use crate::copier::{Copier, Patience, Resolve};
 use crate::loopback::{Counters, submit_copies};
 use crate::memory::{Access, MemoryRegion, MemorySlice};
 use crate::registry::{Denied, Registry};
@@ -300,23 +300,28 @@ impl Resolve for Mapped {
     fn with(
         &self,
         piece: &Piece,
-        deadline: Instant,
+        patience: Patience,
         copy: &mut dyn FnMut(&MemorySlice) -> Result<(), Cause>,
-    ) -> Result<(), Cause> {
+    ) -> Option<Result<(), Cause>> {
         let (remote, direction) = (&piece.remote, piece.direction);
         let id = remote.region().id;
         if self.gone.load(Ordering::Acquire) {
-            return Err(gone());
+            return Some(Err(gone()));
         }
         let begin = || self.regions.begin(id, remote.offset(), remote.len(), direction, None);
-        let range = match begin() {
-            Err(Denied::Unknown) => {
-                self.attach(id, deadline)?;
+        let range = match (begin(), patience) {
+            (Err(Denied::Unknown), Patience::None) => return None,
+            (Err(Denied::Unknown), Patience::Until(deadline)) => {
+                if let Err(cause) = self.attach(id, deadline) {
+                    return Some(Err(cause));
+                }
                 begin()
             }
-            known => known,
+            (known, _) => known,
         };
-        let range = range.map_err(|denied| Cause::Denied(denied.words().to_owned()))?;
-        copy(&range.slice)
+        Some(match range {
+            Ok(range) => copy(&range.slice),
+            Err(denied) => Err(Cause::Denied(denied.words().to_owned())),
+        })
     }
 }

@@ -129,13 +129,22 @@ pub(crate) fn check(pieces: &[Piece]) -> Result<(), Refusal> {
 /// it at once: at the deadline plus the short time that stopping takes, at the latest. Dropping it abandons interest in
 /// the outcome, never the memory: the pieces stay owned until the same moment.
 #[must_use = "an outcome that nobody looks at may be a failure"]
-pub struct Transfer {
-    batch: Arc<Batch>,
+pub struct Transfer(Stage);
+
+enum Stage {
+    /// It was done before it was handed out.
+    Done(Result<(), TransferError>),
+    Running(Arc<Batch>),
 }
 
 impl Transfer {
     pub(crate) fn new(batch: Arc<Batch>) -> Transfer {
-        Transfer { batch }
+        Transfer(Stage::Running(batch))
+    }
+
+    /// One that is over: nothing touches its memory any more.
+    pub(crate) fn done(outcome: Result<(), TransferError>) -> Transfer {
+        Transfer(Stage::Done(outcome))
     }
 
     /// Waits for the outcome. The calling thread moves bytes itself where the transport allows that, which saves waking
@@ -143,18 +152,26 @@ impl Transfer {
     ///
     /// # Errors
     /// The first failed piece and why.
-    pub fn wait(self) -> Result<(), TransferError> {
-        self.batch.wait()
+    pub fn wait(mut self) -> Result<(), TransferError> {
+        match &mut self.0 {
+            Stage::Done(outcome) => std::mem::replace(outcome, Ok(())),
+            Stage::Running(batch) => batch.wait(),
+        }
     }
 
     /// The outcome, if it is there. If not, a thread of the transport sees to it from now on.
     #[must_use]
     pub fn outcome(&self) -> Option<Result<(), TransferError>> {
-        let outcome = self.batch.outcome();
-        if outcome.is_none() {
-            self.batch.hand_over();
+        match &self.0 {
+            Stage::Done(outcome) => Some(outcome.clone()),
+            Stage::Running(batch) => {
+                let outcome = batch.outcome();
+                if outcome.is_none() {
+                    batch.hand_over();
+                }
+                outcome
+            }
         }
-        outcome
     }
 }
 
@@ -162,31 +179,41 @@ impl Future for Transfer {
     type Output = Result<(), TransferError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let batch = match &self.0 {
+            Stage::Done(outcome) => return Poll::Ready(outcome.clone()),
+            Stage::Running(batch) => batch,
+        };
         {
-            let mut state = self.batch.state.lock();
+            let mut state = batch.state.lock();
             if let Some(outcome) = state.outcome() {
                 return Poll::Ready(outcome);
             }
             state.waker = Some(context.waker().clone());
         }
-        self.batch.hand_over();
+        batch.hand_over();
         Poll::Pending
     }
 }
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        if self.batch.outcome().is_none() {
-            self.batch.hand_over();
+        if let Stage::Running(batch) = &self.0
+            && batch.outcome().is_none()
+        {
+            batch.hand_over();
         }
     }
 }
 
 impl fmt::Debug for Transfer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = match &self.0 {
+            Stage::Done(outcome) => Some(outcome.clone()),
+            Stage::Running(batch) => batch.outcome(),
+        };
         formatter
             .debug_struct("Transfer")
-            .field("outcome", &self.batch.outcome())
+            .field("outcome", &outcome)
             .finish_non_exhaustive()
     }
 }
