@@ -82,6 +82,18 @@ impl Placement {
         }
     }
 
+    /// Runs `start` on the counterpart's core: threads that it starts stay there.
+    pub(crate) fn at_the_other<T>(&self, start: impl FnOnce() -> T) -> io::Result<T> {
+        if let Some(other) = self.other {
+            other.pin_this_thread()?;
+        }
+        let started = start();
+        if let Some(client) = self.client {
+            client.pin_this_thread()?;
+        }
+        Ok(started)
+    }
+
     /// For the rows and for people.
     pub(crate) fn describe(&self, daemon_is_ours: bool) -> String {
         match (self.client, self.other) {
@@ -132,6 +144,18 @@ mod tests {
         assert_eq!(parse_list("0,4"), [0, 4]);
         assert_eq!(parse_list("0-2,8"), [0, 1, 2, 8]);
         assert_eq!(parse_list("nonsense"), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn threads_started_at_the_other_stay_on_its_core_and_this_one_comes_back() {
+        let placement = Placement::take();
+        let (Some(client), Some(other)) = (placement.client, placement.other) else {
+            return;
+        };
+        let started = placement.at_the_other(|| std::thread::spawn(|| sched_getaffinity(None).expect("an affinity")));
+        let of_thread = started.expect("pinned").join().expect("no panic");
+        assert_eq!(of_thread, other.only());
+        assert_eq!(sched_getaffinity(None).expect("an affinity"), client.only());
     }
 
     #[test]

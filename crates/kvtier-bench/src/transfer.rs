@@ -5,7 +5,7 @@
 //! - Both ends of both ways run in this process, so that its CPU time is that of both ends. Sources and targets are regions
 //!   of the same pages and the same working set, larger than the caches, every page present.
 //! - `tcp` against a socket with the same number of connections on the loopback interface, a thread a connection on each
-//!   side, receiving straight into the target; `loopback` and `shm` against memcpy by one thread; `verbs`, where a device
+//!   side, receiving straight into the target; one piece at a time with the sides on a core each. `loopback` and `shm` against memcpy by one thread; `verbs`, where a device
 //!   is, against a loop of RDMA reads of the same size over one queue pair of the same device.
 //! - Each round runs ours and the raw way one after the other, for the same time; the ratio is of one round. Load that comes
 //!   and goes falls on both.
@@ -95,7 +95,8 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
             continue;
         }
         for shape in shapes(transport) {
-            let mut stand = match Stand::set_up(transport, shape.connections) {
+            let apart = transport == "tcp" && shape.batch == 1;
+            let mut stand = match Stand::set_up(transport, shape.connections, apart) {
                 Ok(stand) => stand,
                 // Without a device there is nothing to measure; asked for by name, that is an error.
                 Err(BenchError::Options(why)) if options.transports.is_empty() => {

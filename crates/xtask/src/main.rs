@@ -69,9 +69,10 @@ enum Command {
     /// Mutate messages and feed them to a decoder.
     Fuzz(Fuzzing),
     /// Measure: `kvctl bench client` in a release build, `core`, the tier manager alone, `cost`, the cost model alone,
-    /// `python`, the wheel's client, or `lmcache`, the adapter beside LMCache's own; arguments are passed on.
+    /// `python`, the wheel's client, `lmcache`, the adapter beside LMCache's own, or `verbs`, RDMA in the verbs world;
+    /// arguments are passed on.
     Bench {
-        /// Arguments of `kvctl bench client`; or `core`, `cost`, `python` or `lmcache` and arguments of its harness.
+        /// Arguments of `kvctl bench client`; or `core`, `cost`, `python`, `lmcache` or `verbs` and arguments of its harness.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

@@ -6,6 +6,7 @@ use crate::lmcache;
 use crate::outcome::Failure;
 use crate::process;
 use crate::python;
+use crate::transfer;
 use crate::workspace::Workspace;
 use crate::{Fuzzing, Simulation, SimulationKind};
 
@@ -42,6 +43,9 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), F
     }
     if let Some(("lmcache", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
         return lmcache::bench(workspace, more);
+    }
+    if let Some(("verbs", more)) = arguments.split_first().map(|(first, more)| (first.as_str(), more)) {
+        return transfer::bench(workspace, more);
     }
     // The measuring program starts kv-daemon, which is built beside it.
     process::hand_over(cargo.args(["build", "--release", "--package", "kv-daemon"]), "build")?;

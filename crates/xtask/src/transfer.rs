@@ -14,6 +14,8 @@ use crate::workspace::Workspace;
 const SUITE_LIMIT: Duration = Duration::from_secs(10 * 60);
 const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
 const RUN: &str = include_str!("verbs_world/run.sh");
+const DEVICE: &str = include_str!("verbs_world/device.sh");
+const BENCH: &str = "cp /host/kvctl /tmp/ && /tmp/kvctl bench transfer --transports verbs";
 /// Transports, as the suite's modules are called, and where each runs.
 const TRANSPORTS: [(&str, &str); 10] = [
     ("loopback", "cargo xtask test transfer"),
@@ -109,7 +111,7 @@ pub(crate) fn rdma(workspace: &Workspace) -> Result<Tally, Failure> {
     ] {
         std::fs::copy(program, directory.path().join(name))?;
     }
-    std::fs::write(directory.path().join("run.sh"), RUN)?;
+    std::fs::write(directory.path().join("run.sh"), format!("{DEVICE}{RUN}"))?;
     let mut report = Report::default();
     let status = world.run(directory.path(), GUEST_LIMIT, |stream, line| {
         if report.read(stream, line) && !line.contains("setup_one_line") && !line.contains("Using a channel") {
@@ -119,6 +121,38 @@ pub(crate) fn rdma(workspace: &Workspace) -> Result<Tally, Failure> {
     report.close(status == 0);
     report.print_skipped();
     Ok(report.tally())
+}
+
+/// Measures RDMA reads beside a bare loop of them in the verbs world. Prints the rows on the output, all else on the error
+/// output.
+pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<(), Failure> {
+    let world = VerbsWorld::prepare()?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--package", "kv-daemon", "--bin", "kvctl"]);
+    process::hand_over(&mut cargo, "build")?;
+    let directory = tempfile::Builder::new().prefix("kvtier-world-").tempdir()?;
+    std::fs::copy(
+        workspace.target_directory()?.join("release/kvctl"),
+        directory.path().join("kvctl"),
+    )?;
+    // A shell of the guest reads it.
+    let arguments: Vec<String> = arguments
+        .iter()
+        .map(|argument| format!("'{}'", argument.replace('\'', r"'\''")))
+        .collect();
+    let asked = format!("{} </dev/null >/host/rows", arguments.join(" "));
+    std::fs::write(directory.path().join("run.sh"), format!("{DEVICE}\n{BENCH} {asked}\n"))?;
+    let status = world.run(directory.path(), GUEST_LIMIT, |_, line| eprintln!("{line}"))?;
+    print!(
+        "{}",
+        std::fs::read_to_string(directory.path().join("rows")).unwrap_or_default()
+    );
+    match status {
+        0 => Ok(()),
+        status => Err(Failure::new(format!(
+            "the measuring program ended with status {status}"
+        ))),
+    }
 }
 
 /// Prints every case by transport, and what a transport cannot have.
