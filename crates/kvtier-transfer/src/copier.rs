@@ -262,3 +262,94 @@ fn copy(direction: Direction, local: &MemorySlice, remote: &MemorySlice) -> Resu
     };
     copied.map_err(|error| Cause::Local(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryRegion;
+    use crate::remote::{RegionId, RemoteAccess, RemoteRegion};
+    use std::sync::atomic::AtomicUsize;
+
+    /// Knows a region from the `known_from`th look on, unless somebody may wait.
+    struct Known {
+        slice: MemorySlice,
+        known_from: usize,
+        looks: AtomicUsize,
+    }
+
+    impl Resolve for Known {
+        fn with(
+            &self,
+            _: &Piece,
+            patience: Patience,
+            copy: &mut dyn FnMut(&MemorySlice) -> Result<(), Cause>,
+        ) -> Option<Result<(), Cause>> {
+            let look = self.looks.fetch_add(1, Ordering::Relaxed);
+            match patience {
+                Patience::None if look < self.known_from => None,
+                _ => Some(copy(&self.slice)),
+            }
+        }
+    }
+
+    fn known(bytes: usize, known_from: usize) -> Known {
+        let slice = MemoryRegion::anonymous(bytes).expect("memory").slice(0, bytes);
+        let slice = slice.expect("inside");
+        slice.copy_from_slice(&vec![7; bytes]).expect("equal");
+        Known {
+            slice,
+            known_from,
+            looks: AtomicUsize::new(0),
+        }
+    }
+
+    fn read(bytes: usize) -> Piece {
+        let remote = RemoteRegion {
+            id: RegionId(1),
+            address: 0,
+            bytes: bytes as u64,
+            access: RemoteAccess::Read,
+            remote_keys: Vec::new(),
+        };
+        Piece {
+            local: MemoryRegion::anonymous(bytes)
+                .expect("memory")
+                .slice(0, bytes)
+                .expect("inside"),
+            remote: Arc::new(remote).slice(0, bytes as u64).expect("inside"),
+            direction: Direction::Read,
+        }
+    }
+
+    #[test]
+    fn a_small_batch_is_copied_at_once_and_a_large_one_is_not() {
+        let small = read(4096);
+        assert_eq!(at_once(&[small.clone()], 4096, &known(4096, 0)), Some(Ok(())));
+        assert_eq!(small.local.to_vec(), [7; 4096]);
+        let bytes = AT_ONCE_BYTES + 4096;
+        let large = read(bytes);
+        assert_eq!(at_once(&[large.clone()], bytes as u64, &known(bytes, 0)), None);
+        assert_eq!(large.local.to_vec(), vec![0; bytes]);
+    }
+
+    #[test]
+    fn a_batch_that_must_ask_first_is_queued() {
+        let pieces = [read(4096), read(4096)];
+        let resolve = known(4096, 2);
+        assert_eq!(at_once(&pieces, 8192, &resolve), None);
+        assert_eq!(resolve.looks.load(Ordering::Relaxed), 1, "it stops at the first");
+    }
+
+    #[test]
+    fn a_small_batch_names_the_piece_that_failed() {
+        // The range that is found is shorter than what is asked for.
+        let pieces = [read(4096), read(8192)];
+        match at_once(&pieces, 12_288, &known(4096, 0)) {
+            Some(Err(TransferError {
+                piece: 1,
+                cause: Cause::Local(_),
+            })) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
