@@ -324,11 +324,17 @@ mod tests {
     #[test]
     fn a_small_batch_is_copied_at_once_and_a_large_one_is_not() {
         let small = read(4096);
-        assert_eq!(at_once(&[small.clone()], 4096, &known(4096, 0)), Some(Ok(())));
+        assert_eq!(
+            at_once(std::slice::from_ref(&small), 4096, &known(4096, 0)),
+            Some(Ok(()))
+        );
         assert_eq!(small.local.to_vec(), [7; 4096]);
         let bytes = AT_ONCE_BYTES + 4096;
         let large = read(bytes);
-        assert_eq!(at_once(&[large.clone()], bytes as u64, &known(bytes, 0)), None);
+        assert_eq!(
+            at_once(std::slice::from_ref(&large), bytes as u64, &known(bytes, 0)),
+            None
+        );
         assert_eq!(large.local.to_vec(), vec![0; bytes]);
     }
 

@@ -13,7 +13,7 @@ mod notices;
 mod peer;
 mod raw;
 mod session;
-mod verbs;
+pub(crate) mod verbs;
 mod wire;
 
 use std::fmt;

@@ -166,10 +166,12 @@ impl Transfer {
             Stage::Done(outcome) => Some(outcome.clone()),
             Stage::Running(batch) => {
                 let outcome = batch.outcome();
-                if outcome.is_none() {
-                    batch.hand_over();
+                if outcome.is_some() {
+                    return outcome;
                 }
-                outcome
+                batch.hand_over();
+                // Whoever was handed it may have found it done.
+                batch.outcome()
             }
         }
     }

@@ -39,7 +39,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
         ),
         (
             "test python",
-            Box::new(|| python::test(workspace).and_then(|tally| suite::verdict(tally, false, 0))),
+            Box::new(|| python::test(workspace).and_then(|tally| suite::verdict(tally, false))),
         ),
         (
             "test lmcache",

@@ -10,6 +10,7 @@ mod confine;
 mod confined;
 mod daemon;
 mod deploy;
+mod gpu;
 mod lint;
 mod lmcache;
 mod outcome;
@@ -52,7 +53,7 @@ enum Command {
     },
     /// Run the tests; name suites to insist on them (exit 69 when a part of a named suite is skipped).
     Test {
-        /// Suites to run: the crates by name, `python`, `lmcache`, `deploy`, `transfer`, `rdma`, or `remote`, `gpu`.
+        /// Suites to run: the crates by name, `python`, `lmcache`, `deploy`, `transfer`, `gpu`, `rdma`, or `remote`.
         suites: Vec<String>,
         /// Print the cases of the suite `transfer` by transport, and what a transport cannot have.
         #[arg(long)]
@@ -60,7 +61,7 @@ enum Command {
         /// Run everything as an ordinary user, with io_uring denied and 64 KiB of lockable memory.
         #[arg(long)]
         confined: bool,
-        /// Which device the `gpu` suite is to insist on.
+        /// Which device the `gpu` suite is to insist on: `real` or `simulated`. Without it, both where both are.
         #[arg(long, value_name = "KIND")]
         device: Option<String>,
     },

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::deploy;
+use crate::gpu;
 use crate::lmcache;
 use crate::outcome::{Failure, Tally};
 use crate::process::{self, Stream};
@@ -16,42 +17,44 @@ use crate::workspace::Workspace;
 /// A cold build of everything on two slow cores, and the tests after it.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// Suites that a later version brings. They are listed and never pretended: naming one exits 69.
-const LATER: [(&str, &str); 1] = [("gpu", "needs the GPU tier, which this version does not have yet")];
-
-/// Runs a suite and says what it came to; failures of its tests are in the tally.
-type Beside = fn(&Workspace) -> Result<Tally, Failure>;
+/// Runs a suite, on the kind of device that was named, and says what it came to; failures of its tests are in the tally.
+type Beside = fn(&Workspace, Option<&str>) -> Result<Tally, Failure>;
 
 /// Suites that need more than cargo. They run when they are named, and a run that names none lists them.
-const BESIDE: [(&str, Beside, &str); 6] = [
+const BESIDE: [(&str, Beside, &str); 7] = [
     (
         "python",
-        python::test,
+        |workspace, _| python::test(workspace),
         "needs a Python and, at its first run, its package index",
     ),
     (
         "lmcache",
-        lmcache::test,
+        |workspace, _| lmcache::test(workspace),
         "needs a Python and, at its first run, its package index, half a gigabyte of it",
     ),
     (
         "deploy",
-        deploy::run,
+        |workspace, _| deploy::run(workspace),
         "needs root, a Python and, at its first run, its package index",
     ),
     (
         "transfer",
-        transfer::test,
+        |workspace, _| transfer::test(workspace),
         "is among the tests of kvtier-transfer; by this name it insists on loopback, shm and tcp",
     ),
     (
+        "gpu",
+        gpu::test,
+        "is among the tests of kvtier-transfer, on a software device; by this name it runs on a real one, too",
+    ),
+    (
         "remote",
-        remote::test,
+        |workspace, _| remote::test(workspace),
         "needs a Redis server and an S3 server, which its first run takes from Debian's packages",
     ),
     (
         "rdma",
-        transfer::rdma,
+        |workspace, _| transfer::rdma(workspace),
         "boots a kernel of its own, which its first run builds from Debian's source",
     ),
 ];
@@ -66,7 +69,6 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     let mut cargo = workspace.cargo();
     cargo.args(["test", "--no-fail-fast"]);
     let mut chosen = Vec::new();
-    let mut missing = Vec::new();
     let mut beside = Vec::new();
     if suites.is_empty() {
         cargo.arg("--workspace");
@@ -74,24 +76,20 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
     for suite in suites {
         if let Some((_, run, _)) = BESIDE.iter().find(|(name, ..)| name == suite) {
             beside.push(run);
-        } else if let Some(later) = LATER.iter().find(|(name, _)| name == suite) {
-            missing.push(*later);
         } else if packages.contains(suite) {
             cargo.args(["--package", suite]);
             chosen.push(suite.clone());
         } else {
-            let later: Vec<&str> = LATER.iter().map(|(name, _)| *name).collect();
             return Err(Failure::usage(format!(
-                "no suite `{suite}`; there are {}, {} and, later, {}",
+                "no suite `{suite}`; there are {} and {}",
                 packages.join(", "),
-                BESIDE.map(|(name, ..)| name).join(", "),
-                later.join(", ")
+                BESIDE.map(|(name, ..)| name).join(", ")
             )));
         }
     }
 
     let mut report = Report::default();
-    if suites.is_empty() || missing.len() + beside.len() < suites.len() {
+    if suites.is_empty() || beside.len() < suites.len() {
         cargo.args(workspace.features(&chosen)?);
         cargo.args(["--", "--show-output"]);
         let status = process::stream(&mut cargo, "tests", LIMIT, |stream, line| {
@@ -107,28 +105,21 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
         for (name, _, reason) in BESIDE {
             println!("  {name}: {reason}: cargo xtask test {name}");
         }
-        for (name, reason) in LATER {
-            println!("  {name}: {reason}");
-        }
-    }
-    for (name, reason) in &missing {
-        println!("skipped: {name}: {reason}");
     }
     let mut tally = report.tally();
     for run in beside {
-        tally += run(workspace)?;
+        tally += run(workspace, device)?;
     }
-    verdict(tally, !suites.is_empty(), missing.len())
+    verdict(tally, !suites.is_empty())
 }
 
 /// Failures fail; a skipped part of a suite that was asked for by name exits 69.
-pub(crate) fn verdict(tally: Tally, named: bool, missing: usize) -> Result<Tally, Failure> {
+pub(crate) fn verdict(tally: Tally, named: bool) -> Result<Tally, Failure> {
     if tally.failed > 0 {
         return Err(Failure::new(tally.to_string()));
     }
-    let skipped = tally.skipped + u64::try_from(missing).unwrap_or(u64::MAX);
-    if named && skipped > 0 {
-        println!("ran {}, skipped {skipped}", tally.passed);
+    if named && tally.skipped > 0 {
+        println!("ran {}, skipped {}", tally.passed, tally.skipped);
         return Err(Failure::skipped("a suite named on the command line skipped a part"));
     }
     println!("{tally}");
@@ -346,16 +337,10 @@ mod tests {
             failed: 0,
             skipped: 1,
         };
-        assert_eq!(verdict(skipping, true, 0).expect_err("it skipped").code, 69);
+        assert_eq!(verdict(skipping, true).expect_err("it skipped").code, 69);
+        assert!(verdict(skipping, false).is_ok());
         assert_eq!(
-            verdict(Tally::default(), true, 1)
-                .expect_err("the suite does not exist")
-                .code,
-            69
-        );
-        assert!(verdict(skipping, false, 0).is_ok());
-        assert_eq!(
-            verdict(Tally { failed: 1, ..skipping }, true, 0)
+            verdict(Tally { failed: 1, ..skipping }, true)
                 .expect_err("a test failed")
                 .code,
             1

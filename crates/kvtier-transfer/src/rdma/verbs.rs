@@ -10,7 +10,7 @@
 mod device;
 mod ffi;
 mod interface;
-mod loader;
+pub(crate) mod loader;
 mod manager;
 mod queue;
 

@@ -9,9 +9,11 @@ use super::source::PURE_ROOMS;
 const LICENCE: &str = "Apache-2.0";
 
 /// The arrows between crates of this workspace. `None`: any of them. Development dependencies obey the same table.
-const ARROWS: [(&str, Option<&[&str]>); 9] = [
+const ARROWS: [(&str, Option<&[&str]>); 10] = [
     ("kvtier-core", Some(&[])),
-    ("kvtier-transfer", Some(&[])),
+    // For its tests alone.
+    ("kvtier-transfer", Some(&["kvtier-softgpu"])),
+    ("kvtier-softgpu", Some(&[])),
     ("kvtier-storage", Some(&["kvtier-core", "kvtier-transfer"])),
     ("kvtier", Some(&["kvtier-core", "kvtier-storage", "kvtier-transfer"])),
     ("kvtier-sim", Some(&["kvtier-core"])),

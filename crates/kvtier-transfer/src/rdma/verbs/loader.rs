@@ -3,10 +3,10 @@
 use std::ffi::{CStr, CString, c_void};
 
 /// A pointer that is only passed on.
-pub(super) type Opaque = *mut c_void;
+pub(crate) type Opaque = *mut c_void;
 
 /// Opens a library for good. `remedy` says what to install where it is missing.
-pub(super) fn open(file: &CStr, remedy: &str) -> Result<Opaque, String> {
+pub(crate) fn open(file: &CStr, remedy: &str) -> Result<Opaque, String> {
     // SAFETY: a name that ends in zero; the library's initialisers are those of a system library.
     let handle = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if handle.is_null() {
@@ -16,7 +16,7 @@ pub(super) fn open(file: &CStr, remedy: &str) -> Result<Opaque, String> {
 }
 
 /// A function of an open library.
-pub(super) fn symbol(handle: Opaque, file: &CStr, name: &str) -> Result<Opaque, String> {
+pub(crate) fn symbol(handle: Opaque, file: &CStr, name: &str) -> Result<Opaque, String> {
     let terminated = CString::new(name).map_err(|error| error.to_string())?;
     // SAFETY: an open library and a name that ends in zero.
     let symbol = unsafe { libc::dlsym(handle, terminated.as_ptr()) };

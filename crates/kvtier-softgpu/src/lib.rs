@@ -1,0 +1,328 @@
+//! A software device behind the calls of CUDA's driver API that `kvtier_transfer::gpu` makes: for tests of ordering, leaks
+//! and failures on machines without a GPU. It is opened as a driver would be and is no part of the product.
+//!
+//! Its memory is host memory. Each stream is a thread that works through its queue, so that streams run at the same time and
+//! in any order unless events order them. It cannot run kernels. What a device does wrong is chosen by its number, so that
+//! tests need no other way in:
+//!
+//! | number | name | |
+//! |---|---|---|
+//! | 0 | software: well | |
+//! | 1 | software: slow | every operation takes 30 ms first |
+//! | 2 | software: small | 1 MiB of memory |
+//! | 3 | software: breaks | its third copy fails for good, like an illegal address; so does everything after it |
+//! | 4 | software: refuses | no host memory can be registered |
+//!
+//! An address that is nobody's, a range that is freed or unregistered while an operation is in flight on it, or one that was
+//! never allocated ends the process with a message: on a device that would be silent damage.
+#![expect(
+    unsafe_code,
+    reason = "exports C functions that are given pointers, as a driver does"
+)]
+
+mod device;
+mod stream;
+
+use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ptr::null_mut;
+
+use device::{DEVICES, Device, current, device, set_current};
+use stream::{Event, Operation, Stream};
+
+const SUCCESS: c_int = 0;
+const INVALID_VALUE: c_int = 1;
+const OUT_OF_MEMORY: c_int = 2;
+const INVALID_CONTEXT: c_int = 201;
+const INVALID_DEVICE: c_int = 101;
+const NOT_READY: c_int = 600;
+const ILLEGAL_ADDRESS: c_int = 700;
+const ALREADY_REGISTERED: c_int = 712;
+const NOT_REGISTERED: c_int = 713;
+const NOT_SUPPORTED: c_int = 801;
+
+/// The device of the calling thread's context, if it still answers.
+fn here() -> Result<&'static Device, c_int> {
+    let device = current().ok_or(INVALID_CONTEXT)?;
+    if device.is_broken() {
+        Err(ILLEGAL_ADDRESS)
+    } else {
+        Ok(device)
+    }
+}
+
+fn code(result: Result<(), c_int>) -> c_int {
+    result.err().unwrap_or(SUCCESS)
+}
+
+/// # Safety
+/// As `cuInit`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuInit(_flags: c_uint) -> c_int {
+    SUCCESS
+}
+
+/// # Safety
+/// As `cuDriverGetVersion`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> c_int {
+    // SAFETY: room for a number, as the caller promises.
+    unsafe { version.write(12_080) };
+    SUCCESS
+}
+
+/// # Safety
+/// As `cuDeviceGetCount`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> c_int {
+    // SAFETY: room for a number, as the caller promises.
+    unsafe { count.write(c_int::try_from(DEVICES).unwrap_or(0)) };
+    SUCCESS
+}
+
+/// # Safety
+/// As `cuDeviceGet`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGet(handle: *mut c_int, number: c_int) -> c_int {
+    if device(number).is_none() {
+        return INVALID_DEVICE;
+    }
+    // SAFETY: room for a number, as the caller promises.
+    unsafe { handle.write(number) };
+    SUCCESS
+}
+
+/// # Safety
+/// As `cuDeviceGetName`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, room: c_int, handle: c_int) -> c_int {
+    let (Some(device), Ok(room)) = (device(handle), usize::try_from(room)) else {
+        return INVALID_DEVICE;
+    };
+    let words = device.name.as_bytes();
+    if words.len() >= room {
+        return INVALID_VALUE;
+    }
+    // SAFETY: room for the name, as was checked against what the caller promises.
+    unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), name.cast(), words.len()) };
+    // SAFETY: and for a zero behind it.
+    unsafe { name.wrapping_add(words.len()).write(0) };
+    SUCCESS
+}
+
+/// # Safety
+/// As `cuDevicePrimaryCtxRetain`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, handle: c_int) -> c_int {
+    let Some(device) = device(handle) else {
+        return INVALID_DEVICE;
+    };
+    // SAFETY: room for a pointer, as the caller promises.
+    unsafe { context.write(std::ptr::from_ref(device).cast_mut().cast()) };
+    SUCCESS
+}
+
+/// # Safety
+/// As `cuDevicePrimaryCtxRelease`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(handle: c_int) -> c_int {
+    device(handle).map_or(INVALID_DEVICE, |_| SUCCESS)
+}
+
+/// # Safety
+/// As `cuCtxSetCurrent`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxSetCurrent(context: *mut c_void) -> c_int {
+    match set_current(context) {
+        true => SUCCESS,
+        false => INVALID_CONTEXT,
+    }
+}
+
+/// # Safety
+/// As `cuMemGetInfo`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, all: *mut usize) -> c_int {
+    code(here().map(|device| {
+        // SAFETY: room for a number, as the caller promises.
+        unsafe { free.write(device.free_bytes()) };
+        // SAFETY: as above.
+        unsafe { all.write(device.bytes) };
+    }))
+}
+
+/// # Safety
+/// As `cuMemAlloc`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> c_int {
+    code(here().and_then(|device| {
+        if bytes == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let base = device.allocate(bytes).ok_or(OUT_OF_MEMORY)?;
+        // SAFETY: room for a number, as the caller promises.
+        unsafe { address.write(base) };
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuMemFree`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemFree_v2(address: u64) -> c_int {
+    code(here().and_then(|device| device.free(address).then_some(()).ok_or(INVALID_VALUE)))
+}
+
+/// # Safety
+/// As `cuMemHostRegister`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, _flags: c_uint) -> c_int {
+    code(here().and_then(|device| {
+        if device.refuses_registrations() {
+            return Err(NOT_SUPPORTED);
+        }
+        device
+            .register(address as u64, bytes)
+            .then_some(())
+            .ok_or(ALREADY_REGISTERED)
+    }))
+}
+
+/// # Safety
+/// As `cuMemHostUnregister`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostUnregister(address: *mut c_void) -> c_int {
+    code(here().and_then(|device| device.unregister(address as u64).then_some(()).ok_or(NOT_REGISTERED)))
+}
+
+/// # Safety
+/// As `cuMemcpyAsync`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemcpyAsync(target: u64, source: u64, bytes: usize, stream: *mut c_void) -> c_int {
+    code(here().and_then(|device| {
+        let stream = Stream::of(stream).ok_or(INVALID_VALUE)?;
+        device.enter(target, bytes);
+        device.enter(source, bytes);
+        stream.push(Operation::Copy { target, source, bytes });
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuMemsetD8Async`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemsetD8Async(target: u64, value: u8, bytes: usize, stream: *mut c_void) -> c_int {
+    code(here().and_then(|device| {
+        let stream = Stream::of(stream).ok_or(INVALID_VALUE)?;
+        device.enter(target, bytes);
+        stream.push(Operation::Fill { target, value, bytes });
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuStreamCreate`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamCreate(stream: *mut *mut c_void, _flags: c_uint) -> c_int {
+    code(here().and_then(|device| {
+        let made = Stream::start(device).ok_or(OUT_OF_MEMORY)?;
+        // SAFETY: room for a pointer, as the caller promises.
+        unsafe { stream.write(made) };
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuStreamDestroy`: the stream is not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamDestroy_v2(stream: *mut c_void) -> c_int {
+    code(here().and_then(|_| Stream::destroy(stream).then_some(()).ok_or(INVALID_VALUE)))
+}
+
+/// # Safety
+/// As `cuStreamWaitEvent`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamWaitEvent(stream: *mut c_void, event: *mut c_void, _flags: c_uint) -> c_int {
+    code(here().and_then(|_| {
+        let stream = Stream::of(stream).ok_or(INVALID_VALUE)?;
+        let event = Event::of(event).ok_or(INVALID_VALUE)?;
+        stream.push(Operation::Wait(event.mark()));
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuEventCreate`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventCreate(event: *mut *mut c_void, _flags: c_uint) -> c_int {
+    code(here().map(|device| {
+        // SAFETY: room for a pointer, as the caller promises.
+        unsafe { event.write(Event::make(device)) };
+    }))
+}
+
+/// # Safety
+/// As `cuEventRecord`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> c_int {
+    code(here().and_then(|_| {
+        let stream = Stream::of(stream).ok_or(INVALID_VALUE)?;
+        let event = Event::of(event).ok_or(INVALID_VALUE)?;
+        stream.push(Operation::Record(event.record()));
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuEventQuery`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventQuery(event: *mut c_void) -> c_int {
+    code(here().and_then(|_| {
+        let event = Event::of(event).ok_or(INVALID_VALUE)?;
+        event.mark().has_happened().then_some(()).ok_or(NOT_READY)
+    }))
+}
+
+/// # Safety
+/// As `cuEventSynchronize`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventSynchronize(event: *mut c_void) -> c_int {
+    code(here().and_then(|device| {
+        Event::of(event).ok_or(INVALID_VALUE)?.mark().wait();
+        if device.is_broken() {
+            Err(ILLEGAL_ADDRESS)
+        } else {
+            Ok(())
+        }
+    }))
+}
+
+/// # Safety
+/// As `cuEventDestroy`: the event is not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventDestroy_v2(event: *mut c_void) -> c_int {
+    code(here().and_then(|_| Event::destroy(event).then_some(()).ok_or(INVALID_VALUE)))
+}
+
+/// # Safety
+/// As `cuGetErrorName`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorName(error: c_int, name: *mut *const c_char) -> c_int {
+    let words = match error {
+        INVALID_VALUE => c"CUDA_ERROR_INVALID_VALUE",
+        OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
+        INVALID_CONTEXT => c"CUDA_ERROR_INVALID_CONTEXT",
+        INVALID_DEVICE => c"CUDA_ERROR_INVALID_DEVICE",
+        ILLEGAL_ADDRESS => c"CUDA_ERROR_ILLEGAL_ADDRESS",
+        ALREADY_REGISTERED => c"CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
+        NOT_REGISTERED => c"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",
+        NOT_SUPPORTED => c"CUDA_ERROR_NOT_SUPPORTED",
+        _ => {
+            // SAFETY: room for a pointer, as the caller promises.
+            unsafe { name.write(null_mut()) };
+            return INVALID_VALUE;
+        }
+    };
+    // SAFETY: room for a pointer, as the caller promises; the words are constant.
+    unsafe { name.write(words.as_ptr()) };
+    SUCCESS
+}

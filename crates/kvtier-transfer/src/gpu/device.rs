@@ -1,0 +1,226 @@
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int};
+use std::fmt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::driver::{Driver, GpuError, Opaque, Unavailable, is_for_good, unavailable};
+use super::memory::Registrations;
+use super::stream::Copy;
+
+/// CUDA's driver, open.
+pub struct Cuda {
+    driver: Arc<Driver>,
+    devices: usize,
+    open: Mutex<HashMap<usize, Weak<Gpu>>>,
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Cuda")
+            .field("version", &self.driver.version)
+            .field("devices", &self.devices)
+            .finish()
+    }
+}
+
+impl Cuda {
+    /// The system's driver.
+    ///
+    /// # Errors
+    /// Why there is none: no library, no device, or a driver that does not start.
+    pub fn open() -> Result<Cuda, Unavailable> {
+        Cuda::with(Driver::open(None)?)
+    }
+
+    /// A driver at a path: one that lies elsewhere, or a software device for tests. Its initialisers run in this process.
+    ///
+    /// # Errors
+    /// As for [`Cuda::open`].
+    pub fn open_at(library: &Path) -> Result<Cuda, Unavailable> {
+        Cuda::with(Driver::open(Some(library))?)
+    }
+
+    fn with(driver: Driver) -> Result<Cuda, Unavailable> {
+        let mut count: c_int = 0;
+        // SAFETY: the library writes one number.
+        let answer = unsafe { (driver.functions.device_count)(&raw mut count) };
+        driver.check("cuDeviceGetCount", answer).map_err(unavailable)?;
+        let devices = usize::try_from(count).unwrap_or(0);
+        if devices == 0 {
+            return Err(Unavailable("the driver has no device".to_owned()));
+        }
+        Ok(Cuda {
+            driver: Arc::new(driver),
+            devices,
+            open: Mutex::default(),
+        })
+    }
+
+    /// How many devices there are.
+    #[must_use]
+    pub fn devices(&self) -> usize {
+        self.devices
+    }
+
+    /// What CUDA version the driver speaks: (major, minor).
+    #[must_use]
+    pub fn version(&self) -> (u32, u32) {
+        let version = u32::try_from(self.driver.version).unwrap_or(0);
+        (version / 1000, version % 1000 / 10)
+    }
+
+    /// A device by its number, in its primary context: the one that an engine in this process uses, too. While it is open the
+    /// same number gives the same device.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn device(&self, number: usize) -> Result<Arc<Gpu>, GpuError> {
+        let mut open = self.open.lock();
+        if let Some(gpu) = open.get(&number).and_then(Weak::upgrade) {
+            return Ok(gpu);
+        }
+        let gpu = self.open_device(number)?;
+        open.insert(number, Arc::downgrade(&gpu));
+        Ok(gpu)
+    }
+
+    fn open_device(&self, number: usize) -> Result<Arc<Gpu>, GpuError> {
+        let driver = Arc::clone(&self.driver);
+        let number = c_int::try_from(number).unwrap_or(c_int::MAX);
+        let mut handle: c_int = 0;
+        // SAFETY: the library writes one number.
+        let answer = unsafe { (driver.functions.device_get)(&raw mut handle, number) };
+        driver.check("cuDeviceGet", answer)?;
+        let mut name = [0 as c_char; 256];
+        // SAFETY: room for as many characters as said, of which the last is a zero.
+        let answer = unsafe { (driver.functions.device_name)(name.as_mut_ptr(), 256, handle) };
+        driver.check("cuDeviceGetName", answer)?;
+        name[255] = 0;
+        // SAFETY: ends in zero, see above.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let mut context: Opaque = std::ptr::null_mut();
+        // SAFETY: the library writes one pointer.
+        let answer = unsafe { (driver.functions.primary_retain)(&raw mut context, handle) };
+        driver.check("cuDevicePrimaryCtxRetain", answer)?;
+        let context = NonNull::new(context).ok_or_else(|| GpuError {
+            call: "cuDevicePrimaryCtxRetain",
+            code: 0,
+            words: "no context".to_owned(),
+        })?;
+        Ok(Arc::new(Gpu {
+            driver,
+            handle,
+            context,
+            name,
+            lost: AtomicBool::new(false),
+            registrations: Registrations::default(),
+            kept: Mutex::default(),
+        }))
+    }
+}
+
+/// One device and its primary context, retained while this lives.
+pub struct Gpu {
+    driver: Arc<Driver>,
+    handle: c_int,
+    context: NonNull<std::ffi::c_void>,
+    name: String,
+    lost: AtomicBool,
+    pub(super) registrations: Registrations,
+    /// Both sides of copies that a lost device may still make.
+    kept: Mutex<Vec<Vec<Copy>>>,
+}
+
+// SAFETY: the driver's objects may be used from any thread, it locks for itself.
+unsafe impl Send for Gpu {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Gpu {}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Gpu")
+            .field("name", &self.name)
+            .field("lost", &self.is_lost())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Gpu {
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it failed for good: nothing works on it until the process is started anew.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// Bytes of its memory: (free, all).
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn memory(&self) -> Result<(usize, usize), GpuError> {
+        let driver = self.current()?;
+        let (mut free, mut all) = (0, 0);
+        // SAFETY: the library writes two numbers.
+        let answer = unsafe { (driver.functions.memory_info)(&raw mut free, &raw mut all) };
+        self.check("cuMemGetInfo", answer)?;
+        Ok((free, all))
+    }
+
+    /// Makes the context this thread's and hands out the driver.
+    pub(super) fn current(&self) -> Result<&Driver, GpuError> {
+        if self.is_lost() {
+            return Err(GpuError {
+                call: "none",
+                code: 0,
+                words: format!("{} failed for good: restart the process", self.name),
+            });
+        }
+        // SAFETY: a context that is retained while `self` lives.
+        let answer = unsafe { (self.driver.functions.set_current)(self.context.as_ptr()) };
+        self.check("cuCtxSetCurrent", answer)?;
+        Ok(&self.driver)
+    }
+
+    /// The driver, for releasing what a lost device still has, too.
+    pub(super) fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    /// The answer of a call on this device; notes that it is lost.
+    pub(super) fn check(&self, call: &'static str, answer: c_int) -> Result<(), GpuError> {
+        let checked = self.driver.check(call, answer);
+        if checked.as_ref().is_err_and(|error| is_for_good(error.code)) {
+            self.lost.store(true, Ordering::Release);
+        }
+        checked
+    }
+
+    /// Holds on to memory that nobody can tell to be at rest.
+    pub(super) fn keep(&self, copies: Vec<Copy>) {
+        self.kept.lock().push(copies);
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let kept = std::mem::take(&mut *self.kept.lock());
+        if !kept.is_empty() {
+            // A device that failed may still reach them.
+            let _for_good = std::mem::ManuallyDrop::new(kept);
+        }
+        // SAFETY: retained once; every object of the context holds this, so none is left. Its answer changes nothing.
+        let _ = unsafe { (self.driver.functions.primary_release)(self.handle) };
+    }
+}

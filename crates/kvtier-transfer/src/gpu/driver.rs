@@ -1,0 +1,162 @@
+//! The part of the driver API that is used: a table of functions of a library that was opened at run time.
+//!
+//! Signatures as in `cuda.h` of CUDA 12; every function has been there since CUDA 11 under these names.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::rdma::verbs::loader;
+
+pub(super) type Opaque = *mut c_void;
+/// `CUdeviceptr`. With unified addressing a host address is one, too.
+pub(super) type Address = u64;
+
+pub(super) const SUCCESS: c_int = 0;
+pub(super) const NOT_READY: c_int = 600;
+/// `CU_STREAM_NON_BLOCKING`: it does not wait for the legacy default stream, which an engine may use.
+pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING`: who waits sleeps.
+pub(super) const EVENT_FLAGS: c_uint = 1 | 2;
+/// `CU_MEMHOSTREGISTER_PORTABLE`: pinned for every context.
+pub(super) const REGISTER_PORTABLE: c_uint = 1;
+/// `CU_MEMHOSTREGISTER_READ_ONLY`, for mappings that are.
+pub(super) const REGISTER_READ_ONLY: c_uint = 8;
+
+const FILE: &CStr = c"libcuda.so.1";
+
+/// Why there is no CUDA here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unavailable(pub String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "cuda unavailable: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
+/// A call of the driver that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{call}: {words} ({code})")]
+pub struct GpuError {
+    /// The function.
+    pub call: &'static str,
+    /// `CUresult`; 0 where the call was not made.
+    pub code: i32,
+    /// In the driver's words.
+    pub words: String,
+}
+
+macro_rules! functions {
+    ($($(#[$doc:meta])* $field:ident: $symbol:literal ($($argument:ty),*);)*) => {
+        /// What is called.
+        pub(super) struct Functions {
+            $($(#[$doc])* pub(super) $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
+        }
+
+        impl Functions {
+            fn of(handle: Opaque, file: &CStr) -> Result<Functions, String> {
+                Ok(Functions {
+                    $($field: {
+                        let symbol = loader::symbol(handle, file, $symbol)?;
+                        // SAFETY: the library's function of this name has this signature, see cuda.h.
+                        unsafe { std::mem::transmute::<Opaque, unsafe extern "C" fn($($argument),*) -> c_int>(symbol) }
+                    },)*
+                })
+            }
+        }
+    };
+}
+
+functions! {
+    init: "cuInit"(c_uint);
+    driver_version: "cuDriverGetVersion"(*mut c_int);
+    device_count: "cuDeviceGetCount"(*mut c_int);
+    device_get: "cuDeviceGet"(*mut c_int, c_int);
+    device_name: "cuDeviceGetName"(*mut c_char, c_int, c_int);
+    primary_retain: "cuDevicePrimaryCtxRetain"(*mut Opaque, c_int);
+    primary_release: "cuDevicePrimaryCtxRelease_v2"(c_int);
+    set_current: "cuCtxSetCurrent"(Opaque);
+    memory_info: "cuMemGetInfo_v2"(*mut usize, *mut usize);
+    allocate: "cuMemAlloc_v2"(*mut Address, usize);
+    free: "cuMemFree_v2"(Address);
+    fill: "cuMemsetD8Async"(Address, u8, usize, Opaque);
+    register: "cuMemHostRegister_v2"(Opaque, usize, c_uint);
+    unregister: "cuMemHostUnregister"(Opaque);
+    stream_create: "cuStreamCreate"(*mut Opaque, c_uint);
+    stream_destroy: "cuStreamDestroy_v2"(Opaque);
+    stream_wait: "cuStreamWaitEvent"(Opaque, Opaque, c_uint);
+    event_create: "cuEventCreate"(*mut Opaque, c_uint);
+    event_record: "cuEventRecord"(Opaque, Opaque);
+    event_query: "cuEventQuery"(Opaque);
+    event_synchronize: "cuEventSynchronize"(Opaque);
+    event_destroy: "cuEventDestroy_v2"(Opaque);
+    copy: "cuMemcpyAsync"(Address, Address, usize, Opaque);
+    error_name: "cuGetErrorName"(c_int, *mut *const c_char);
+}
+
+/// An open driver. It is never closed: its threads may live as long as the process.
+pub(super) struct Driver {
+    pub(super) functions: Functions,
+    /// `CUDA_VERSION`: 1000 times the major one, 10 times the minor one.
+    pub(super) version: i32,
+}
+
+impl Driver {
+    /// The system's, or the one at `path`.
+    pub(super) fn open(path: Option<&Path>) -> Result<Driver, Unavailable> {
+        let file = match path {
+            None => FILE.to_owned(),
+            Some(path) => CString::new(path.as_os_str().as_bytes()).map_err(|error| Unavailable(error.to_string()))?,
+        };
+        let handle = loader::open(&file, "it comes with NVIDIA's driver").map_err(Unavailable)?;
+        let functions = Functions::of(handle, &file).map_err(Unavailable)?;
+        let mut driver = Driver { functions, version: 0 };
+        // SAFETY: takes no pointer.
+        let answer = unsafe { (driver.functions.init)(0) };
+        driver.check("cuInit", answer).map_err(unavailable)?;
+        // SAFETY: the library writes one number.
+        let answer = unsafe { (driver.functions.driver_version)(&raw mut driver.version) };
+        driver.check("cuDriverGetVersion", answer).map_err(unavailable)?;
+        Ok(driver)
+    }
+
+    /// The answer of `call`.
+    pub(super) fn check(&self, call: &'static str, answer: c_int) -> Result<(), GpuError> {
+        if answer == SUCCESS {
+            return Ok(());
+        }
+        Err(GpuError {
+            call,
+            code: answer,
+            words: self.words(answer),
+        })
+    }
+
+    fn words(&self, code: c_int) -> String {
+        let mut words: *const c_char = std::ptr::null();
+        // SAFETY: the library writes one pointer, to a constant string of its own, or null for a code that it does not know.
+        let answer = unsafe { (self.functions.error_name)(code, &raw mut words) };
+        if answer != SUCCESS || words.is_null() {
+            return "an error that the driver has no name for".to_owned();
+        }
+        // SAFETY: a constant string of the library that ends in zero.
+        unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned()
+    }
+}
+
+pub(super) fn unavailable(error: GpuError) -> Unavailable {
+    Unavailable(error.to_string())
+}
+
+/// Errors after which a context answers nothing else, see "sticky errors" in CUDA's programming guide: illegal addresses and
+/// instructions, launch failures and timeouts, uncorrectable ECC errors, devices that are gone.
+pub(super) fn is_for_good(code: i32) -> bool {
+    matches!(
+        code,
+        214 | 4 | 46 | 700 | 702 | 709 | 710 | 714 | 715 | 716 | 717 | 718 | 719
+    )
+}

@@ -1,0 +1,406 @@
+//! Memory of devices and copies: the same cases on the software device and on a real one.
+//!
+//! The software device is a driver library of ours, see `kvtier_softgpu`, which cargo builds beside this program. With
+//! `KVTIER_GPU=real` the system's driver is used; what only the software device can be made to do is not executed there, and
+//! says so.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvtier_transfer::gpu::{Copy, Cuda, Gpu, GpuError, Place, Stream};
+use kvtier_transfer::memory::{Access, MemoryRegion, MemorySlice, PageRequest};
+use kvtier_transfer::{Cause, Transfer};
+
+const MIB: usize = 1 << 20;
+
+/// What a software device does, see `kvtier_softgpu`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Well,
+    Slow,
+    Small,
+    Breaks,
+    Refuses,
+}
+
+fn is_real() -> bool {
+    std::env::var("KVTIER_GPU").is_ok_and(|kind| kind == "real")
+}
+
+fn software() -> PathBuf {
+    let program = std::env::current_exe().expect("a program");
+    program.with_file_name("libkvtier_softgpu.so")
+}
+
+/// The device that a case needs; `None` where a real one cannot be made to do that.
+fn gpu(kind: Kind) -> Option<Arc<Gpu>> {
+    if is_real() {
+        if kind != Kind::Well {
+            println!("not executed: a real device cannot be made to fail so");
+            return None;
+        }
+        let cuda = Cuda::open().expect("KVTIER_GPU=real was asked for");
+        return Some(cuda.device(0).expect("a device"));
+    }
+    let cuda = Cuda::open_at(&software()).expect("the software device");
+    Some(cuda.device(kind as usize).expect("a device"))
+}
+
+fn pattern(seed: usize, length: usize) -> Vec<u8> {
+    (0..length).map(|at| ((at * 7 + seed * 31) % 251) as u8).collect()
+}
+
+fn host(bytes: usize) -> MemorySlice {
+    let region = MemoryRegion::anonymous(bytes.next_multiple_of(4096)).expect("memory");
+    region.slice(0, bytes).expect("inside")
+}
+
+fn filled(seed: usize, bytes: usize) -> MemorySlice {
+    let slice = host(bytes);
+    slice.copy_from_slice(&pattern(seed, bytes)).expect("equal");
+    slice
+}
+
+fn run(stream: &Stream, copies: Vec<Copy>) {
+    stream.submit(copies).expect("taken").wait().expect("copied");
+}
+
+fn copy(source: Place, target: Place) -> Copy {
+    Copy { source, target }
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_machine_without_a_driver_says_so_in_words() {
+    let nowhere = Cuda::open_at("/nowhere/libcuda.so.1".as_ref()).expect_err("no such file");
+    let words = nowhere.to_string();
+    assert!(
+        words.starts_with("cuda unavailable: ") && words.contains("NVIDIA's driver"),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_device_has_a_name_and_memory() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let (free, all) = gpu.memory().expect("an answer");
+    assert!(!gpu.name().is_empty() && free <= all && all > 0, "{gpu:?}");
+    assert!(!gpu.is_lost());
+    println!("device: {}", gpu.name());
+}
+
+#[test]
+fn a_number_gives_one_device_and_what_is_no_number_none() {
+    if is_real() {
+        return println!("not executed: a real machine has as many devices as it has");
+    }
+    let cuda = Cuda::open_at(&software()).expect("the software device");
+    assert_eq!((cuda.devices(), cuda.version()), (5, (12, 8)));
+    let gpu = cuda.device(1).expect("a device");
+    assert!(Arc::ptr_eq(&gpu, &cuda.device(1).expect("the same")));
+    assert_eq!(gpu.name(), "software: slow");
+    let error = cuda.device(5).expect_err("there are five");
+    assert!(error.to_string().contains("INVALID_DEVICE"), "{error}");
+}
+
+#[test]
+fn bytes_go_up_and_come_back() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let stream = gpu.stream().expect("a stream");
+    let device = gpu.allocate(4 * MIB).expect("memory");
+    for (offset, length) in [(0, 1), (1, 4095), (4096, 65_536), (12_345, MIB), (0, 4 * MIB)] {
+        let there = device.slice(offset, length).expect("inside");
+        let (source, target) = (filled(offset, length), host(length));
+        let up = copy(Place::Host(source.clone()), Place::Device(there.clone()));
+        let down = copy(Place::Device(there), Place::Host(target.clone()));
+        run(&stream, vec![up, down]);
+        assert!(target.to_vec() == source.to_vec(), "{length} bytes at {offset}");
+    }
+}
+
+#[test]
+fn pages_that_lie_apart_are_gathered_into_one_block_and_scattered_again() {
+    const PAGE: usize = 16 << 10;
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let stream = gpu.stream().expect("a stream");
+    let (pages, again) = (
+        gpu.allocate(4 * MIB).expect("memory"),
+        gpu.allocate(4 * MIB).expect("memory"),
+    );
+    let all = filled(1, 4 * MIB);
+    let up = copy(
+        Place::Host(all.clone()),
+        Place::Device(pages.slice(0, 4 * MIB).expect("inside")),
+    );
+    run(&stream, vec![up]);
+    let order: Vec<usize> = (0..64).map(|at| at * 37 % 256).collect();
+    let block = host(64 * PAGE);
+    let part = |at: usize| block.subslice(at * PAGE, PAGE).expect("inside");
+    let page = |at: usize| pages.slice(order[at] * PAGE, PAGE).expect("inside");
+    run(
+        &stream,
+        (0..64)
+            .map(|at| copy(Place::Device(page(at)), Place::Host(part(at))))
+            .collect(),
+    );
+    let (bytes, wanted) = (block.to_vec(), all.to_vec());
+    for (at, from) in order.iter().enumerate() {
+        assert!(
+            bytes[at * PAGE..][..PAGE] == wanted[from * PAGE..][..PAGE],
+            "page {from} at {at}"
+        );
+    }
+    let back = |at: usize| again.slice(order[at] * PAGE, PAGE).expect("inside");
+    run(
+        &stream,
+        (0..64)
+            .map(|at| copy(Place::Host(part(at)), Place::Device(back(at))))
+            .collect(),
+    );
+    let one = host(PAGE);
+    run(&stream, vec![copy(Place::Device(back(63)), Place::Host(one.clone()))]);
+    assert!(one.to_vec() == bytes[63 * PAGE..]);
+}
+
+#[test]
+fn zeroes_cover_what_was_there() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let stream = gpu.stream().expect("a stream");
+    let device = gpu.allocate(MIB).expect("memory");
+    let all = device.slice(0, MIB).expect("inside");
+    run(
+        &stream,
+        vec![copy(Place::Host(filled(3, MIB)), Place::Device(all.clone()))],
+    );
+    let zeroed = stream.zero(&device.slice(4096, 8192).expect("inside")).expect("taken");
+    let got = host(MIB);
+    run(&stream, vec![copy(Place::Device(all), Place::Host(got.clone()))]);
+    assert_eq!(zeroed.wait(), Ok(()));
+    let mut wanted = pattern(3, MIB);
+    wanted[4096..12_288].fill(0);
+    assert!(got.to_vec() == wanted);
+}
+
+#[test]
+fn a_stream_that_comes_after_another_sees_what_that_one_wrote() {
+    let Some(slow) = gpu(if is_real() { Kind::Well } else { Kind::Slow }) else {
+        return;
+    };
+    let (writes, reads) = (slow.stream().expect("a stream"), slow.stream().expect("a stream"));
+    let device = slow.allocate(MIB).expect("memory");
+    let there = || Place::Device(device.slice(0, MIB).expect("inside"));
+    for seed in 0..3 {
+        let source = filled(seed, MIB);
+        let written = writes
+            .submit(vec![copy(Place::Host(source.clone()), there())])
+            .expect("taken");
+        reads.after(&writes).expect("taken");
+        let target = host(MIB);
+        run(&reads, vec![copy(there(), Place::Host(target.clone()))]);
+        assert!(target.to_vec() == source.to_vec(), "round {seed}");
+        assert_eq!(written.outcome(), Some(Ok(())), "what came before is done");
+    }
+}
+
+#[test]
+fn a_future_is_woken_by_the_device() {
+    struct Count(std::sync::atomic::AtomicUsize);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let Some(slow) = gpu(if is_real() { Kind::Well } else { Kind::Slow }) else {
+        return;
+    };
+    let stream = slow.stream().expect("a stream");
+    let device = slow.allocate(MIB).expect("memory");
+    let source = filled(2, MIB);
+    let mut transfer = stream
+        .submit(vec![copy(
+            Place::Host(source),
+            Place::Device(device.slice(0, MIB).expect("inside")),
+        )])
+        .expect("taken");
+    let count = Arc::new(Count(0.into()));
+    let waker = std::task::Waker::from(Arc::clone(&count));
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut poll = || std::future::Future::poll(std::pin::Pin::new(&mut transfer), &mut context);
+    if poll().is_pending() {
+        until("it is woken", || count.0.load(std::sync::atomic::Ordering::SeqCst) > 0);
+        assert_eq!(poll(), std::task::Poll::Ready(Ok(())));
+    }
+}
+
+#[test]
+fn memory_of_a_copy_that_nobody_waits_for_stays_until_the_device_is_done() {
+    let Some(slow) = gpu(Kind::Slow) else { return };
+    let stream = slow.stream().expect("a stream");
+    let (_, all) = slow.memory().expect("an answer");
+    let device = slow.allocate(100 * MIB).expect("memory");
+    let target = host(MIB);
+    let region = Arc::downgrade(target.region());
+    let down = copy(
+        Place::Device(device.slice(0, MIB).expect("inside")),
+        Place::Host(target),
+    );
+    let transfer = stream.submit(vec![down]).expect("taken");
+    // The software device ends the process where any of these lets go of memory in flight.
+    drop((transfer, device, stream));
+    assert!(region.upgrade().is_some(), "the device may still write it");
+    assert!(slow.memory().expect("an answer").0 <= all - 100 * MIB);
+    until("it is freed at last", || region.upgrade().is_none());
+}
+
+#[test]
+fn more_memory_than_there_is_is_refused_and_nothing_leaks() {
+    let Some(small) = gpu(Kind::Small) else { return };
+    let before = small.memory().expect("an answer");
+    let held = small.allocate(MIB / 2).expect("memory");
+    let error = small.allocate(MIB).expect_err("more than there is");
+    assert!(error.to_string().contains("OUT_OF_MEMORY"), "{error}");
+    assert!(!small.is_lost(), "that is no reason to give up");
+    drop(held);
+    assert_eq!(small.memory().expect("an answer"), before);
+    for _ in 0..100 {
+        drop(small.allocate(MIB).expect("what was let go of is there again"));
+    }
+}
+
+#[test]
+fn a_device_that_breaks_fails_what_is_in_flight_and_refuses_what_comes_after() {
+    let Some(breaks) = gpu(Kind::Breaks) else { return };
+    let stream = breaks.stream().expect("a stream");
+    let device = breaks.allocate(MIB).expect("memory");
+    let there = |at: usize| Place::Device(device.slice(at * 4096, 4096).expect("inside"));
+    run(&stream, vec![copy(Place::Host(filled(1, 4096)), there(0))]);
+    let targets: Vec<MemorySlice> = (0..8).map(|_| host(4096)).collect();
+    let regions: Vec<_> = targets.iter().map(|target| Arc::downgrade(target.region())).collect();
+    let copies = targets
+        .into_iter()
+        .map(|target| copy(there(0), Place::Host(target)))
+        .collect();
+    let failed = stream.submit(copies).expect("taken").wait().expect_err("it breaks");
+    assert!(
+        matches!(&failed.cause, Cause::Local(words) if words.contains("ILLEGAL_ADDRESS")),
+        "{failed}"
+    );
+    assert!(breaks.is_lost());
+    assert!(
+        regions.iter().all(|region| region.upgrade().is_some()),
+        "nobody can tell whether the device still writes them"
+    );
+    let refused = stream.submit(vec![copy(Place::Host(filled(1, 4096)), there(0))]);
+    let refused = refused.expect_err("it is lost");
+    assert!(refused.to_string().contains("restart"), "{refused}");
+    assert_eq!(refused.copies.len(), 1, "the batch comes back");
+    assert!(breaks.allocate(4096).is_err() && breaks.stream().is_err());
+}
+
+#[test]
+fn a_registered_region_is_pinned_until_the_last_copy_is_done() {
+    let Some(slow) = gpu(if is_real() { Kind::Well } else { Kind::Slow }) else {
+        return;
+    };
+    let stream = slow.stream().expect("a stream");
+    let (region, _file) = MemoryRegion::create("gpu-test", 4 * MIB, PageRequest::Small).expect("memory");
+    let registration = slow.register(&region).expect("pinned");
+    assert!(region.is_pinned());
+    let again = slow.register(&region).expect("the same");
+    assert!(Arc::ptr_eq(&registration, &again));
+    let device = slow.allocate(MIB).expect("memory");
+    let up = copy(
+        Place::Host(region.slice(MIB, MIB).expect("inside")),
+        Place::Device(device.slice(0, MIB).expect("inside")),
+    );
+    let transfer: Transfer = stream.submit(vec![up]).expect("taken");
+    // The software device ends the process when memory is unregistered under a copy.
+    drop((registration, again));
+    if !is_real() {
+        assert!(region.is_pinned(), "the copy holds it");
+    }
+    assert_eq!(transfer.wait(), Ok(()));
+    until("it is let go of", || !region.is_pinned());
+}
+
+#[test]
+fn memory_that_cannot_be_pinned_is_copied_all_the_same() {
+    let Some(refuses) = gpu(Kind::Refuses) else { return };
+    let region = MemoryRegion::anonymous(MIB).expect("memory");
+    let error: GpuError = refuses.register(&region).expect_err("it refuses");
+    assert!(error.to_string().contains("NOT_SUPPORTED"), "{error}");
+    assert!(!region.is_pinned(), "nothing holds it");
+    let stream = refuses.stream().expect("a stream");
+    let device = refuses.allocate(MIB).expect("memory");
+    let there = device.slice(0, MIB).expect("inside");
+    let source = filled(5, MIB);
+    run(
+        &stream,
+        vec![copy(Place::Host(source.clone()), Place::Device(there.clone()))],
+    );
+    let target = region.slice(0, MIB).expect("inside");
+    run(&stream, vec![copy(Place::Device(there), Place::Host(target.clone()))]);
+    assert!(target.to_vec() == source.to_vec());
+}
+
+#[test]
+fn batches_that_cannot_be_right_are_refused_and_come_back() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let stream = gpu.stream().expect("a stream");
+    let device = gpu.allocate(MIB).expect("memory");
+    let there = |length: usize| Place::Device(device.slice(0, length).expect("inside"));
+    let here = |length: usize| Place::Host(host(length));
+    let (_, file) = MemoryRegion::create("gpu-test", 4096, PageRequest::Small).expect("memory");
+    let read_only = MemoryRegion::attach(file, 4096, Access::ReadOnly, false).expect("mapped");
+    let read_only = Place::Host(read_only.slice(0, 4096).expect("inside"));
+    let words = |copies: Vec<Copy>| {
+        let count = copies.len();
+        let refused = stream.submit(copies).expect_err("it cannot be right");
+        assert_eq!(refused.copies.len(), count);
+        refused.to_string()
+    };
+    assert!(words(Vec::new()).contains("empty batch"));
+    let good = || copy(here(64), there(64));
+    assert!(words(vec![good(), copy(here(64), there(65))]).contains("copy 1: the two sides differ"));
+    let nothing = Place::Host(host(64).subslice(0, 0).expect("inside"));
+    assert!(words(vec![copy(nothing, there(0))]).contains("empty copy"));
+    assert!(words(vec![copy(here(64), here(64))]).contains("no side of it"));
+    assert!(words(vec![copy(there(4096), read_only)]).contains("read-only"));
+    assert!(words(vec![good(); 4097]).contains("4096 at most"));
+    assert!(device.slice(1, MIB).is_err(), "past the end");
+    let Some(other) = self::gpu(Kind::Refuses) else { return };
+    let elsewhere = other.allocate(4096).expect("memory").slice(0, 4096).expect("inside");
+    assert!(words(vec![copy(here(4096), Place::Device(elsewhere))]).contains("another device"));
+}
+
+#[test]
+fn many_threads_copy_at_once() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let device = gpu.allocate(8 * MIB).expect("memory");
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (gpu, device) = (&gpu, &device);
+            scope.spawn(move || {
+                let stream = gpu.stream().expect("a stream");
+                let there = device.slice(thread * MIB, MIB).expect("its own part");
+                for round in 0..20 {
+                    let source = filled(thread * 100 + round, MIB);
+                    let target = host(MIB);
+                    let up = copy(Place::Host(source.clone()), Place::Device(there.clone()));
+                    drop(stream.submit(vec![up]).expect("taken"));
+                    let down = copy(Place::Device(there.clone()), Place::Host(target.clone()));
+                    run(&stream, vec![down]);
+                    assert!(target.to_vec() == source.to_vec(), "thread {thread}, round {round}");
+                }
+            });
+        }
+    });
+}
