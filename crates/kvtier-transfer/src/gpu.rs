@@ -14,10 +14,12 @@
 
 mod device;
 mod driver;
+mod layout;
 mod memory;
 mod stream;
 
 pub use device::{Cuda, Gpu};
 pub use driver::{GpuError, Unavailable};
+pub use layout::{KvLayout, KvOrder, KvParts, LayoutError};
 pub use memory::{DeviceRegion, DeviceSlice, HostRegistration};
 pub use stream::{Copy, CopyRefused, Place, Stream};

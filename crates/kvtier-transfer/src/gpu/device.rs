@@ -202,9 +202,14 @@ impl Gpu {
     pub(super) fn check(&self, call: &'static str, answer: c_int) -> Result<(), GpuError> {
         let checked = self.driver.check(call, answer);
         if checked.as_ref().is_err_and(|error| is_for_good(error.code)) {
-            self.lost.store(true, Ordering::Release);
+            self.lose();
         }
         checked
+    }
+
+    /// It failed for good.
+    pub(super) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
     }
 
     /// Holds on to memory that nobody can tell to be at rest.

@@ -13,6 +13,8 @@ pub struct DeviceRegion {
     gpu: Arc<Gpu>,
     base: Address,
     bytes: usize,
+    /// Whether it is to be freed here.
+    is_ours: bool,
 }
 
 impl fmt::Debug for DeviceRegion {
@@ -40,7 +42,23 @@ impl Gpu {
             gpu: Arc::clone(self),
             base,
             bytes,
+            is_ours: true,
         }))
+    }
+
+    /// Memory of this device that somebody else in this process allocated: an engine's tensor. It is not freed here.
+    ///
+    /// # Safety
+    /// The `bytes` at `address` are this device's, and stay allocated until the last slice of the answer and the last copy that
+    /// was submitted with one are gone.
+    #[must_use]
+    pub unsafe fn adopt(self: &Arc<Self>, address: u64, bytes: usize) -> Arc<DeviceRegion> {
+        Arc::new(DeviceRegion {
+            gpu: Arc::clone(self),
+            base: address,
+            bytes,
+            is_ours: false,
+        })
     }
 
     /// Pins a host region for this and every other device, so that copies to and from it need no bounce. It stays so until the
@@ -110,7 +128,7 @@ impl DeviceRegion {
 impl Drop for DeviceRegion {
     fn drop(&mut self) {
         // The memory of a lost device went with its context, or will with the process.
-        if let Ok(driver) = self.gpu.current() {
+        if let (true, Ok(driver)) = (self.is_ours, self.gpu.current()) {
             // SAFETY: allocated there, and no slice of it is left: nothing in flight reaches it.
             let answer = unsafe { (driver.functions.free)(self.base) };
             let _ = self.gpu.check("cuMemFree", answer);
@@ -146,6 +164,15 @@ impl DeviceSlice {
         &self.region
     }
 
+    /// The `length` bytes from `offset` on.
+    pub fn subslice(&self, offset: usize, length: usize) -> Result<DeviceSlice, OutOfRange> {
+        if offset.checked_add(length).is_none_or(|end| end > self.length) {
+            let bytes = self.length;
+            return Err(OutOfRange { offset, length, bytes });
+        }
+        self.region.slice(self.offset + offset, length)
+    }
+
     pub(super) fn address(&self) -> Address {
         self.region.base + self.offset as Address
     }
@@ -166,6 +193,14 @@ pub struct HostRegistration {
     gpu: Arc<Gpu>,
     base: usize,
     pinned: Option<Pinned>,
+}
+
+impl HostRegistration {
+    /// What is registered.
+    #[must_use]
+    pub fn region(&self) -> Option<&Arc<MemoryRegion>> {
+        self.pinned.as_ref().map(Pinned::region)
+    }
 }
 
 impl fmt::Debug for HostRegistration {

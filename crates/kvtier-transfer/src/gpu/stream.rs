@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::device::Gpu;
 use super::driver::{Address, EVENT_FLAGS, GpuError, NOT_READY, Opaque, STREAM_NON_BLOCKING};
 use super::memory::{DeviceSlice, HostRegistration};
-use crate::memory::MemorySlice;
+use crate::memory::{MemorySlice, OutOfRange};
 use crate::transfer::{Batch, Cause, Drive, PIECES_MAX, Transfer};
 
 /// Batches of a device have no deadline, see the module: this one never comes.
@@ -26,10 +26,17 @@ pub enum Place {
 }
 
 impl Place {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Place::Host(slice) => slice.len(),
             Place::Device(slice) => slice.len(),
+        }
+    }
+
+    pub(super) fn part(&self, offset: usize, length: usize) -> Result<Place, OutOfRange> {
+        match self {
+            Place::Host(slice) => slice.subslice(offset, length).map(Place::Host),
+            Place::Device(slice) => slice.subslice(offset, length).map(Place::Device),
         }
     }
 }
@@ -354,6 +361,8 @@ impl Flight {
                 }
             }
             Err(words) => {
+                // Nobody can tell what it still writes.
+                gpu.lose();
                 gpu.keep(copies);
                 let (at, cause) = self.failed.clone().unwrap_or((0, Cause::Local(words)));
                 batch.finish(at, Err(cause));

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtier_transfer::gpu::{Copy, Cuda, Gpu, GpuError, Place, Stream};
+use kvtier_transfer::gpu::{
+    Copy, Cuda, DeviceSlice, Gpu, GpuError, KvLayout, KvOrder, KvParts, LayoutError, Place, Stream,
+};
 use kvtier_transfer::memory::{Access, MemoryRegion, MemorySlice, PageRequest};
 use kvtier_transfer::{Cause, Transfer};
 
@@ -403,4 +405,184 @@ fn many_threads_copy_at_once() {
             });
         }
     });
+}
+
+/// A cache of an engine whose every byte tells where it lies, and the same bytes by layer, part, page and place in the page.
+struct Engine {
+    layout: KvLayout,
+    tensors: Vec<DeviceSlice>,
+    row: usize,
+}
+
+impl Engine {
+    fn new(gpu: &Arc<Gpu>, layout: KvLayout) -> Engine {
+        let (count, bytes) = layout.tensors().expect("a layout");
+        let tensor = |_| gpu.allocate(bytes).expect("memory").slice(0, bytes).expect("all");
+        let tokens = layout.page_tokens * layout.heads;
+        Engine {
+            layout,
+            tensors: (0..count).map(tensor).collect(),
+            row: (tokens * layout.head_elements * layout.element_bytes) as usize,
+        }
+    }
+
+    fn parts(&self) -> usize {
+        if self.layout.parts == KvParts::Latent { 1 } else { 2 }
+    }
+
+    /// Written without the library's arithmetic: index by index, as the engine's tensors are declared.
+    fn fill(&self, stream: &Stream, seed: usize) {
+        let (layers, pages) = (self.layout.layers as usize, self.layout.pages as usize);
+        let mut tensors = vec![Vec::new(); self.tensors.len()];
+        for layer in 0..layers {
+            let tensor = if self.layout.one_tensor { 0 } else { layer };
+            let rows: Vec<(usize, usize)> = match self.layout.order {
+                KvOrder::PartsOuter => (0..self.parts())
+                    .flat_map(|part| (0..pages).map(move |page| (part, page)))
+                    .collect(),
+                KvOrder::PagesOuter => (0..pages)
+                    .flat_map(|page| (0..self.parts()).map(move |part| (part, page)))
+                    .collect(),
+            };
+            for (part, page) in rows {
+                tensors[tensor].extend(self.page(seed, layer, part, page));
+            }
+        }
+        for (device, bytes) in self.tensors.iter().zip(tensors) {
+            let source = host(bytes.len());
+            source.copy_from_slice(&bytes).expect("equal");
+            run(stream, vec![copy(Place::Host(source), Place::Device(device.clone()))]);
+        }
+    }
+
+    fn page(&self, seed: usize, layer: usize, part: usize, page: usize) -> Vec<u8> {
+        pattern(seed + layer * 1009 + part * 503 + page * 17, self.row)
+    }
+
+    fn wanted(&self, seed: usize, pages: &[u32], layers: std::ops::Range<u32>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for layer in layers {
+            for part in 0..self.parts() {
+                for page in pages {
+                    bytes.extend(self.page(seed, layer as usize, part, *page as usize));
+                }
+            }
+        }
+        bytes
+    }
+}
+
+fn layouts() -> Vec<KvLayout> {
+    let mut layouts = Vec::new();
+    for parts in [KvParts::KeysAndValues, KvParts::Latent] {
+        for order in [KvOrder::PartsOuter, KvOrder::PagesOuter] {
+            for one_tensor in [false, true] {
+                layouts.push(KvLayout {
+                    layers: 3,
+                    parts,
+                    order,
+                    one_tensor,
+                    pages: 11,
+                    page_tokens: 16,
+                    heads: 2,
+                    head_elements: 24,
+                    element_bytes: 2,
+                });
+            }
+        }
+    }
+    layouts
+}
+
+#[test]
+fn pages_of_every_layout_become_a_block_and_pages_again() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let stream = gpu.stream().expect("a stream");
+    for (seed, layout) in layouts().into_iter().enumerate() {
+        let (engine, other) = (Engine::new(&gpu, layout), Engine::new(&gpu, layout));
+        engine.fill(&stream, seed);
+        other.fill(&stream, seed + 100);
+        let pages = [4, 5, 6, 0, 10, 2];
+        let bytes = layout.block_bytes(pages.len()).expect("a size");
+        let block = host(bytes);
+        let there = Place::Host(block.clone());
+        let gathered = layout.gather(&engine.tensors, &pages, 0..3, &there).expect("it fits");
+        run(&stream, gathered);
+        assert!(block.to_vec() == engine.wanted(seed, &pages, 0..3), "{layout:?}");
+        // Into other pages of another cache: those alone change.
+        let into = [1, 2, 9, 8, 0, 5];
+        run(
+            &stream,
+            layout.scatter(&there, &other.tensors, &into, 0..3).expect("it fits"),
+        );
+        let again = host(bytes);
+        let there = Place::Host(again.clone());
+        run(
+            &stream,
+            layout.gather(&other.tensors, &into, 0..3, &there).expect("it fits"),
+        );
+        assert!(again.to_vec() == block.to_vec(), "{layout:?}");
+        let untouched = [3, 4, 6, 7, 10];
+        let bytes = layout.block_bytes(untouched.len()).expect("a size");
+        let rest = host(bytes);
+        let there = Place::Host(rest.clone());
+        run(
+            &stream,
+            layout
+                .gather(&other.tensors, &untouched, 0..3, &there)
+                .expect("it fits"),
+        );
+        assert!(
+            rest.to_vec() == other.wanted(seed + 100, &untouched, 0..3),
+            "{layout:?}"
+        );
+    }
+}
+
+#[test]
+fn one_layer_of_a_block_is_loaded_by_itself_on_the_device() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let stream = gpu.stream().expect("a stream");
+    let layout = layouts()[0];
+    let engine = Engine::new(&gpu, layout);
+    engine.fill(&stream, 7);
+    let pages = [2, 3];
+    let bytes = layout.block_bytes(pages.len()).expect("a size") / 3;
+    let block = gpu.allocate(bytes).expect("memory").slice(0, bytes).expect("all");
+    let there = Place::Device(block);
+    run(
+        &stream,
+        layout.gather(&engine.tensors, &pages, 1..2, &there).expect("it fits"),
+    );
+    let got = host(bytes);
+    run(&stream, vec![copy(there, Place::Host(got.clone()))]);
+    assert!(got.to_vec() == engine.wanted(7, &pages, 1..2));
+}
+
+#[test]
+fn memory_that_does_not_fit_a_layout_is_refused_with_what_was_wrong() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let layout = layouts()[0];
+    let engine = Engine::new(&gpu, layout);
+    let block = Place::Host(host(4096));
+    let gather = |tensors: &[DeviceSlice], pages: &[u32]| layout.gather(tensors, pages, 0..3, &block);
+    let error = gather(&engine.tensors[..2], &[1]).expect_err("too few");
+    assert_eq!(error, LayoutError::Tensors { given: 2, wanted: 3 });
+    let short = engine.tensors[0].subslice(0, 100).expect("inside");
+    let mixed = [engine.tensors[0].clone(), short, engine.tensors[2].clone()];
+    let error = gather(&mixed, &[1]).expect_err("too short");
+    assert!(
+        matches!(
+            error,
+            LayoutError::TensorBytes {
+                tensor: 1,
+                given: 100,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = gather(&engine.tensors, &[1]).expect_err("another size");
+    assert!(matches!(error, LayoutError::BlockBytes { given: 4096, .. }), "{error}");
+    assert!(gather(&engine.tensors, &[11]).is_err());
 }

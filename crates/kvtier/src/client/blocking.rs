@@ -3,6 +3,7 @@
 //! One connection, one request at a time: a second thread that calls waits for the first. Threads that should not wait
 //! for each other connect each for itself.
 
+mod device;
 mod keeper;
 mod line;
 mod namespace;
@@ -25,6 +26,7 @@ use crate::wire::{NAME_BYTES_MAX, Reply, Request, WATCH_MS_MAX, Welcome};
 use line::Line;
 
 pub use super::Writing;
+pub use device::{DeviceCache, Pages};
 pub use namespace::Namespace;
 pub use writer::BlockWriter;
 

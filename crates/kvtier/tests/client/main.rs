@@ -2,6 +2,7 @@
 
 mod asynchronous;
 mod blocking;
+mod device;
 mod fake_node;
 mod submissions;
 

@@ -11,11 +11,14 @@ const LICENCE: &str = "Apache-2.0";
 /// The arrows between crates of this workspace. `None`: any of them. Development dependencies obey the same table.
 const ARROWS: [(&str, Option<&[&str]>); 10] = [
     ("kvtier-core", Some(&[])),
-    // For its tests alone.
+    // kvtier-softgpu: for tests alone.
     ("kvtier-transfer", Some(&["kvtier-softgpu"])),
     ("kvtier-softgpu", Some(&[])),
     ("kvtier-storage", Some(&["kvtier-core", "kvtier-transfer"])),
-    ("kvtier", Some(&["kvtier-core", "kvtier-storage", "kvtier-transfer"])),
+    (
+        "kvtier",
+        Some(&["kvtier-core", "kvtier-storage", "kvtier-transfer", "kvtier-softgpu"]),
+    ),
     ("kvtier-sim", Some(&["kvtier-core"])),
     (
         "kvtier-bench",

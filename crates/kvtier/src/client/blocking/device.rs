@@ -1,0 +1,204 @@
+use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::sync::Arc;
+
+use kvtier_core::{BlockHash, FetchScope};
+use kvtier_transfer::gpu::{Copy, DeviceSlice, Gpu, HostRegistration, KvLayout, LayoutError, Place, Stream};
+use kvtier_transfer::memory::MemorySlice;
+use kvtier_transfer::{PIECES_MAX, Transfer};
+use parking_lot::Mutex;
+
+use super::{BlockWriter, Namespace};
+use crate::ErrorKind;
+use crate::client::{BlockHandle, ClientError, GetOutcome, Lineage, PutOutcome, Writing};
+
+/// An engine's KV cache on a GPU, as the source of puts and the target of gets.
+///
+/// A block is some of the engine's pages, all layers of them, in the order that [`KvLayout`] describes. Bytes go straight between
+/// the pages and the memory that the node shares, which is pinned for the device where the system allows that. Calls wait for the
+/// device. The engine's own work on the same pages must be done before a put and must not begin before a get has returned.
+#[derive(Debug)]
+pub struct DeviceCache {
+    gpu: Arc<Gpu>,
+    stream: Stream,
+    layout: KvLayout,
+    tensors: Vec<DeviceSlice>,
+    pinned: Mutex<Vec<Arc<HostRegistration>>>,
+}
+
+/// A block and the engine's pages that hold, or are to hold, its bytes.
+pub type Pages<'a> = (BlockHash, &'a [u32]);
+
+impl DeviceCache {
+    /// The cache that lies in `tensors`.
+    ///
+    /// # Errors
+    /// `Invalid` when they do not fit the layout; `Unavailable` when the device has no stream.
+    pub fn new(gpu: &Arc<Gpu>, layout: KvLayout, tensors: Vec<DeviceSlice>) -> Result<DeviceCache, ClientError> {
+        layout.check(&tensors)?;
+        Ok(DeviceCache {
+            gpu: Arc::clone(gpu),
+            stream: gpu.stream().map_err(device_failed)?,
+            layout,
+            tensors,
+            pinned: Mutex::default(),
+        })
+    }
+
+    /// Puts blocks from the engine's pages, keys in prefix order. One outcome each; a block that is cached moves no bytes.
+    ///
+    /// # Errors
+    /// `Invalid` for pages that the layout does not have; `Unavailable` when the device fails, and nothing is published then;
+    /// otherwise as any call.
+    pub fn put(
+        &self,
+        namespace: &Namespace,
+        lineage: impl Into<Lineage>,
+        blocks: &[Pages<'_>],
+        tokens: u32,
+    ) -> Result<Vec<PutOutcome>, ClientError> {
+        let lengths = self.lengths(blocks)?;
+        let asked: Vec<(BlockHash, u32)> = blocks.iter().map(|(hash, _)| *hash).zip(lengths).collect();
+        let mut outcomes = Vec::with_capacity(blocks.len());
+        let mut open: Vec<(usize, BlockWriter)> = Vec::new();
+        for (at, writing) in namespace.writers(lineage, &asked, tokens)?.into_iter().enumerate() {
+            outcomes.push(match writing {
+                Writing::Open(writer) => {
+                    open.push((at, writer));
+                    PutOutcome::Busy
+                }
+                Writing::Present => PutOutcome::Present,
+                Writing::Busy => PutOutcome::Busy,
+            });
+        }
+        let mut copies = Vec::new();
+        for (at, writer) in &open {
+            let slot = self.pin(writer.slice());
+            copies.extend(self.layout.gather(&self.tensors, blocks[*at].1, self.layers(), &slot)?);
+        }
+        if let Err(error) = self.run(copies) {
+            if self.gpu.is_lost() {
+                // The device may still write them: the node must not give these slots to anybody.
+                let _for_good = ManuallyDrop::new(open);
+            }
+            return Err(error);
+        }
+        let (places, writers): (Vec<usize>, Vec<BlockWriter>) = open.into_iter().unzip();
+        if !writers.is_empty() {
+            for (at, outcome) in places.into_iter().zip(namespace.seal(writers)?) {
+                outcomes[at] = outcome;
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Gets blocks into the engine's pages, keys in prefix order; with [`FetchScope::Prefix`] nothing behind the first miss is
+    /// read.
+    ///
+    /// # Errors
+    /// `Invalid` for pages that the layout does not have, or a block of another size than its pages; `Unavailable` when the device
+    /// fails; otherwise as any call. On an error the bytes of all pages that were named are unspecified.
+    pub fn get(
+        &self,
+        namespace: &Namespace,
+        blocks: &[Pages<'_>],
+        scope: FetchScope,
+    ) -> Result<Vec<GetOutcome>, ClientError> {
+        let lengths = self.lengths(blocks)?;
+        let hashes: Vec<BlockHash> = blocks.iter().map(|(hash, _)| *hash).collect();
+        let handles = namespace.get(&hashes, scope)?;
+        let mut copies = Vec::new();
+        let mut outcomes = Vec::with_capacity(blocks.len());
+        for ((handle, length), (_, pages)) in handles.iter().zip(lengths).zip(blocks) {
+            let Some(handle) = handle else {
+                outcomes.push(GetOutcome::Miss);
+                continue;
+            };
+            if handle.len() != length as usize {
+                let given = handle.len();
+                return Err(ClientError::invalid(format!(
+                    "the block has {given} bytes, its pages {length}: engines with other layouts need another realization"
+                )));
+            }
+            handle.check()?;
+            let slot = self.pin(handle.slice());
+            copies.extend(self.layout.scatter(&slot, &self.tensors, pages, self.layers())?);
+            let tier = handle.tier();
+            outcomes.push(GetOutcome::Hit { length, tier });
+        }
+        let copied = self.run(copies);
+        if copied.is_err() && self.gpu.is_lost() {
+            // The device may still read them, which harms nobody but what else it would read there.
+            let _for_good = ManuallyDrop::new(handles);
+            return copied.map(|()| outcomes);
+        }
+        copied?;
+        // What was leased over a connection that is gone may be somebody else's by now.
+        handles.iter().flatten().try_for_each(BlockHandle::check)?;
+        Ok(outcomes)
+    }
+
+    fn layers(&self) -> Range<u32> {
+        0..self.layout.layers
+    }
+
+    fn lengths(&self, blocks: &[Pages<'_>]) -> Result<Vec<u32>, ClientError> {
+        let length = |(_, pages): &Pages<'_>| {
+            self.layout.check_pages(pages)?;
+            let bytes = self.layout.block_bytes(pages.len())?;
+            u32::try_from(bytes)
+                .map_err(|_| ClientError::invalid(format!("a block of {bytes} bytes is over any limit")))
+        };
+        blocks.iter().map(length).collect()
+    }
+
+    /// Copies everything, in batches, and returns when the device is done with all of them.
+    fn run(&self, copies: Vec<Copy>) -> Result<(), ClientError> {
+        let mut running: Vec<Transfer> = Vec::new();
+        let mut result = Ok(());
+        let mut rest = copies;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(PIECES_MAX));
+            match self.stream.submit(std::mem::replace(&mut rest, later)) {
+                Ok(transfer) => running.push(transfer),
+                Err(refused) => {
+                    result = Err(device_failed(refused));
+                    break;
+                }
+            }
+        }
+        for transfer in running {
+            result = result.and(transfer.wait().map_err(device_failed));
+        }
+        result
+    }
+
+    /// Pins the memory of a slot for the device, where that can be; the place of its bytes.
+    fn pin(&self, slice: &MemorySlice) -> Place {
+        let region = slice.region();
+        let mut pinned = self.pinned.lock();
+        let is_it = |known: &Arc<HostRegistration>| known.region().is_some_and(|known| Arc::ptr_eq(known, region));
+        if !pinned.iter().any(is_it) {
+            // Segments that the node took back are held here alone.
+            let is_used =
+                |known: &Arc<HostRegistration>| known.region().is_some_and(|known| Arc::strong_count(known) > 1);
+            pinned.retain(is_used);
+            // Without it the driver copies through buffers of its own: slower, and no less right.
+            pinned.extend(self.gpu.register(region));
+        }
+        Place::Host(slice.clone())
+    }
+}
+
+fn device_failed(error: impl std::fmt::Display) -> ClientError {
+    ClientError::new(
+        ErrorKind::Unavailable,
+        format!("the device did not copy ({error}): recompute"),
+    )
+}
+
+impl From<LayoutError> for ClientError {
+    fn from(error: LayoutError) -> Self {
+        ClientError::invalid(error.to_string())
+    }
+}
