@@ -203,6 +203,24 @@ enum Bench {
     Purge(PurgeBenchOptions),
     /// The transports between nodes beside the rawest way to move the same bytes
     Transfer(TransferBenchOptions),
+    /// Copies to and from a GPU beside the barest ones; without one it exits 69
+    Gpu(GpuBenchOptions),
+}
+
+#[derive(Clone, Debug, Args)]
+struct GpuBenchOptions {
+    /// Which device
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    device: usize,
+    /// A CUDA driver library instead of the system's libcuda.so.1
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
+    /// Short rounds and few: shows that everything runs; the figures mean little
+    #[arg(long)]
+    quick: bool,
+    /// Rounds behind each median
+    #[arg(long)]
+    rounds: Option<u32>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -340,6 +358,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Bench {
             what: Bench::Transfer(options),
         } => bench::transfer(&connection, options),
+        Command::Bench {
+            what: Bench::Gpu(options),
+        } => bench::gpu(&connection, options),
         Command::Workload { output, seed, sessions } => {
             let workload = ChatWorkload {
                 seed,

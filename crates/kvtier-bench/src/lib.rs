@@ -10,6 +10,7 @@ pub mod baseline;
 pub mod client;
 mod daemon;
 mod echo;
+pub mod gpu;
 pub mod nvme;
 mod pattern;
 mod placement;
@@ -51,6 +52,9 @@ pub enum BenchError {
         /// The answer.
         message: String,
     },
+    /// There is no GPU here, or it failed.
+    #[error("{0}")]
+    Gpu(String),
     /// Bytes that were read are not those that were put.
     #[error("wrong bytes in block {block} read by {case}")]
     WrongBytes {

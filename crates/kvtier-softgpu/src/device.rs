@@ -1,9 +1,9 @@
 //! The devices, their memory, and what is in flight on it.
 
-use std::alloc::{Layout, alloc, dealloc};
-use std::cell::Cell;
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -24,8 +24,22 @@ static ALL: [Device; DEVICES] = [
     Device::new("software: refuses", 256 * MIB),
 ];
 
+/// Host memory that was registered or allocated: of the process, whichever device was asked.
+static HOST: Mutex<Ranges> = Mutex::new(Ranges(BTreeMap::new()));
+
 thread_local! {
-    static CURRENT: Cell<Option<&'static Device>> = const { Cell::new(None) };
+    static CURRENT: Contexts = const { Contexts(RefCell::new(Vec::new())) };
+}
+
+/// A thread's stack of contexts.
+struct Contexts(RefCell<Vec<&'static Device>>);
+
+impl Drop for Contexts {
+    fn drop(&mut self) {
+        if let Some(device) = self.0.borrow().last() {
+            damage(device.name, "a thread is left with a context that it did not have");
+        }
+    }
 }
 
 /// One device; what it does wrong is in its name.
@@ -39,14 +53,28 @@ pub(crate) struct Device {
 
 struct Memory {
     used: usize,
-    /// Device allocations and registered host ranges, by their first byte.
-    ranges: BTreeMap<u64, Range>,
+    /// First byte of all of it; 0 before it is needed.
+    arena: u64,
+    ranges: Ranges,
 }
+
+/// Ranges that are not over, by their first byte.
+struct Ranges(BTreeMap<u64, Range>);
 
 struct Range {
     bytes: usize,
-    is_host: bool,
+    kind: Kind,
     in_flight: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Memory of a device.
+    Device,
+    /// Host memory that the driver allocated.
+    Host,
+    /// Host memory that was registered.
+    Registered,
 }
 
 pub(crate) fn device(number: c_int) -> Option<&'static Device> {
@@ -54,16 +82,23 @@ pub(crate) fn device(number: c_int) -> Option<&'static Device> {
 }
 
 pub(crate) fn current() -> Option<&'static Device> {
-    CURRENT.get()
+    CURRENT.with(|contexts| contexts.0.borrow().last().copied())
 }
 
 /// Makes the device whose context this is the calling thread's. Whether there is one.
-pub(crate) fn set_current(context: *const std::ffi::c_void) -> bool {
+pub(crate) fn push_current(context: *const c_void) -> bool {
     let found = ALL
         .iter()
         .find(|device| std::ptr::eq(std::ptr::from_ref(*device).cast(), context));
-    CURRENT.set(found);
+    if let Some(device) = found {
+        CURRENT.with(|contexts| contexts.0.borrow_mut().push(device));
+    }
     found.is_some()
+}
+
+/// The context that was the thread's; before it another, or none, was.
+pub(crate) fn pop_current() -> Option<&'static Device> {
+    CURRENT.with(|contexts| contexts.0.borrow_mut().pop())
 }
 
 impl Device {
@@ -73,7 +108,8 @@ impl Device {
             bytes,
             memory: Mutex::new(Memory {
                 used: 0,
-                ranges: BTreeMap::new(),
+                arena: 0,
+                ranges: Ranges(BTreeMap::new()),
             }),
             copies: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
@@ -111,74 +147,25 @@ impl Device {
 
     pub(crate) fn allocate(&self, bytes: usize) -> Option<u64> {
         let mut memory = self.memory.lock();
-        if bytes > self.bytes - memory.used {
-            return None;
+        if memory.arena == 0 {
+            let layout = Layout::from_size_align(self.bytes, ALIGNMENT).ok()?;
+            // SAFETY: a size above zero. It stays for the rest of the process, so that an address in it is never anybody else's.
+            memory.arena = unsafe { alloc_zeroed(layout) } as u64;
         }
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).ok()?;
-        // SAFETY: a size above zero.
-        let base = unsafe { alloc(layout) };
-        if base.is_null() {
-            return None;
-        }
+        let base = memory.gap(bytes, self.bytes)?;
         // As on a device: what lies in it is whatever was there.
-        // SAFETY: the bytes were just allocated.
-        unsafe { base.write_bytes(0xA5, bytes) };
+        // SAFETY: the range lies in the arena, and is nobody's.
+        unsafe { (base as *mut u8).write_bytes(0xA5, bytes) };
         memory.used += bytes;
-        let range = Range {
-            bytes,
-            is_host: false,
-            in_flight: 0,
-        };
-        memory.ranges.insert(base as u64, range);
-        Some(base as u64)
+        memory.ranges.add(base, bytes, Kind::Device);
+        Some(base)
     }
 
     pub(crate) fn free(&self, address: u64) -> bool {
         let mut memory = self.memory.lock();
-        let Some(range) = memory.ranges.get(&address).filter(|range| !range.is_host) else {
-            return false;
-        };
-        if range.in_flight > 0 {
-            damage(self, "memory is freed while an operation is in flight on it");
-        }
-        let bytes = range.bytes;
-        memory.ranges.remove(&address);
-        memory.used -= bytes;
-        let Ok(layout) = Layout::from_size_align(bytes, ALIGNMENT) else {
-            return false;
-        };
-        // SAFETY: allocated with this layout, and no operation is in flight on it.
-        unsafe { dealloc(address as *mut u8, layout) };
-        true
-    }
-
-    pub(crate) fn register(&self, address: u64, bytes: usize) -> bool {
-        let mut memory = self.memory.lock();
-        if memory.ranges.contains_key(&address) {
-            return false;
-        }
-        let range = Range {
-            bytes,
-            is_host: true,
-            in_flight: 0,
-        };
-        memory.ranges.insert(address, range);
-        true
-    }
-
-    pub(crate) fn unregister(&self, address: u64) -> bool {
-        let mut memory = self.memory.lock();
-        let Some(range) = memory.ranges.get(&address).filter(|range| range.is_host) else {
-            return false;
-        };
-        if range.in_flight > 0 {
-            damage(
-                self,
-                "host memory is unregistered while an operation is in flight on it",
-            );
-        }
-        memory.ranges.remove(&address);
-        true
+        let freed = memory.ranges.remove(self.name, address, Kind::Device);
+        memory.used -= freed.unwrap_or(0);
+        freed.is_some()
     }
 
     /// An operation on these bytes begins its wait. Host memory that is not registered is anybody's.
@@ -188,27 +175,116 @@ impl Device {
 
     /// It is over.
     pub(crate) fn leave(&self, address: u64, bytes: usize) {
-        self.count(address, bytes, |range| range.in_flight -= 1);
+        // What was registered after an operation on it began was not counted then.
+        self.count(address, bytes, |range| {
+            range.in_flight = range.in_flight.saturating_sub(1)
+        });
     }
 
     fn count(&self, address: u64, bytes: usize, change: fn(&mut Range)) {
         let mut memory = self.memory.lock();
-        let Some((base, range)) = memory.ranges.range_mut(..=address).next_back() else {
-            return;
+        let arena = memory.arena..memory.arena + self.bytes as u64;
+        if arena.contains(&address) {
+            let Some(range) = memory.ranges.of(self.name, address, bytes) else {
+                damage(
+                    self.name,
+                    "an operation on memory that is not allocated, or not any more",
+                );
+            };
+            return change(range);
+        }
+        drop(memory);
+        if let Some(range) = HOST.lock().of(self.name, address, bytes) {
+            change(range);
+        }
+    }
+}
+
+pub(crate) fn allocate_host(bytes: usize) -> Option<u64> {
+    let layout = Layout::from_size_align(bytes, ALIGNMENT).ok().filter(|_| bytes > 0)?;
+    // SAFETY: a size above zero.
+    let base = unsafe { alloc(layout) } as u64;
+    if base != 0 {
+        HOST.lock().add(base, bytes, Kind::Host);
+    }
+    (base != 0).then_some(base)
+}
+
+pub(crate) fn free_host(address: u64) -> bool {
+    let freed = HOST.lock().remove("software", address, Kind::Host);
+    let Some(layout) = freed.and_then(|bytes| Layout::from_size_align(bytes, ALIGNMENT).ok()) else {
+        return false;
+    };
+    // SAFETY: allocated with this layout, and no operation is in flight on it.
+    unsafe { dealloc(address as *mut u8, layout) };
+    true
+}
+
+pub(crate) fn register(address: u64, bytes: usize) -> bool {
+    let mut host = HOST.lock();
+    let is_new = !host.0.contains_key(&address);
+    if is_new {
+        host.add(address, bytes, Kind::Registered);
+    }
+    is_new
+}
+
+pub(crate) fn unregister(address: u64) -> bool {
+    HOST.lock().remove("software", address, Kind::Registered).is_some()
+}
+
+impl Memory {
+    /// The first place that is free.
+    fn gap(&self, bytes: usize, all: usize) -> Option<u64> {
+        let mut at = self.arena;
+        for (base, range) in &self.ranges.0 {
+            if at + bytes as u64 <= *base {
+                break;
+            }
+            at = (base + range.bytes as u64).next_multiple_of(ALIGNMENT as u64);
+        }
+        (self.arena > 0 && at + bytes as u64 <= self.arena + all as u64).then_some(at)
+    }
+}
+
+impl Ranges {
+    fn add(&mut self, base: u64, bytes: usize, kind: Kind) {
+        let range = Range {
+            bytes,
+            kind,
+            in_flight: 0,
         };
-        let offset = usize::try_from(address - base).unwrap_or(usize::MAX);
-        if offset >= range.bytes {
-            return;
-        }
+        self.0.insert(base, range);
+    }
+
+    fn of(&mut self, name: &str, address: u64, bytes: usize) -> Option<&mut Range> {
+        let (base, range) = self.0.range_mut(..=address).next_back()?;
+        let offset = usize::try_from(address - base)
+            .ok()
+            .filter(|offset| *offset < range.bytes)?;
         if offset + bytes > range.bytes {
-            damage(self, "an operation goes past the end of what was allocated");
+            damage(name, "an operation goes past the end of what was allocated");
         }
-        change(range);
+        Some(range)
+    }
+
+    /// Forgets a range. Its bytes.
+    fn remove(&mut self, name: &str, address: u64, kind: Kind) -> Option<usize> {
+        let range = self.0.get(&address).filter(|range| range.kind == kind)?;
+        if range.in_flight > 0 {
+            damage(
+                name,
+                "memory is freed or unregistered while an operation is in flight on it",
+            );
+        }
+        let bytes = range.bytes;
+        self.0.remove(&address);
+        Some(bytes)
     }
 }
 
 /// What would be silent damage on a device.
-fn damage(device: &Device, what: &str) -> ! {
-    eprintln!("{}: {what}", device.name);
+fn damage(name: &str, what: &str) -> ! {
+    eprintln!("{name}: {what}");
     std::process::abort()
 }

@@ -13,8 +13,9 @@
 //! | 3 | software: breaks | its third copy fails for good, like an illegal address; so does everything after it |
 //! | 4 | software: refuses | no host memory can be registered |
 //!
-//! An address that is nobody's, a range that is freed or unregistered while an operation is in flight on it, or one that was
-//! never allocated ends the process with a message: on a device that would be silent damage.
+//! An operation on memory of a device that is not allocated, or not any more, a range that is freed or unregistered while an
+//! operation is in flight on it, and a thread that is left with another context than it had end the process with a message: on
+//! a device that would be silent damage. Host memory that nobody registered is taken as it comes, and copied like the rest.
 #![expect(
     unsafe_code,
     reason = "exports C functions that are given pointers, as a driver does"
@@ -26,7 +27,9 @@ mod stream;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::ptr::null_mut;
 
-use device::{DEVICES, Device, current, device, set_current};
+use device::{
+    DEVICES, Device, allocate_host, current, device, free_host, pop_current, push_current, register, unregister,
+};
 use stream::{Event, Operation, Stream};
 
 const SUCCESS: c_int = 0;
@@ -129,13 +132,34 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(handle: c_int) -> c_int {
 }
 
 /// # Safety
-/// As `cuCtxSetCurrent`.
+/// As `cuCtxPushCurrent`.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuCtxSetCurrent(context: *mut c_void) -> c_int {
-    match set_current(context) {
+pub unsafe extern "C" fn cuCtxPushCurrent_v2(context: *mut c_void) -> c_int {
+    match push_current(context) {
         true => SUCCESS,
         false => INVALID_CONTEXT,
     }
+}
+
+/// # Safety
+/// As `cuCtxPopCurrent`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxPopCurrent_v2(context: *mut *mut c_void) -> c_int {
+    let Some(device) = pop_current() else {
+        return INVALID_CONTEXT;
+    };
+    // SAFETY: room for a pointer, as the caller promises.
+    unsafe { context.write(std::ptr::from_ref(device).cast_mut().cast()) };
+    SUCCESS
+}
+
+/// Nothing is recorded here: a mode changes nothing.
+///
+/// # Safety
+/// As `cuThreadExchangeStreamCaptureMode`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuThreadExchangeStreamCaptureMode(_mode: *mut c_int) -> c_int {
+    SUCCESS
 }
 
 /// # Safety
@@ -180,10 +204,7 @@ pub unsafe extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize
         if device.refuses_registrations() {
             return Err(NOT_SUPPORTED);
         }
-        device
-            .register(address as u64, bytes)
-            .then_some(())
-            .ok_or(ALREADY_REGISTERED)
+        register(address as u64, bytes).then_some(()).ok_or(ALREADY_REGISTERED)
     }))
 }
 
@@ -191,7 +212,26 @@ pub unsafe extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize
 /// As `cuMemHostUnregister`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostUnregister(address: *mut c_void) -> c_int {
-    code(here().and_then(|device| device.unregister(address as u64).then_some(()).ok_or(NOT_REGISTERED)))
+    code(here().and_then(|_| unregister(address as u64).then_some(()).ok_or(NOT_REGISTERED)))
+}
+
+/// # Safety
+/// As `cuMemAllocHost`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAllocHost_v2(address: *mut *mut c_void, bytes: usize) -> c_int {
+    code(here().and_then(|_| {
+        let base = allocate_host(bytes).ok_or(OUT_OF_MEMORY)?;
+        // SAFETY: room for a pointer, as the caller promises.
+        unsafe { address.write(base as *mut c_void) };
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuMemFreeHost`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemFreeHost(address: *mut c_void) -> c_int {
+    code(here().and_then(|_| free_host(address as u64).then_some(()).ok_or(INVALID_VALUE)))
 }
 
 /// # Safety

@@ -213,11 +213,14 @@ impl HostTier {
         state.open_bytes -= bytes;
         state.busy_bytes += bytes;
         drop(state);
-        // A client may still map the memory: its pages go back to the system all the same, and it sees zeroes.
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        // Pages that a device holds stay its own under a hole: those are zeroed where they lie.
-        if closed.region.is_pinned() || rustix::fs::fallocate(&*closed.file, punch, 0, bytes).is_err() {
-            closed.region.zero();
+        // Pages that a device holds stay its own under a hole, and a client's device may hold them without this process knowing:
+        // they are zeroed where they lie.
+        closed.region.zero();
+        if !closed.region.is_pinned() {
+            // A client may still map the memory: its pages go back to the system all the same, and it sees zeroes.
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // Without it the pages go back with the last mapping.
+            let _ = rustix::fs::fallocate(&*closed.file, punch, 0, bytes);
         }
         drop(closed);
         let mut state = shared.state.lock();

@@ -16,10 +16,14 @@ mod device;
 mod driver;
 mod layout;
 mod memory;
+mod pinning;
+mod raw;
 mod stream;
 
 pub use device::{Cuda, Gpu};
 pub use driver::{GpuError, Unavailable};
 pub use layout::{KvLayout, KvOrder, KvParts, LayoutError};
-pub use memory::{DeviceRegion, DeviceSlice, HostRegistration};
+pub use memory::{DeviceRegion, DeviceSlice};
+pub use pinning::HostRegistration;
+pub use raw::RawCopies;
 pub use stream::{Copy, CopyRefused, Place, Stream};

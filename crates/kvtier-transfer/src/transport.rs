@@ -89,6 +89,9 @@ pub trait Peer: Send + Sync {
     /// Starts a batch: everything is moved, or the outcome names the first failed piece. The outcome arrives at `deadline`
     /// from now at the latest, plus the short time that stopping takes.
     ///
+    /// Where the processor copies (`loopback`, `shm`), a small batch is over when this returns, and one below some MiB begins
+    /// when somebody waits for it, looks for its outcome or lets go of it.
+    ///
     /// # Errors
     /// When the batch is not taken; its pieces come back.
     fn submit(&self, pieces: Vec<Piece>, deadline: Duration) -> Result<Transfer, Refused>;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use kvtier_bench::{BenchError, nvme, purge, transfer};
+use kvtier_bench::{BenchError, gpu, nvme, purge, transfer};
 
-use super::{BenchOptions, Connection, NvmeBenchOptions, PurgeBenchOptions, TransferBenchOptions};
+use super::{BenchOptions, Connection, GpuBenchOptions, NvmeBenchOptions, PurgeBenchOptions, TransferBenchOptions};
 use crate::exit::{ExitCode, Failure};
 use crate::output;
 
@@ -217,6 +217,30 @@ pub(super) fn transfer(connection: &Connection, options: TransferBenchOptions) -
 }
 
 /// A measurement that could not be made, as the end of the process.
+pub(super) fn gpu(connection: &Connection, options: GpuBenchOptions) -> Result<(), Failure> {
+    let options = gpu::Options {
+        device: options.device,
+        library: options.library,
+        quick: options.quick,
+        rounds: options.rounds,
+    };
+    let rows = gpu::run(&options, &mut |words| eprintln!("{words}")).map_err(ended)?;
+    if connection.json {
+        return print_json(&rows);
+    }
+    let mut text = format!(
+        "{:<9}{:>10}{:>10}{:>8}{:>8}{:>7}\n",
+        "case", "bytes", "pieces", "GB/s", "bare", "ratio"
+    );
+    for row in &rows {
+        text.push_str(&format!(
+            "{:<9}{:>10}{:>10}{:>8.2}{:>8.2}{:>7.2}\n",
+            row.case, row.bytes, row.piece_bytes, row.gbps, row.bare_gbps, row.ratio
+        ));
+    }
+    output::print(&text)
+}
+
 fn ended(error: BenchError) -> Failure {
     let code = match error {
         BenchError::Options(_) => ExitCode::Usage,

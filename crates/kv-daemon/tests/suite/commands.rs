@@ -348,3 +348,13 @@ fn a_bench_starts_its_own_daemon_and_prints_rows() {
         .unwrap();
     assert_eq!(wrong.status.code(), Some(64), "{}", words(&wrong));
 }
+
+#[test]
+fn a_machine_without_a_gpu_is_told_so_and_ends_with_69() {
+    let none = crate::daemon::command("kvctl")
+        .args(["bench", "gpu", "--quick", "--library", "/nowhere/libcuda.so.1"])
+        .output()
+        .unwrap();
+    assert_eq!(none.status.code(), Some(69), "{}", words(&none));
+    assert!(words(&none).contains("cuda unavailable: "), "{}", words(&none));
+}

@@ -1,6 +1,8 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,9 +10,8 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::driver::{Driver, GpuError, Opaque, Unavailable, is_for_good, unavailable};
-use super::memory::Registrations;
-use super::stream::Copy;
+use super::driver::{CAPTURE_RELAXED, Driver, GpuError, Opaque, SUCCESS, Unavailable, is_for_good, unavailable};
+use super::stream::Held;
 
 /// CUDA's driver, open.
 pub struct Cuda {
@@ -119,7 +120,6 @@ impl Cuda {
             context,
             name,
             lost: AtomicBool::new(false),
-            registrations: Registrations::default(),
             kept: Mutex::default(),
         }))
     }
@@ -132,9 +132,8 @@ pub struct Gpu {
     context: NonNull<std::ffi::c_void>,
     name: String,
     lost: AtomicBool,
-    pub(super) registrations: Registrations,
-    /// Both sides of copies that a lost device may still make.
-    kept: Mutex<Vec<Vec<Copy>>>,
+    /// What a lost device may still read and write.
+    kept: Mutex<Vec<Held>>,
 }
 
 // SAFETY: the driver's objects may be used from any thread, it locks for itself.
@@ -178,8 +177,8 @@ impl Gpu {
         Ok((free, all))
     }
 
-    /// Makes the context this thread's and hands out the driver.
-    pub(super) fn current(&self) -> Result<&Driver, GpuError> {
+    /// Makes the context this thread's, until the answer is dropped, and hands out the driver.
+    pub(super) fn current(&self) -> Result<Current<'_>, GpuError> {
         if self.is_lost() {
             return Err(GpuError {
                 call: "none",
@@ -188,14 +187,18 @@ impl Gpu {
             });
         }
         // SAFETY: a context that is retained while `self` lives.
-        let answer = unsafe { (self.driver.functions.set_current)(self.context.as_ptr()) };
-        self.check("cuCtxSetCurrent", answer)?;
-        Ok(&self.driver)
-    }
-
-    /// The driver, for releasing what a lost device still has, too.
-    pub(super) fn driver(&self) -> &Driver {
-        &self.driver
+        let answer = unsafe { (self.driver.functions.push_current)(self.context.as_ptr()) };
+        self.check("cuCtxPushCurrent", answer)?;
+        let mut capture = CAPTURE_RELAXED;
+        // SAFETY: the library reads one number and writes another.
+        let answer = unsafe { (self.driver.functions.capture_mode)(&raw mut capture) };
+        let current = Current {
+            driver: &self.driver,
+            capture: (answer == SUCCESS).then_some(capture),
+            thread: PhantomData,
+        };
+        self.check("cuThreadExchangeStreamCaptureMode", answer)?;
+        Ok(current)
     }
 
     /// The answer of a call on this device; notes that it is lost.
@@ -213,19 +216,45 @@ impl Gpu {
     }
 
     /// Holds on to memory that nobody can tell to be at rest.
-    pub(super) fn keep(&self, copies: Vec<Copy>) {
-        self.kept.lock().push(copies);
+    pub(super) fn keep(&self, held: Held) {
+        self.kept.lock().push(held);
     }
 }
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        let kept = std::mem::take(&mut *self.kept.lock());
-        if !kept.is_empty() {
-            // A device that failed may still reach them.
-            let _for_good = std::mem::ManuallyDrop::new(kept);
-        }
+        // Whoever keeps copies for good keeps this, too: each has a side that lies in memory of this device.
         // SAFETY: retained once; every object of the context holds this, so none is left. Its answer changes nothing.
         let _ = unsafe { (self.driver.functions.primary_release)(self.handle) };
+    }
+}
+
+/// The calling thread's context is a device's while this lives; then it is what it was. An engine's threads have their own, and
+/// may be recording a graph.
+pub(super) struct Current<'a> {
+    driver: &'a Driver,
+    /// What the thread's mode was.
+    capture: Option<c_int>,
+    /// It belongs to the thread that made it.
+    thread: PhantomData<*const ()>,
+}
+
+impl Deref for Current<'_> {
+    type Target = Driver;
+
+    fn deref(&self) -> &Driver {
+        self.driver
+    }
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        if let Some(mut capture) = self.capture {
+            // SAFETY: the library reads one number and writes another.
+            let _ = unsafe { (self.driver.functions.capture_mode)(&raw mut capture) };
+        }
+        let mut context: Opaque = std::ptr::null_mut();
+        // SAFETY: the library writes one pointer.
+        let _ = unsafe { (self.driver.functions.pop_current)(&raw mut context) };
     }
 }

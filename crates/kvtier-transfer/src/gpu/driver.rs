@@ -14,11 +14,12 @@ pub(super) type Opaque = *mut c_void;
 pub(super) type Address = u64;
 
 pub(super) const SUCCESS: c_int = 0;
-pub(super) const NOT_READY: c_int = 600;
 /// `CU_STREAM_NON_BLOCKING`: it does not wait for the legacy default stream, which an engine may use.
 pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
 /// `CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING`: who waits sleeps.
 pub(super) const EVENT_FLAGS: c_uint = 1 | 2;
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: what this thread calls has nothing to do with what others record into graphs.
+pub(super) const CAPTURE_RELAXED: c_int = 2;
 /// `CU_MEMHOSTREGISTER_PORTABLE`: pinned for every context.
 pub(super) const REGISTER_PORTABLE: c_uint = 1;
 /// `CU_MEMHOSTREGISTER_READ_ONLY`, for mappings that are.
@@ -79,13 +80,17 @@ functions! {
     device_name: "cuDeviceGetName"(*mut c_char, c_int, c_int);
     primary_retain: "cuDevicePrimaryCtxRetain"(*mut Opaque, c_int);
     primary_release: "cuDevicePrimaryCtxRelease_v2"(c_int);
-    set_current: "cuCtxSetCurrent"(Opaque);
+    push_current: "cuCtxPushCurrent_v2"(Opaque);
+    pop_current: "cuCtxPopCurrent_v2"(*mut Opaque);
+    capture_mode: "cuThreadExchangeStreamCaptureMode"(*mut c_int);
     memory_info: "cuMemGetInfo_v2"(*mut usize, *mut usize);
     allocate: "cuMemAlloc_v2"(*mut Address, usize);
     free: "cuMemFree_v2"(Address);
     fill: "cuMemsetD8Async"(Address, u8, usize, Opaque);
     register: "cuMemHostRegister_v2"(Opaque, usize, c_uint);
     unregister: "cuMemHostUnregister"(Opaque);
+    host_allocate: "cuMemAllocHost_v2"(*mut Opaque, usize);
+    host_free: "cuMemFreeHost"(Opaque);
     stream_create: "cuStreamCreate"(*mut Opaque, c_uint);
     stream_destroy: "cuStreamDestroy_v2"(Opaque);
     stream_wait: "cuStreamWaitEvent"(Opaque, Opaque, c_uint);
@@ -157,6 +162,6 @@ pub(super) fn unavailable(error: GpuError) -> Unavailable {
 pub(super) fn is_for_good(code: i32) -> bool {
     matches!(
         code,
-        214 | 4 | 46 | 700 | 702 | 709 | 710 | 714 | 715 | 716 | 717 | 718 | 719
+        4 | 214 | 220 | 700 | 702 | 709 | 710 | 714 | 715 | 716 | 717 | 718 | 719 | 721 | 810
     )
 }

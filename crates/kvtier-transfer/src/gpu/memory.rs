@@ -1,12 +1,9 @@
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Weak};
-
-use parking_lot::Mutex;
+use std::sync::Arc;
 
 use super::device::Gpu;
-use super::driver::{Address, GpuError, REGISTER_PORTABLE, REGISTER_READ_ONLY};
-use crate::memory::{Access, MemoryRegion, OutOfRange, Pinned};
+use super::driver::{Address, GpuError};
+use crate::memory::OutOfRange;
 
 /// Memory of a device that owns its bytes until the last [`DeviceSlice`] of it is gone, those of copies in flight included.
 pub struct DeviceRegion {
@@ -60,42 +57,6 @@ impl Gpu {
             is_ours: false,
         })
     }
-
-    /// Pins a host region for this and every other device, so that copies to and from it need no bounce. It stays so until the
-    /// answer and the last copy that began before are gone. To register a region again gives the same registration.
-    ///
-    /// # Errors
-    /// What the driver says: no more memory can be pinned, or a device that is lost.
-    pub fn register(self: &Arc<Self>, region: &Arc<MemoryRegion>) -> Result<Arc<HostRegistration>, GpuError> {
-        let mut known = self.registrations.0.lock();
-        let key = Arc::as_ptr(region) as usize;
-        if let Some(registration) = known.get(&key).and_then(Weak::upgrade) {
-            return Ok(registration);
-        }
-        let driver = self.current()?;
-        let flags = match region.access() {
-            Access::ReadWrite => REGISTER_PORTABLE,
-            Access::ReadOnly => REGISTER_PORTABLE | REGISTER_READ_ONLY,
-        };
-        let pinned = Pinned::new(region);
-        let base = first_byte(region);
-        // SAFETY: the range is the region's mapping, which `pinned` keeps mapped until it is unregistered.
-        let answer = unsafe { (driver.functions.register)(base as *mut _, region.bytes(), flags) };
-        self.check("cuMemHostRegister", answer)?;
-        let registration = Arc::new(HostRegistration {
-            gpu: Arc::clone(self),
-            base,
-            pinned: Some(pinned),
-        });
-        known.retain(|_, other| other.strong_count() > 0);
-        known.insert(key, Arc::downgrade(&registration));
-        Ok(registration)
-    }
-}
-
-fn first_byte(region: &Arc<MemoryRegion>) -> usize {
-    let all = region.slice(0, region.bytes()).expect("all of it");
-    all.as_ptr() as usize
 }
 
 impl DeviceRegion {
@@ -109,6 +70,10 @@ impl DeviceRegion {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    pub(super) fn base(&self) -> Address {
+        self.base
     }
 
     /// A checked range.
@@ -185,49 +150,5 @@ impl fmt::Debug for DeviceSlice {
             .field("offset", &self.offset)
             .field("length", &self.length)
             .finish_non_exhaustive()
-    }
-}
-
-/// A host region that devices reach without a bounce.
-pub struct HostRegistration {
-    gpu: Arc<Gpu>,
-    base: usize,
-    pinned: Option<Pinned>,
-}
-
-impl HostRegistration {
-    /// What is registered.
-    #[must_use]
-    pub fn region(&self) -> Option<&Arc<MemoryRegion>> {
-        self.pinned.as_ref().map(Pinned::region)
-    }
-}
-
-impl fmt::Debug for HostRegistration {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("HostRegistration").finish_non_exhaustive()
-    }
-}
-
-impl Drop for HostRegistration {
-    fn drop(&mut self) {
-        let driver = self.gpu.driver();
-        // SAFETY: registered there; copies hold this while they are in flight.
-        let answer = unsafe { (driver.functions.unregister)(self.base as *mut _) };
-        if self.gpu.check("cuMemHostUnregister", answer).is_err() {
-            // The device may still reach the pages: they stay.
-            let _for_good = std::mem::ManuallyDrop::new(self.pinned.take());
-        }
-    }
-}
-
-/// What is registered, by the region.
-#[derive(Default)]
-pub(super) struct Registrations(Mutex<HashMap<usize, Weak<HostRegistration>>>);
-
-impl Registrations {
-    pub(super) fn of(&self, region: &Arc<MemoryRegion>) -> Option<Arc<HostRegistration>> {
-        let key = Arc::as_ptr(region) as usize;
-        self.0.lock().get(&key).and_then(Weak::upgrade)
     }
 }

@@ -1,25 +1,30 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::device::Gpu;
-use super::driver::{Address, EVENT_FLAGS, GpuError, NOT_READY, Opaque, STREAM_NON_BLOCKING};
-use super::memory::{DeviceSlice, HostRegistration};
+use super::driver::{Address, Driver, EVENT_FLAGS, GpuError, Opaque, STREAM_NON_BLOCKING, SUCCESS};
+use super::memory::DeviceSlice;
+use super::pinning::InFlight;
 use crate::memory::{MemorySlice, OutOfRange};
 use crate::transfer::{Batch, Cause, Drive, PIECES_MAX, Transfer};
 
 /// Batches of a device have no deadline, see the module: this one never comes.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// How long a device may refuse to say whether it is done before it counts as lost.
+const UNSURE: Duration = Duration::from_secs(10);
+
 /// One side of a copy.
 #[derive(Clone, Debug)]
 pub enum Place {
-    /// Host memory. Without a registration the driver copies it through buffers of its own.
+    /// Host memory. Without a registration the driver copies it through buffers of its own, and [`Stream::submit`] may take as
+    /// long as that takes.
     Host(MemorySlice),
     /// Memory of the device.
     Device(DeviceSlice),
@@ -81,25 +86,13 @@ impl Gpu {
     /// # Errors
     /// What the driver says; no thread for it.
     pub fn stream(self: &Arc<Self>) -> Result<Stream, GpuError> {
-        let driver = self.current()?;
-        let mut raw: Opaque = std::ptr::null_mut();
-        // SAFETY: the library writes one pointer.
-        let answer = unsafe { (driver.functions.stream_create)(&raw mut raw, STREAM_NON_BLOCKING) };
-        self.check("cuStreamCreate", answer)?;
-        let nothing = |what: &str| GpuError {
-            call: "cuStreamCreate",
-            code: 0,
-            words: what.to_owned(),
-        };
-        let raw = NonNull::new(raw).ok_or_else(|| nothing("no stream"))?;
-        let gpu = Arc::clone(self);
-        let raw = Arc::new(RawStream { gpu, raw });
+        let raw = RawStream::new(self)?;
         let endings = Arc::new(Endings::default());
         let thread = std::thread::Builder::new().name("kvtier-gpu".to_owned()).spawn({
             let endings = Arc::clone(&endings);
             move || endings.run()
         });
-        thread.map_err(|error| nothing(&error.to_string()))?;
+        thread.map_err(|error| nothing("a thread", &error.to_string()))?;
         let endings = Arc::new(Ender(endings));
         Ok(Stream { raw, endings })
     }
@@ -115,29 +108,37 @@ impl Stream {
             return Err(CopyRefused { reason, copies });
         }
         let gpu = &self.raw.gpu;
-        let event = match gpu.current().and_then(|_| Event::new(gpu)) {
-            Ok(event) => event,
+        let begun = gpu.current().and_then(|driver| Ok((driver, Event::new(gpu)?)));
+        let (driver, event) = match begun {
+            Ok(begun) => begun,
             Err(error) => {
                 let reason = error.to_string();
                 return Err(CopyRefused { reason, copies });
             }
         };
-        let registrations = copies
-            .iter()
-            .flat_map(|copy| [&copy.source, &copy.target])
-            .filter_map(|place| match place {
-                Place::Host(slice) => gpu.registrations.of(slice.region()),
-                Place::Device(_) => None,
-            })
-            .collect();
+        let mut regions: Vec<InFlight> = Vec::new();
+        for place in copies.iter().flat_map(|copy| [&copy.source, &copy.target]) {
+            if let Place::Host(slice) = place
+                && !regions.iter().any(|known| known.is_of(slice.region()))
+            {
+                regions.push(InFlight::new(slice.region()));
+            }
+        }
         let mut failed = None;
         for (at, copy) in copies.iter().enumerate() {
-            if let Err(error) = self.begin(copy) {
+            if let Err(error) = self.begin(&driver, copy) {
                 failed = Some((at, Cause::Local(error.to_string())));
                 break;
             }
         }
-        Ok(self.flight(event, copies, registrations, failed))
+        Ok(self.flight(
+            event,
+            Held {
+                _copies: copies,
+                _regions: regions,
+            },
+            failed,
+        ))
     }
 
     /// Queues zeroes for all of `target`.
@@ -151,12 +152,15 @@ impl Stream {
         // SAFETY: the range lies in memory of the device that the flight below holds until it is at rest.
         let answer = unsafe { (driver.functions.fill)(target.address(), 0, target.len(), self.raw.raw.as_ptr()) };
         let failed = gpu.check("cuMemsetD8Async", answer).err();
-        let held = Copy {
-            source: Place::Device(target.clone()),
-            target: Place::Device(target.clone()),
+        let held = Held {
+            _copies: vec![Copy {
+                source: Place::Device(target.clone()),
+                target: Place::Device(target.clone()),
+            }],
+            _regions: Vec::new(),
         };
         let failed = failed.map(|error| (0, Cause::Local(error.to_string())));
-        Ok(self.flight(event, vec![held], Vec::new(), failed))
+        Ok(self.flight(event, held, failed))
     }
 
     /// What is submitted here from now on waits for everything that was submitted to `other` before.
@@ -172,8 +176,7 @@ impl Stream {
         self.raw.gpu.check("cuStreamWaitEvent", answer)
     }
 
-    fn begin(&self, copy: &Copy) -> Result<(), GpuError> {
-        let driver = self.raw.gpu.current()?;
+    fn begin(&self, driver: &Driver, copy: &Copy) -> Result<(), GpuError> {
         let source = match &copy.source {
             Place::Host(slice) => slice.as_ptr() as Address,
             Place::Device(slice) => slice.address(),
@@ -189,24 +192,15 @@ impl Stream {
     }
 
     /// Marks the end of what was begun.
-    fn flight(
-        &self,
-        event: Event,
-        copies: Vec<Copy>,
-        registrations: Vec<Arc<HostRegistration>>,
-        failed: Option<(usize, Cause)>,
-    ) -> Transfer {
+    fn flight(&self, event: Event, held: Held, failed: Option<(usize, Cause)>) -> Transfer {
         let batch = Batch::new(Vec::new(), 1, Instant::now() + NEVER);
-        let recorded = event.record(&self.raw).is_ok();
+        let recorded = event.record(&self.raw);
         let flight = Arc::new_cyclic(|this| Flight {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             event,
             recorded,
             stream: Arc::clone(&self.raw),
-            held: Mutex::new(Some(Held {
-                batch: Arc::clone(&batch),
-                copies,
-                _registrations: registrations,
-            })),
+            held: Mutex::new(Some((Arc::clone(&batch), held))),
             failed,
             endings: Arc::clone(&self.endings),
             queued: AtomicBool::new(false),
@@ -216,6 +210,9 @@ impl Stream {
         Transfer::new(batch)
     }
 }
+
+/// Flights in the order of submission, about: of those that two threads submit at once either may be first.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 fn check(copies: &[Copy], gpu: &Arc<Gpu>) -> Result<(), String> {
     if copies.is_empty() {
@@ -240,9 +237,35 @@ fn check(copies: &[Copy], gpu: &Arc<Gpu>) -> Result<(), String> {
     Ok(())
 }
 
-struct RawStream {
+fn nothing(call: &'static str, words: &str) -> GpuError {
+    GpuError {
+        call,
+        code: 0,
+        words: words.to_owned(),
+    }
+}
+
+/// The driver's object.
+pub(super) struct RawStream {
     gpu: Arc<Gpu>,
     raw: NonNull<std::ffi::c_void>,
+}
+
+impl RawStream {
+    pub(super) fn new(gpu: &Arc<Gpu>) -> Result<Arc<RawStream>, GpuError> {
+        let driver = gpu.current()?;
+        let mut raw: Opaque = std::ptr::null_mut();
+        // SAFETY: the library writes one pointer.
+        let answer = unsafe { (driver.functions.stream_create)(&raw mut raw, STREAM_NON_BLOCKING) };
+        gpu.check("cuStreamCreate", answer)?;
+        let raw = NonNull::new(raw).ok_or_else(|| nothing("cuStreamCreate", "no stream"))?;
+        let gpu = Arc::clone(gpu);
+        Ok(Arc::new(RawStream { gpu, raw }))
+    }
+
+    pub(super) fn raw(&self) -> Opaque {
+        self.raw.as_ptr()
+    }
 }
 
 // SAFETY: the driver's objects may be used from any thread, it locks for itself.
@@ -260,7 +283,8 @@ impl Drop for RawStream {
     }
 }
 
-struct Event {
+/// The driver's object.
+pub(super) struct Event {
     gpu: Arc<Gpu>,
     raw: NonNull<std::ffi::c_void>,
 }
@@ -271,42 +295,53 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    fn new(gpu: &Arc<Gpu>) -> Result<Event, GpuError> {
+    pub(super) fn new(gpu: &Arc<Gpu>) -> Result<Event, GpuError> {
         let driver = gpu.current()?;
         let mut raw: Opaque = std::ptr::null_mut();
         // SAFETY: the library writes one pointer.
         let answer = unsafe { (driver.functions.event_create)(&raw mut raw, EVENT_FLAGS) };
         gpu.check("cuEventCreate", answer)?;
-        let raw = NonNull::new(raw).ok_or_else(|| GpuError {
-            call: "cuEventCreate",
-            code: 0,
-            words: "no event".to_owned(),
-        })?;
+        let raw = NonNull::new(raw).ok_or_else(|| nothing("cuEventCreate", "no event"))?;
         let gpu = Arc::clone(gpu);
         Ok(Event { gpu, raw })
     }
 
     /// It happens once everything that is in `stream` now is done.
-    fn record(&self, stream: &RawStream) -> Result<(), GpuError> {
+    pub(super) fn record(&self, stream: &RawStream) -> Result<(), GpuError> {
         let driver = self.gpu.current()?;
         // SAFETY: a live event and a live stream.
         let answer = unsafe { (driver.functions.event_record)(self.raw.as_ptr(), stream.raw.as_ptr()) };
         self.gpu.check("cuEventRecord", answer)
     }
 
-    fn wait(&self) -> Result<(), GpuError> {
-        let driver = self.gpu.current()?;
-        // SAFETY: a live event.
-        let answer = unsafe { (driver.functions.event_synchronize)(self.raw.as_ptr()) };
-        self.gpu.check("cuEventSynchronize", answer)
+    /// Sleeps until it has happened. An error means that nobody can tell, and the device is lost.
+    pub(super) fn wait(&self) -> Result<(), GpuError> {
+        let begun = Instant::now();
+        loop {
+            let driver = self.gpu.current()?;
+            // SAFETY: a live event.
+            let answer = unsafe { (driver.functions.event_synchronize)(self.raw.as_ptr()) };
+            drop(driver);
+            match self.gpu.check("cuEventSynchronize", answer) {
+                Err(error) if self.gpu.is_lost() || begun.elapsed() > UNSURE => {
+                    self.gpu.lose();
+                    return Err(error);
+                }
+                // Such as another thread that records a graph, which forbids to wait meanwhile.
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 
     /// Whether it has happened, or never will.
     fn is_over(&self) -> bool {
-        let Ok(driver) = self.gpu.current() else { return true };
+        let Ok(driver) = self.gpu.current() else {
+            return self.gpu.is_lost();
+        };
         // SAFETY: a live event.
         let answer = unsafe { (driver.functions.event_query)(self.raw.as_ptr()) };
-        answer != NOT_READY
+        answer == SUCCESS
     }
 }
 
@@ -322,11 +357,13 @@ impl Drop for Event {
 
 /// A batch on the device.
 struct Flight {
+    number: u64,
     event: Event,
     /// Whether the event tells the end of it.
-    recorded: bool,
+    recorded: Result<(), GpuError>,
     stream: Arc<RawStream>,
-    held: Mutex<Option<Held>>,
+    /// Until it is at rest.
+    held: Mutex<Option<(Arc<Batch>, Held)>>,
     /// What the device refused to begin.
     failed: Option<(usize, Cause)>,
     endings: Arc<Ender>,
@@ -334,39 +371,36 @@ struct Flight {
     this: Weak<Flight>,
 }
 
-/// What is let go of when it is at rest.
-struct Held {
-    batch: Arc<Batch>,
-    copies: Vec<Copy>,
-    _registrations: Vec<Arc<HostRegistration>>,
+/// What a batch reads and writes.
+pub(super) struct Held {
+    _copies: Vec<Copy>,
+    _regions: Vec<InFlight>,
 }
 
 impl Flight {
     /// Waits for the device, then tells the outcome. Several threads may: one of them tells.
     fn end(&self) {
         let gpu = &self.stream.gpu;
-        let waited = match self.recorded {
-            true => self.event.wait().map_err(|error| error.to_string()),
-            false => Err("the device takes no more".to_owned()),
+        let waited = self.recorded.clone().and_then(|()| self.event.wait());
+        let Some((batch, held)) = self.held.lock().take() else {
+            return;
         };
-        let Some(held) = self.held.lock().take() else { return };
-        let Held { batch, copies, .. } = held;
-        match waited {
+        let result = match waited {
             Ok(()) => {
-                // At rest: it may be freed before anybody hears.
-                drop(copies);
-                match &self.failed {
-                    None => batch.finish(0, Ok(())),
-                    Some((at, cause)) => batch.finish(*at, Err(cause.clone())),
-                }
+                // At rest: it is let go of before anybody hears.
+                drop(held);
+                Ok(())
             }
-            Err(words) => {
+            Err(error) => {
                 // Nobody can tell what it still writes.
                 gpu.lose();
-                gpu.keep(copies);
-                let (at, cause) = self.failed.clone().unwrap_or((0, Cause::Local(words)));
-                batch.finish(at, Err(cause));
+                gpu.keep(held);
+                Err((0, Cause::Local(error.to_string())))
             }
+        };
+        match self.failed.clone().map_or(result, Err) {
+            Ok(()) => batch.finish(0, Ok(())),
+            Err((at, cause)) => batch.finish(at, Err(cause)),
         }
     }
 }
@@ -383,7 +417,11 @@ impl Drive for Flight {
         if !self.queued.swap(true, Ordering::AcqRel)
             && let Some(flight) = self.this.upgrade()
         {
-            self.endings.0.queue.lock().flights.push_back(flight);
+            let mut queue = self.endings.0.queue.lock();
+            // What was submitted first is done first.
+            let place = queue.flights.partition_point(|other| other.number < flight.number);
+            queue.flights.insert(place, flight);
+            drop(queue);
             self.endings.0.filled.notify_one();
         }
     }

@@ -168,6 +168,8 @@ fn what_does_not_fit_is_refused_before_the_node_hears_of_it() {
     assert_eq!(node.state().requests.len(), seen);
     let short = DeviceCache::new(&engine.gpu, LAYOUT, engine.tensors[..1].to_vec());
     assert_eq!(short.expect_err("two layers").kind, ErrorKind::Invalid);
+    let elsewhere = DeviceCache::new(&gpu(REFUSES), LAYOUT, engine.tensors.clone());
+    assert_eq!(elsewhere.expect_err("of another device").kind, ErrorKind::Invalid);
     // Another size than its pages.
     cache
         .put(&namespace, Parent::Root, &[(hash(1), &[1, 2])], 32)
@@ -199,8 +201,17 @@ fn a_device_that_breaks_publishes_nothing_and_keeps_its_slots() {
         (0, 2),
         "the device may still write them"
     );
+    let seen = state.requests.len();
     drop(state);
-    let error = cache.put(&namespace, Parent::Root, &[(hash(3), &[3])], 16);
-    assert!(error.expect_err("it is lost").message.contains("restart"));
+    for _ in 0..10 {
+        let error = cache.put(&namespace, Parent::Root, &[(hash(3), &[3])], 16);
+        assert!(error.expect_err("it is lost").message.contains("restart"));
+        let error = cache.get(&namespace, &[(hash(1), &[3])], FetchScope::Each);
+        assert!(error.expect_err("it is lost").message.contains("restart"));
+    }
+    let state = node.state();
+    assert_eq!(state.requests.len(), seen, "the node is not asked in vain");
+    assert_eq!(state.reservations.len(), 2);
+    drop(state);
     drop(client);
 }

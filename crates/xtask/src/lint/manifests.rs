@@ -22,7 +22,13 @@ const ARROWS: [(&str, Option<&[&str]>); 10] = [
     ("kvtier-sim", Some(&["kvtier-core"])),
     (
         "kvtier-bench",
-        Some(&["kvtier", "kvtier-core", "kvtier-storage", "kvtier-transfer"]),
+        Some(&[
+            "kvtier",
+            "kvtier-core",
+            "kvtier-storage",
+            "kvtier-transfer",
+            "kvtier-softgpu",
+        ]),
     ),
     ("kv-daemon", Some(&["kvtier", "kvtier-sim", "kvtier-bench"])),
     ("kvtier-python", Some(&["kvtier"])),

@@ -23,8 +23,11 @@ pub struct DeviceCache {
     stream: Stream,
     layout: KvLayout,
     tensors: Vec<DeviceSlice>,
-    pinned: Mutex<Vec<Arc<HostRegistration>>>,
+    pinned: Mutex<Vec<HostRegistration>>,
 }
+
+/// References that a registration has to its region.
+const HELD_BY_PINNING: usize = 2;
 
 /// A block and the engine's pages that hold, or are to hold, its bytes.
 pub type Pages<'a> = (BlockHash, &'a [u32]);
@@ -36,6 +39,9 @@ impl DeviceCache {
     /// `Invalid` when they do not fit the layout; `Unavailable` when the device has no stream.
     pub fn new(gpu: &Arc<Gpu>, layout: KvLayout, tensors: Vec<DeviceSlice>) -> Result<DeviceCache, ClientError> {
         layout.check(&tensors)?;
+        if tensors.iter().any(|tensor| !Arc::ptr_eq(tensor.region().gpu(), gpu)) {
+            return Err(ClientError::invalid("a tensor is memory of another device"));
+        }
         Ok(DeviceCache {
             gpu: Arc::clone(gpu),
             stream: gpu.stream().map_err(device_failed)?,
@@ -58,6 +64,7 @@ impl DeviceCache {
         tokens: u32,
     ) -> Result<Vec<PutOutcome>, ClientError> {
         let lengths = self.lengths(blocks)?;
+        self.check_device()?;
         let asked: Vec<(BlockHash, u32)> = blocks.iter().map(|(hash, _)| *hash).zip(lengths).collect();
         let mut outcomes = Vec::with_capacity(blocks.len());
         let mut open: Vec<(usize, BlockWriter)> = Vec::new();
@@ -76,12 +83,12 @@ impl DeviceCache {
             let slot = self.pin(writer.slice());
             copies.extend(self.layout.gather(&self.tensors, blocks[*at].1, self.layers(), &slot)?);
         }
-        if let Err(error) = self.run(copies) {
-            if self.gpu.is_lost() {
+        if let Err(failed) = self.run(copies) {
+            if failed.may_go_on {
                 // The device may still write them: the node must not give these slots to anybody.
                 let _for_good = ManuallyDrop::new(open);
             }
-            return Err(error);
+            return Err(failed.error);
         }
         let (places, writers): (Vec<usize>, Vec<BlockWriter>) = open.into_iter().unzip();
         if !writers.is_empty() {
@@ -105,6 +112,7 @@ impl DeviceCache {
         scope: FetchScope,
     ) -> Result<Vec<GetOutcome>, ClientError> {
         let lengths = self.lengths(blocks)?;
+        self.check_device()?;
         let hashes: Vec<BlockHash> = blocks.iter().map(|(hash, _)| *hash).collect();
         let handles = namespace.get(&hashes, scope)?;
         let mut copies = Vec::new();
@@ -126,13 +134,8 @@ impl DeviceCache {
             let tier = handle.tier();
             outcomes.push(GetOutcome::Hit { length, tier });
         }
-        let copied = self.run(copies);
-        if copied.is_err() && self.gpu.is_lost() {
-            // The device may still read them, which harms nobody but what else it would read there.
-            let _for_good = ManuallyDrop::new(handles);
-            return copied.map(|()| outcomes);
-        }
-        copied?;
+        // Slots that the device may still read may be somebody else's meanwhile: what it reads then goes where this call failed.
+        self.run(copies).map_err(|failed| failed.error)?;
         // What was leased over a connection that is gone may be somebody else's by now.
         handles.iter().flatten().try_for_each(BlockHandle::check)?;
         Ok(outcomes)
@@ -152,42 +155,56 @@ impl DeviceCache {
         blocks.iter().map(length).collect()
     }
 
+    /// A device that is lost moves nothing: the node need not be asked.
+    fn check_device(&self) -> Result<(), ClientError> {
+        match self.gpu.memory() {
+            Err(error) if self.gpu.is_lost() => Err(device_failed(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Copies everything, in batches, and returns when the device is done with all of them.
-    fn run(&self, copies: Vec<Copy>) -> Result<(), ClientError> {
+    fn run(&self, copies: Vec<Copy>) -> Result<(), Failed> {
         let mut running: Vec<Transfer> = Vec::new();
-        let mut result = Ok(());
+        let mut error = None;
         let mut rest = copies;
         while !rest.is_empty() {
             let later = rest.split_off(rest.len().min(PIECES_MAX));
             match self.stream.submit(std::mem::replace(&mut rest, later)) {
                 Ok(transfer) => running.push(transfer),
                 Err(refused) => {
-                    result = Err(device_failed(refused));
+                    error = Some(device_failed(refused));
                     break;
                 }
             }
         }
+        let began = !running.is_empty();
         for transfer in running {
-            result = result.and(transfer.wait().map_err(device_failed));
+            error = error.or(transfer.wait().map_err(device_failed).err());
         }
-        result
+        let may_go_on = began && self.gpu.is_lost();
+        error.map_or(Ok(()), |error| Err(Failed { error, may_go_on }))
     }
 
     /// Pins the memory of a slot for the device, where that can be; the place of its bytes.
     fn pin(&self, slice: &MemorySlice) -> Place {
         let region = slice.region();
         let mut pinned = self.pinned.lock();
-        let is_it = |known: &Arc<HostRegistration>| known.region().is_some_and(|known| Arc::ptr_eq(known, region));
-        if !pinned.iter().any(is_it) {
-            // Segments that the node took back are held here alone.
-            let is_used =
-                |known: &Arc<HostRegistration>| known.region().is_some_and(|known| Arc::strong_count(known) > 1);
-            pinned.retain(is_used);
+        if !pinned.iter().any(|known| Arc::ptr_eq(known.region(), region)) {
+            // Segments that the node took back are held by this and its registration alone.
+            pinned.retain(|known| Arc::strong_count(known.region()) > HELD_BY_PINNING);
             // Without it the driver copies through buffers of its own: slower, and no less right.
             pinned.extend(self.gpu.register(region));
         }
         Place::Host(slice.clone())
     }
+}
+
+/// A copy that failed.
+struct Failed {
+    error: ClientError,
+    /// Whether nobody can tell if the device is done.
+    may_go_on: bool,
 }
 
 fn device_failed(error: impl std::fmt::Display) -> ClientError {
