@@ -44,24 +44,25 @@ pub struct RecordLabel {
 /// What the driver must do. Those with an `operation` and marked *answered* come back as an [`Event`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Answered. Make a segment of `bytes` ready (host: mapped, zeroed, prefaulted, owned by `domain`; NVMe: preallocated).
+    /// Answered. Make a segment of `bytes` ready (device memory and host: mapped, zeroed, prefaulted,
+    /// owned by `domain`; NVMe: preallocated).
     OpenSegment {
         /// Answer with this.
         operation: OperationId,
-        /// Host or NVMe.
+        /// Device memory, host or NVMe.
         tier: Tier,
         /// The new segment's id.
         segment: SegmentId,
         /// Its size.
         bytes: u64,
-        /// Owner of a host segment; `None` on NVMe.
+        /// Owner of a segment in memory; `None` on NVMe.
         domain: Option<TrustDomain>,
     },
-    /// Answered. Zero (host) or discard (NVMe) a segment that nothing refers to and give its memory back.
+    /// Answered. Zero (memory) or discard (NVMe) a segment that nothing refers to and give its memory back.
     CloseSegment {
         /// Answer with this.
         operation: OperationId,
-        /// Host or NVMe.
+        /// Device memory, host or NVMe.
         tier: Tier,
         /// Which.
         segment: SegmentId,
@@ -97,6 +98,19 @@ pub enum Action {
         checksum: u32,
         /// What the record must say.
         label: RecordLabel,
+    },
+    /// Answered with [`Completion::Written`]. Copy a host copy to device memory, zero the rest of its last page there, and check
+    /// what arrived: against `checksum` where it is given, against the source where it is not. [`Failure::Corrupt`] where it
+    /// differs. Both sides stay as they are until the answer.
+    PromoteToHbm {
+        /// Answer with this.
+        operation: OperationId,
+        /// Host extent.
+        source: Extent,
+        /// Extent in device memory.
+        target: Extent,
+        /// CRC32C of the payload, where it is known.
+        checksum: Option<u32>,
     },
     /// Answered. Copy a record between NVMe segments (reinsertion), checking it on the way.
     Relocate {
@@ -140,10 +154,12 @@ pub enum Action {
         /// NVMe extent.
         target: Extent,
     },
-    /// Answered. Zero bytes of a host segment; nobody else touches them meanwhile.
-    ZeroHost {
+    /// Answered. Zero bytes of a segment in memory; nobody else touches them meanwhile.
+    ZeroSegment {
         /// Answer with this.
         operation: OperationId,
+        /// Device memory or host.
+        tier: Tier,
         /// Which segment.
         segment: SegmentId,
         /// Byte ranges within it, ascending.
@@ -234,7 +250,7 @@ pub struct Event {
 pub enum Completion {
     /// Done.
     Done,
-    /// A [`Action::Demote`] was written; `checksum` is the CRC32C of the payload that was written.
+    /// A [`Action::Demote`] or [`Action::PromoteToHbm`] was written; `checksum` is the CRC32C of the payload that was written.
     Written {
         /// CRC32C of the payload.
         checksum: u32,

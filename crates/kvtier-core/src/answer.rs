@@ -20,7 +20,7 @@ pub enum Fetched {
     Leased {
         /// To release.
         lease: LeaseId,
-        /// Where in host memory.
+        /// Where: in device memory where `tier` says so, else in host memory.
         extent: Extent,
         /// Where it was found.
         tier: Tier,

@@ -8,13 +8,15 @@ const CHUNK: usize = 1024;
 pub(crate) struct Holding {
     /// Place of the client.
     pub(crate) client: u32,
-    /// Place of the host segment.
+    /// Place of the segment: of host memory, or where `on_device` of device memory.
     pub(crate) segment: u32,
     pub(crate) slot: u32,
     /// Bytes charged to `namespace` (reservations).
     pub(crate) length: u32,
     /// To which the bytes are charged; [`NONE`] for leases and grants.
     pub(crate) namespace: u32,
+    /// A lease on a copy in device memory.
+    pub(crate) on_device: bool,
     /// Past its time, or its client is lost: counted as quarantined.
     pub(crate) expired: bool,
     /// What is written under it is stale: blocks of its namespace were deleted since (reservations).
@@ -33,6 +35,7 @@ impl Holding {
             slot,
             length: 0,
             namespace: NONE,
+            on_device: false,
             expired: false,
             fenced: false,
             #[cfg(feature = "mutants")]

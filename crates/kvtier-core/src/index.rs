@@ -35,6 +35,8 @@ pub(crate) mod flag {
     pub(crate) const UNDERSTATED: u16 = 1 << 11;
     /// Read from NVMe for nobody, and not asked for since.
     pub(crate) const PREFETCHED: u16 = 1 << 12;
+    /// Fetched by somebody who could have read it from device memory.
+    pub(crate) const TO_DEVICE: u16 = 1 << 13;
 }
 
 /// One block: its key, its parent, where its copies lie. One cache line.

@@ -13,6 +13,7 @@ mod block;
 mod client_table;
 pub mod cluster;
 pub mod cost;
+mod hbm_table;
 mod holding;
 mod host_table;
 mod index;

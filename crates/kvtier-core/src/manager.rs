@@ -6,6 +6,7 @@ mod fetch;
 mod flush;
 mod forget;
 mod generation;
+mod hbm;
 mod host;
 mod host_reclaim;
 mod identity;
@@ -28,6 +29,7 @@ mod waiting;
 pub use remote::{Copied, Described};
 
 use crate::client_table::ClientTable;
+use crate::hbm_table::HbmTable;
 use crate::holding::Holdings;
 use crate::host_table::HostTable;
 use crate::index::BlockIndex;
@@ -65,6 +67,7 @@ pub struct TierManager {
     deadlines: BTreeSet<(Time, OperationId)>,
     promotions: promote::PromotionTable,
     successors: prefetch::Successors,
+    hbm: Option<HbmTable>,
     host: HostTable,
     host_reclaim: Option<host_reclaim::HostDrain>,
     /// No host segment is chosen for reclaim before this: none could be emptied.
@@ -87,6 +90,7 @@ impl TierManager {
     pub fn new(settings: CheckedCoreSettings, policy: Box<dyn EvictionPolicy>) -> TierManager {
         TierManager {
             index: BlockIndex::new(settings.index_seed),
+            hbm: HbmTable::new(&settings),
             nvme: NvmeTable::new(&settings),
             settings,
             policy,

@@ -68,6 +68,10 @@ pub enum Mutant {
     PresentKeepsLabels,
     /// A restart does not bring the labels of blocks back.
     LabelsLostOnRestore,
+    /// The copy of a forgotten block in device memory stays known.
+    HbmForgetsNothing,
+    /// A copy to device memory counts although the device failed.
+    HbmPublishesFailedCopy,
 }
 
 impl Mutant {
@@ -109,5 +113,7 @@ impl Mutant {
         ("forget_without_fence", Mutant::ForgetWithoutFence),
         ("present_keeps_labels", Mutant::PresentKeepsLabels),
         ("labels_lost_on_restore", Mutant::LabelsLostOnRestore),
+        ("hbm_forgets_nothing", Mutant::HbmForgetsNothing),
+        ("hbm_publishes_failed_copy", Mutant::HbmPublishesFailedCopy),
     ];
 }

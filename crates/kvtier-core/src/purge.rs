@@ -9,6 +9,12 @@ pub struct PurgeEvidence {
     pub host_bytes: u64,
     /// Slots that clients held for longer than the grace: not zeroed.
     pub host_left: u64,
+    /// Slots of device memory that were zeroed.
+    pub hbm_slots: u64,
+    /// Bytes that were zeroed there.
+    pub hbm_bytes: u64,
+    /// Slots there that clients held for longer than the grace, or that the device did not zero.
+    pub hbm_left: u64,
     /// Segments of NVMe that were gone through.
     pub nvme_segments: u64,
     /// Records that were overwritten and verified.

@@ -20,6 +20,10 @@ pub struct CoreSettings {
     /// Base size of a host segment, bytes (multiple of 4 KiB). Blocks that would leave more than a quarter of a base segment to one slot get
     /// segments of their own size.
     pub host_segment_bytes: u64,
+    /// Device memory for copies of blocks, bytes, all domains together. 0: no tier there.
+    pub hbm_bytes: u64,
+    /// Base size of a device segment, bytes (multiple of 4 KiB). Blocks larger than a quarter of it get segments of four.
+    pub hbm_segment_bytes: u64,
     /// NVMe space, bytes, headers and indexes included. 0: no NVMe tier.
     pub nvme_bytes: u64,
     /// Size of an NVMe segment, bytes, header and index included.
@@ -76,6 +80,8 @@ pub struct CoreSettings {
     pub demotions_in_flight_max: usize,
     /// Promotions in flight.
     pub promotions_in_flight_max: usize,
+    /// Copies to device memory in flight.
+    pub hbm_promotions_in_flight_max: usize,
     /// Blocks after those of a request that are read from NVMe ahead of it. 0: none.
     pub prefetch_blocks: usize,
     /// Keys in one request.
@@ -101,6 +107,8 @@ impl Default for CoreSettings {
         CoreSettings {
             host_bytes: 64 << 20,
             host_segment_bytes: 2 << 20,
+            hbm_bytes: 0,
+            hbm_segment_bytes: 32 << 20,
             nvme_bytes: 0,
             nvme_segment_bytes: 4 << 20,
             nvme_segment_header_bytes: 4096,
@@ -128,6 +136,7 @@ impl Default for CoreSettings {
             waiting_per_client_max: 1024,
             demotions_in_flight_max: 64,
             promotions_in_flight_max: 256,
+            hbm_promotions_in_flight_max: 32,
             prefetch_blocks: 0,
             batch_keys_max: 4096,
             eviction: Eviction::Lru,
@@ -178,6 +187,28 @@ impl CoreSettings {
         }
         if self.host_bytes > 1 << 50 {
             return wrong("host_bytes", self.host_bytes, "give at most 1 PiB");
+        }
+        if self.hbm_bytes > 0 {
+            if self.hbm_segment_bytes < PAGE
+                || !self.hbm_segment_bytes.is_multiple_of(PAGE)
+                || self.hbm_segment_bytes > 1 << 32
+            {
+                return wrong(
+                    "hbm_segment_bytes",
+                    self.hbm_segment_bytes,
+                    "give a multiple of 4 KiB, at most 4 GiB",
+                );
+            }
+            if self.hbm_bytes < self.hbm_segment_bytes {
+                return wrong(
+                    "hbm_bytes",
+                    self.hbm_bytes,
+                    "give at least one device segment, or 0 for none",
+                );
+            }
+            if self.hbm_bytes > 1 << 44 {
+                return wrong("hbm_bytes", self.hbm_bytes, "give at most 16 TiB");
+            }
         }
         if self.block_bytes_max == 0 || u64::from(self.block_bytes_max) > 1 << 30 {
             return wrong(
@@ -268,6 +299,11 @@ impl CoreSettings {
             ("waiting_per_client_max", self.waiting_per_client_max, 1 << 24),
             ("demotions_in_flight_max", self.demotions_in_flight_max, 1 << 20),
             ("promotions_in_flight_max", self.promotions_in_flight_max, 1 << 20),
+            (
+                "hbm_promotions_in_flight_max",
+                self.hbm_promotions_in_flight_max,
+                1 << 16,
+            ),
             ("batch_keys_max", self.batch_keys_max, 1 << 20),
         ] {
             if value == 0 || value > most {

@@ -7,18 +7,26 @@ pub struct Statistics {
     pub host_blocks: u64,
     /// Blocks with a copy on NVMe. Gauge.
     pub nvme_blocks: u64,
+    /// Blocks with a copy in device memory. Gauge.
+    pub hbm_blocks: u64,
     /// Blocks of older generations, hidden and not yet forgotten. Gauge.
     pub hidden_blocks: u64,
     /// Bytes of host slots that are not free. Gauge.
     pub host_used_bytes: u64,
     /// Host budget, bytes.
     pub host_capacity_bytes: u64,
+    /// Bytes of device slots that are not free. Gauge.
+    pub hbm_used_bytes: u64,
+    /// Budget of device memory, bytes.
+    pub hbm_capacity_bytes: u64,
     /// Live payload on NVMe, bytes (4 KiB-aligned). Gauge.
     pub nvme_used_bytes: u64,
     /// NVMe payload capacity, bytes: what live payload may reach.
     pub nvme_capacity_bytes: u64,
     /// Host segments, those being opened or closed included. Gauge.
     pub host_segments: u64,
+    /// Device segments, those being opened or closed included. Gauge.
+    pub hbm_segments: u64,
     /// NVMe segments, those being opened or closed included. Gauge.
     pub nvme_segments: u64,
     /// Clients, those that are quarantined included. Gauge.
@@ -43,6 +51,8 @@ pub struct Statistics {
     pub index_bytes: u64,
     /// Keys fetched from host memory.
     pub fetch_hits_host: u64,
+    /// Keys fetched from device memory.
+    pub fetch_hits_hbm: u64,
     /// Keys fetched from NVMe.
     pub fetch_hits_nvme: u64,
     /// Keys fetched that were not here (keys after the first miss of a prefix fetch not counted).
@@ -69,6 +79,10 @@ pub struct Statistics {
     pub promotions: u64,
     /// Their payload, bytes.
     pub promoted_bytes: u64,
+    /// Blocks copied to device memory.
+    pub hbm_promotions: u64,
+    /// Their payload, bytes.
+    pub hbm_promoted_bytes: u64,
     /// Blocks read from NVMe, or about to be, before anybody asked for them.
     pub prefetches: u64,
     /// Of these, blocks that were in host memory when somebody did.
@@ -79,14 +93,18 @@ pub struct Statistics {
     pub relocated_bytes: u64,
     /// Host copies dropped to make room.
     pub evictions_host: u64,
+    /// Copies in device memory dropped to make room.
+    pub evictions_hbm: u64,
     /// NVMe copies dropped to make room.
     pub evictions_nvme: u64,
     /// Blocks whose last copy went, for whatever reason.
     pub forgotten: u64,
     /// Payloads that failed their check.
     pub corrupt: u64,
-    /// Device errors.
+    /// Errors of the NVMe device.
     pub io_errors: u64,
+    /// Errors of the GPU, memory that it had none of included.
+    pub hbm_errors: u64,
     /// Tier resets begun.
     pub resets: u64,
     /// Events for operations unknown or already answered.

@@ -1,6 +1,8 @@
 /// One level of the hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
+    /// A pool in the memory of a GPU: copies of blocks that have another copy too, mapped by clients of the same device.
+    Hbm,
     /// Host memory: segments mapped by clients.
     Host,
     /// Local NVMe: segment files written front to back.
@@ -15,7 +17,7 @@ pub struct SegmentId(pub u32);
 
 /// Where one copy lies inside its tier: a segment, a byte offset in it, and the exact length of the payload in bytes.
 ///
-/// Offsets are multiples of 4 KiB in both tiers; the space taken is the length rounded up to 4 KiB.
+/// Offsets are multiples of 4 KiB in every tier; the space taken is the length rounded up to 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Extent {
     /// Which segment of the tier.

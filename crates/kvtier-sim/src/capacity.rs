@@ -310,7 +310,7 @@ impl Replay {
                 break;
             };
             match tier {
-                Tier::Host => self.report.hits_host += 1,
+                Tier::Hbm | Tier::Host => self.report.hits_host += 1,
                 Tier::Nvme | Tier::Remote => self.report.hits_nvme += 1,
             }
             self.report.tokens.hit += u64::from(request.tokens_at(start + leases.len()));
@@ -500,7 +500,8 @@ impl Replay {
             | Action::SyncTier { operation, .. }
             | Action::ResetTier { operation, .. }
             | Action::RecordGeneration { operation, .. }
-            | Action::ZeroHost { operation, .. } => (operation, 0, Completion::Done),
+            | Action::PromoteToHbm { operation, .. }
+            | Action::ZeroSegment { operation, .. } => (operation, 0, Completion::Done),
             Action::EraseRecords { operation, .. } => (operation, 0, Completion::Erased { records: 0, bytes: 0 }),
         };
         let event = Event {

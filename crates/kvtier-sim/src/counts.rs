@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use kvtier_core::{Action, Completion, Event, Failure};
+use kvtier_core::{Action, Completion, Event, Failure, Tier};
 
 /// Something that goes wrong in a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +82,7 @@ impl Fault {
     ];
 }
 
-const ACTIONS: [&str; 18] = [
+const ACTIONS: [&str; 22] = [
     "open_segment",
     "close_segment",
     "seal_segment",
@@ -97,15 +97,22 @@ const ACTIONS: [&str; 18] = [
     "reserve_done",
     "invalidated",
     "flushed",
-    "zero_host",
+    "zero_host_segment",
     "erase_records",
     "destroyed",
     "forgotten",
+    "promote_to_hbm",
+    "open_hbm_segment",
+    "close_hbm_segment",
+    "zero_hbm_segment",
 ];
 
 /// The name under which an action is counted.
 pub(crate) fn action_name(action: &Action) -> &'static str {
     let index = match action {
+        Action::OpenSegment { tier: Tier::Hbm, .. } => 19,
+        Action::CloseSegment { tier: Tier::Hbm, .. } => 20,
+        Action::ZeroSegment { tier: Tier::Hbm, .. } => 21,
         Action::OpenSegment { .. } => 0,
         Action::CloseSegment { .. } => 1,
         Action::SealSegment { .. } => 2,
@@ -120,10 +127,11 @@ pub(crate) fn action_name(action: &Action) -> &'static str {
         Action::ReserveDone { .. } => 11,
         Action::Invalidated { .. } => 12,
         Action::Flushed { .. } => 13,
-        Action::ZeroHost { .. } => 14,
+        Action::ZeroSegment { .. } => 14,
         Action::EraseRecords { .. } => 15,
         Action::Destroyed { .. } => 16,
         Action::Forgotten { .. } => 17,
+        Action::PromoteToHbm { .. } => 18,
     };
     ACTIONS[index]
 }
@@ -144,9 +152,10 @@ fn event_name(event: &Event) -> &'static str {
     EVENTS[index]
 }
 
-const ANSWERS: [&str; 30] = [
+const ANSWERS: [&str; 31] = [
     "fetched_miss",
     "fetched_busy",
+    "fetched_from_hbm",
     "fetched_from_host",
     "fetched_from_nvme",
     "fetch_waited",

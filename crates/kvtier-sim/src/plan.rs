@@ -151,6 +151,16 @@ impl Plan {
         }
     }
 
+    /// Whether there is a tier in device memory, from draws of its own too.
+    pub(crate) fn hbm(&mut self, mut random: Random) {
+        if random.chance(400) {
+            let settings = &mut self.settings;
+            settings.hbm_segment_bytes = random.pick(&[8 << 10, 16 << 10, 64 << 10]);
+            settings.hbm_bytes = settings.hbm_segment_bytes * random.between(1, 6);
+            settings.hbm_promotions_in_flight_max = random.pick(&[1, 4, 32]);
+        }
+    }
+
     /// Much is put into little NVMe, so that segments are emptied, copied and closed all the time, and crashes come often.
     fn churn(&mut self, random: &mut Random) {
         let settings = &mut self.settings;

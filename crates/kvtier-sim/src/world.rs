@@ -73,6 +73,7 @@ pub(crate) struct World {
     happened: u64,
     manager: TierManager,
     queue: BTreeMap<(Time, u64), Happening>,
+    hbm: Memory,
     host: Memory,
     nvme: Memory,
     flights: BTreeMap<OperationId, Flight>,
@@ -123,6 +124,7 @@ impl World {
         plan.anchor(Random::new(mix(seed)));
         plan.label(Random::new(mix(mix(seed))));
         plan.eviction(Random::new(mix(!seed)));
+        plan.hbm(Random::new(mix(!mix(seed))));
         adjust(&mut plan);
         let manager = new_manager(&plan)?;
         let mut world = World {
@@ -133,6 +135,7 @@ impl World {
             happened: 0,
             manager,
             queue: BTreeMap::new(),
+            hbm: Memory::new("hbm"),
             host: Memory::new("host"),
             nvme: Memory::new("nvme"),
             flights: BTreeMap::new(),
@@ -253,7 +256,10 @@ impl World {
             namespace: self.spaces[space as usize].id,
             realization: self.realizations[realization as usize],
             hashes,
-            hints: Hints::default(),
+            hints: Hints {
+                device: self.clients.get(&client).is_some_and(|client| client.device),
+                ..Hints::default()
+            },
             deadline,
         }
     }

@@ -479,6 +479,7 @@ impl TierManager {
         if self.index.entry(block).is(flag::PROMOTING) {
             self.detach_promotion(block);
         }
+        self.drop_hbm(block);
         self.stale.take(u64::from(block));
         let entry = self.index.entry_mut(block);
         if entry.is(flag::ENROLLED) {

@@ -3,7 +3,7 @@ use super::{TierManager, mutant_is};
 use crate::host_table::{HostSegmentState, PAGE, SlotState, pages};
 use crate::index::flag;
 use crate::nvme_table::NvmeSegmentState;
-use crate::{Action, Completion, Failure, NamespaceId, OperationId, PurgeEvidence, SegmentId, Time, TrustDomain};
+use crate::{Action, Completion, Failure, NamespaceId, OperationId, PurgeEvidence, SegmentId, Tier, Time, TrustDomain};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
@@ -48,6 +48,8 @@ enum Phase {
     Host(Vec<(u32, SegmentId, u32)>),
     /// Waits for slots that were held when their segment was zeroed.
     Held,
+    /// Device memory to zero, and slots of it to wait for.
+    Hbm,
     Nvme(VecDeque<Part>, Gathered),
 }
 
@@ -103,7 +105,7 @@ impl TierManager {
     pub(super) fn destruction_due(&self) -> Option<Time> {
         let destruction = self.destructions.front()?;
         let at = match &destruction.phase {
-            Phase::Held => destruction.grace_until,
+            Phase::Held | Phase::Hbm => destruction.grace_until,
             Phase::Nvme(..) => destruction.not_before,
             Phase::Sweep | Phase::Moves(_) | Phase::Host(_) => return None,
         };
@@ -119,6 +121,7 @@ impl TierManager {
                 Phase::Moves(before) => self.await_moves(*before),
                 Phase::Host(_) => self.zero_next_segment(),
                 Phase::Held => self.await_held(),
+                Phase::Hbm => self.await_hbm(),
                 Phase::Nvme(..) => self.erase_next_part(),
             };
             if !step {
@@ -151,7 +154,10 @@ impl TierManager {
         let moves = |operation: &Operation| {
             matches!(
                 operation,
-                Operation::Demote(_) | Operation::Promote { .. } | Operation::Relocate(_)
+                Operation::Demote(_)
+                    | Operation::Promote { .. }
+                    | Operation::Relocate(_)
+                    | Operation::PromoteToHbm { .. }
             )
         };
         let is_moving = self
@@ -277,8 +283,9 @@ impl TierManager {
         let segment = self.host.segment(place).id;
         self.host.zeroing += 1;
         let operation = self.issue(Operation::Zero { segment: place, slots });
-        self.actions.push_back(Action::ZeroHost {
+        self.actions.push_back(Action::ZeroSegment {
             operation,
+            tier: Tier::Host,
             segment,
             ranges,
         });
@@ -345,7 +352,32 @@ impl TierManager {
         for (place, slot) in std::mem::take(&mut self.host.tainted) {
             self.host.settle_slot(place, slot);
         }
+        self.enter(Phase::Hbm)
+    }
+
+    /// Zeroes what earlier copies left in device memory.
+    fn await_hbm(&mut self) -> bool {
+        let now = self.now;
+        let destruction = self.destruction_mut();
+        let (domain, over) = (destruction.domain, destruction.grace_until <= now);
+        let Some(left) = self.zero_hbm(domain, over) else {
+            return false;
+        };
+        self.destruction_mut().evidence.hbm_left += left;
         self.begin_erasing()
+    }
+
+    /// Slots of device memory are zero, or could not be zeroed.
+    pub(super) fn count_hbm_zeroed(&mut self, slots: u64, bytes: u64, is_zero: bool) {
+        let Some(destruction) = self.destructions.front_mut() else {
+            return;
+        };
+        if is_zero {
+            destruction.evidence.hbm_slots += slots;
+            destruction.evidence.hbm_bytes += bytes;
+        } else {
+            destruction.evidence.hbm_left += slots;
+        }
     }
 
     fn begin_erasing(&mut self) -> bool {

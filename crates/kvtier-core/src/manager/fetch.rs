@@ -17,7 +17,9 @@ impl TierManager {
         let nvme = self.nvme_in_service();
         let tier = |&block: &u32| {
             let entry = (block != NONE).then(|| self.index.entry(block))?;
-            if entry.in_host() {
+            if request.hints.device && self.hbm_copy(block).is_some() {
+                Some(Tier::Hbm)
+            } else if entry.in_host() {
                 Some(Tier::Host)
             } else {
                 (nvme && entry.on_nvme()).then_some(Tier::Nvme)
@@ -58,10 +60,12 @@ impl TierManager {
         self.advance(now);
         let client = self.admit_request(request)?;
         self.may_hold_more(client)?;
+        let device = request.hints.device && self.hbm.is_some();
         let mut found = self.find_all(request);
         let mut end = found.len();
         for (position, block) in found.iter_mut().enumerate() {
-            if *block == NONE || !self.is_readable(*block) {
+            let on_device = device && *block != NONE && self.hbm_copy(*block).is_some();
+            if *block == NONE || !(on_device || self.is_readable(*block)) {
                 *block = NONE;
                 self.counters.fetch_misses += 1;
                 if scope == FetchScope::Prefix {
@@ -80,9 +84,15 @@ impl TierManager {
         let mut results = vec![Fetched::Miss; request.hashes.len()];
         let mut absent = 0;
         for (result, &block) in results.iter_mut().zip(&found).filter(|(_, block)| **block != NONE) {
-            if self.index.entry(block).in_host() {
+            let on_device = self.hbm_copy(block).filter(|_| device);
+            if let Some(at) = on_device {
+                *result = self.lease_hbm(client, block, at);
+            } else if self.index.entry(block).in_host() {
                 self.note_prefetch_hit(block);
                 *result = self.lease(client, block, Tier::Host);
+                if device {
+                    self.used_from_device(block);
+                }
             } else {
                 absent += 1;
             }
@@ -216,12 +226,15 @@ impl TierManager {
         }
     }
 
-    /// The lease of a result, and the block whose host copy it still is.
+    /// The lease of a result, and the block whose copy it still is.
     fn leased_block(&self, result: &Fetched) -> Option<(u64, Option<u32>)> {
         let Fetched::Leased { lease, .. } = result else {
             return None;
         };
         let holding = self.leases.find(lease.0)?;
+        if holding.on_device {
+            return Some((lease.0, self.hbm_owner(holding)));
+        }
         let slot = self.host.slot(holding.segment, holding.slot);
         Some((lease.0, (slot.state == SlotState::Block).then_some(slot.owner)))
     }

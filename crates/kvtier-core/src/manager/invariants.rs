@@ -2,6 +2,7 @@ use super::TierManager;
 use super::operation::Operation;
 use super::promote::Stage;
 use super::waiting::WaitingKind;
+use crate::hbm_table::HbmSlotState;
 use crate::host_table::{HostSegmentState, SlotState, pages};
 use crate::index::{NONE, flag};
 use crate::{BlockId, Labels, ListId, Plane};
@@ -21,6 +22,7 @@ impl TierManager {
         self.check_slots();
         self.check_groups();
         self.check_nvme();
+        self.check_hbm();
         self.check_clients();
         self.check_waiting();
     }
@@ -159,7 +161,7 @@ impl TierManager {
 
     fn check_slots(&self) {
         let mut leases = BTreeMap::<Place, u16>::new();
-        for holding in self.leases.iter() {
+        for holding in self.leases.iter().filter(|holding| !holding.on_device) {
             *leases.entry((holding.segment, holding.slot)).or_default() += 1;
         }
         let mut reserved = BTreeMap::<Place, ()>::new();
@@ -178,6 +180,11 @@ impl TierManager {
                         .or_default() += 1;
                 }
                 Operation::Promote { segment, slot, .. } => *operations.entry((*segment, *slot)).or_default() += 1,
+                Operation::PromoteToHbm {
+                    host_segment,
+                    host_slot,
+                    ..
+                } => *operations.entry((*host_segment, *host_slot)).or_default() += 1,
                 Operation::Zero { segment, slots } => {
                     for slot in slots {
                         *operations.entry((*segment, *slot)).or_default() += 1;
@@ -369,6 +376,41 @@ impl TierManager {
         assert_eq!(listed as u64, self.counters.nvme_blocks, "blocks on NVMe lists");
     }
 
+    fn check_hbm(&self) {
+        let Some(hbm) = &self.hbm else { return };
+        hbm.check_invariants();
+        let mut leases = BTreeMap::<Place, u32>::new();
+        for holding in self.leases.iter().filter(|holding| holding.on_device) {
+            *leases.entry((holding.segment, holding.slot)).or_default() += 1;
+        }
+        for (place, segment) in (0..).zip(&hbm.segments) {
+            let Some(segment) = segment else { continue };
+            for (slot, memory) in (0..).zip(&segment.slots) {
+                let held = leases.remove(&(place, slot)).unwrap_or(0);
+                assert_eq!(memory.leases, held, "leases of device slot {slot} of segment {place}");
+                if memory.state == HbmSlotState::Block {
+                    let entry = self.index.entry(memory.owner);
+                    assert!(
+                        entry.is(flag::LIVE) && !entry.is_ghost(),
+                        "the copy of block {} in device memory is its only one",
+                        memory.owner
+                    );
+                    let domain = self.namespaces.at(entry.namespace).domain;
+                    assert_eq!(
+                        (domain, pages(entry.length)),
+                        segment.shape,
+                        "the device segment of block {}",
+                        memory.owner
+                    );
+                }
+            }
+        }
+        assert!(leases.is_empty(), "leases on no device slot");
+        let filling = self.operations.values();
+        let filling = filling.filter(|issued| matches!(issued.operation, Operation::PromoteToHbm { .. }));
+        assert_eq!(filling.count(), hbm.filling, "copies to device memory in flight");
+    }
+
     fn check_clients(&self) {
         for (place, client) in self.clients.iter() {
             let mut leases = 0;
@@ -376,7 +418,7 @@ impl TierManager {
             for holding in self.leases.iter().filter(|holding| holding.client == place) {
                 leases += 1;
                 slots += u64::from(holding.expired);
-                bytes += self.host.slot_bytes(holding.segment) * u64::from(holding.expired);
+                bytes += self.held_bytes(holding) * u64::from(holding.expired);
             }
             let (mut reservations, mut reserved) = (0, 0);
             for holding in self.reservations.iter().filter(|holding| holding.client == place) {

@@ -76,7 +76,7 @@ impl TierManager {
         match (&fetched, tier) {
             (Fetched::Leased { .. }, Tier::Host) => self.counters.fetch_hits_host += 1,
             (Fetched::Leased { .. }, Tier::Nvme) => self.counters.fetch_hits_nvme += 1,
-            (Fetched::Leased { .. }, Tier::Remote) => unreachable!("leases are on memory of ours"),
+            (Fetched::Leased { .. }, Tier::Hbm | Tier::Remote) => unreachable!("leases are on memory of ours"),
             (Fetched::Miss | Fetched::Busy, _) => {}
         }
         fetched
@@ -114,12 +114,16 @@ impl TierManager {
         let Some(holding) = self.leases.remove(lease) else {
             return;
         };
-        let bytes = self.host.slot_bytes(holding.segment);
+        let bytes = self.held_bytes(&holding);
         let client = self.clients.at_mut(holding.client);
         client.leases -= 1;
         if holding.expired {
             client.quarantined_slots -= 1;
             client.quarantined_bytes -= bytes;
+        }
+        if holding.on_device {
+            self.end_hbm_lease(&holding);
+            return;
         }
         let planted = cfg!(feature = "mutants");
         let memory = self.host.slot_mut(holding.segment, holding.slot);
@@ -151,7 +155,7 @@ impl TierManager {
             return;
         }
         let holding = self.leases.find(lease).expect("just expired");
-        let bytes = self.host.slot_bytes(holding.segment);
+        let bytes = self.held_bytes(holding);
         let client = self.clients.at_mut(holding.client);
         client.quarantined_slots += 1;
         client.quarantined_bytes += bytes;
@@ -209,6 +213,9 @@ impl TierManager {
     /// The planted bug `DoubleRelease`: the slot forgets one lease more than was released.
     fn count_release_once_more(&mut self, lease: u64) {
         let holding = self.leases.find(lease).expect("found by the caller");
+        if holding.on_device {
+            return;
+        }
         let memory = self.host.slot_mut(holding.segment, holding.slot);
         memory.leases = memory.leases.saturating_sub(1).max(1);
     }

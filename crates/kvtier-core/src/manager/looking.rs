@@ -7,9 +7,14 @@ impl TierManager {
     pub fn statistics(&self) -> Statistics {
         let quarantined = |of: fn(&crate::client_table::Client) -> u64| self.clients.iter().map(|(_, c)| of(c)).sum();
         let nvme = self.nvme.as_ref();
+        let hbm = self.hbm.as_ref();
         Statistics {
             host_used_bytes: self.host.used_bytes,
             host_capacity_bytes: self.settings.host_bytes,
+            hbm_blocks: hbm.map_or(0, |hbm| hbm.blocks),
+            hbm_used_bytes: hbm.map_or(0, |hbm| hbm.used_bytes),
+            hbm_capacity_bytes: hbm.map_or(0, |hbm| hbm.bytes_max),
+            hbm_segments: hbm.map_or(0, |hbm| hbm.segments.iter().flatten().count() as u64),
             nvme_used_bytes: nvme.map_or(0, |nvme| nvme.used_bytes),
             nvme_capacity_bytes: nvme.map_or(0, crate::nvme_table::NvmeTable::payload_capacity),
             host_segments: self.host.segments.iter().flatten().count() as u64,
@@ -70,6 +75,7 @@ impl TierManager {
         self.index.memory_bytes()
             + self.policy.memory_bytes()
             + self.host.memory_bytes()
+            + self.hbm.as_ref().map_or(0, crate::hbm_table::HbmTable::memory_bytes)
             + self.nvme.as_ref().map_or(0, crate::nvme_table::NvmeTable::memory_bytes)
             + self.leases.memory_bytes()
             + self.reservations.memory_bytes()

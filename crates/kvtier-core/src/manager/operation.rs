@@ -55,6 +55,23 @@ pub(super) enum Operation {
         segment: u32,
         slots: Vec<u32>,
     },
+    OpenHbm {
+        segment: u32,
+    },
+    CloseHbm {
+        segment: u32,
+    },
+    PromoteToHbm {
+        segment: u32,
+        slot: u32,
+        host_segment: u32,
+        host_slot: u32,
+        length: u32,
+    },
+    ZeroHbm {
+        segment: u32,
+        slots: Vec<u32>,
+    },
     Erase {
         segment: u32,
     },
@@ -74,6 +91,10 @@ impl Operation {
             Operation::OpenHost { .. }
             | Operation::CloseHost { .. }
             | Operation::Zero { .. }
+            | Operation::OpenHbm { .. }
+            | Operation::CloseHbm { .. }
+            | Operation::PromoteToHbm { .. }
+            | Operation::ZeroHbm { .. }
             | Operation::Reset
             | Operation::Record { .. } => false,
         }
@@ -163,6 +184,16 @@ impl TierManager {
             Operation::Reset => self.reset_answered(outcome),
             Operation::Record { namespace, generation } => self.record_answered(namespace, generation, outcome.is_ok()),
             Operation::Zero { segment, slots } => self.zeroed(segment, &slots, outcome),
+            Operation::OpenHbm { segment } => self.hbm_opened(segment, outcome),
+            Operation::CloseHbm { segment } => self.hbm_closed(segment, outcome),
+            Operation::PromoteToHbm {
+                segment,
+                slot,
+                host_segment,
+                host_slot,
+                length,
+            } => self.promoted_to_hbm((segment, slot), (host_segment, host_slot), length, outcome),
+            Operation::ZeroHbm { segment, slots } => self.hbm_zeroed(segment, &slots, outcome),
             Operation::Erase { segment } => self.erased(segment, outcome),
         }
     }
@@ -186,7 +217,13 @@ impl TierManager {
                 self.begin_reset();
                 continue;
             }
-            if matches!(issued.operation, Operation::Zero { .. }) {
+            if matches!(
+                issued.operation,
+                Operation::Zero { .. }
+                    | Operation::OpenHbm { .. }
+                    | Operation::PromoteToHbm { .. }
+                    | Operation::ZeroHbm { .. }
+            ) {
                 // The memory is touched until it is answered.
                 continue;
             }
@@ -196,6 +233,7 @@ impl TierManager {
             match issued.operation {
                 Operation::OpenHost { segment } => self.host_open_overdue(segment),
                 Operation::CloseHost { segment } => self.close_host(segment),
+                Operation::CloseHbm { segment } => self.close_hbm(segment),
                 Operation::Reset => self.reset_overdue(),
                 Operation::Record { namespace, generation } => self.record_answered(namespace, generation, false),
                 _ => unreachable!("the rest are NVMe operations"),

@@ -145,7 +145,10 @@ impl TierManager {
 
     fn block_of_lease(&self, client: ClientId, lease: LeaseId) -> Option<u32> {
         let place = self.clients.find(client)?;
-        let holding = self.leases.find(lease.0).filter(|holding| holding.client == place)?;
+        let holding = self.leases.find(lease.0)?;
+        if holding.client != place || holding.on_device {
+            return None;
+        }
         let slot = self.host.slot(holding.segment, holding.slot);
         let block = (slot.state == SlotState::Block).then_some(slot.owner)?;
         let entry = self.index.entry(block);

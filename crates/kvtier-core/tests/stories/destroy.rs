@@ -99,7 +99,7 @@ fn the_end_of_a_slot_behind_a_block_is_zeroed_too() {
         .held
         .iter()
         .filter_map(|action| match action {
-            Action::ZeroHost { ranges, .. } => Some(ranges.clone()),
+            Action::ZeroSegment { ranges, .. } => Some(ranges.clone()),
             _ => None,
         })
         .flatten()

@@ -6,6 +6,7 @@ mod durability;
 mod eviction;
 mod failure;
 mod generation;
+mod hbm;
 mod labels;
 mod leases;
 mod memory;

@@ -652,7 +652,7 @@ impl Storm {
                 let known = self.recorded.entry(*namespace).or_insert(Generation(1));
                 *known = (*known).max(*generation);
             }
-            Action::ZeroHost { segment, ranges, .. } => self.zero(*segment, ranges),
+            Action::ZeroSegment { segment, ranges, .. } => self.zero(*segment, ranges),
             Action::EraseRecords {
                 segment,
                 pages,
@@ -677,7 +677,7 @@ impl Storm {
                 self.pending.retain(|action| {
                     matches!(
                         action,
-                        Action::RecordGeneration { .. } | Action::ResetTier { .. } | Action::ZeroHost { .. }
+                        Action::RecordGeneration { .. } | Action::ResetTier { .. } | Action::ZeroSegment { .. }
                     ) || matches!(action, Action::OpenSegment { tier: Tier::Host, .. })
                         || matches!(action, Action::CloseSegment { tier: Tier::Host, .. })
                 });

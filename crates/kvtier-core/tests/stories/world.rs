@@ -30,6 +30,9 @@ pub(crate) struct World {
     pub(crate) realization: RealizationId,
     /// What puts are part of.
     pub(crate) label: Option<Label>,
+    /// Whether fetches may be answered from device memory.
+    pub(crate) device: bool,
+    pub(crate) hbm: Memory,
     pub(crate) host: Memory,
     pub(crate) nvme: Memory,
     /// What a restart would find: segments with the records that were written and not forgotten.
@@ -90,6 +93,8 @@ impl World {
             generation,
             realization,
             label: None,
+            device: false,
+            hbm: Memory::new(),
             host: Memory::new(),
             nvme: Memory::new(),
             log: BTreeMap::new(),
@@ -144,6 +149,7 @@ impl World {
             hashes,
             hints: Hints {
                 label: self.label,
+                device: self.device,
                 ..Hints::default()
             },
             deadline: Time(self.now.0 + SECOND),
@@ -247,10 +253,10 @@ impl World {
                 if *tier == Tier::Nvme {
                     self.log.remove(segment);
                 }
-                let memory = if *tier == Tier::Host {
-                    &mut self.host
-                } else {
-                    &mut self.nvme
+                let memory = match tier {
+                    Tier::Hbm => &mut self.hbm,
+                    Tier::Host => &mut self.host,
+                    Tier::Nvme | Tier::Remote => &mut self.nvme,
                 };
                 memory.retain(|(other, _), _| other != segment);
             }
@@ -281,8 +287,30 @@ impl World {
                 self.forgotten.insert(*operation, *blocks);
                 self.of_any_label += of_any_label;
             }
-            Action::ZeroHost { segment, ranges, .. } => {
-                self.host.retain(|(other, offset), _| {
+            Action::PromoteToHbm {
+                source,
+                target,
+                checksum: expected,
+                ..
+            } => {
+                let bytes = self.host[&at(source)];
+                let checksum = checksum(bytes);
+                assert!(
+                    expected.is_none_or(|expected| expected == checksum),
+                    "wrong bytes go to the device"
+                );
+                self.hbm.insert(at(target), bytes);
+                return Completion::Written { checksum };
+            }
+            Action::ZeroSegment {
+                tier, segment, ranges, ..
+            } => {
+                let memory = if *tier == Tier::Hbm {
+                    &mut self.hbm
+                } else {
+                    &mut self.host
+                };
+                memory.retain(|(other, offset), _| {
                     other != segment || !ranges.iter().any(|range| range.contains(offset))
                 });
             }
@@ -381,7 +409,8 @@ impl World {
                 Fetched::Leased {
                     lease, extent, tier, ..
                 } => {
-                    assert_eq!(self.host.get(&at(extent)), Some(hash), "wrong bytes at {extent:?}");
+                    let memory = if *tier == Tier::Hbm { &self.hbm } else { &self.host };
+                    assert_eq!(memory.get(&at(extent)), Some(hash), "wrong bytes at {tier:?} {extent:?}");
                     leases.push(*lease);
                     Some(*tier)
                 }
@@ -633,7 +662,8 @@ pub(crate) fn name(action: &Action) -> &'static str {
         Action::ReserveDone { .. } => "reserve done",
         Action::Invalidated { .. } => "invalidated",
         Action::Flushed { .. } => "flushed",
-        Action::ZeroHost { .. } => "zero",
+        Action::PromoteToHbm { .. } => "promote to hbm",
+        Action::ZeroSegment { .. } => "zero",
         Action::EraseRecords { .. } => "erase",
         Action::Destroyed { .. } => "destroyed",
         Action::Forgotten { .. } => "forgotten",
@@ -650,7 +680,8 @@ pub(crate) fn answered(action: &Action) -> Option<OperationId> {
         | Action::Relocate { operation, .. }
         | Action::SyncTier { operation, .. }
         | Action::ResetTier { operation, .. }
-        | Action::ZeroHost { operation, .. }
+        | Action::ZeroSegment { operation, .. }
+        | Action::PromoteToHbm { operation, .. }
         | Action::EraseRecords { operation, .. }
         | Action::RecordGeneration { operation, .. } => Some(*operation),
         Action::ForgetRecord { .. }

@@ -243,7 +243,8 @@ impl Local {
             | Action::SyncTier { operation, .. }
             | Action::ResetTier { operation, .. }
             | Action::RecordGeneration { operation, .. }
-            | Action::ZeroHost { operation, .. } => (operation, now, Completion::Done),
+            | Action::PromoteToHbm { operation, .. }
+            | Action::ZeroSegment { operation, .. } => (operation, now, Completion::Done),
             Action::EraseRecords { operation, .. } => (operation, now, Completion::Erased { records: 0, bytes: 0 }),
         };
         let event = Event {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kvtier_core::{
-    ClientId, Departure, Extent, FetchScope, Generation, LeaseId, OperationId, Refusal, ReservationId, Time,
+    ClientId, Departure, Extent, FetchScope, Generation, LeaseId, OperationId, Refusal, ReservationId, Tier, Time,
     TrustDomain,
 };
 
@@ -13,11 +13,14 @@ use super::{Happening, World};
 use crate::counts::Fault;
 use crate::memory::{Holder, PAGE_BYTES, Tag};
 use crate::oracle::{Check, Finding, Key, found};
+use crate::random::mix;
 
 /// Bytes that a client reads in place.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) lease: LeaseId,
+    /// Device memory, or host memory.
+    pub(super) memory: Tier,
     pub(super) extent: Extent,
     pub(super) tag: Tag,
 }
@@ -54,6 +57,8 @@ impl Slot {
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) domain: TrustDomain,
+    /// It can read device memory.
+    pub(super) device: bool,
     /// Its connection is lost, its process lives.
     pub(super) lost: bool,
     pub(super) held: Vec<Held>,
@@ -110,6 +115,7 @@ impl World {
             client,
             Client {
                 domain,
+                device: mix(client.0) % 4 > 0,
                 lost: false,
                 held: Vec::new(),
                 slots: Vec::new(),
@@ -341,7 +347,7 @@ impl World {
         self.note(|| format!("{client:?} departs: {departure:?}"));
         self.waits.retain(|_, wait| wait.client != client);
         for held in &state.held {
-            self.host.end_read(&held.extent);
+            self.memory(held.memory).end_read(&held.extent);
         }
         for slot in &state.slots {
             self.host.end_write(&slot.extent);

@@ -220,6 +220,7 @@ impl World {
 
     fn lose_memory(&mut self) {
         self.ledger.clear(self.step);
+        self.hbm = Memory::new("hbm");
         self.host = Memory::new("host");
         self.nvme.found_again();
         self.waits.clear();

@@ -50,6 +50,10 @@ fn touched(action: &Action) -> Touched {
             reads: Some((Tier::Host, *source)),
             writes: Some((Tier::Nvme, *target)),
         },
+        Action::PromoteToHbm { source, target, .. } => Touched {
+            reads: Some((Tier::Host, *source)),
+            writes: Some((Tier::Hbm, *target)),
+        },
         Action::Promote { source, target, .. } => Touched {
             reads: Some((Tier::Nvme, *source)),
             writes: Some((Tier::Host, *target)),
@@ -75,7 +79,8 @@ fn operation_of(action: &Action) -> Option<OperationId> {
         | Action::Relocate { operation, .. }
         | Action::SyncTier { operation, .. }
         | Action::ResetTier { operation, .. }
-        | Action::ZeroHost { operation, .. }
+        | Action::PromoteToHbm { operation, .. }
+        | Action::ZeroSegment { operation, .. }
         | Action::EraseRecords { operation, .. }
         | Action::RecordGeneration { operation, .. } => Some(*operation),
         Action::ForgetRecord { .. }
@@ -110,8 +115,9 @@ fn same_block(one: &RecordLabel, other: &RecordLabel) -> bool {
 }
 
 impl World {
-    fn memory(&mut self, tier: Tier) -> &mut crate::memory::Memory {
+    pub(super) fn memory(&mut self, tier: Tier) -> &mut crate::memory::Memory {
         match tier {
+            Tier::Hbm => &mut self.hbm,
             Tier::Host => &mut self.host,
             Tier::Nvme => &mut self.nvme,
             Tier::Remote => unreachable!("no segments of ours lie there"),
@@ -159,12 +165,12 @@ impl World {
 
     /// A block whose move takes long enough for a purge to come in between.
     fn purged_meanwhile(&mut self, action: &Action) -> Option<Key> {
-        let (label, permille) = match action {
-            Action::Promote { label, .. } => (label, 200),
-            Action::Relocate { label, .. } => (label, 500),
+        let (key, permille) = match action {
+            Action::Promote { label, .. } => (self.key_of(label)?, 200),
+            Action::Relocate { label, .. } => (self.key_of(label)?, 500),
+            Action::PromoteToHbm { source, .. } => (self.ledger.written(self.host.content(source)?)?.key, 300),
             _ => return None,
         };
-        let key = self.key_of(label)?;
         (self.plan.anchored && self.strikes(permille)).then_some(key)
     }
 
@@ -177,11 +183,12 @@ impl World {
                 domain,
                 ..
             } => {
-                if (*tier == Tier::Host) != domain.is_some() {
+                if (*tier == Tier::Nvme) == domain.is_some() {
                     return found(format!("{tier:?} segment {segment:?} belongs to {domain:?}"));
                 }
                 self.memory(*tier).begin_open(*segment, *bytes, *domain)?;
                 let (budget, used) = match tier {
+                    Tier::Hbm => (self.plan.settings.hbm_bytes, self.hbm.bytes()),
                     Tier::Host => (self.plan.settings.host_bytes, self.host.bytes()),
                     Tier::Nvme => (self.plan.settings.nvme_bytes, self.nvme.bytes()),
                     Tier::Remote => return found(format!("segment {segment:?} of another node")),
@@ -238,9 +245,29 @@ impl World {
                 return found(format!("a promotion of {source:?} goes to {target:?}"));
             }
             Action::Relocate { source, target, .. } => self.check_target(target, source.length)?,
-            Action::ZeroHost { segment, ranges, .. } => {
+            Action::PromoteToHbm {
+                source,
+                target,
+                checksum,
+                ..
+            } => {
+                let tag = self.host.content(source);
+                let written = tag.and_then(|tag| self.ledger.written(tag));
+                if written.is_none_or(|written| !written.published || written.length != source.length)
+                    || source.length != target.length
+                    || checksum.is_some_and(|checksum| checksum != self.host.checksum(source))
+                    || self.host.domain(source) != self.hbm.domain(target)
+                {
+                    return found(format!(
+                        "{source:?}, which holds {written:?}, goes to device memory at {target:?}"
+                    ));
+                }
+            }
+            Action::ZeroSegment {
+                tier, segment, ranges, ..
+            } => {
                 for range in ranges {
-                    self.host.check_unheld(*segment, range.clone())?;
+                    self.memory(*tier).check_unheld(*segment, range.clone())?;
                 }
             }
             Action::EraseRecords { segment, .. }
@@ -319,6 +346,13 @@ impl World {
                 settings.demotions_in_flight_max
             ));
         }
+        let copies = count(|action| matches!(action, Action::PromoteToHbm { .. }));
+        if copies > settings.hbm_promotions_in_flight_max {
+            return found(format!(
+                "{copies} copies to device memory are in flight, the bound is {}",
+                settings.hbm_promotions_in_flight_max
+            ));
+        }
         let promotions = count(|action| matches!(action, Action::Promote { .. }));
         if promotions > settings.promotions_in_flight_max {
             return found(format!(
@@ -366,6 +400,11 @@ impl World {
             }
             self.tally.fault(Fault::IoHalfway);
             return Fate::Halfway;
+        }
+        let to_device = matches!(action, Action::PromoteToHbm { .. });
+        if to_device && self.random.chance(rates.torn) {
+            self.tally.fault(Fault::TornWrite);
+            return Fate::Torn;
         }
         if !is_nvme(action) {
             return Fate::Done;
@@ -545,10 +584,23 @@ impl World {
                     self.note_in_anchor(*namespace, *generation);
                 }
             }
-            Action::ZeroHost { segment, ranges, .. } if !half => {
+            Action::PromoteToHbm { source, target, .. } => {
+                let checksum = self.host.checksum(source);
+                let image = self.host.image(source)?;
+                let pages = if half { image.len() / 2 } else { image.len() };
+                self.hbm.copy_from(target, operation.0 | DEVICE, &image, pages)?;
+                if half {
+                    // It is read back, and is not what was written.
+                    return Ok(Err(Failure::Corrupt));
+                }
+                return Ok(Ok(Completion::Written { checksum }));
+            }
+            Action::ZeroSegment {
+                tier, segment, ranges, ..
+            } if !half => {
                 for range in ranges {
-                    self.host.check_unheld(*segment, range.clone())?;
-                    self.host.zero(*segment, range.clone());
+                    self.memory(*tier).check_unheld(*segment, range.clone())?;
+                    self.memory(*tier).zero(*segment, range.clone());
                 }
             }
             Action::EraseRecords {

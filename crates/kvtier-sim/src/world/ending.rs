@@ -265,6 +265,8 @@ impl World {
         for (name, value) in [
             ("blocks", statistics.blocks),
             ("host_blocks", statistics.host_blocks),
+            ("hbm_blocks", statistics.hbm_blocks),
+            ("hbm_used_bytes", statistics.hbm_used_bytes),
             ("nvme_blocks", statistics.nvme_blocks),
             ("host_used_bytes", statistics.host_used_bytes),
             ("nvme_used_bytes", statistics.nvme_used_bytes),

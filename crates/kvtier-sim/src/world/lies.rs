@@ -45,7 +45,7 @@ impl World {
     /// Each lease and each slot can be given back once.
     pub(super) fn give_back_twice(&mut self, client: ClientId) -> Check {
         if let Some(held) = self.client(client).held.pop() {
-            self.host.end_read(&held.extent);
+            self.memory(held.memory).end_read(&held.extent);
             let unknown = self.manager.release(client, &[held.lease, held.lease], self.now);
             self.note(|| format!("{client:?} lies: release {:?} twice: {unknown} unknown", held.lease));
             if unknown != 1 {

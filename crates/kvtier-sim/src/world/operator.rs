@@ -335,6 +335,8 @@ impl World {
         for (name, said, most) in [
             ("blocks", statistics.blocks, settings.blocks_max as u64),
             ("host_used_bytes", statistics.host_used_bytes, self.host.bytes()),
+            ("hbm_used_bytes", statistics.hbm_used_bytes, self.hbm.bytes()),
+            ("hbm_blocks", statistics.hbm_blocks, statistics.blocks),
             ("nvme_used_bytes", statistics.nvme_used_bytes, self.nvme.bytes()),
             ("blocks cached", present.len() as u64, statistics.blocks),
             ("host_blocks", statistics.host_blocks, statistics.blocks),
@@ -345,7 +347,7 @@ impl World {
             (
                 "operations_in_flight",
                 statistics.operations_in_flight,
-                self.flights.len() as u64 + statistics.host_segments + 1,
+                self.flights.len() as u64 + statistics.host_segments + statistics.hbm_segments + 1,
             ),
         ] {
             if said > most {

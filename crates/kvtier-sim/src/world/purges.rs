@@ -104,6 +104,13 @@ impl World {
                 "{job:?} is reported as destroyed, but lies in host memory at {place:?}"
             ));
         }
+        if evidence.hbm_left == 0
+            && let Some(place) = left(&self.hbm)
+        {
+            return found(format!(
+                "{job:?} is reported as destroyed, but lies in device memory at {place:?}"
+            ));
+        }
         if evidence.nvme_left > 0 {
             // What could not be overwritten may come back: it is tried again before anybody is told.
             return self.destroy(number, job);

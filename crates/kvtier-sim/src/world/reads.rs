@@ -97,22 +97,27 @@ impl World {
                     if ended && scope == FetchScope::Prefix {
                         return found(format!("a prefix fetch leases {key:?} after a miss"));
                     }
-                    self.tally.answer(if tier == Tier::Host {
-                        "fetched_from_host"
-                    } else {
-                        "fetched_from_nvme"
+                    self.tally.answer(match tier {
+                        Tier::Hbm => "fetched_from_hbm",
+                        Tier::Host => "fetched_from_host",
+                        Tier::Nvme | Tier::Remote => "fetched_from_nvme",
                     });
-                    let domain = self.clients[&client].domain;
-                    if self.host.domain(&extent) != Some(domain) {
+                    let lies_in = if tier == Tier::Hbm { Tier::Hbm } else { Tier::Host };
+                    let state = &self.clients[&client];
+                    if lies_in == Tier::Hbm && !state.device {
+                        return found(format!("{client:?} cannot read device memory, and is given {extent:?} of it"));
+                    }
+                    let domain = state.domain;
+                    let memory = self.memory(lies_in);
+                    if memory.domain(&extent) != Some(domain) {
                         return found(format!(
                             "{client:?} of {domain:?} is given {extent:?} of {:?}",
-                            self.host.domain(&extent)
+                            memory.domain(&extent)
                         ));
                     }
-                    self.host.begin_read(&extent)?;
-                    let tag = self
-                        .ledger
-                        .check_seen(*key, self.host.content(&extent), extent.length, start)?;
+                    memory.begin_read(&extent)?;
+                    let (content, sum) = (memory.content(&extent), memory.checksum(&extent));
+                    let tag = self.ledger.check_seen(*key, content, extent.length, start)?;
                     // One that was asked for before might see it; yet all are looked at once more when they are answered.
                     let written = self.ledger.written(tag).map(|written| written.generation);
                     let current = self.generation(key.space)?;
@@ -121,12 +126,12 @@ impl World {
                             "purged: the lease of {key:?} shows write {tag} of {written:?}, deleted or invalidated before it was answered; {current:?} is in force"
                         ));
                     }
-                    if checksum.is_some_and(|checksum| checksum != self.host.checksum(&extent)) {
+                    if checksum.is_some_and(|checksum| checksum != sum) {
                         return found(format!(
                             "the lease of {key:?} carries a checksum that its bytes do not have"
                         ));
                     }
-                    if tier == Tier::Nvme && checksum.is_none() {
+                    if tier != Tier::Host && checksum.is_none() {
                         return found(format!("{key:?} crossed a device, but its lease carries no checksum"));
                     }
                     if self
@@ -136,7 +141,13 @@ impl World {
                     {
                         return found(format!("{lease:?} is given out twice"));
                     }
-                    self.client(client).held.push(Held { lease, extent, tag });
+                    let memory = lies_in;
+                    self.client(client).held.push(Held {
+                        lease,
+                        memory,
+                        extent,
+                        tag,
+                    });
                 }
             }
         }
@@ -153,7 +164,8 @@ impl World {
     /// Every lease still shows what it showed when it was given.
     pub(super) fn read_in_place(&self, client: ClientId) -> Check {
         for held in &self.clients[&client].held {
-            let content = self.host.content(&held.extent);
+            let memory = if held.memory == Tier::Hbm { &self.hbm } else { &self.host };
+            let content = memory.content(&held.extent);
             if content != Some(held.tag) {
                 return found(format!(
                     "{client:?} holds {:?} of write {}, but {:?} shows {content:?}",
@@ -176,7 +188,7 @@ impl World {
 
     pub(super) fn release(&mut self, client: ClientId, held: Vec<Held>) -> Check {
         for held in &held {
-            self.host.end_read(&held.extent);
+            self.memory(held.memory).end_read(&held.extent);
         }
         let leases: Vec<LeaseId> = held.iter().map(|held| held.lease).collect();
         self.step += 1;

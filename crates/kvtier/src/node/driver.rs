@@ -272,7 +272,7 @@ impl Driver {
         match action {
             Action::OpenSegment { tier: Tier::Host, .. }
             | Action::CloseSegment { tier: Tier::Host, .. }
-            | Action::ZeroHost { .. } => {
+            | Action::ZeroSegment { .. } => {
                 // The segment thread ends only after the last driver call, so a refusal is a stop in progress.
                 let _ = self.segment_work.send(action);
             }
@@ -459,7 +459,7 @@ impl Driver {
                     }
                     self.answer(operation, Ok(Completion::Done));
                 }
-                Action::ZeroHost {
+                Action::ZeroSegment {
                     operation,
                     segment,
                     ranges,
