@@ -73,6 +73,12 @@ pub(crate) struct Flags {
     /// Host memory for blocks, such as 64MiB or 1.5GiB [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     host_bytes: Option<String>,
+    /// Memory of a GPU for copies of blocks that are used again; 0 for none [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    hbm_bytes: Option<String>,
+    /// Number of that GPU, as CUDA counts them [default: 0]
+    #[arg(long, value_name = "NUMBER")]
+    hbm_device: Option<String>,
     /// NVMe space for blocks; 0 for none [default: 0]
     #[arg(long, value_name = "SIZE")]
     nvme_bytes: Option<String>,
@@ -205,6 +211,8 @@ impl Flags {
             ("socket_mode", "--socket-mode", self.socket_mode),
             ("http", "--http", self.http),
             ("host_bytes", "--host-bytes", self.host_bytes),
+            ("hbm_bytes", "--hbm-bytes", self.hbm_bytes),
+            ("hbm_device", "--hbm-device", self.hbm_device),
             ("nvme_bytes", "--nvme-bytes", self.nvme_bytes),
             ("nvme_device", "--nvme-device", self.nvme_device),
             ("nvme_discard", "--nvme-discard", self.nvme_discard),

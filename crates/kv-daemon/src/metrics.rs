@@ -80,6 +80,7 @@ const fn counter_bytes(source: &'static str, name: &'static str, help: &'static 
 const METRICS: &[Metric] = &[
     gauge("blocks", "Blocks that can be found, in any tier"),
     gauge("host_blocks", "Blocks with a copy in host memory"),
+    gauge("hbm_blocks", "Blocks with a copy in memory of the GPU"),
     gauge("nvme_blocks", "Blocks with a copy on NVMe"),
     gauge("hidden_blocks", "Blocks that an invalidation hid and nobody swept yet"),
     gauge_bytes(
@@ -88,9 +89,16 @@ const METRICS: &[Metric] = &[
         "Host memory that holds blocks or is reserved for them",
     ),
     gauge_bytes("host_capacity_bytes", "host_capacity", "Host memory for blocks"),
+    gauge_bytes("hbm_used_bytes", "hbm_used", "Memory of the GPU that holds copies"),
+    gauge_bytes(
+        "hbm_capacity_bytes",
+        "hbm_capacity",
+        "Memory of the GPU that copies may take",
+    ),
     gauge_bytes("nvme_used_bytes", "nvme_used", "Live payload on NVMe"),
     gauge_bytes("nvme_capacity_bytes", "nvme_capacity", "NVMe space for blocks"),
     gauge("host_segments", "Open host segments"),
+    gauge("hbm_segments", "Open segments in memory of the GPU"),
     gauge("nvme_segments", "NVMe segments that hold records"),
     gauge("clients", "Connected clients"),
     gauge("namespaces", "Namespaces seen since the start"),
@@ -107,6 +115,7 @@ const METRICS: &[Metric] = &[
         "1 when the NVMe tier takes requests, 0 when it is out of service or absent",
     ),
     counter("fetch_hits_host", "Blocks fetched from host memory"),
+    counter("fetch_hits_hbm", "Blocks fetched from memory of the GPU"),
     counter("fetch_hits_nvme", "Blocks fetched from NVMe"),
     counter("fetch_misses", "Blocks asked for and not there"),
     counter(
@@ -125,6 +134,12 @@ const METRICS: &[Metric] = &[
     counter_bytes("demoted_bytes", "demoted", "Bytes written to NVMe by demotion"),
     counter("promotions", "Blocks read from NVMe into host memory"),
     counter_bytes("promoted_bytes", "promoted", "Bytes read from NVMe into host memory"),
+    counter("hbm_promotions", "Blocks copied to memory of the GPU"),
+    counter_bytes(
+        "hbm_promoted_bytes",
+        "hbm_promoted",
+        "Bytes copied to memory of the GPU",
+    ),
     counter("prefetches", "Blocks read from NVMe before anybody asked for them"),
     counter(
         "prefetch_hits",
@@ -137,6 +152,7 @@ const METRICS: &[Metric] = &[
         "Bytes moved between NVMe segments by reclaim",
     ),
     counter("evictions_host", "Copies dropped from host memory"),
+    counter("evictions_hbm", "Copies dropped from memory of the GPU"),
     counter("evictions_nvme", "Copies dropped from NVMe"),
     counter("forgotten", "Blocks whose last copy was dropped"),
     counter(
@@ -144,6 +160,10 @@ const METRICS: &[Metric] = &[
         "Blocks that failed their check and became a miss, and records and segments found damaged at the start",
     ),
     counter("io_errors", "Operations that a device answered with an error"),
+    counter(
+        "hbm_errors",
+        "Operations that the GPU answered with an error, or for which it had no memory",
+    ),
     counter("resets", "Times a tier was reset because an operation took too long"),
     counter(
         "late_events",

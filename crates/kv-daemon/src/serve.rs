@@ -206,7 +206,7 @@ fn start_failure(error: &StartError) -> Failure {
         | StartError::SocketInUse { .. } => ExitCode::CannotCreate,
         StartError::Keys(error) => key_code(error),
         error if error.is_of_a_later_version() => ExitCode::DataFormat,
-        StartError::Names { .. } | StartError::Remote { .. } => ExitCode::Configuration,
+        StartError::Names { .. } | StartError::Remote { .. } | StartError::HbmSegment { .. } => ExitCode::Configuration,
         _ => ExitCode::Unavailable,
     };
     Failure::new(code, error.to_string())

@@ -5,6 +5,9 @@ use crate::index::NONE;
 use crate::key_map::KeyMap;
 use crate::{CoreSettings, SegmentId, Time, TrustDomain};
 
+/// Segments of device memory have the highest bit in their ids: where both kinds are named, they and those of host memory differ.
+const FIRST_SEGMENT: u32 = 1 << 31;
+
 /// What a slot of device memory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HbmSlotState {
@@ -123,7 +126,7 @@ impl HbmTable {
             free_segments: Vec::new(),
             groups: BTreeMap::new(),
             copies: KeyMap::default(),
-            next_segment: 0,
+            next_segment: FIRST_SEGMENT,
             uses: 0,
             opened_bytes: 0,
             used_bytes: 0,
@@ -476,12 +479,18 @@ impl HbmTable {
                 filling += usize::from(memory.is_busy);
                 match memory.state {
                     HbmSlotState::Free => {
-                        assert!(memory.leases == 0 && !memory.is_busy, "device slot {at:?} is free and held");
+                        assert!(
+                            memory.leases == 0 && !memory.is_busy,
+                            "device slot {at:?} is free and held"
+                        );
                         assert_eq!(group.free.contains(&at), is_active, "device slot {at:?} is on offer");
                         free += usize::from(is_active);
                     }
                     HbmSlotState::Filling => {
-                        assert!(memory.is_busy && memory.leases == 0, "device slot {at:?} is being filled");
+                        assert!(
+                            memory.is_busy && memory.leases == 0,
+                            "device slot {at:?} is being filled"
+                        );
                         assert_eq!(self.place_of(memory.owner), Some(at), "the block of device slot {at:?}");
                         copies += 1;
                     }
@@ -495,14 +504,23 @@ impl HbmTable {
                         blocks += 1;
                     }
                     HbmSlotState::Orphan => {
-                        assert!(memory.leases > 0 || memory.is_busy, "device slot {at:?} is held by nobody");
+                        assert!(
+                            memory.leases > 0 || memory.is_busy,
+                            "device slot {at:?} is held by nobody"
+                        );
                     }
                     HbmSlotState::Zeroing => assert_eq!(memory.leases, 0, "device slot {at:?} is zeroed"),
                 }
             }
         }
         assert_eq!(
-            (self.opened_bytes, self.used_bytes, self.blocks, self.filling, self.copies.len()),
+            (
+                self.opened_bytes,
+                self.used_bytes,
+                self.blocks,
+                self.filling,
+                self.copies.len()
+            ),
             (opened, used, blocks, filling, copies),
             "device bytes opened and used, blocks, those being filled, copies"
         );

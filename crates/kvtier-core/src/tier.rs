@@ -15,6 +15,14 @@ pub enum Tier {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentId(pub u32);
 
+impl SegmentId {
+    /// Whether it names device memory: no segment of host memory has such an id.
+    #[must_use]
+    pub fn is_on_device(self) -> bool {
+        self.0 >= 1 << 31
+    }
+}
+
 /// Where one copy lies inside its tier: a segment, a byte offset in it, and the exact length of the payload in bytes.
 ///
 /// Offsets are multiples of 4 KiB in every tier; the space taken is the length rounded up to 4 KiB.

@@ -71,6 +71,8 @@ struct Range {
 enum Kind {
     /// Memory of a device.
     Device,
+    /// Memory of a device that processes share.
+    Mapped,
     /// Host memory that the driver allocated.
     Host,
     /// Host memory that was registered.
@@ -168,6 +170,29 @@ impl Device {
         freed.is_some()
     }
 
+    /// Bytes for memory that is shared, if there are so many.
+    pub(crate) fn take_bytes(&self, bytes: usize) -> bool {
+        let mut memory = self.memory.lock();
+        let fits = memory.used + bytes <= self.bytes;
+        memory.used += if fits { bytes } else { 0 };
+        fits
+    }
+
+    pub(crate) fn give_bytes(&self, bytes: usize) {
+        self.memory.lock().used -= bytes;
+    }
+
+    /// Shared memory can be reached at `address` from now on.
+    pub(crate) fn add_mapping(&self, address: u64, bytes: usize) {
+        self.memory.lock().ranges.add(address, bytes, Kind::Mapped);
+    }
+
+    /// And not any more. Whether it could be.
+    pub(crate) fn remove_mapping(&self, address: u64) -> bool {
+        let mut memory = self.memory.lock();
+        memory.ranges.remove(self.name, address, Kind::Mapped).is_some()
+    }
+
     /// An operation on these bytes begins its wait. Host memory that is not registered is anybody's.
     pub(crate) fn enter(&self, address: u64, bytes: usize) {
         self.count(address, bytes, |range| range.in_flight += 1);
@@ -184,7 +209,8 @@ impl Device {
     fn count(&self, address: u64, bytes: usize, change: fn(&mut Range)) {
         let mut memory = self.memory.lock();
         let arena = memory.arena..memory.arena + self.bytes as u64;
-        if arena.contains(&address) {
+        let is_mapped = memory.ranges.of(self.name, address, 1).is_some();
+        if is_mapped || arena.contains(&address) {
             let Some(range) = memory.ranges.of(self.name, address, bytes) else {
                 damage(
                     self.name,
@@ -237,7 +263,7 @@ impl Memory {
     /// The first place that is free.
     fn gap(&self, bytes: usize, all: usize) -> Option<u64> {
         let mut at = self.arena;
-        for (base, range) in &self.ranges.0 {
+        for (base, range) in self.ranges.0.iter().filter(|(_, range)| range.kind == Kind::Device) {
             if at + bytes as u64 <= *base {
                 break;
             }

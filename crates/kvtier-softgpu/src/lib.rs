@@ -14,7 +14,7 @@
 //! | 4 | software: refuses | no host memory can be registered |
 //!
 //! An operation on memory of a device that is not allocated, or not any more, a range that is freed or unregistered while an
-//! operation is in flight on it, and a thread that is left with another context than it had end the process with a message: on
+//! operation is in flight on it (a mapping that is undone included), and a thread that is left with another context than it had end the process with a message: on
 //! a device that would be silent damage. Host memory that nobody registered is taken as it comes, and copied like the rest.
 #![expect(
     unsafe_code,
@@ -22,6 +22,7 @@
 )]
 
 mod device;
+mod shared;
 mod stream;
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -171,6 +172,149 @@ pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, all: *mut usize) -> c
         unsafe { free.write(device.free_bytes()) };
         // SAFETY: as above.
         unsafe { all.write(device.bytes) };
+    }))
+}
+
+/// # Safety
+/// As `cuDeviceGetUuid`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], handle: c_int) -> c_int {
+    let (Some(_), Ok(number)) = (device(handle), u8::try_from(handle)) else {
+        return INVALID_DEVICE;
+    };
+    // The same in every process.
+    let mut bytes = *b"software device\0";
+    bytes[15] = number;
+    // SAFETY: room for so many bytes, as the caller promises.
+    unsafe { uuid.write(bytes) };
+    SUCCESS
+}
+
+/// # Safety
+/// As `cuMemGetAllocationGranularity`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemGetAllocationGranularity(
+    bytes: *mut usize,
+    _properties: *const c_void,
+    _option: c_int,
+) -> c_int {
+    // SAFETY: room for a number, as the caller promises.
+    unsafe { bytes.write(shared::GRANULARITY) };
+    SUCCESS
+}
+
+/// # Safety
+/// As `cuMemCreate`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemCreate(handle: *mut u64, bytes: usize, _properties: *const c_void, _flags: u64) -> c_int {
+    code(here().and_then(|device| {
+        let made = shared::create(device, bytes)?;
+        // SAFETY: room for a number, as the caller promises.
+        unsafe { handle.write(made) };
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuMemRelease`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemRelease(handle: u64) -> c_int {
+    code(here().and_then(|_| shared::release(handle)))
+}
+
+/// # Safety
+/// As `cuMemAddressReserve`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAddressReserve(
+    address: *mut u64,
+    bytes: usize,
+    _alignment: usize,
+    _hint: u64,
+    _flags: u64,
+) -> c_int {
+    code(here().and_then(|_| {
+        let base = shared::reserve(bytes)?;
+        // SAFETY: room for a number, as the caller promises.
+        unsafe { address.write(base) };
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuMemAddressFree`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAddressFree(address: u64, bytes: usize) -> c_int {
+    code(here().and_then(|_| shared::unreserve(address, bytes)))
+}
+
+/// # Safety
+/// As `cuMemMap`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemMap(address: u64, bytes: usize, offset: usize, handle: u64, _flags: u64) -> c_int {
+    code(here().and_then(|device| {
+        if offset != 0 {
+            return Err(INVALID_VALUE);
+        }
+        shared::map(device, address, bytes, handle)
+    }))
+}
+
+/// # Safety
+/// As `cuMemUnmap`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemUnmap(address: u64, bytes: usize) -> c_int {
+    code(here().and_then(|device| shared::unmap(device, address, bytes)))
+}
+
+/// # Safety
+/// As `cuMemSetAccess`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemSetAccess(address: u64, bytes: usize, _access: *const c_void, count: usize) -> c_int {
+    code(here().and_then(|device| {
+        if count != 1 {
+            return Err(INVALID_VALUE);
+        }
+        shared::allow(device, address, bytes)
+    }))
+}
+
+/// # Safety
+/// As `cuMemExportToShareableHandle`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemExportToShareableHandle(
+    descriptor: *mut c_void,
+    handle: u64,
+    kind: c_int,
+    _flags: u64,
+) -> c_int {
+    code(here().and_then(|_| {
+        if kind != 1 {
+            return Err(NOT_SUPPORTED);
+        }
+        let exported = shared::export(handle)?;
+        // SAFETY: for a descriptor there is room for its number, as the caller promises.
+        unsafe { descriptor.cast::<c_int>().write(exported) };
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuMemImportFromShareableHandle`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemImportFromShareableHandle(
+    handle: *mut u64,
+    descriptor: *mut c_void,
+    kind: c_int,
+) -> c_int {
+    code(here().and_then(|device| {
+        let descriptor = c_int::try_from(descriptor as usize).map_err(|_| INVALID_VALUE)?;
+        if kind != 1 {
+            return Err(NOT_SUPPORTED);
+        }
+        let made = shared::import(device, descriptor)?;
+        // SAFETY: room for a number, as the caller promises.
+        unsafe { handle.write(made) };
+        Ok(())
     }))
 }
 

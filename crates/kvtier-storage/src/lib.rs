@@ -1,4 +1,4 @@
-//! KEEP: bytes in host memory, on NVMe and in Redis.
+//! KEEP: bytes in device memory, in host memory, on NVMe and in Redis.
 //!
 //! This room carries out what the core decided and answers with events. Absent on purpose: choosing a victim, a tier or
 //! a retry; block lookups; clients.
@@ -8,6 +8,7 @@
 //! bytes by [`compression`].
 
 pub mod compression;
+pub mod hbm;
 pub mod host;
 pub mod nvme;
 pub mod remote;

@@ -18,9 +18,10 @@ mod layout;
 mod memory;
 mod pinning;
 mod raw;
+mod shared;
 mod stream;
 
-pub use device::{Cuda, Gpu};
+pub use device::{Cuda, DeviceUuid, Gpu};
 pub use driver::{GpuError, Unavailable};
 pub use layout::{KvLayout, KvOrder, KvParts, LayoutError};
 pub use memory::{DeviceRegion, DeviceSlice};

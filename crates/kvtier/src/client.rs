@@ -17,6 +17,7 @@ mod advice;
 mod asynchronous;
 mod batch;
 pub mod blocking;
+mod device_memory;
 mod error;
 mod foreign;
 mod handle;

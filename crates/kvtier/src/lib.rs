@@ -18,6 +18,8 @@ pub mod wire;
 
 pub use error::ErrorKind;
 pub use kvtier_core::{BlockHash, Generation, Hints, Label, Parent, Realization, Tier};
+/// What the client's calls take: memory of hosts and of GPUs.
+pub use kvtier_transfer::{gpu, memory};
 
 /// The README's example compiles.
 #[cfg(doctest)]

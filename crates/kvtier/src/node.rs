@@ -27,6 +27,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvtier_core::{Generation, NamespaceId, OperationId, TierManager, TrustDomain};
+use kvtier_storage::hbm::{HbmError, HbmSettings, HbmTier};
 use kvtier_storage::host::{HostError, HostSettings, HostTier};
 use kvtier_storage::nvme::{EngineChoice, Found, NvmeError, NvmeSettings, NvmeTier, RecordKeys};
 
@@ -104,6 +105,19 @@ pub enum StartError {
     /// Host memory cannot be had.
     #[error("host memory: {0}")]
     Host(#[from] HostError),
+    /// There is no device for the tier in its memory.
+    #[error("hbm_bytes is set, but {0}: correct hbm_device and hbm_library, or set hbm_bytes = 0")]
+    Hbm(#[from] HbmError),
+    /// Memory of the device is shared in other units.
+    #[error("hbm_segment_bytes = {bytes}: {device} shares memory in multiples of {unit} bytes: choose one")]
+    HbmSegment {
+        /// What the setting says.
+        bytes: u64,
+        /// What the device is called.
+        device: String,
+        /// Its unit.
+        unit: u64,
+    },
     /// The NVMe tier cannot be opened.
     #[error("NVMe tier: {0}")]
     Nvme(#[from] NvmeError),
@@ -279,6 +293,18 @@ impl Node {
                 (Some(tier), found)
             }
         };
+        let hbm = match settings.hbm_bytes {
+            0 => None,
+            _ => {
+                let cell = Arc::clone(&cell);
+                let completions = Arc::new(move |event| {
+                    if let Some(driver) = cell.get().and_then(Weak::upgrade) {
+                        driver.handle_event(event);
+                    }
+                });
+                Some(open_hbm(&settings, completions, &*observer)?)
+            }
+        };
         let clock = NodeClock::new(settings.clock);
         if settings.clock == Clock::Client {
             observer(StartProgress::Note(
@@ -325,6 +351,7 @@ impl Node {
             &settings,
             clock,
             host,
+            hbm,
             nvme,
             recorder,
             Arc::clone(&domains),
@@ -606,6 +633,33 @@ impl Drop for Node {
     }
 }
 
+fn open_hbm(
+    settings: &CheckedSettings,
+    completions: kvtier_storage::hbm::Completions,
+    observer: &dyn Fn(StartProgress),
+) -> Result<HbmTier, StartError> {
+    let device = HbmSettings {
+        device: settings.hbm_device as usize,
+        library: settings.hbm_library.clone(),
+    };
+    let hbm = HbmTier::start(&device, completions)?;
+    let unit = hbm.segment_unit()?;
+    let name = hbm.gpu().name().to_owned();
+    if !settings.hbm_segment_bytes.is_multiple_of(unit) {
+        return Err(StartError::HbmSegment {
+            bytes: settings.hbm_segment_bytes,
+            device: name,
+            unit,
+        });
+    }
+    observer(StartProgress::Note(format!(
+        "up to {} MiB of the memory of {name} ({}) hold copies of blocks, for clients on the same device",
+        settings.hbm_bytes >> 20,
+        hbm.uuid()
+    )));
+    Ok(hbm)
+}
+
 fn nvme_settings(settings: &CheckedSettings, capacity_bytes: u64, keys: Arc<dyn RecordKeys>) -> NvmeSettings {
     let mut nvme = NvmeSettings::new(settings.state_dir.join("nvme"), capacity_bytes, keys);
     nvme.device = settings.nvme_device.clone();
@@ -657,6 +711,10 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
         uptime_seconds: driver.clock.uptime_seconds(),
         state: if driver.is_draining() { "draining" } else { "serving" }.to_string(),
         nvme_engine: driver.nvme().map_or("none", NvmeTier::engine_name).to_string(),
+        hbm_device: driver.hbm.as_ref().map_or_else(
+            || "none".to_owned(),
+            |hbm| format!("{} ({})", hbm.gpu().name(), hbm.uuid()),
+        ),
         host_pages: driver.host.page_note(),
         page_kib: driver.host.page_kib(),
         index_bytes_per_block: ratio(counters.index_bytes, counters.blocks),

@@ -121,6 +121,16 @@ pub struct Settings {
     pub host_bytes: u64,
     /// Base size of a host segment, bytes; 0 chooses a 32nd of `host_bytes`, at least 2 MiB and at most 64 MiB or a 512th.
     pub host_segment_bytes: u64,
+    /// Memory of a GPU for copies of blocks that are used again, bytes, beside what engines on it take; 0 switches the tier off.
+    /// Default 0. Blocks are read there by clients of the same device that ask for them with its memory as the target.
+    pub hbm_bytes: u64,
+    /// Size of a segment of device memory, bytes; 0 chooses a 32nd of `hbm_bytes`, at least 2 MiB and at most 64 MiB. Each belongs
+    /// to one trust domain.
+    pub hbm_segment_bytes: u64,
+    /// Number of the GPU, as CUDA counts them. Default 0.
+    pub hbm_device: u32,
+    /// Where CUDA's driver library lies. Default: `libcuda.so.1` where the system has it.
+    pub hbm_library: Option<PathBuf>,
     /// NVMe space, bytes; 0 switches the tier off. Default 0.
     pub nvme_bytes: u64,
     /// Size of an NVMe segment, bytes; 0 chooses a 128th of `nvme_bytes`, at least 1 MiB and at most 256 MiB or a 1024th; a 64th
@@ -336,6 +346,10 @@ impl Default for Settings {
             socket_mode: 0o600,
             host_bytes: GIB,
             host_segment_bytes: 0,
+            hbm_bytes: 0,
+            hbm_segment_bytes: 0,
+            hbm_device: 0,
+            hbm_library: None,
             nvme_bytes: 0,
             nvme_segment_bytes: 0,
             nvme_engine: NvmeEngine::Auto,
@@ -537,6 +551,28 @@ impl Settings {
                 self.block_bytes_max,
                 "between 4 KiB and 64 MiB, and at most half of host_bytes",
             ));
+        }
+        if self.hbm_bytes > 0 {
+            if self.hbm_segment_bytes == 0 {
+                self.hbm_segment_bytes = power_of_two_below(self.hbm_bytes / 32).clamp(2 * MIB, 64 * MIB);
+            }
+            if !self.hbm_segment_bytes.is_multiple_of(2 * MIB) || self.hbm_segment_bytes > 4 * GIB {
+                return Err(refuse(
+                    "hbm_segment_bytes",
+                    self.hbm_segment_bytes,
+                    "a multiple of 2 MiB, at most 4 GiB; 0 chooses one",
+                ));
+            }
+            if self.hbm_bytes < self.hbm_segment_bytes || self.hbm_bytes > 16 << 40 {
+                return Err(refuse(
+                    "hbm_bytes",
+                    self.hbm_bytes,
+                    format!(
+                        "between one segment of {} bytes and 16 TiB, or 0 for no tier in device memory",
+                        self.hbm_segment_bytes
+                    ),
+                ));
+            }
         }
         if self.nvme_bytes > 0 {
             if self.nvme_segment_bytes == 0 {
@@ -744,6 +780,8 @@ impl Settings {
         CoreSettings {
             host_bytes: self.host_bytes,
             host_segment_bytes: self.host_segment_bytes,
+            hbm_bytes: self.hbm_bytes,
+            hbm_segment_bytes: self.hbm_segment_bytes,
             nvme_bytes: self.nvme_bytes,
             nvme_segment_bytes: if self.nvme_bytes == 0 {
                 4 * MIB

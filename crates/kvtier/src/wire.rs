@@ -60,13 +60,14 @@
 //!  extensions of requests (hints): 1 prompt_tokens u32, 2 local_prefix_tokens u32, 3 queue_wait_us u64, 4 can_split (empty),
 //!          5 label u64 (of a put: `Label::of` its name), 6 session u64
 //!  with can_split a lookup, and a fetch of each, may leave out the first keys that are elsewhere: their caller computes them meanwhile
-//!  further extensions: 7 raw (empty; of a lookup: what exists, not what is worth fetching; a node that does not know it weighs)
+//!  further extensions: 7 raw (empty; of a lookup: what exists, not what is worth fetching; a node that does not know it weighs),
+//!          8 device [16] (UUID; of a fetch: who asks can read that device's memory, so blocks may be leased there)
 //!
 //!  kind   reply           body
 //!  0x8001 Welcome         version u16, client_clock u16 (0, 1), batch_keys_max u32, block_bytes_max u32, zero u32, client u64,
 //!                         lease_ttl_ms u64, reservation_ttl_ms u64
 //!  0x8002 NamespaceOpened handle u32, zero u32, generation u64
-//!  0x8003 Found           generation u64, array(tier u8: 0 absent, 1 host, 2 NVMe, 3 another node)
+//!  0x8003 Found           generation u64, array(tier u8: 0 absent, 1 host, 2 NVMe, 3 another node, 4 device)
 //!  0x8004 Fetched         generation u64, array(fetched, 32 bytes)
 //!  0x8005 Reserved        generation u64, array(reserved, 32 bytes)
 //!  0x8006 Sealed          generation u64, array(outcome u8: 0 published, 1 present, 2 stale, 3 busy, 4 invalid), array(slot)
@@ -82,7 +83,8 @@
 //!  0x8012 Counted         -
 //!  0x8013 Advised         blocks u32, zero u32
 //!  0xffff Error           kind u32 (`ErrorKind::code`), message bytes(UTF-8, <=1024)
-//!  0x4001 SegmentAdded    segment u32, zero u32, bytes u64; one descriptor beside it; before the first reply that names it
+//!  0x4001 SegmentAdded    segment u32, zero u32, bytes u64; one descriptor beside it; before the first reply that names it;
+//!                         above 0x7fffffff it is memory of the device that a fetch named: CUDA's shareable handle
 //!  0x4002 SegmentRemoved  segment u32
 //!
 //!  extent   = segment u32, length u32, offset u64

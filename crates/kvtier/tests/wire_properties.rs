@@ -31,6 +31,7 @@ fn hints() -> impl Strategy<Value = Hints> {
         some,
     )
         .prop_map(|(prompt_tokens, queue_wait_us, can_split, label, session)| Hints {
+            device: false,
             prompt_tokens,
             local_prefix_tokens: prompt_tokens,
             queue_wait_us,

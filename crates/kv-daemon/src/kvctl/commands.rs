@@ -54,6 +54,15 @@ fn describe(status: &Value) -> String {
             number("host_blocks").unwrap_or(0),
             text("host_pages")
         ));
+        if let Some(capacity) = number("hbm_capacity_bytes").filter(|capacity| *capacity > 0) {
+            lines.push(format!(
+                "GPU memory    {} of {}, {} blocks; {}",
+                size::rounded(number("hbm_used_bytes").unwrap_or(0)),
+                size::rounded(capacity),
+                number("hbm_blocks").unwrap_or(0),
+                text("hbm_device")
+            ));
+        }
         match number("nvme_capacity_bytes") {
             Some(capacity) if capacity > 0 => lines.push(format!(
                 "NVMe          {} of {}, {} blocks; engine {}{}",
@@ -207,6 +216,7 @@ pub(super) fn get(connection: &Connection, key: &str, target: Option<&Path>, hin
 
 fn tier_name(tier: Tier) -> &'static str {
     match tier {
+        Tier::Hbm => "hbm",
         Tier::Host => "host",
         Tier::Nvme => "nvme",
         Tier::Remote => "remote",

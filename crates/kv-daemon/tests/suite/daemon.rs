@@ -320,7 +320,7 @@ impl Daemon {
     }
 
     /// What an ended daemon said, and its directory.
-    fn into_remains(mut self) -> (String, TempDir) {
+    pub(crate) fn into_remains(mut self) -> (String, TempDir) {
         let log = self.log.take().and_then(|log| log.join().ok()).unwrap_or_default();
         let directory = std::mem::replace(&mut self.directory, directory());
         (log, directory)

@@ -11,6 +11,7 @@ mod daemon;
 mod demo;
 mod domains;
 mod gate;
+mod hbm;
 mod hostile;
 mod learned;
 mod peers;

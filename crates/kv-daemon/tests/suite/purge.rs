@@ -165,7 +165,7 @@ fn answer(daemon: &Daemon, arguments: &[&str]) -> Value {
 }
 
 /// Purges and waits: the receipt.
-fn purge(daemon: &Daemon, arguments: &[&str]) -> Value {
+pub(crate) fn purge(daemon: &Daemon, arguments: &[&str]) -> Value {
     answer(daemon, &[&["purge", "--wait"], arguments].concat())
 }
 
@@ -214,7 +214,7 @@ fn verified_receipts(daemon: &Daemon) -> Vec<Value> {
 }
 
 /// The one receipt of a job.
-fn only_receipt(daemon: &Daemon, id: &str) -> Value {
+pub(crate) fn only_receipt(daemon: &Daemon, id: &str) -> Value {
     let receipts = verified_receipts(daemon);
     let mut of_job = receipts.into_iter().filter(|receipt| receipt["purge"] == id);
     let receipt = of_job.next().unwrap_or_else(|| panic!("no receipt of {id}"));

@@ -62,8 +62,18 @@ fn a_block_that_is_fetched_again_is_copied_and_read_there() {
     assert_eq!(world.fetch(&hashes([1])), [HBM]);
     assert_eq!(world.lookup(&hashes([1])), [HBM]);
     let statistics = world.core.statistics();
-    assert_eq!((statistics.hbm_blocks, statistics.hbm_promotions, statistics.fetch_hits_hbm), (1, 1, 1));
-    assert_eq!((statistics.hbm_used_bytes, statistics.hbm_segments), (u64::from(BLOCK), 1));
+    assert_eq!(
+        (
+            statistics.hbm_blocks,
+            statistics.hbm_promotions,
+            statistics.fetch_hits_hbm
+        ),
+        (1, 1, 1)
+    );
+    assert_eq!(
+        (statistics.hbm_used_bytes, statistics.hbm_segments),
+        (u64::from(BLOCK), 1)
+    );
     world.core.check_invariants();
 }
 
@@ -93,7 +103,11 @@ fn a_copy_outlives_the_host_copy_but_not_the_block() {
     assert_eq!(world.lookup(&hashes([1])), [Some(Tier::Nvme)]);
     world.device = true;
     assert_eq!(world.fetch(&hashes([1])), [HBM]);
-    assert_eq!(world.core.statistics().promotions, 0, "nothing is read from NVMe for it");
+    assert_eq!(
+        world.core.statistics().promotions,
+        0,
+        "nothing is read from NVMe for it"
+    );
     assert_eq!(world.delete(&hashes([1])), [true]);
     assert_eq!(world.fetch(&hashes([1])), [None]);
     assert_eq!(world.core.statistics().hbm_blocks, 0);
@@ -221,7 +235,11 @@ fn a_device_without_memory_costs_nothing_but_the_copies() {
     warm(&mut world, 0..3);
     assert_eq!(world.fetch(&hashes([0])), [HOST]);
     let statistics = world.core.statistics();
-    assert_eq!((statistics.hbm_segments, statistics.hbm_errors), (0, 1), "it is not asked at each fetch");
+    assert_eq!(
+        (statistics.hbm_segments, statistics.hbm_errors),
+        (0, 1),
+        "it is not asked at each fetch"
+    );
     world.fail = |_| None;
     world.pass(2 * SECOND);
     warm(&mut world, 0..3);
@@ -240,7 +258,11 @@ fn a_failed_copy_is_no_copy_and_a_device_that_fails_again_is_given_up() {
         assert_eq!(world.fetch(&hashes([number])), [HOST]);
     }
     let statistics = world.core.statistics();
-    assert_eq!((statistics.corrupt, statistics.hbm_blocks), (3, 0), "nobody knows what became of the rest");
+    assert_eq!(
+        (statistics.corrupt, statistics.hbm_blocks),
+        (3, 0),
+        "nobody knows what became of the rest"
+    );
     world.fail = |_| None;
     warm(&mut world, [5]);
     assert_eq!(world.fetch(&hashes([5])), [HOST], "for a while");

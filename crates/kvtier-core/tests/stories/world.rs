@@ -410,7 +410,11 @@ impl World {
                     lease, extent, tier, ..
                 } => {
                     let memory = if *tier == Tier::Hbm { &self.hbm } else { &self.host };
-                    assert_eq!(memory.get(&at(extent)), Some(hash), "wrong bytes at {tier:?} {extent:?}");
+                    assert_eq!(
+                        memory.get(&at(extent)),
+                        Some(hash),
+                        "wrong bytes at {tier:?} {extent:?}"
+                    );
                     leases.push(*lease);
                     Some(*tier)
                 }

@@ -105,7 +105,9 @@ impl World {
                     let lies_in = if tier == Tier::Hbm { Tier::Hbm } else { Tier::Host };
                     let state = &self.clients[&client];
                     if lies_in == Tier::Hbm && !state.device {
-                        return found(format!("{client:?} cannot read device memory, and is given {extent:?} of it"));
+                        return found(format!(
+                            "{client:?} cannot read device memory, and is given {extent:?} of it"
+                        ));
                     }
                     let domain = state.domain;
                     let memory = self.memory(lies_in);
@@ -164,7 +166,11 @@ impl World {
     /// Every lease still shows what it showed when it was given.
     pub(super) fn read_in_place(&self, client: ClientId) -> Check {
         for held in &self.clients[&client].held {
-            let memory = if held.memory == Tier::Hbm { &self.hbm } else { &self.host };
+            let memory = if held.memory == Tier::Hbm {
+                &self.hbm
+            } else {
+                &self.host
+            };
             let content = memory.content(&held.extent);
             if content != Some(held.tag) {
                 return found(format!(

@@ -105,6 +105,10 @@ impl Cuda {
         name[255] = 0;
         // SAFETY: ends in zero, see above.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let mut uuid = [0; 16];
+        // SAFETY: the library writes sixteen bytes.
+        let answer = unsafe { (driver.functions.device_uuid)(&raw mut uuid, handle) };
+        driver.check("cuDeviceGetUuid", answer)?;
         let mut context: Opaque = std::ptr::null_mut();
         // SAFETY: the library writes one pointer.
         let answer = unsafe { (driver.functions.primary_retain)(&raw mut context, handle) };
@@ -119,9 +123,25 @@ impl Cuda {
             handle,
             context,
             name,
+            uuid: DeviceUuid(uuid),
             lost: AtomicBool::new(false),
             kept: Mutex::default(),
         }))
+    }
+}
+
+/// Names a device for good. Shown as the driver's tools do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceUuid(pub [u8; 16]);
+
+impl fmt::Display for DeviceUuid {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("GPU")?;
+        for (at, byte) in self.0.iter().enumerate() {
+            let dash = if matches!(at, 0 | 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(formatter, "{dash}{byte:02x}")?;
+        }
+        Ok(())
     }
 }
 
@@ -131,6 +151,7 @@ pub struct Gpu {
     handle: c_int,
     context: NonNull<std::ffi::c_void>,
     name: String,
+    uuid: DeviceUuid,
     lost: AtomicBool,
     /// What a lost device may still read and write.
     kept: Mutex<Vec<Held>>,
@@ -156,6 +177,16 @@ impl Gpu {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What tells it from every other device, in every process: of a part of a divided device, the part's.
+    #[must_use]
+    pub fn uuid(&self) -> DeviceUuid {
+        self.uuid
+    }
+
+    pub(super) fn handle(&self) -> c_int {
+        self.handle
     }
 
     /// Whether it failed for good: nothing works on it until the process is started anew.

@@ -1,6 +1,6 @@
 //! The part of the driver API that is used: a table of functions of a library that was opened at run time.
 //!
-//! Signatures as in `cuda.h` of CUDA 12; every function has been there since CUDA 11 under these names.
+//! Signatures as in `cuda.h` of CUDA 12; every function has been there since CUDA 11.4 under these names.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -14,6 +14,7 @@ pub(super) type Opaque = *mut c_void;
 pub(super) type Address = u64;
 
 pub(super) const SUCCESS: c_int = 0;
+const OUT_OF_MEMORY: c_int = 2;
 /// `CU_STREAM_NON_BLOCKING`: it does not wait for the legacy default stream, which an engine may use.
 pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
 /// `CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING`: who waits sleeps.
@@ -24,6 +25,74 @@ pub(super) const CAPTURE_RELAXED: c_int = 2;
 pub(super) const REGISTER_PORTABLE: c_uint = 1;
 /// `CU_MEMHOSTREGISTER_READ_ONLY`, for mappings that are.
 pub(super) const REGISTER_READ_ONLY: c_uint = 8;
+
+/// `CU_MEM_ALLOCATION_TYPE_PINNED`, `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR` and `CU_MEM_LOCATION_TYPE_DEVICE`.
+const PINNED: c_int = 1;
+pub(super) const FILE_DESCRIPTOR: c_int = 1;
+const ON_DEVICE: c_int = 1;
+/// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`: drivers have no other for memory of a device.
+const READ_WRITE: c_int = 3;
+/// `CU_MEM_ALLOC_GRANULARITY_MINIMUM`.
+pub(super) const GRANULARITY_MINIMUM: c_int = 0;
+
+/// `CUmemLocation`.
+#[repr(C)]
+pub(super) struct Location {
+    kind: c_int,
+    id: c_int,
+}
+
+/// `CUmemAllocationProp`.
+#[repr(C)]
+pub(super) struct AllocationProperties {
+    kind: c_int,
+    handle_types: c_int,
+    location: Location,
+    win32: Opaque,
+    compression: u8,
+    gpudirect: u8,
+    usage: u16,
+    reserved: [u8; 4],
+}
+
+impl AllocationProperties {
+    /// Memory of a device that may be passed on as a file descriptor.
+    pub(super) fn of(device: c_int) -> AllocationProperties {
+        AllocationProperties {
+            kind: PINNED,
+            handle_types: FILE_DESCRIPTOR,
+            location: Location {
+                kind: ON_DEVICE,
+                id: device,
+            },
+            win32: std::ptr::null_mut(),
+            compression: 0,
+            gpudirect: 0,
+            usage: 0,
+            reserved: [0; 4],
+        }
+    }
+}
+
+/// `CUmemAccessDesc`.
+#[repr(C)]
+pub(super) struct AccessDescription {
+    location: Location,
+    flags: c_int,
+}
+
+impl AccessDescription {
+    /// The device itself may read and write.
+    pub(super) fn of(device: c_int) -> AccessDescription {
+        AccessDescription {
+            location: Location {
+                kind: ON_DEVICE,
+                id: device,
+            },
+            flags: READ_WRITE,
+        }
+    }
+}
 
 const FILE: &CStr = c"libcuda.so.1";
 
@@ -49,6 +118,14 @@ pub struct GpuError {
     pub code: i32,
     /// In the driver's words.
     pub words: String,
+}
+
+impl GpuError {
+    /// Whether the device has not so much memory left: `CUDA_ERROR_OUT_OF_MEMORY`.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        self.code == OUT_OF_MEMORY
+    }
 }
 
 macro_rules! functions {
@@ -100,6 +177,17 @@ functions! {
     event_synchronize: "cuEventSynchronize"(Opaque);
     event_destroy: "cuEventDestroy_v2"(Opaque);
     copy: "cuMemcpyAsync"(Address, Address, usize, Opaque);
+    device_uuid: "cuDeviceGetUuid_v2"(*mut [u8; 16], c_int);
+    granularity: "cuMemGetAllocationGranularity"(*mut usize, *const AllocationProperties, c_int);
+    create: "cuMemCreate"(*mut u64, usize, *const AllocationProperties, u64);
+    release: "cuMemRelease"(u64);
+    reserve: "cuMemAddressReserve"(*mut Address, usize, usize, Address, u64);
+    unreserve: "cuMemAddressFree"(Address, usize);
+    map: "cuMemMap"(Address, usize, usize, u64, u64);
+    unmap: "cuMemUnmap"(Address, usize);
+    set_access: "cuMemSetAccess"(Address, usize, *const AccessDescription, usize);
+    export: "cuMemExportToShareableHandle"(*mut c_void, u64, c_int, u64);
+    import: "cuMemImportFromShareableHandle"(*mut u64, *mut c_void, c_int);
     error_name: "cuGetErrorName"(c_int, *mut *const c_char);
 }
 

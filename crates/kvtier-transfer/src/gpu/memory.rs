@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::device::Gpu;
 use super::driver::{Address, GpuError};
+use super::shared::Mapping;
 use crate::memory::OutOfRange;
 
 /// Memory of a device that owns its bytes until the last [`DeviceSlice`] of it is gone, those of copies in flight included.
@@ -10,8 +11,17 @@ pub struct DeviceRegion {
     gpu: Arc<Gpu>,
     base: Address,
     bytes: usize,
-    /// Whether it is to be freed here.
-    is_ours: bool,
+    origin: Origin,
+}
+
+/// Whose the memory is, and how it goes back.
+pub(super) enum Origin {
+    /// Freed here.
+    Allocated,
+    /// Somebody else's.
+    Adopted,
+    /// Mapped here; other processes may map it too.
+    Mapped(#[expect(dead_code, reason = "held for what its drop does")] Mapping),
 }
 
 impl fmt::Debug for DeviceRegion {
@@ -39,7 +49,7 @@ impl Gpu {
             gpu: Arc::clone(self),
             base,
             bytes,
-            is_ours: true,
+            origin: Origin::Allocated,
         }))
     }
 
@@ -54,12 +64,21 @@ impl Gpu {
             gpu: Arc::clone(self),
             base: address,
             bytes,
-            is_ours: false,
+            origin: Origin::Adopted,
         })
     }
 }
 
 impl DeviceRegion {
+    pub(super) fn mapped(gpu: &Arc<Gpu>, mapping: Mapping) -> Arc<DeviceRegion> {
+        Arc::new(DeviceRegion {
+            gpu: Arc::clone(gpu),
+            base: mapping.base(),
+            bytes: mapping.bytes(),
+            origin: Origin::Mapped(mapping),
+        })
+    }
+
     /// Its device.
     #[must_use]
     pub fn gpu(&self) -> &Arc<Gpu> {
@@ -93,7 +112,7 @@ impl DeviceRegion {
 impl Drop for DeviceRegion {
     fn drop(&mut self) {
         // The memory of a lost device went with its context, or will with the process.
-        if let (true, Ok(driver)) = (self.is_ours, self.gpu.current()) {
+        if let (Origin::Allocated, Ok(driver)) = (&self.origin, self.gpu.current()) {
             // SAFETY: allocated there, and no slice of it is left: nothing in flight reaches it.
             let answer = unsafe { (driver.functions.free)(self.base) };
             let _ = self.gpu.check("cuMemFree", answer);

@@ -31,11 +31,19 @@ pub enum Place {
 }
 
 impl Place {
-    pub(super) fn len(&self) -> usize {
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
         match self {
             Place::Host(slice) => slice.len(),
             Place::Device(slice) => slice.len(),
         }
+    }
+
+    /// Whether it holds no byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     pub(super) fn part(&self, offset: usize, length: usize) -> Result<Place, OutOfRange> {

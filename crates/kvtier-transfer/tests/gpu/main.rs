@@ -4,12 +4,13 @@
 //! `KVTIER_GPU=real` the system's driver is used; what only the software device can be made to do is not executed there, and
 //! says so.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvtier_transfer::gpu::{
-    Copy, Cuda, DeviceSlice, Gpu, GpuError, KvLayout, KvOrder, KvParts, LayoutError, Place, Stream,
+    Copy, Cuda, DeviceRegion, DeviceSlice, Gpu, GpuError, KvLayout, KvOrder, KvParts, LayoutError, Place, Stream,
 };
 use kvtier_transfer::memory::{Access, MemoryRegion, MemorySlice, PageRequest};
 use kvtier_transfer::{Cause, Transfer};
@@ -109,6 +110,9 @@ fn a_number_gives_one_device_and_what_is_no_number_none() {
     let gpu = cuda.device(1).expect("a device");
     assert!(Arc::ptr_eq(&gpu, &cuda.device(1).expect("the same")));
     assert_eq!(gpu.name(), "software: slow");
+    let uuid = gpu.uuid().to_string();
+    assert_eq!((&uuid[..4], uuid.len()), ("GPU-", 40), "{uuid}");
+    assert_ne!(cuda.device(0).expect("another").uuid(), gpu.uuid());
     let error = cuda.device(5).expect_err("there are five");
     assert!(error.to_string().contains("INVALID_DEVICE"), "{error}");
 }
@@ -277,6 +281,65 @@ fn more_memory_than_there_is_is_refused_and_nothing_leaks() {
     for _ in 0..100 {
         drop(small.allocate(MIB).expect("what was let go of is there again"));
     }
+}
+
+#[test]
+fn shared_memory_is_the_same_bytes_for_whoever_maps_it_and_stays_while_anybody_does() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let stream = gpu.stream().expect("a stream");
+    let unit = gpu.share_bytes().expect("an answer");
+    let (ours, descriptor) = gpu.share(2 * unit).expect("memory");
+    let theirs = gpu.map(descriptor.as_fd(), 2 * unit).expect("mapped");
+    drop(descriptor);
+    let there = |region: &Arc<DeviceRegion>| Place::Device(region.slice(unit + 100, 5000).expect("inside"));
+    let source = filled(3, 5000);
+    run(&stream, vec![copy(Place::Host(source.clone()), there(&ours))]);
+    drop(ours);
+    let target = host(5000);
+    run(&stream, vec![copy(there(&theirs), Place::Host(target.clone()))]);
+    assert!(target.to_vec() == source.to_vec());
+}
+
+#[test]
+fn what_is_no_shared_memory_of_this_device_is_refused_and_nothing_leaks() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let unit = gpu.share_bytes().expect("an answer");
+    let (region, descriptor) = gpu.share(unit).expect("memory");
+    assert!(gpu.map(descriptor.as_fd(), 2 * unit).is_err(), "more than it has");
+    let (_, file) = MemoryRegion::create("no device's", unit, PageRequest::Auto).expect("memory");
+    let error = gpu.map(file.as_fd(), unit).expect_err("host memory");
+    assert!(error.to_string().contains("cuMemImport"), "{error}");
+    assert!(gpu.share(unit + 4096).is_err(), "no multiple of the unit");
+    assert!(!gpu.is_lost());
+    drop(region);
+}
+
+#[test]
+fn shared_memory_counts_until_the_last_copy_of_it_is_done() {
+    let Some(slow) = gpu(Kind::Slow) else { return };
+    let stream = slow.stream().expect("a stream");
+    let unit = slow.share_bytes().expect("an answer");
+    let (region, descriptor) = slow.share(unit).expect("memory");
+    let weak = Arc::downgrade(&region);
+    let target = host(MIB);
+    let down = copy(
+        Place::Device(region.slice(0, MIB).expect("inside")),
+        Place::Host(target),
+    );
+    let transfer = stream.submit(vec![down]).expect("taken");
+    // The software device ends the process where memory is unmapped under a copy.
+    drop((transfer, region, descriptor));
+    assert!(weak.upgrade().is_some(), "the device still reads it");
+    until("it is unmapped at last", || weak.upgrade().is_none());
+}
+
+#[test]
+fn a_device_without_room_shares_nothing() {
+    let Some(small) = gpu(Kind::Small) else { return };
+    let unit = small.share_bytes().expect("an answer");
+    let error = small.share(unit).expect_err("more than there is");
+    assert!(error.to_string().contains("OUT_OF_MEMORY"), "{error}");
+    assert!(!small.is_lost());
 }
 
 #[test]

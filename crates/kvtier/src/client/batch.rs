@@ -17,11 +17,12 @@ pub(super) fn copy_out(got: &Got, target: &mut impl Target) -> Result<GetOutcome
         Got::Busy => return Ok(GetOutcome::Busy),
         Got::Leased(leased) => leased,
     };
-    let length = u32::try_from(leased.slice.len()).unwrap_or(u32::MAX);
-    if target.room() < leased.slice.len() {
+    let slice = leased.slice()?;
+    let length = u32::try_from(slice.len()).unwrap_or(u32::MAX);
+    if target.room() < slice.len() {
         return Ok(GetOutcome::TooSmall { length });
     }
-    target.copy_from(&leased.slice)?;
+    target.copy_from(slice)?;
     Ok(GetOutcome::Hit {
         length,
         tier: leased.tier,

@@ -6,6 +6,7 @@ use kvtier_transfer::memory::MemorySlice;
 
 use super::ClientError;
 use super::returns::Home;
+use super::session::{Leased, Leasehold};
 
 /// A leased block, in place: shared memory that holds it and is not reclaimed before this is dropped.
 ///
@@ -14,20 +15,46 @@ use super::returns::Home;
 pub struct BlockHandle {
     slice: MemorySlice,
     tier: Tier,
+    guard: LeaseGuard,
+}
+
+/// Gives a lease back when it is dropped.
+pub(super) struct LeaseGuard {
     lease: LeaseId,
     epoch: u64,
     home: Arc<dyn Home>,
 }
 
-impl BlockHandle {
-    pub(super) fn new(slice: MemorySlice, tier: Tier, lease: LeaseId, epoch: u64, home: Arc<dyn Home>) -> BlockHandle {
+impl LeaseGuard {
+    pub(super) fn new(lease: LeaseId, epoch: u64, home: Arc<dyn Home>) -> LeaseGuard {
         home.returns().hand_out();
-        BlockHandle {
-            slice,
-            tier,
-            lease,
-            epoch,
-            home,
+        LeaseGuard { lease, epoch, home }
+    }
+
+    /// Whether the connection is still the one over which it was leased.
+    pub(super) fn check(&self) -> Result<(), ClientError> {
+        self.home.returns().check_epoch(self.epoch)
+    }
+}
+
+impl Drop for LeaseGuard {
+    fn drop(&mut self) {
+        self.home.returns().take_in();
+        self.home.returns().release(self.epoch, [self.lease]);
+    }
+}
+
+impl BlockHandle {
+    /// `None` for device memory, which nobody asked for.
+    pub(super) fn of(leased: Leased, epoch: u64, home: &Arc<dyn Home>) -> Option<BlockHandle> {
+        let guard = LeaseGuard::new(leased.lease, epoch, Arc::clone(home));
+        match leased.place {
+            Leasehold::Host(slice) => Some(BlockHandle {
+                slice,
+                tier: leased.tier,
+                guard,
+            }),
+            Leasehold::Device(_) => None,
         }
     }
 
@@ -60,7 +87,7 @@ impl BlockHandle {
     /// # Errors
     /// `Closed` when the connection is gone or the process forked.
     pub fn check(&self) -> Result<(), ClientError> {
-        self.home.returns().check_epoch(self.epoch)
+        self.guard.check()
     }
 
     /// Copies the block into the front of `target` and says how many bytes.
@@ -68,7 +95,7 @@ impl BlockHandle {
     /// # Errors
     /// `Invalid` when the target is shorter than the block; `Closed` when the connection is gone or the process forked.
     pub fn copy_to(&self, target: &mut [u8]) -> Result<usize, ClientError> {
-        self.home.returns().check_epoch(self.epoch)?;
+        self.guard.check()?;
         let bytes = target.len();
         let Some(front) = target.get_mut(..self.slice.len()) else {
             return Err(ClientError::invalid(format!(
@@ -85,15 +112,8 @@ impl BlockHandle {
     /// # Errors
     /// `Closed` when the connection is gone or the process forked.
     pub fn touch_pages(&self) -> Result<u64, ClientError> {
-        self.home.returns().check_epoch(self.epoch)?;
+        self.guard.check()?;
         Ok(self.slice.touch_pages())
-    }
-}
-
-impl Drop for BlockHandle {
-    fn drop(&mut self) {
-        self.home.returns().take_in();
-        self.home.returns().release(self.epoch, [self.lease]);
     }
 }
 

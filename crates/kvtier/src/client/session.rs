@@ -6,6 +6,7 @@ use std::time::Instant;
 use kvtier_core::{BlockHash, Extent, Fetched, Generation, LeaseId, Realization, SegmentId, Tier};
 use kvtier_transfer::memory::{Access, MemoryRegion, MemorySlice};
 
+use super::device_memory::{DeviceExtent, SharedDeviceMemory};
 use super::known::KnownKeys;
 use super::slots::Slots;
 use super::{ClientError, ClientOptions};
@@ -25,12 +26,36 @@ pub(super) struct Opened {
     pub(super) generation: Generation,
 }
 
+/// Memory that the node shares.
+#[derive(Debug)]
+enum SharedSegment {
+    Host(Arc<MemoryRegion>),
+    Device(Arc<SharedDeviceMemory>),
+}
+
+/// Where leased bytes lie.
+#[derive(Clone, Debug)]
+pub(super) enum Leasehold {
+    Host(MemorySlice),
+    Device(DeviceExtent),
+}
+
 /// One key of a fetch that was leased.
 #[derive(Debug)]
 pub(super) struct Leased {
     pub(super) lease: LeaseId,
-    pub(super) slice: MemorySlice,
+    pub(super) place: Leasehold,
     pub(super) tier: Tier,
+}
+
+impl Leased {
+    /// The bytes, for who did not ask for device memory.
+    pub(super) fn slice(&self) -> Result<&MemorySlice, ClientError> {
+        match &self.place {
+            Leasehold::Host(slice) => Ok(slice),
+            Leasehold::Device(_) => Err(ClientError::protocol("a block in device memory that nobody asked for")),
+        }
+    }
 }
 
 /// One key of a fetch.
@@ -48,7 +73,7 @@ pub(super) struct Session {
     pub(super) epoch: u64,
     pub(super) slots: Slots,
     pub(super) known: KnownKeys,
-    segments: HashMap<SegmentId, Arc<MemoryRegion>>,
+    segments: HashMap<SegmentId, SharedSegment>,
     /// By the index of the registered name.
     opened: Vec<Option<Opened>>,
 }
@@ -102,11 +127,24 @@ impl Session {
 
     /// The part of host memory that an extent names.
     pub(super) fn slice(&self, extent: &Extent) -> Result<MemorySlice, ClientError> {
-        let region = self.segments.get(&extent.segment);
-        let region = region.ok_or_else(|| ClientError::protocol("a block in memory that was not shared"))?;
+        match self.leasehold(extent)? {
+            Leasehold::Host(slice) => Ok(slice),
+            Leasehold::Device(_) => Err(ClientError::protocol("a slot in device memory")),
+        }
+    }
+
+    /// The memory, of whatever kind, that an extent names.
+    fn leasehold(&self, extent: &Extent) -> Result<Leasehold, ClientError> {
+        let segment = self.segments.get(&extent.segment);
+        let segment = segment.ok_or_else(|| ClientError::protocol("a block in memory that was not shared"))?;
         let offset = usize::try_from(extent.offset).unwrap_or(usize::MAX);
         let length = usize::try_from(extent.length).unwrap_or(usize::MAX);
-        region.slice(offset, length).map_err(ClientError::protocol)
+        Ok(match segment {
+            SharedSegment::Host(region) => {
+                Leasehold::Host(region.slice(offset, length).map_err(ClientError::protocol)?)
+            }
+            SharedSegment::Device(memory) => Leasehold::Device(DeviceExtent::new(memory, offset, length)),
+        })
     }
 
     /// A notice of the node's own. `fds` are the descriptors that came and were not used yet.
@@ -117,8 +155,12 @@ impl Session {
                     .pop_front()
                     .ok_or_else(|| ClientError::protocol("a segment without its descriptor"))?;
                 let bytes = usize::try_from(bytes).map_err(ClientError::protocol)?;
-                let region = MemoryRegion::attach(fd, bytes, Access::ReadWrite, true)?;
-                self.segments.insert(segment, region);
+                let shared = if segment.is_on_device() {
+                    SharedSegment::Device(Arc::new(SharedDeviceMemory::new(fd, bytes)))
+                } else {
+                    SharedSegment::Host(MemoryRegion::attach(fd, bytes, Access::ReadWrite, true)?)
+                };
+                self.segments.insert(segment, shared);
             }
             Reply::SegmentRemoved { segment } => {
                 self.segments.remove(&segment);
@@ -153,7 +195,7 @@ impl Session {
                     lease, extent, tier, ..
                 } => Got::Leased(Leased {
                     lease,
-                    slice: self.slice(&extent)?,
+                    place: self.leasehold(&extent)?,
                     tier,
                 }),
             });

@@ -1,6 +1,7 @@
 //! Drives the tier manager: commands in under one lock, actions out to the tiers, completions back as events.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use kvtier_core::{
     Action, ClientId, Completion, Event, Failure, Generation, NamespaceId, OperationId, PurgeEvidence, SegmentId, Tier,
     TierManager, Time, TrustDomain,
 };
+use kvtier_storage::hbm::{HbmAction, HbmTier};
 use kvtier_storage::host::{HostError, HostTier};
 use kvtier_storage::nvme::{NvmeTier, StorageAction};
 use parking_lot::{Condvar, Mutex};
@@ -70,6 +72,7 @@ struct Connection {
 pub(crate) struct Driver {
     decider: Mutex<Decider>,
     pub(crate) host: Arc<HostTier>,
+    pub(crate) hbm: Option<HbmTier>,
     nvme: Option<NvmeTier>,
     pub(crate) recorder: Recorder,
     /// What was invalidated where; there with peers only.
@@ -105,6 +108,7 @@ impl Driver {
         settings: &CheckedSettings,
         clock: NodeClock,
         host: Arc<HostTier>,
+        hbm: Option<HbmTier>,
         nvme: Option<NvmeTier>,
         recorder: Recorder,
         domains: Arc<Domains>,
@@ -118,6 +122,7 @@ impl Driver {
                 waiting: HashMap::new(),
             }),
             host,
+            hbm,
             nvme,
             recorder,
             versions,
@@ -260,6 +265,22 @@ impl Driver {
         self.segment_domains.lock().get(&segment).copied()
     }
 
+    /// The size of a segment in memory, and what maps it.
+    pub(crate) fn segment_file(&self, segment: SegmentId) -> Option<(u64, Arc<OwnedFd>)> {
+        if segment.is_on_device() {
+            let open = self.hbm.as_ref()?.segment(segment)?;
+            return Some((open.region.bytes() as u64, open.file));
+        }
+        let open = self.host.segment(segment)?;
+        Some((open.region.bytes() as u64, open.file))
+    }
+
+    /// Whether a device is the one whose memory holds copies of blocks.
+    pub(crate) fn is_device(&self, uuid: Option<[u8; 16]>) -> bool {
+        let hbm = self.hbm.as_ref();
+        hbm.is_some_and(|hbm| uuid == Some(hbm.uuid().0))
+    }
+
     pub(crate) fn nvme(&self) -> Option<&NvmeTier> {
         self.nvme.as_ref()
     }
@@ -270,6 +291,10 @@ impl Driver {
 
     fn carry_out(&self, action: Action) {
         match action {
+            Action::OpenSegment { tier: Tier::Hbm, .. }
+            | Action::CloseSegment { tier: Tier::Hbm, .. }
+            | Action::ZeroSegment { tier: Tier::Hbm, .. }
+            | Action::PromoteToHbm { .. } => self.carry_out_on_device(action),
             Action::OpenSegment { tier: Tier::Host, .. }
             | Action::CloseSegment { tier: Tier::Host, .. }
             | Action::ZeroSegment { .. } => {
@@ -405,6 +430,58 @@ impl Driver {
         }
     }
 
+    fn carry_out_on_device(&self, action: Action) {
+        let hbm = self.hbm.as_ref().expect("the manager uses a tier that there is");
+        hbm.submit(match action {
+            Action::OpenSegment {
+                operation,
+                segment,
+                bytes,
+                domain,
+                ..
+            } => {
+                let domain = domain.expect("a segment of device memory belongs to a domain");
+                self.segment_domains.lock().insert(segment, domain);
+                HbmAction::Open {
+                    operation,
+                    segment,
+                    bytes,
+                }
+            }
+            Action::CloseSegment { operation, segment, .. } => {
+                if let Some(domain) = self.segment_domains.lock().remove(&segment) {
+                    self.announce_removal(domain, segment);
+                }
+                HbmAction::Close { operation, segment }
+            }
+            Action::ZeroSegment {
+                operation,
+                segment,
+                ranges,
+                ..
+            } => HbmAction::Zero {
+                operation,
+                segment,
+                ranges,
+            },
+            Action::PromoteToHbm {
+                operation,
+                source,
+                target,
+                checksum,
+            } => match self.host.slice(&source) {
+                Ok(source) => HbmAction::Promote {
+                    operation,
+                    source,
+                    target,
+                    checksum,
+                },
+                Err(error) => return self.answer_impossible(operation, &error),
+            },
+            _ => unreachable!("sorted by its caller"),
+        });
+    }
+
     fn answer_impossible(&self, operation: OperationId, error: &HostError) {
         tracing::error!(%error, "the tier manager named memory that is not there: report this");
         self.answer(operation, Err(Failure::Io));
@@ -449,6 +526,9 @@ impl Driver {
                 Action::CloseSegment { operation, segment, .. } => {
                     // Peers first: what a NIC may still reach is never given back to the system.
                     let is_ours = self.peers().is_none_or(|peers| peers.close_segment(segment));
+                    if let (Some(hbm), Some(closing)) = (&self.hbm, self.host.segment(segment)) {
+                        hbm.let_go(&closing.region);
+                    }
                     if !is_ours {
                         tracing::error!("a peer may still reach a host segment: its memory is kept");
                     } else if let Err(error) = self.host.close(segment) {
@@ -463,6 +543,7 @@ impl Driver {
                     operation,
                     segment,
                     ranges,
+                    ..
                 } => {
                     let zeroed = self.host.zero(segment, &ranges);
                     if let Err(error) = &zeroed {

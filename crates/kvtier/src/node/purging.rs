@@ -557,6 +557,7 @@ impl Purging {
             caches: self.await_caches(&record),
             unsealed: self.unsealed,
             has_nvme: self.driver.nvme().is_some(),
+            has_hbm: self.driver.hbm.is_some(),
             is_anchored: self.driver.recorder.is_anchored(),
             is_anchor_missing: self.driver.recorder.is_anchor_missing(),
             is_key_elsewhere: self.settings.master_key_file.is_some(),
@@ -575,7 +576,8 @@ impl Purging {
             record.job.receipt = Some(receipt.id);
             if let Some(destruction) = &done.destruction {
                 record.job.blocks += destruction.evidence.nvme_records;
-                record.job.bytes = destruction.evidence.nvme_bytes + destruction.evidence.host_bytes;
+                let evidence = &destruction.evidence;
+                record.job.bytes = evidence.nvme_bytes + evidence.host_bytes + evidence.hbm_bytes;
             }
         };
         if !all_confirmed {

@@ -294,7 +294,13 @@ impl Session {
             }
             Request::Lookup(keys) => self.lookup(request, &keys, &extensions),
             Request::Explain(keys) => self.explain(request, &keys, extensions.hints),
-            Request::Fetch { scope, keys } => self.fetch(request, scope, &keys, extensions.hints, deadline_us)?,
+            Request::Fetch { scope, keys } => {
+                let hints = Hints {
+                    device: driver.is_device(extensions.device),
+                    ..extensions.hints
+                };
+                self.fetch(request, scope, &keys, hints, deadline_us)?
+            }
             Request::Reserve { keys, lengths } => {
                 lengths.copy_to(&mut self.lengths);
                 self.reserve(request, &keys, extensions.hints, deadline_us)?
@@ -745,17 +751,17 @@ impl Session {
             Some(own),
             "a segment belongs to one domain for life"
         );
-        let Some(segment) = driver.host.segment(extent.segment) else {
+        let Some((bytes, file)) = driver.segment_file(extent.segment) else {
             return Err(io::Error::other("a leased segment is closed"));
         };
         self.send()?;
         let added = Reply::SegmentAdded {
             segment: extent.segment,
-            bytes: segment.region.bytes() as u64,
+            bytes,
         };
         let mut notice = Vec::new();
         added.encode(0, &mut notice).map_err(io::Error::other)?;
-        socket::send_all_with_fds(&*self.stream, &notice, &[segment.file.as_fd()])
+        socket::send_all_with_fds(&*self.stream, &notice, &[file.as_fd()])
     }
 
     /// Answers what was decided since the last look.

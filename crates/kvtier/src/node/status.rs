@@ -42,18 +42,26 @@ mirror! {
         host_blocks,
         /// Blocks with a copy on NVMe. Gauge.
         nvme_blocks,
+        /// Blocks with a copy in device memory. Gauge.
+        hbm_blocks,
         /// Blocks of older generations, hidden and not yet forgotten. Gauge.
         hidden_blocks,
         /// Bytes of host slots that are not free. Gauge.
         host_used_bytes,
         /// Host budget, bytes.
         host_capacity_bytes,
+        /// Bytes of device slots that are not free. Gauge.
+        hbm_used_bytes,
+        /// Budget of device memory, bytes.
+        hbm_capacity_bytes,
         /// Live payload on NVMe, bytes (4 KiB-aligned). Gauge.
         nvme_used_bytes,
         /// NVMe payload capacity, bytes: what live payload may reach.
         nvme_capacity_bytes,
         /// Host segments, those being opened or closed included. Gauge.
         host_segments,
+        /// Device segments, those being opened or closed included. Gauge.
+        hbm_segments,
         /// NVMe segments, those being opened or closed included. Gauge.
         nvme_segments,
         /// Clients, those that are quarantined included. Gauge.
@@ -78,6 +86,8 @@ mirror! {
         index_bytes,
         /// Keys fetched from host memory.
         fetch_hits_host,
+        /// Keys fetched from device memory.
+        fetch_hits_hbm,
         /// Keys fetched from NVMe.
         fetch_hits_nvme,
         /// Keys fetched that were not here (keys after the first miss of a prefix fetch not counted).
@@ -102,6 +112,10 @@ mirror! {
         promotions,
         /// Their payload, bytes.
         promoted_bytes,
+        /// Blocks copied to device memory.
+        hbm_promotions,
+        /// Their payload, bytes.
+        hbm_promoted_bytes,
         /// Blocks read from NVMe, or about to be, before anybody asked for them.
         prefetches,
         /// Of these, blocks that were in host memory when somebody did.
@@ -112,14 +126,18 @@ mirror! {
         relocated_bytes,
         /// Host copies dropped to make room.
         evictions_host,
+        /// Copies in device memory dropped to make room.
+        evictions_hbm,
         /// NVMe copies dropped to make room.
         evictions_nvme,
         /// Blocks whose last copy went, for whatever reason.
         forgotten,
         /// Payloads that failed their check, and records and segments that the start found damaged.
         corrupt,
-        /// Device errors.
+        /// Errors of the NVMe device.
         io_errors,
+        /// Errors of the GPU, memory that it had none of included.
+        hbm_errors,
         /// Tier resets begun.
         resets,
         /// Events for operations unknown or already answered.
@@ -315,6 +333,8 @@ pub struct Status {
     pub state: String,
     /// `io_uring`, `threads`, or `none` without an NVMe tier.
     pub nvme_engine: String,
+    /// The GPU whose memory holds copies; `none` without such a tier.
+    pub hbm_device: String,
     /// Which pages host memory has, and the remedy when they are small.
     pub host_pages: String,
     /// KiB of a host memory page.

@@ -10,7 +10,8 @@ const CAN_SPLIT: u16 = 4;
 const LABEL: u16 = 5;
 const SESSION: u16 = 6;
 const RAW: u16 = 7;
-const KNOWN_MAX: u16 = RAW;
+const DEVICE: u16 = 8;
+const KNOWN_MAX: u16 = DEVICE;
 
 /// What follows a body: hints, and what a later version added.
 ///
@@ -21,6 +22,8 @@ pub struct Extensions<'a> {
     pub hints: Hints,
     /// Of a lookup: what exists is asked, not what is worth fetching.
     pub raw: bool,
+    /// Of a fetch: the device, by its UUID, whose memory the caller can read.
+    pub device: Option<[u8; 16]>,
     unknown: &'a [u8],
 }
 
@@ -29,6 +32,7 @@ impl From<Hints> for Extensions<'_> {
         Extensions {
             hints,
             raw: false,
+            device: None,
             unknown: &[],
         }
     }
@@ -40,6 +44,15 @@ impl<'a> Extensions<'a> {
     pub fn raw(hints: Hints) -> Self {
         Extensions {
             raw: true,
+            ..Extensions::from(hints)
+        }
+    }
+
+    /// Those of a fetch by who can read the memory of a device.
+    #[must_use]
+    pub fn on_device(hints: Hints, device: [u8; 16]) -> Self {
+        Extensions {
+            device: Some(device),
             ..Extensions::from(hints)
         }
     }
@@ -86,6 +99,7 @@ impl<'a> Extensions<'a> {
                 SESSION => hints.session = Some(u64::from_le_bytes(value.try_into().map_err(|_| wrong)?)),
                 RAW if value.is_empty() => extensions.raw = true,
                 RAW => return Err(wrong),
+                DEVICE => extensions.device = Some(value.try_into().map_err(|_| wrong)?),
                 _ => {}
             }
         }
@@ -123,6 +137,10 @@ impl<'a> Extensions<'a> {
         }
         if self.raw {
             head(RAW, 0, target);
+        }
+        if let Some(device) = &self.device {
+            head(DEVICE, 16, target);
+            target.extend_from_slice(device);
         }
         target.extend_from_slice(self.unknown);
     }

@@ -66,6 +66,7 @@ fn tier_code(tier: Tier) -> u8 {
         Tier::Host => 1,
         Tier::Nvme => 2,
         Tier::Remote => 3,
+        Tier::Hbm => 4,
     }
 }
 
@@ -74,6 +75,7 @@ fn tier_of(code: u8) -> Result<Tier, DecodeError> {
         1 => Ok(Tier::Host),
         2 => Ok(Tier::Nvme),
         3 => Ok(Tier::Remote),
+        4 => Ok(Tier::Hbm),
         code => Err(DecodeError::UnknownCode {
             field: "tier",
             code: code.into(),

@@ -105,6 +105,35 @@ fn a_raw_lookup_differs_by_an_extension_that_an_older_node_skips() {
 }
 
 #[test]
+fn a_fetch_by_who_reads_a_device_names_it_and_an_older_node_skips_that() {
+    let keys = Keys {
+        handle: 3,
+        lineage: Lineage::Chain(Parent::Root),
+        hashes: Array::default(),
+    };
+    let scope = FetchScope::Prefix;
+    let fetch = Request::Fetch { scope, keys };
+    let mut bytes = Vec::new();
+    let envelope = Envelope {
+        request: 7,
+        extensions: Extensions::on_device(Hints::default(), [9; 16]),
+        ..Envelope::default()
+    };
+    fetch.encode(&envelope, &mut bytes).expect("short");
+    let mut extension = vec![8, 0, 16, 0];
+    extension.extend_from_slice(&[9; 16]);
+    assert_eq!(bytes, grown(encode(&fetch, Hints::default()), &extension));
+    let (_, extensions) = decode(&bytes).expect("valid");
+    assert_eq!(extensions.device, Some([9; 16]));
+    assert!(!extensions.hints.device, "which device that is, the node knows");
+    let short = grown(encode(&fetch, Hints::default()), &[8, 0, 1, 0, 1]);
+    assert_eq!(
+        decode(&short).expect_err("refused"),
+        DecodeError::BadExtension { tag: 8 }
+    );
+}
+
+#[test]
 fn extensions_out_of_order_twice_or_of_a_wrong_length_are_refused() {
     let flush = encode(
         &Request::Flush,

@@ -14,7 +14,10 @@ const ARROWS: [(&str, Option<&[&str]>); 10] = [
     // kvtier-softgpu: for tests alone.
     ("kvtier-transfer", Some(&["kvtier-softgpu"])),
     ("kvtier-softgpu", Some(&[])),
-    ("kvtier-storage", Some(&["kvtier-core", "kvtier-transfer"])),
+    (
+        "kvtier-storage",
+        Some(&["kvtier-core", "kvtier-transfer", "kvtier-softgpu"]),
+    ),
     (
         "kvtier",
         Some(&["kvtier-core", "kvtier-storage", "kvtier-transfer", "kvtier-softgpu"]),
@@ -30,7 +33,10 @@ const ARROWS: [(&str, Option<&[&str]>); 10] = [
             "kvtier-softgpu",
         ]),
     ),
-    ("kv-daemon", Some(&["kvtier", "kvtier-sim", "kvtier-bench"])),
+    (
+        "kv-daemon",
+        Some(&["kvtier", "kvtier-sim", "kvtier-bench", "kvtier-softgpu"]),
+    ),
     ("kvtier-python", Some(&["kvtier"])),
     ("xtask", None),
 ];

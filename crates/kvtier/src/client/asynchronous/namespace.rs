@@ -14,7 +14,7 @@ use crate::client::batch::{
 use crate::client::handle::BlockHandle;
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
-use crate::client::session::{Got, Leased, Session};
+use crate::client::session::{Got, Session};
 use crate::client::{Advice, ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 use crate::wire::{Ahead, Array, Extensions, Keys, Reply, Request};
 
@@ -78,9 +78,7 @@ impl Namespace {
             let (got, epoch) = self.fetch(hashes, &mut next, scope).await?;
             missed = got.last().is_some_and(|got| !matches!(got, Got::Leased(_)));
             handles.extend(got.into_iter().map(|got| match got {
-                Got::Leased(Leased { slice, tier, lease }) => {
-                    Some(BlockHandle::new(slice, tier, lease, epoch, Arc::clone(&home)))
-                }
+                Got::Leased(leased) => BlockHandle::of(leased, epoch, &home),
                 Got::Miss | Got::Busy => None,
             }));
         }

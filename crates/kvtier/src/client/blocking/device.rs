@@ -1,8 +1,9 @@
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvtier_core::{BlockHash, FetchScope};
+use kvtier_core::{BlockHash, FetchScope, Tier};
 use kvtier_transfer::gpu::{Copy, DeviceSlice, Gpu, HostRegistration, KvLayout, LayoutError, Place, Stream};
 use kvtier_transfer::memory::MemorySlice;
 use kvtier_transfer::{PIECES_MAX, Transfer};
@@ -10,13 +11,15 @@ use parking_lot::Mutex;
 
 use super::{BlockWriter, Namespace};
 use crate::ErrorKind;
-use crate::client::{BlockHandle, ClientError, GetOutcome, Lineage, PutOutcome, Writing};
+use crate::client::handle::LeaseGuard;
+use crate::client::session::Leasehold;
+use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 
 /// An engine's KV cache on a GPU, as the source of puts and the target of gets.
 ///
 /// A block is some of the engine's pages, all layers of them, in the order that [`KvLayout`] describes. Bytes go straight between
-/// the pages and the memory that the node shares, which is pinned for the device where the system allows that. Calls wait for the
-/// device. The engine's own work on the same pages must be done before a put and must not begin before a get has returned.
+/// the pages and the memory that the node shares: host memory, which is pinned for the device where the system allows that, or memory
+/// of the same device, where the node keeps copies of blocks that are used again. Calls wait for the device. The engine's own work on the same pages must be done before a put and must not begin before a get has returned.
 #[derive(Debug)]
 pub struct DeviceCache {
     gpu: Arc<Gpu>,
@@ -24,7 +27,12 @@ pub struct DeviceCache {
     layout: KvLayout,
     tensors: Vec<DeviceSlice>,
     pinned: Mutex<Vec<HostRegistration>>,
+    /// Memory that the node shares could not be mapped: it is not asked for again.
+    maps_nothing: AtomicBool,
 }
+
+/// A leased block, and where it was found.
+type Lease = (Leasehold, Tier, LeaseGuard);
 
 /// References that a registration has to its region.
 const HELD_BY_PINNING: usize = 2;
@@ -48,6 +56,7 @@ impl DeviceCache {
             layout,
             tensors,
             pinned: Mutex::default(),
+            maps_nothing: AtomicBool::new(false),
         })
     }
 
@@ -114,31 +123,57 @@ impl DeviceCache {
         let lengths = self.lengths(blocks)?;
         self.check_device()?;
         let hashes: Vec<BlockHash> = blocks.iter().map(|(hash, _)| *hash).collect();
-        let handles = namespace.get(&hashes, scope)?;
+        let (leased, places) = self.lease(namespace, &hashes, scope)?;
         let mut copies = Vec::new();
         let mut outcomes = Vec::with_capacity(blocks.len());
-        for ((handle, length), (_, pages)) in handles.iter().zip(lengths).zip(blocks) {
-            let Some(handle) = handle else {
+        for (((leased, place), length), (_, pages)) in leased.iter().zip(places).zip(lengths).zip(blocks) {
+            let (Some((_, tier, guard)), Some(place)) = (leased, place) else {
                 outcomes.push(GetOutcome::Miss);
                 continue;
             };
-            if handle.len() != length as usize {
-                let given = handle.len();
+            if place.len() != length as usize {
+                let given = place.len();
                 return Err(ClientError::invalid(format!(
                     "the block has {given} bytes, its pages {length}: engines with other layouts need another realization"
                 )));
             }
-            handle.check()?;
-            let slot = self.pin(handle.slice());
-            copies.extend(self.layout.scatter(&slot, &self.tensors, pages, self.layers())?);
-            let tier = handle.tier();
-            outcomes.push(GetOutcome::Hit { length, tier });
+            guard.check()?;
+            copies.extend(self.layout.scatter(&place, &self.tensors, pages, self.layers())?);
+            outcomes.push(GetOutcome::Hit { length, tier: *tier });
         }
         // Slots that the device may still read may be somebody else's meanwhile: what it reads then goes where this call failed.
         self.run(copies).map_err(|failed| failed.error)?;
         // What was leased over a connection that is gone may be somebody else's by now.
-        handles.iter().flatten().try_for_each(BlockHandle::check)?;
+        leased.iter().flatten().try_for_each(|(_, _, guard)| guard.check())?;
         Ok(outcomes)
+    }
+
+    /// Leases blocks, those that lie in memory of this device there; the place of each.
+    fn lease(
+        &self,
+        namespace: &Namespace,
+        hashes: &[BlockHash],
+        scope: FetchScope,
+    ) -> Result<(Vec<Option<Lease>>, Vec<Option<Place>>), ClientError> {
+        let place = |leased: &Option<Lease>| match leased {
+            None => Ok(None),
+            Some((Leasehold::Host(slice), ..)) => Ok(Some(self.pin(slice))),
+            Some((Leasehold::Device(extent), ..)) => extent.on(&self.gpu).map(|slice| Some(Place::Device(slice))),
+        };
+        if !self.maps_nothing.load(Ordering::Relaxed) {
+            let leased = namespace.get_from(hashes, scope, Some(self.gpu.uuid()))?;
+            match leased.iter().map(place).collect() {
+                Ok(places) => return Ok((leased, places)),
+                // The blocks lie elsewhere too.
+                Err(words) => {
+                    tracing::warn!(%words, "memory of the device that the node shares cannot be mapped: blocks are read from host memory");
+                    self.maps_nothing.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        let leased = namespace.get_from(hashes, scope, None)?;
+        let places: Result<Vec<Option<Place>>, String> = leased.iter().map(place).collect();
+        Ok((leased, places.map_err(ClientError::protocol)?))
     }
 
     fn layers(&self) -> Range<u32> {

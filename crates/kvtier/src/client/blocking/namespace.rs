@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use kvtier_core::{BlockHash, FetchScope, Generation, Hints, Parent, SealItem, Tier};
+use kvtier_transfer::gpu::DeviceUuid;
 use kvtier_transfer::memory::ForeignSlice;
 
 use super::Shared;
@@ -10,10 +11,10 @@ use crate::client::batch::{
     unexpected,
 };
 use crate::client::foreign::{Source, Target};
-use crate::client::handle::BlockHandle;
+use crate::client::handle::{BlockHandle, LeaseGuard};
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
-use crate::client::session::{Got, Leased};
+use crate::client::session::{Got, Leasehold};
 use crate::client::{Advice, ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 use crate::wire::{Ahead, Array, Extensions, Keys, Reply, Request};
 
@@ -57,13 +58,30 @@ impl Namespace {
     /// # Errors
     /// As any call: `Unavailable` when the node is gone or late.
     pub fn get(&self, hashes: &[BlockHash], scope: FetchScope) -> Result<Vec<Option<BlockHandle>>, ClientError> {
-        let (got, epoch) = self.fetch(hashes, scope)?;
-        let handle = |leased: Leased| {
-            let home: Arc<dyn Home> = self.shared.clone();
-            BlockHandle::new(leased.slice, leased.tier, leased.lease, epoch, home)
-        };
+        let (got, epoch) = self.fetch(hashes, scope, None)?;
+        let home: Arc<dyn Home> = self.shared.clone();
         let entries = got.into_iter().map(|got| match got {
-            Got::Leased(leased) => Some(handle(leased)),
+            Got::Leased(leased) => BlockHandle::of(leased, epoch, &home),
+            Got::Miss | Got::Busy => None,
+        });
+        Ok(entries.collect())
+    }
+
+    /// As [`Namespace::get`], by who can read the memory of a device: where each block lies, where it was found, and what keeps it
+    /// there.
+    pub(super) fn get_from(
+        &self,
+        hashes: &[BlockHash],
+        scope: FetchScope,
+        device: Option<DeviceUuid>,
+    ) -> Result<Vec<Option<(Leasehold, Tier, LeaseGuard)>>, ClientError> {
+        let (got, epoch) = self.fetch(hashes, scope, device)?;
+        let home: Arc<dyn Home> = self.shared.clone();
+        let entries = got.into_iter().map(|got| match got {
+            Got::Leased(leased) => {
+                let guard = LeaseGuard::new(leased.lease, epoch, Arc::clone(&home));
+                Some((leased.place, leased.tier, guard))
+            }
             Got::Miss | Got::Busy => None,
         });
         Ok(entries.collect())
@@ -124,13 +142,22 @@ impl Namespace {
         scope: FetchScope,
         copy: impl FnOnce(&[Got]) -> R,
     ) -> Result<R, ClientError> {
-        let (got, epoch) = self.fetch(hashes, scope)?;
+        let (got, epoch) = self.fetch(hashes, scope, None)?;
         let copied = copy(&got);
         self.shared.returns.release(epoch, leases_of(&got));
         Ok(copied)
     }
 
-    fn fetch(&self, hashes: &[BlockHash], scope: FetchScope) -> Result<(Vec<Got>, u64), ClientError> {
+    fn fetch(
+        &self,
+        hashes: &[BlockHash],
+        scope: FetchScope,
+        device: Option<DeviceUuid>,
+    ) -> Result<(Vec<Got>, u64), ClientError> {
+        let extensions = match device {
+            Some(device) => Extensions::on_device(self.hints, device.0),
+            None => Extensions::from(self.hints),
+        };
         let mut line = self.shared.line()?;
         let (session, opened) = line.opened(&self.shared, self.index)?;
         let (keys_max, epoch) = (session.keys_max(), session.epoch);
@@ -145,7 +172,7 @@ impl Namespace {
                 hashes: Array::from(chunk),
             };
             let request = Request::Fetch { scope, keys };
-            let result = line.call(&self.shared, &request, self.hints, |session, reply| match reply {
+            let result = line.call(&self.shared, &request, extensions, |session, reply| match reply {
                 Reply::Fetched { generation, outcomes } => {
                     session.absorb_fetched(self.index, chunk, generation, outcomes, &mut got)
                 }

@@ -299,7 +299,8 @@ fn count(length: usize) -> u32 {
 fn tier_code(tier: Option<Tier>) -> u8 {
     match tier {
         None | Some(Tier::Remote) => 0,
-        Some(Tier::Host) => 1,
+        // What lies on a device lies elsewhere here, too; peers are told of that only.
+        Some(Tier::Hbm | Tier::Host) => 1,
         Some(Tier::Nvme) => 2,
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Found {
     pub(super) caches: Vec<(String, bool)>,
     pub(super) unsealed: bool,
     pub(super) has_nvme: bool,
+    /// Copies of blocks lie in memory of a GPU.
+    pub(super) has_hbm: bool,
     pub(super) is_anchored: bool,
     /// The state directory had an anchor before.
     pub(super) is_anchor_missing: bool,
@@ -158,6 +160,9 @@ fn own_report(record: &Record, done: &Done, found: &Found) -> ProcessorReport {
             if destruction.evidence.host_left > 0 {
                 reasons.push("clients held memory for longer than purge_lease_grace_ms");
             }
+            if destruction.evidence.hbm_left > 0 {
+                reasons.push("memory of the GPU was held for longer than purge_lease_grace_ms, or could not be zeroed");
+            }
             if destruction.evidence.nvme_left > 0 {
                 reasons.push("parts of the NVMe tier could not be overwritten or read back");
             }
@@ -205,6 +210,15 @@ fn tiers(destruction: &Destruction, found: &Found) -> Vec<Evidence> {
         Method::Zeroised,
         done.host_left,
     )];
+    if found.has_hbm {
+        entries.push(entry(
+            "hbm",
+            "memory of the GPU that held copies, and is free, zeroed in every segment of the trust domain",
+            (done.hbm_slots, done.hbm_bytes),
+            Method::Zeroised,
+            done.hbm_left,
+        ));
+    }
     if found.has_nvme {
         entries.push(entry(
             "nvme",

@@ -104,7 +104,11 @@ impl Random {
     }
 
     fn tier(&mut self) -> Tier {
-        if self.below(2) == 0 { Tier::Host } else { Tier::Nvme }
+        match self.below(3) {
+            0 => Tier::Hbm,
+            1 => Tier::Host,
+            _ => Tier::Nvme,
+        }
     }
 
     fn fetched(&mut self) -> Fetched {
@@ -163,15 +167,16 @@ impl Random {
             can_split: self.below(2) == 0,
             label: self.maybe(|random| Label(random.next())),
             session: self.maybe(Random::next),
+            device: false,
         }
     }
 
     fn extensions(&mut self) -> Extensions<'static> {
         let hints = self.hints();
-        if self.below(4) == 0 {
-            Extensions::raw(hints)
-        } else {
-            Extensions::from(hints)
+        match self.below(4) {
+            0 => Extensions::raw(hints),
+            1 => Extensions::on_device(hints, self.hash().0),
+            _ => Extensions::from(hints),
         }
     }
 
