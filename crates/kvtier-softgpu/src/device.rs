@@ -4,6 +4,7 @@ use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -23,6 +24,12 @@ static ALL: [Device; DEVICES] = [
     Device::new("software: breaks", 256 * MIB),
     Device::new("software: refuses", 256 * MIB),
 ];
+
+/// The same for every device of this process.
+static BREAKS_HERE_AT: LazyLock<usize> = LazyLock::new(|| {
+    let copies = std::env::var("SOFTGPU_BREAKS_AT");
+    copies.ok().and_then(|copies| copies.parse().ok()).unwrap_or(usize::MAX)
+});
 
 /// Host memory that was registered or allocated: of the process, whichever device was asked.
 static HOST: Mutex<Ranges> = Mutex::new(Ranges(BTreeMap::new()));
@@ -137,7 +144,11 @@ impl Device {
     /// Counts a copy. Whether it may be made.
     pub(crate) fn may_copy(&self) -> bool {
         let number = self.copies.fetch_add(1, Ordering::AcqRel) + 1;
-        if self.name == "software: breaks" && number >= BREAKS_AT {
+        let breaks_at = match self.name {
+            "software: breaks" => BREAKS_AT,
+            _ => *BREAKS_HERE_AT,
+        };
+        if number >= breaks_at {
             self.broken.store(true, Ordering::Release);
         }
         !self.is_broken()

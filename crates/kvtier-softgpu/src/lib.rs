@@ -13,6 +13,8 @@
 //! | 3 | software: breaks | its third copy fails for good, like an illegal address; so does everything after it |
 //! | 4 | software: refuses | no host memory can be registered |
 //!
+//! With `SOFTGPU_BREAKS_AT=N` in the environment every device of the process breaks with its Nth copy.
+//!
 //! An operation on memory of a device that is not allocated, or not any more, a range that is freed or unregistered while an
 //! operation is in flight on it (a mapping that is undone included), and a thread that is left with another context than it had end the process with a message: on
 //! a device that would be silent damage. Host memory that nobody registered is taken as it comes, and copied like the rest.

@@ -447,6 +447,3 @@ impl Worker {
 fn copy_failed(error: impl std::fmt::Display) -> HbmError {
     HbmError::Copy(error.to_string())
 }
-
-#[cfg(test)]
-mod tests;

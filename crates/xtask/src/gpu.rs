@@ -24,12 +24,18 @@ pub(crate) fn test(workspace: &Workspace, device: Option<&str>) -> Result<Tally,
             "cuda unavailable: no {DRIVER} here, so no real device"
         )));
     }
-    let built = Built::of(workspace, &["test", "--no-run", "--test", "gpu"])?;
-    let program = built.test("kvtier-transfer", "gpu")?;
+    let tests = ["--test", "gpu", "--test", "hbm", "--test", "client", "--test", "suite"];
+    let built = Built::of(workspace, &[&["test", "--no-run"][..], &tests].concat())?;
+    let programs = [
+        (built.test("kvtier-transfer", "gpu")?, None),
+        (built.test("kvtier-storage", "hbm")?, None),
+        (built.test("kvtier", "client")?, Some("device::")),
+        (built.test("kv-daemon", "suite")?, Some("hbm::")),
+    ];
     let mut tally = Tally::default();
     if device != Some("real") {
         println!("on the software device:");
-        tally += on(program, "simulated", "kernels: a software device runs none")?;
+        tally += on(&programs, "simulated", "kernels: a software device runs none")?;
     }
     if device == Some("simulated") {
         return Ok(tally);
@@ -39,14 +45,24 @@ pub(crate) fn test(workspace: &Workspace, device: Option<&str>) -> Result<Tally,
         return Ok(tally);
     }
     println!("on the real device:");
-    tally += on(program, "real", "")?;
+    tally += on(&programs, "real", "")?;
     Ok(tally)
 }
 
 /// One kind of device, and what the suite did not execute on it.
-fn on(program: &Path, kind: &str, never: &str) -> Result<Tally, Failure> {
+fn on(programs: &[(&Path, Option<&str>)], kind: &str, never: &str) -> Result<Tally, Failure> {
+    let mut tally = Tally::default();
+    let mut never = never;
+    for (program, filter) in programs {
+        tally += run(program, *filter, kind, std::mem::take(&mut never))?;
+    }
+    Ok(tally)
+}
+
+/// One program, as far as the filter goes.
+fn run(program: &Path, filter: Option<&str>, kind: &str, never: &str) -> Result<Tally, Failure> {
     let mut command = std::process::Command::new(program);
-    command.arg("--show-output").env("KVTIER_GPU", kind);
+    command.args(filter).arg("--show-output").env("KVTIER_GPU", kind);
     let mut report = Report::default();
     let mut not_executed: Vec<String> = Some(never.to_owned())
         .into_iter()

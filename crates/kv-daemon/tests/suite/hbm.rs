@@ -38,16 +38,34 @@ const PAGE: u32 = 2 * 2 * ROW as u32;
 /// Of the child: the daemon's socket.
 const SOCKET: &str = "KVTIER_TEST_HBM_SOCKET";
 
-fn library() -> PathBuf {
+/// The software device's driver; none where `KVTIER_GPU=real` asks for the system's.
+fn library() -> Option<PathBuf> {
+    if std::env::var("KVTIER_GPU").is_ok_and(|kind| kind == "real") {
+        return None;
+    }
     let program = std::env::current_exe().expect("a program");
-    program.with_file_name("libkvtier_softgpu.so")
+    Some(program.with_file_name("libkvtier_softgpu.so"))
+}
+
+/// Whether there are devices that do what a case needs; says so where there are not.
+fn is_software() -> bool {
+    let is_software = library().is_some();
+    if !is_software {
+        println!("not executed: a real device cannot be made to be so");
+    }
+    is_software
+}
+
+fn cuda() -> Cuda {
+    match library() {
+        Some(library) => Cuda::open_at(&library).expect("the software device"),
+        None => Cuda::open().expect("KVTIER_GPU=real was asked for"),
+    }
 }
 
 fn settings(device: usize) -> String {
-    format!(
-        "hbm_bytes = \"4MiB\"\nhbm_segment_bytes = \"2MiB\"\nhbm_device = {device}\nhbm_library = {:?}\n",
-        library()
-    )
+    let library = library().map_or_else(String::new, |path| format!("hbm_library = {path:?}\n"));
+    format!("hbm_bytes = \"4MiB\"\nhbm_segment_bytes = \"2MiB\"\nhbm_device = {device}\n{library}")
 }
 
 fn daemon(device: usize) -> Daemon {
@@ -70,8 +88,7 @@ struct Engine {
 
 impl Engine {
     fn new(socket: PathBuf, device: usize, seed: usize) -> Engine {
-        let cuda = Cuda::open_at(&library()).expect("the software device");
-        let gpu = cuda.device(device).expect("a device");
+        let gpu = cuda().device(device).expect("a device");
         let (count, bytes) = LAYOUT.tensors().expect("a layout");
         let tensor = |_| gpu.allocate(bytes).expect("memory").slice(0, bytes).expect("all");
         let tensors: Vec<DeviceSlice> = (0..count).map(tensor).collect();
@@ -201,6 +218,9 @@ fn blocks_that_are_used_again_are_read_from_device_memory_of_the_daemon() {
 
 #[test]
 fn a_client_of_another_device_is_given_no_memory_of_this_one() {
+    if !is_software() {
+        return;
+    }
     let daemon = daemon(WELL);
     let engine = Engine::new(daemon.socket(), SLOW, 1);
     engine.put(1, &[3]);
@@ -246,6 +266,9 @@ fn a_purge_zeroes_device_copies_and_the_receipt_says_so() {
 
 #[test]
 fn a_client_killed_with_copies_in_flight_keeps_its_slots_until_it_is_gone_and_no_longer() {
+    if !is_software() {
+        return;
+    }
     let daemon = daemon(SLOW);
     let mut child = start_child(&daemon);
     let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -313,7 +336,49 @@ fn memory_of_a_daemon_that_was_killed_is_an_error_and_its_successor_shares_anew(
 }
 
 #[test]
+fn a_context_that_is_lost_in_mid_copy_costs_the_copies_and_nothing_else() {
+    if !is_software() {
+        return;
+    }
+    let mut program = command("kv-daemon");
+    // The daemon's device, not that of this process: each of its copies to the device is one more that reads it back.
+    program.env("SOFTGPU_BREAKS_AT", "6");
+    let daemon = Daemon::try_launch(program, directory(), &["--nvme-bytes", "16MiB"], &settings(WELL));
+    let daemon = daemon.unwrap_or_else(|(log, _)| panic!("not ready: {log}"));
+    let engine = Engine::new(daemon.socket(), WELL, 1);
+    engine.put(1, &[3, 4, 5, 6]);
+    let cache = engine.cache();
+    engine.warm(&cache, 1, 0);
+    engine.warm(&cache, 2, 1);
+    let begun = Instant::now();
+    while daemon.count("hbm_blocks") > 0 || daemon.count("hbm_errors") < 3 {
+        assert!(begun.elapsed() < PATIENCE, "{}", daemon.status());
+        for number in 1..=4 {
+            assert!(
+                engine.get(&cache, number, 7).is_some(),
+                "block {number} lies in host memory, too"
+            );
+        }
+    }
+    for (number, page) in [(1, 3), (2, 4), (3, 5), (4, 6)] {
+        assert_eq!(engine.get(&cache, number, 0), Some(Tier::Host));
+        assert!(engine.page(0) == engine.page(page), "block {number}");
+    }
+    // A purge cannot zero what the device took with it, and says so.
+    let receipt = purge(&daemon, &["tenant", "--mode", "physical"]).to_string();
+    assert!(!receipt.contains("\"verified_physical_purge\""), "{receipt}");
+    assert!(receipt.contains("could not be zeroed"), "{receipt}");
+    assert_eq!(engine.get(&cache, 1, 0), None);
+    // Its memory is kept, and the rest goes on.
+    engine.put(9, &[3]);
+    assert_eq!(engine.get(&cache, 9, 0), Some(Tier::Host));
+}
+
+#[test]
 fn a_device_without_room_serves_from_host_memory_and_says_why() {
+    if !is_software() {
+        return;
+    }
     let daemon = daemon(SMALL);
     let engine = Engine::new(daemon.socket(), SMALL, 1);
     engine.put(1, &[3]);
