@@ -4,11 +4,13 @@ use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+
+use crate::stream::Stream;
 
 /// How many there are.
 pub(crate) const DEVICES: usize = 5;
@@ -56,6 +58,8 @@ pub(crate) struct Device {
     memory: Mutex<Memory>,
     copies: AtomicUsize,
     broken: AtomicBool,
+    /// Made when it is first asked for.
+    default_stream: OnceLock<usize>,
 }
 
 struct Memory {
@@ -122,6 +126,7 @@ impl Device {
             }),
             copies: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
+            default_stream: OnceLock::new(),
         }
     }
 
@@ -139,6 +144,13 @@ impl Device {
             "software: slow" => Duration::from_millis(30),
             _ => Duration::ZERO,
         }
+    }
+
+    pub(crate) fn default_stream(&'static self) -> Option<*mut c_void> {
+        let made = self
+            .default_stream
+            .get_or_init(|| Stream::start(self).map_or(0, |stream| stream as usize));
+        (*made != 0).then_some(*made as *mut c_void)
     }
 
     /// Counts a copy. Whether it may be made.

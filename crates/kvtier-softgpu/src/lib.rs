@@ -11,7 +11,7 @@
 //! | 1 | software: slow | every operation takes 30 ms first |
 //! | 2 | software: small | 1 MiB of memory |
 //! | 3 | software: breaks | its third copy fails for good, like an illegal address; so does everything after it |
-//! | 4 | software: refuses | no host memory can be registered |
+//! | 4 | software: refuses | no host memory can be registered, and no copies begun together |
 //!
 //! With `SOFTGPU_BREAKS_AT=N` in the environment every device of the process breaks with its Nth copy.
 //!
@@ -385,10 +385,49 @@ pub unsafe extern "C" fn cuMemFreeHost(address: *mut c_void) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpyAsync(target: u64, source: u64, bytes: usize, stream: *mut c_void) -> c_int {
     code(here().and_then(|device| {
-        let stream = Stream::of(stream).ok_or(INVALID_VALUE)?;
+        let stream = Stream::of(device, stream).ok_or(INVALID_VALUE)?;
         device.enter(target, bytes);
         device.enter(source, bytes);
         stream.push(Operation::Copy { target, source, bytes });
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuMemcpyBatchAsync` of CUDA 12.8.
+#[unsafe(no_mangle)]
+#[expect(clippy::too_many_arguments, reason = "as the driver has it")]
+pub unsafe extern "C" fn cuMemcpyBatchAsync(
+    targets: *mut u64,
+    sources: *mut u64,
+    sizes: *mut usize,
+    count: usize,
+    _attributes: *mut c_void,
+    first: *mut usize,
+    attributes_count: usize,
+    _failed: *mut usize,
+    stream: *mut c_void,
+) -> c_int {
+    code(here().and_then(|device| {
+        let stream = Stream::of(device, stream).ok_or(INVALID_VALUE)?;
+        // SAFETY: there is one, as the caller promises.
+        if count == 0 || attributes_count != 1 || unsafe { first.read() } != 0 {
+            return Err(INVALID_VALUE);
+        }
+        if device.refuses_registrations() {
+            return Err(NOT_SUPPORTED);
+        }
+        for at in 0..count {
+            // SAFETY: as many as said, as the caller promises.
+            let target = unsafe { targets.wrapping_add(at).read() };
+            // SAFETY: as above.
+            let source = unsafe { sources.wrapping_add(at).read() };
+            // SAFETY: as above.
+            let bytes = unsafe { sizes.wrapping_add(at).read() };
+            device.enter(target, bytes);
+            device.enter(source, bytes);
+            stream.push(Operation::Copy { target, source, bytes });
+        }
         Ok(())
     }))
 }
@@ -398,7 +437,7 @@ pub unsafe extern "C" fn cuMemcpyAsync(target: u64, source: u64, bytes: usize, s
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemsetD8Async(target: u64, value: u8, bytes: usize, stream: *mut c_void) -> c_int {
     code(here().and_then(|device| {
-        let stream = Stream::of(stream).ok_or(INVALID_VALUE)?;
+        let stream = Stream::of(device, stream).ok_or(INVALID_VALUE)?;
         device.enter(target, bytes);
         stream.push(Operation::Fill { target, value, bytes });
         Ok(())
@@ -428,8 +467,8 @@ pub unsafe extern "C" fn cuStreamDestroy_v2(stream: *mut c_void) -> c_int {
 /// As `cuStreamWaitEvent`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamWaitEvent(stream: *mut c_void, event: *mut c_void, _flags: c_uint) -> c_int {
-    code(here().and_then(|_| {
-        let stream = Stream::of(stream).ok_or(INVALID_VALUE)?;
+    code(here().and_then(|device| {
+        let stream = Stream::of(device, stream).ok_or(INVALID_VALUE)?;
         let event = Event::of(event).ok_or(INVALID_VALUE)?;
         stream.push(Operation::Wait(event.mark()));
         Ok(())
@@ -450,8 +489,8 @@ pub unsafe extern "C" fn cuEventCreate(event: *mut *mut c_void, _flags: c_uint) 
 /// As `cuEventRecord`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> c_int {
-    code(here().and_then(|_| {
-        let stream = Stream::of(stream).ok_or(INVALID_VALUE)?;
+    code(here().and_then(|device| {
+        let stream = Stream::of(device, stream).ok_or(INVALID_VALUE)?;
         let event = Event::of(event).ok_or(INVALID_VALUE)?;
         stream.push(Operation::Record(event.record()));
         Ok(())

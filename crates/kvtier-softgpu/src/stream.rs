@@ -45,7 +45,11 @@ impl Stream {
         Some(Arc::into_raw(stream).cast_mut().cast())
     }
 
-    pub(crate) fn of<'a>(stream: *mut c_void) -> Option<&'a Stream> {
+    /// 0 to 2 are the device's default stream by its several names.
+    pub(crate) fn of<'a>(device: &'static Device, stream: *mut c_void) -> Option<&'a Stream> {
+        if stream as usize <= 2 {
+            return Stream::of(device, device.default_stream()?);
+        }
         // SAFETY: made by `start` and not destroyed yet, as the caller of the C function promises.
         unsafe { stream.cast::<Stream>().as_ref() }
     }

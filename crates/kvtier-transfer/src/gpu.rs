@@ -14,6 +14,7 @@
 
 mod device;
 mod driver;
+mod engine;
 mod layout;
 mod memory;
 mod pinning;
@@ -23,6 +24,7 @@ mod stream;
 
 pub use device::{Cuda, DeviceUuid, Gpu};
 pub use driver::{GpuError, Unavailable};
+pub use engine::{EngineStream, Mark};
 pub use layout::{KvLayout, KvOrder, KvParts, LayoutError};
 pub use memory::{DeviceRegion, DeviceSlice};
 pub use pinning::HostRegistration;

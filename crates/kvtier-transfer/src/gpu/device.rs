@@ -125,6 +125,7 @@ impl Cuda {
             name,
             uuid: DeviceUuid(uuid),
             lost: AtomicBool::new(false),
+            refuses_batches: AtomicBool::new(false),
             kept: Mutex::default(),
         }))
     }
@@ -153,6 +154,8 @@ pub struct Gpu {
     name: String,
     uuid: DeviceUuid,
     lost: AtomicBool,
+    /// The driver refused a batch of copies.
+    refuses_batches: AtomicBool,
     /// What a lost device may still read and write.
     kept: Mutex<Vec<Held>>,
 }
@@ -244,6 +247,16 @@ impl Gpu {
     /// It failed for good.
     pub(super) fn lose(&self) {
         self.lost.store(true, Ordering::Release);
+    }
+
+    /// Whether many copies may be begun with one call.
+    pub(super) fn batches(&self) -> bool {
+        !self.refuses_batches.load(Ordering::Relaxed)
+    }
+
+    /// They may not from now on.
+    pub(super) fn never_batch(&self) {
+        self.refuses_batches.store(true, Ordering::Relaxed);
     }
 
     /// Holds on to memory that nobody can tell to be at rest.

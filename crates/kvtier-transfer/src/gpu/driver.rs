@@ -128,11 +128,48 @@ impl GpuError {
     }
 }
 
+/// `CUmemcpyAttributes`.
+#[repr(C)]
+pub(super) struct CopyAttributes {
+    source_order: c_int,
+    source: Location,
+    target: Location,
+    flags: c_uint,
+}
+
+impl CopyAttributes {
+    /// `CU_MEMCPY_SRC_ACCESS_ORDER_STREAM`: sources are read when the stream gets to them. No hints.
+    pub(super) fn in_stream_order() -> CopyAttributes {
+        let nowhere = || Location { kind: 0, id: 0 };
+        CopyAttributes {
+            source_order: 1,
+            source: nowhere(),
+            target: nowhere(),
+            flags: 0,
+        }
+    }
+}
+
+/// `cuMemcpyBatchAsync` of CUDA 12.8; later drivers keep it under this name.
+pub(super) type CopyBatch = unsafe extern "C" fn(
+    *mut Address,
+    *mut Address,
+    *mut usize,
+    usize,
+    *mut CopyAttributes,
+    *mut usize,
+    usize,
+    *mut usize,
+    Opaque,
+) -> c_int;
+
 macro_rules! functions {
     ($($(#[$doc:meta])* $field:ident: $symbol:literal ($($argument:ty),*);)*) => {
         /// What is called.
         pub(super) struct Functions {
             $($(#[$doc])* pub(super) $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
+            /// Where the driver has it.
+            pub(super) copy_batch: Option<CopyBatch>,
         }
 
         impl Functions {
@@ -143,6 +180,10 @@ macro_rules! functions {
                         // SAFETY: the library's function of this name has this signature, see cuda.h.
                         unsafe { std::mem::transmute::<Opaque, unsafe extern "C" fn($($argument),*) -> c_int>(symbol) }
                     },)*
+                    copy_batch: loader::symbol(handle, file, "cuMemcpyBatchAsync").ok().map(|symbol| {
+                        // SAFETY: the library's function of this name has this signature, see cuda.h of CUDA 12.8.
+                        unsafe { std::mem::transmute::<Opaque, CopyBatch>(symbol) }
+                    }),
                 })
             }
         }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::device::Gpu;
-use super::driver::{Address, Driver, EVENT_FLAGS, GpuError, Opaque, STREAM_NON_BLOCKING, SUCCESS};
+use super::driver::{Address, CopyAttributes, Driver, EVENT_FLAGS, GpuError, Opaque, STREAM_NON_BLOCKING, SUCCESS};
+use super::engine::{EngineStream, Mark};
 use super::memory::DeviceSlice;
 use super::pinning::InFlight;
 use crate::memory::{MemorySlice, OutOfRange};
@@ -19,6 +20,9 @@ const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// How long a device may refuse to say whether it is done before it counts as lost.
 const UNSURE: Duration = Duration::from_secs(10);
+
+/// Copies from which on one call begins them all.
+const TOGETHER_MIN: usize = 4;
 
 /// One side of a copy.
 #[derive(Clone, Debug)]
@@ -46,7 +50,8 @@ impl Place {
         self.len() == 0
     }
 
-    pub(super) fn part(&self, offset: usize, length: usize) -> Result<Place, OutOfRange> {
+    /// The `length` bytes from `offset` on.
+    pub fn part(&self, offset: usize, length: usize) -> Result<Place, OutOfRange> {
         match self {
             Place::Host(slice) => slice.subslice(offset, length).map(Place::Host),
             Place::Device(slice) => slice.subslice(offset, length).map(Place::Device),
@@ -61,6 +66,22 @@ pub struct Copy {
     pub source: Place,
     /// Where they go.
     pub target: Place,
+}
+
+impl Copy {
+    fn source_address(&self) -> Address {
+        match &self.source {
+            Place::Host(slice) => slice.as_ptr() as Address,
+            Place::Device(slice) => slice.address(),
+        }
+    }
+
+    fn target_address(&self) -> Address {
+        match &self.target {
+            Place::Host(slice) => slice.as_mut_ptr() as Address,
+            Place::Device(slice) => slice.address(),
+        }
+    }
 }
 
 /// A batch that was not taken: nothing of it has been or will be copied.
@@ -133,10 +154,12 @@ impl Stream {
             }
         }
         let mut failed = None;
-        for (at, copy) in copies.iter().enumerate() {
-            if let Err(error) = self.begin(&driver, copy) {
-                failed = Some((at, Cause::Local(error.to_string())));
-                break;
+        if !self.begin_together(&driver, &copies) {
+            for (at, copy) in copies.iter().enumerate() {
+                if let Err(error) = self.begin(&driver, copy) {
+                    failed = Some((at, Cause::Local(error.to_string())));
+                    break;
+                }
             }
         }
         Ok(self.flight(
@@ -158,7 +181,7 @@ impl Stream {
         let driver = gpu.current()?;
         let event = Event::new(gpu)?;
         // SAFETY: the range lies in memory of the device that the flight below holds until it is at rest.
-        let answer = unsafe { (driver.functions.fill)(target.address(), 0, target.len(), self.raw.raw.as_ptr()) };
+        let answer = unsafe { (driver.functions.fill)(target.address(), 0, target.len(), self.raw.raw) };
         let failed = gpu.check("cuMemsetD8Async", answer).err();
         let held = Held {
             _copies: vec![Copy {
@@ -176,26 +199,68 @@ impl Stream {
     /// # Errors
     /// What the driver says.
     pub fn after(&self, other: &Stream) -> Result<(), GpuError> {
-        let event = Event::new(&other.raw.gpu)?;
-        event.record(&other.raw)?;
-        let driver = self.raw.gpu.current()?;
-        // SAFETY: a live stream and an event that was recorded; the driver keeps what it needs of it.
-        let answer = unsafe { (driver.functions.stream_wait)(self.raw.raw.as_ptr(), event.raw.as_ptr(), 0) };
-        self.raw.gpu.check("cuStreamWaitEvent", answer)
+        self.raw.wait_for(&Event::recorded(&other.raw)?)
+    }
+
+    /// The same of everything that an engine put into a stream of its own before. It must not be recording a graph with it.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn after_engine(&self, engine: &EngineStream) -> Result<(), GpuError> {
+        self.raw.wait_for(&Event::recorded(engine.raw())?)
+    }
+
+    /// What was submitted here so far, for others to wait for.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn mark(&self) -> Result<Mark, GpuError> {
+        Ok(Mark(Event::recorded(&self.raw)?))
+    }
+
+    /// Begins many copies with one call, where the driver has it. False where they are to be begun one by one: begun twice is
+    /// no harm, the same bytes go to the same places.
+    fn begin_together(&self, driver: &Driver, copies: &[Copy]) -> bool {
+        let gpu = &self.raw.gpu;
+        let Some(copy_batch) = driver
+            .functions
+            .copy_batch
+            .filter(|_| copies.len() >= TOGETHER_MIN && gpu.batches())
+        else {
+            return false;
+        };
+        let mut targets: Vec<Address> = copies.iter().map(Copy::target_address).collect();
+        let mut sources: Vec<Address> = copies.iter().map(Copy::source_address).collect();
+        let mut sizes: Vec<usize> = copies.iter().map(|copy| copy.source.len()).collect();
+        let mut attributes = CopyAttributes::in_stream_order();
+        let (mut first, mut failed) = (0, 0);
+        // SAFETY: as many targets, sources and sizes as said, one set of attributes from the first copy on; all ranges have the
+        // copies' lengths, which were checked, and lie in memory that the batch's flight holds until the device is done with it.
+        let answer = unsafe {
+            copy_batch(
+                targets.as_mut_ptr(),
+                sources.as_mut_ptr(),
+                sizes.as_mut_ptr(),
+                copies.len(),
+                &raw mut attributes,
+                &raw mut first,
+                1,
+                &raw mut failed,
+                self.raw.raw,
+            )
+        };
+        let begun = gpu.check("cuMemcpyBatchAsync", answer).is_ok();
+        if !begun {
+            gpu.never_batch();
+        }
+        begun
     }
 
     fn begin(&self, driver: &Driver, copy: &Copy) -> Result<(), GpuError> {
-        let source = match &copy.source {
-            Place::Host(slice) => slice.as_ptr() as Address,
-            Place::Device(slice) => slice.address(),
-        };
-        let target = match &copy.target {
-            Place::Host(slice) => slice.as_mut_ptr() as Address,
-            Place::Device(slice) => slice.address(),
-        };
+        let (source, target) = (copy.source_address(), copy.target_address());
         // SAFETY: both ranges have the copy's length, which was checked, and lie in memory that the batch's flight holds until
         // the device is done with it, or for good where nobody can tell.
-        let answer = unsafe { (driver.functions.copy)(target, source, copy.source.len(), self.raw.raw.as_ptr()) };
+        let answer = unsafe { (driver.functions.copy)(target, source, copy.source.len(), self.raw.raw) };
         self.raw.gpu.check("cuMemcpyAsync", answer)
     }
 
@@ -253,10 +318,11 @@ fn nothing(call: &'static str, words: &str) -> GpuError {
     }
 }
 
-/// The driver's object.
+/// The driver's object, ours or an engine's.
 pub(super) struct RawStream {
     gpu: Arc<Gpu>,
-    raw: NonNull<std::ffi::c_void>,
+    raw: Opaque,
+    is_ours: bool,
 }
 
 impl RawStream {
@@ -266,13 +332,35 @@ impl RawStream {
         // SAFETY: the library writes one pointer.
         let answer = unsafe { (driver.functions.stream_create)(&raw mut raw, STREAM_NON_BLOCKING) };
         gpu.check("cuStreamCreate", answer)?;
-        let raw = NonNull::new(raw).ok_or_else(|| nothing("cuStreamCreate", "no stream"))?;
-        let gpu = Arc::clone(gpu);
-        Ok(Arc::new(RawStream { gpu, raw }))
+        Ok(Arc::new(RawStream {
+            gpu: Arc::clone(gpu),
+            raw,
+            is_ours: true,
+        }))
+    }
+
+    pub(super) fn of_an_engine(gpu: &Arc<Gpu>, handle: u64) -> RawStream {
+        RawStream {
+            gpu: Arc::clone(gpu),
+            raw: handle as Opaque,
+            is_ours: false,
+        }
+    }
+
+    pub(super) fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
     }
 
     pub(super) fn raw(&self) -> Opaque {
-        self.raw.as_ptr()
+        self.raw
+    }
+
+    /// What comes into it from now on waits until the event has happened.
+    pub(super) fn wait_for(&self, event: &Event) -> Result<(), GpuError> {
+        let driver = self.gpu.current()?;
+        // SAFETY: a live stream and an event that was recorded; the driver keeps what it needs of it.
+        let answer = unsafe { (driver.functions.stream_wait)(self.raw, event.raw.as_ptr(), 0) };
+        self.gpu.check("cuStreamWaitEvent", answer)
     }
 }
 
@@ -283,9 +371,9 @@ unsafe impl Sync for RawStream {}
 
 impl Drop for RawStream {
     fn drop(&mut self) {
-        if let Ok(driver) = self.gpu.current() {
+        if let (true, Ok(driver)) = (self.is_ours, self.gpu.current()) {
             // SAFETY: made there, destroyed once; what is still in it goes on to its end.
-            let answer = unsafe { (driver.functions.stream_destroy)(self.raw.as_ptr()) };
+            let answer = unsafe { (driver.functions.stream_destroy)(self.raw) };
             let _ = self.gpu.check("cuStreamDestroy", answer);
         }
     }
@@ -314,11 +402,18 @@ impl Event {
         Ok(Event { gpu, raw })
     }
 
+    /// One that happens once everything that is in `stream` now is done.
+    fn recorded(stream: &RawStream) -> Result<Event, GpuError> {
+        let event = Event::new(&stream.gpu)?;
+        event.record(stream)?;
+        Ok(event)
+    }
+
     /// It happens once everything that is in `stream` now is done.
     pub(super) fn record(&self, stream: &RawStream) -> Result<(), GpuError> {
         let driver = self.gpu.current()?;
         // SAFETY: a live event and a live stream.
-        let answer = unsafe { (driver.functions.event_record)(self.raw.as_ptr(), stream.raw.as_ptr()) };
+        let answer = unsafe { (driver.functions.event_record)(self.raw.as_ptr(), stream.raw) };
         self.gpu.check("cuEventRecord", answer)
     }
 

@@ -217,6 +217,57 @@ fn a_stream_that_comes_after_another_sees_what_that_one_wrote() {
 }
 
 #[test]
+fn an_engines_stream_waits_for_copies_and_copies_for_it() {
+    let Some(slow) = gpu(if is_real() { Kind::Well } else { Kind::Slow }) else {
+        return;
+    };
+    let (ours, theirs) = (slow.stream().expect("a stream"), slow.stream().expect("a stream"));
+    let device = slow.allocate(MIB).expect("memory");
+    let there = |at: usize| Place::Device(device.slice(at * 4096, 4096).expect("inside"));
+    let default = slow.default_stream();
+    // The engine's own stream is one that we know as such.
+    let first = filled(1, 4096);
+    let up = theirs
+        .submit(vec![copy(Place::Host(first.clone()), there(0))])
+        .expect("taken");
+    let mark = theirs.mark().expect("marked");
+    default.wait_for(&mark).expect("it waits");
+    ours.after_engine(&default).expect("it waits, too");
+    let got = host(4096);
+    let down = ours
+        .submit(vec![copy(there(0), Place::Host(got.clone()))])
+        .expect("taken");
+    down.wait().expect("copied");
+    assert!(got.to_vec() == first.to_vec(), "it was read before it was there");
+    up.wait().expect("copied");
+}
+
+#[test]
+fn many_copies_begin_with_one_call_or_one_by_one_and_arrive_either_way() {
+    // The one that refuses has no call for many.
+    for kind in [Kind::Well, Kind::Refuses] {
+        let Some(gpu) = gpu(kind) else { continue };
+        let stream = gpu.stream().expect("a stream");
+        let device = gpu.allocate(MIB).expect("memory");
+        for count in [1, 3, 4, 200] {
+            let source = filled(count, count * 1024);
+            let piece = |slice: &MemorySlice, at: usize| Place::Host(slice.subslice(at * 1024, 1024).expect("inside"));
+            let there = |at: usize| Place::Device(device.slice((count - at) * 2048, 1024).expect("inside"));
+            run(
+                &stream,
+                (0..count).map(|at| copy(piece(&source, at), there(at))).collect(),
+            );
+            let target = host(count * 1024);
+            run(
+                &stream,
+                (0..count).map(|at| copy(there(at), piece(&target, at))).collect(),
+            );
+            assert!(target.to_vec() == source.to_vec(), "{count} copies");
+        }
+    }
+}
+
+#[test]
 fn a_future_is_woken_by_the_device() {
     struct Count(std::sync::atomic::AtomicUsize);
     impl std::task::Wake for Count {

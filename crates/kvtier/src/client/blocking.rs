@@ -26,7 +26,7 @@ use crate::wire::{NAME_BYTES_MAX, Reply, Request, WATCH_MS_MAX, Welcome};
 use line::Line;
 
 pub use super::Writing;
-pub use device::{DeviceCache, Pages};
+pub use device::{DeviceArray, DeviceArrays, DeviceCache, Loading, Pages, Saving};
 pub use namespace::Namespace;
 pub use writer::BlockWriter;
 

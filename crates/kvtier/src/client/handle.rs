@@ -37,6 +37,15 @@ impl LeaseGuard {
     }
 }
 
+impl fmt::Debug for LeaseGuard {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("LeaseGuard")
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for LeaseGuard {
     fn drop(&mut self) {
         self.home.returns().take_in();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::fake_node::FakeNode;
 use crate::hash;
-use kvtier::client::blocking::{Client, DeviceCache, Namespace};
+use kvtier::client::blocking::{Client, DeviceArrays, DeviceCache, Namespace};
 use kvtier::client::{ClientOptions, FetchScope, GetOutcome, PutOutcome};
 use kvtier::wire::Kind;
 use kvtier::{ErrorKind, Parent, Realization, Tier};
@@ -13,6 +13,7 @@ use kvtier_transfer::gpu::{Copy, Cuda, DeviceSlice, Gpu, KvLayout, KvOrder, KvPa
 use kvtier_transfer::memory::MemoryRegion;
 
 const WELL: usize = 0;
+const SLOW: usize = 1;
 const BREAKS: usize = 3;
 const REFUSES: usize = 4;
 
@@ -235,4 +236,153 @@ fn a_device_that_breaks_publishes_nothing_and_keeps_its_slots() {
     assert_eq!(state.reservations.len(), 2);
     drop(state);
     drop(client);
+}
+
+/// Copies of one tensor's page, queued behind whatever the engine's default stream was given.
+fn queue_on(engine: &Engine, source: Place, target: Place) -> kvtier_transfer::Transfer {
+    // A stream of ours plays the engine's: the default stream waits for it, as if it were queued there.
+    let stream = engine.gpu.stream().expect("a stream");
+    let transfer = stream.submit(vec![Copy { source, target }]).expect("taken");
+    let mark = stream.mark().expect("marked");
+    engine.gpu.default_stream().wait_for(&mark).expect("it waits");
+    transfer
+}
+
+#[test]
+fn a_put_reads_what_the_engine_was_still_writing_and_a_get_is_waited_for_layer_by_layer() {
+    if !is_software() {
+        return;
+    }
+    let node = FakeNode::start("device-order");
+    let (_client, namespace) = connect(&node);
+    // Each copy takes 30 ms: whoever does not wait is seen.
+    let (from, into) = (Engine::new(SLOW, 1), Engine::new(SLOW, 2));
+    let region = MemoryRegion::anonymous(4096).expect("memory");
+    let row = region.slice(0, ROW).expect("inside");
+    row.copy_from_slice(&vec![77; ROW]).expect("equal");
+    let keys_of_page_3 = from.tensors[0].subslice(3 * ROW, ROW).expect("inside");
+    let written = queue_on(&from, Place::Host(row), Place::Device(keys_of_page_3));
+    let engine = from.gpu.default_stream();
+    let cache = from.cache();
+    let saving = cache
+        .begin_put(&namespace, Parent::Root, &[(hash(1), &[3])], 16, Some(&engine))
+        .expect("begun");
+    saving.hold(&engine).expect("it waits");
+    assert_eq!(node.state().count(Kind::Seal), 0, "nothing is published yet");
+    assert_eq!(saving.finish().expect("put"), [PutOutcome::Published]);
+    written.wait().expect("copied");
+
+    let cache = into.cache();
+    let engine = into.gpu.default_stream();
+    let loading = cache
+        .begin_get(&namespace, &[(hash(1), &[6])], FetchScope::Prefix, Some(&engine))
+        .expect("begun");
+    assert_eq!(loading.outcomes(), [hit(1)]);
+    assert_eq!(
+        loading.hold(&engine, 0..3).expect_err("two layers").kind,
+        ErrorKind::Invalid
+    );
+    loading.hold(&engine, 0..0).expect("none to wait for");
+    loading.hold(&engine, 0..1).expect("it waits");
+    // What the engine does with the first layer now comes after it.
+    let region = MemoryRegion::anonymous(4096).expect("memory");
+    let seen = region.slice(0, ROW).expect("inside");
+    let keys_of_page_6 = into.tensors[0].subslice(6 * ROW, ROW).expect("inside");
+    let stream = into.gpu.stream().expect("a stream");
+    stream.after_engine(&engine).expect("it waits");
+    let read = stream.submit(vec![Copy {
+        source: Place::Device(keys_of_page_6),
+        target: Place::Host(seen.clone()),
+    }]);
+    read.expect("taken").wait().expect("copied");
+    assert!(
+        seen.to_vec() == vec![77; ROW],
+        "the first layer was used before it was there"
+    );
+    assert_eq!(loading.finish().expect("got"), [hit(1)]);
+    assert!(into.page(6) == from.page(3));
+}
+
+#[test]
+fn what_is_dropped_under_way_is_waited_for_and_gives_back_what_it_held() {
+    if !is_software() {
+        return;
+    }
+    let node = FakeNode::start("device-dropped");
+    let (_client, namespace) = connect(&node);
+    let engine = Engine::new(SLOW, 1);
+    let cache = engine.cache();
+    let saving = cache.begin_put(&namespace, Parent::Root, &[(hash(1), &[3])], 16, None);
+    drop(saving.expect("begun"));
+    assert!(!namespace.exists(hash(1)).expect("answered"), "nothing was published");
+    let begun = std::time::Instant::now();
+    while !node.state().reservations.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "its slot is kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    cache
+        .put(&namespace, Parent::Root, &[(hash(1), &[3])], 16)
+        .expect("put");
+    // The software device ends the process where memory goes under a copy.
+    drop(
+        cache
+            .begin_get(&namespace, &[(hash(1), &[5])], FetchScope::Prefix, None)
+            .expect("begun"),
+    );
+    assert!(engine.page(5) == engine.page(3), "it was waited for");
+}
+
+#[test]
+fn arrays_hold_a_block_each_whatever_lies_in_them() {
+    if !is_software() {
+        return;
+    }
+    let node = FakeNode::start("device-arrays");
+    let (_client, namespace) = connect(&node);
+    let engine = Engine::new(WELL, 6);
+    let arrays = DeviceArrays::new(&engine.gpu).expect("a stream");
+    let array = |number: usize, at: usize, length: usize| engine.tensors[number].subslice(at, length).expect("inside");
+    let put = [(hash(1), array(0, 0, 5000)), (hash(2), array(1, 100, ROW))];
+    let saving = arrays
+        .begin_put(&namespace, Parent::Root, &put, 16, None)
+        .expect("begun");
+    assert_eq!(saving.finish().expect("put"), [PutOutcome::Published; 2]);
+    let room = engine.gpu.allocate(3 * 8192).expect("memory");
+    let into = |at: usize, length: usize| room.slice(at * 8192, length).expect("inside");
+    let get = [
+        (hash(1), into(0, 8192)),
+        (hash(2), into(1, 100)),
+        (hash(3), into(2, 10)),
+    ];
+    let loading = arrays
+        .begin_get(&namespace, &get, FetchScope::Each, None)
+        .expect("begun");
+    let outcomes = loading.finish().expect("got");
+    assert_eq!(
+        outcomes,
+        [
+            GetOutcome::Hit {
+                length: 5000,
+                tier: Tier::Host
+            },
+            GetOutcome::TooSmall { length: ROW as u32 },
+            GetOutcome::Miss
+        ]
+    );
+    let read = |slice: DeviceSlice| {
+        let region = MemoryRegion::anonymous(8192).expect("memory");
+        let target = region.slice(0, slice.len()).expect("inside");
+        let copy = Copy {
+            source: Place::Device(slice),
+            target: Place::Host(target.clone()),
+        };
+        let stream = engine.gpu.stream().expect("a stream");
+        stream.submit(vec![copy]).expect("taken").wait().expect("copied");
+        target.to_vec()
+    };
+    assert!(read(into(0, 5000)) == read(array(0, 0, 5000)));
+    let elsewhere = gpu(REFUSES).allocate(4096).expect("memory");
+    let foreign = [(hash(9), elsewhere.slice(0, 4096).expect("all"))];
+    let refused = arrays.begin_put(&namespace, Parent::Root, &foreign, 16, None);
+    assert_eq!(refused.expect_err("of another device").kind, ErrorKind::Invalid);
 }

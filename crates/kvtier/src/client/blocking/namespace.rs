@@ -69,7 +69,7 @@ impl Namespace {
 
     /// As [`Namespace::get`], by who can read the memory of a device: where each block lies, where it was found, and what keeps it
     /// there.
-    pub(super) fn get_from(
+    pub(in crate::client) fn get_from(
         &self,
         hashes: &[BlockHash],
         scope: FetchScope,
