@@ -23,6 +23,7 @@ mod foreign;
 mod handle;
 mod known;
 mod link;
+mod locks;
 mod options;
 mod outcome;
 mod put;

@@ -14,6 +14,7 @@ use pyo3::types::PyDict;
 use crate::argument::{hash_of, hashes_of, hints_of, lineage_of, parent_of, realization_of, scope_of, seconds};
 use crate::block::Block;
 use crate::buffer::Buffer;
+use crate::device::{self, Device, DeviceGet, DevicePut};
 use crate::error::{Closed, Internal, raised};
 use crate::outcome::{Flushed, Found, Got, put_name, tier_name};
 
@@ -35,9 +36,9 @@ pub(crate) struct Client {
     open: Mutex<Option<Arc<Open>>>,
 }
 
-struct Open {
+pub(crate) struct Open {
     connection: Connection,
-    namespace: Namespace,
+    pub(crate) namespace: Namespace,
     options: ClientOptions,
     realization: Realization,
     submitting: SubmissionOptions,
@@ -187,6 +188,72 @@ impl Client {
             namespace.get_into_foreign(&hashes, &targets, scope)
         })?;
         Ok(outcomes.into_iter().map(Got::from).collect())
+    }
+
+    /// As `put_batch` from memory of a GPU: arrays of a block each that have `__cuda_array_interface__` or DLPack and are contiguous.
+    ///
+    /// Begins when what `stream` was given before is done: the engine's, by its number (`CUstream`,
+    /// `torch.cuda.Stream.cuda_stream`; 0 is the default stream). Waits until the blocks are published.
+    #[pyo3(signature = (keys, arrays, *, device, parent = None, tokens = 0, label = None, stream = 0))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of Python's")]
+    fn put_from_device(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        arrays: &Bound<'_, PyAny>,
+        device: &Bound<'_, Device>,
+        parent: Option<&Bound<'_, PyAny>>,
+        tokens: u32,
+        label: Option<&str>,
+        stream: u64,
+    ) -> PyResult<Vec<&'static str>> {
+        device::begin_put(py, self, keys, arrays, device, parent, (tokens, label, stream))?.finish(py)
+    }
+
+    /// Begins a `put_from_device`, and returns when the device has been told: a `DevicePut`.
+    #[pyo3(signature = (keys, arrays, *, device, parent = None, tokens = 0, label = None, stream = 0))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of Python's")]
+    fn begin_put_from_device(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        arrays: &Bound<'_, PyAny>,
+        device: &Bound<'_, Device>,
+        parent: Option<&Bound<'_, PyAny>>,
+        tokens: u32,
+        label: Option<&str>,
+        stream: u64,
+    ) -> PyResult<DevicePut> {
+        device::begin_put(py, self, keys, arrays, device, parent, (tokens, label, stream))
+    }
+
+    /// As `get_into_batch` into memory of a GPU, as for `put_from_device`. Waits for the device. A block that lies in memory of the same
+    /// GPU already is copied from there.
+    #[pyo3(signature = (keys, arrays, *, device, prefix = false, stream = 0))]
+    fn get_into_device(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        arrays: &Bound<'_, PyAny>,
+        device: &Bound<'_, Device>,
+        prefix: bool,
+        stream: u64,
+    ) -> PyResult<Vec<Got>> {
+        device::begin_get(py, self, keys, arrays, device, (prefix, stream))?.finish(py)
+    }
+
+    /// Begins a `get_into_device`, and returns when the device has been told: a `DeviceGet`.
+    #[pyo3(signature = (keys, arrays, *, device, prefix = false, stream = 0))]
+    fn begin_get_into_device(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        arrays: &Bound<'_, PyAny>,
+        device: &Bound<'_, Device>,
+        prefix: bool,
+        stream: u64,
+    ) -> PyResult<DeviceGet> {
+        device::begin_get(py, self, keys, arrays, device, (prefix, stream))
     }
 
     /// Leases the block and returns it in place, read-only: a `Block`, or None for a miss. The lease goes with the object;
@@ -420,7 +487,11 @@ impl Client {
     }
 
     /// One call, during which other Python threads run.
-    fn call<R: Send>(&self, py: Python<'_>, call: impl FnOnce(&Open) -> Result<R, ClientError> + Send) -> PyResult<R> {
+    pub(crate) fn call<R: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&Open) -> Result<R, ClientError> + Send,
+    ) -> PyResult<R> {
         let open = self.open()?;
         py.detach(|| {
             let result = call(&open);
@@ -480,7 +551,7 @@ fn slices(buffers: &[Buffer]) -> impl Iterator<Item = ForeignSlice> {
     buffers.iter().map(|buffer| buffer.as_ref().clone())
 }
 
-fn same_length(keys: usize, others: usize, what: &str) -> PyResult<()> {
+pub(crate) fn same_length(keys: usize, others: usize, what: &str) -> PyResult<()> {
     if keys == others {
         Ok(())
     } else {

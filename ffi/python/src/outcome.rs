@@ -31,7 +31,7 @@ impl Got {
         }
     }
 
-    /// Where a hit was found: "host", "nvme" or "remote".
+    /// Where a hit was found: "hbm" (memory of the GPU), "host", "nvme" or "remote".
     #[getter]
     fn tier(&self) -> Option<&'static str> {
         match self.outcome {
@@ -93,6 +93,7 @@ impl Flushed {
 
 pub(crate) fn tier_name(tier: Tier) -> &'static str {
     match tier {
+        Tier::Hbm => "hbm",
         Tier::Host => "host",
         Tier::Nvme => "nvme",
         Tier::Remote => "remote",

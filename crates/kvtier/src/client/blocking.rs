@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::locks::{Condvar, Mutex, MutexGuard};
 use kvtier_core::{Generation, Hints, Realization};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::batch::unexpected;
 use super::returns::{Alarm, Home, Returns};

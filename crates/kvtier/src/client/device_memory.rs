@@ -1,8 +1,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use super::locks::Mutex;
 use kvtier_transfer::gpu::{DeviceRegion, DeviceSlice, Gpu, GpuError};
-use parking_lot::Mutex;
 
 /// Device memory that the node shares: mapped when it is first needed, and unmapped once the node has closed it and nothing
 /// of it is in use.

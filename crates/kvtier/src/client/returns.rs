@@ -2,8 +2,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::locks::{Condvar, Mutex};
 use kvtier_core::{LeaseId, ReservationId};
-use parking_lot::{Condvar, Mutex};
 
 use super::ClientError;
 use crate::wire::{Array, Envelope, KEYS_MAX, Request};

@@ -3,8 +3,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
+use super::locks::{Condvar, Mutex};
 use kvtier_core::{BlockHash, FetchScope, Realization};
-use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::batch::{check_targets, copy_out};

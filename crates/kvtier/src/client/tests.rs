@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
+use super::locks::Condvar;
 use kvtier_core::{BlockHash, Extent, LeaseId, ReservationId, SegmentId};
-use parking_lot::Condvar;
 
 use super::known::KnownKeys;
 use super::returns::{Alarm, Look, Returns, Rounds, Taken};

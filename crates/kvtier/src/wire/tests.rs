@@ -111,7 +111,7 @@ fn a_fetch_by_who_reads_a_device_names_it_and_an_older_node_skips_that() {
         lineage: Lineage::Chain(Parent::Root),
         hashes: Array::default(),
     };
-    let scope = FetchScope::Prefix;
+    let scope = kvtier_core::FetchScope::Prefix;
     let fetch = Request::Fetch { scope, keys };
     let mut bytes = Vec::new();
     let envelope = Envelope {

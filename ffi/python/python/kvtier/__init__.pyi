@@ -4,7 +4,7 @@ from typing import Any, Literal, final
 
 from typing_extensions import Buffer
 
-Tier = Literal["host", "nvme", "remote"]
+Tier = Literal["hbm", "host", "nvme", "remote"]
 Put = Literal["published", "present", "stale", "busy", "invalid"]
 Parent = bytes | Literal["root", "unknown"]
 
@@ -51,6 +51,92 @@ class Block:
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __enter__(self) -> Block: ...
     def __exit__(self, *exception: object) -> None: ...
+
+# Device memory: anything with __cuda_array_interface__, or with __dlpack__ and __dlpack_device__.
+DeviceArray = Any
+
+@final
+class Device:
+    def __init__(self, number: int = 0, *, library: str | os.PathLike[str] | None = None) -> None: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def uuid(self) -> str: ...
+
+@final
+class KvLayout:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        pages: int,
+        page_tokens: int,
+        heads: int,
+        head_elements: int,
+        element_bytes: int,
+        parts: int = 2,
+        pages_outer: bool = False,
+        one_tensor: bool = False,
+    ) -> None: ...
+    def block_bytes(self, pages: int) -> int: ...
+
+@final
+class DevicePut:
+    def hold(self, stream: int = 0) -> None: ...
+    def finish(self) -> list[Put]: ...
+
+@final
+class DeviceGet:
+    def outcomes(self) -> list[Got]: ...
+    def hold(self, stream: int = 0, *, first: int = 0, end: int | None = None) -> None: ...
+    def finish(self) -> list[Got]: ...
+
+@final
+class DeviceCache:
+    def __init__(self, device: Device, layout: KvLayout, tensors: Iterable[DeviceArray]) -> None: ...
+    def __len__(self) -> int: ...
+    def put(
+        self,
+        client: Client,
+        keys: Iterable[bytes],
+        pages: Iterable[Iterable[int]],
+        *,
+        parent: Parent | Literal["independent"] | None = None,
+        tokens: int = 0,
+        label: str | None = None,
+        stream: int = 0,
+    ) -> list[Put]: ...
+    def begin_put(
+        self,
+        client: Client,
+        keys: Iterable[bytes],
+        pages: Iterable[Iterable[int]],
+        *,
+        parent: Parent | Literal["independent"] | None = None,
+        tokens: int = 0,
+        label: str | None = None,
+        stream: int = 0,
+    ) -> DevicePut: ...
+    def get(
+        self,
+        client: Client,
+        keys: Iterable[bytes],
+        pages: Iterable[Iterable[int]],
+        *,
+        prefix: bool = False,
+        stream: int = 0,
+    ) -> list[Got]: ...
+    def begin_get(
+        self,
+        client: Client,
+        keys: Iterable[bytes],
+        pages: Iterable[Iterable[int]],
+        *,
+        prefix: bool = False,
+        stream: int = 0,
+    ) -> DeviceGet: ...
 
 @final
 class Client:
@@ -101,6 +187,46 @@ class Client:
         queue_wait_us: int | None = None,
         can_split: bool = False,
     ) -> list[Got]: ...
+    def put_from_device(
+        self,
+        keys: Iterable[bytes],
+        arrays: Iterable[DeviceArray],
+        *,
+        device: Device,
+        parent: Parent | Literal["independent"] | None = None,
+        tokens: int = 0,
+        label: str | None = None,
+        stream: int = 0,
+    ) -> list[Put]: ...
+    def begin_put_from_device(
+        self,
+        keys: Iterable[bytes],
+        arrays: Iterable[DeviceArray],
+        *,
+        device: Device,
+        parent: Parent | Literal["independent"] | None = None,
+        tokens: int = 0,
+        label: str | None = None,
+        stream: int = 0,
+    ) -> DevicePut: ...
+    def get_into_device(
+        self,
+        keys: Iterable[bytes],
+        arrays: Iterable[DeviceArray],
+        *,
+        device: Device,
+        prefix: bool = False,
+        stream: int = 0,
+    ) -> list[Got]: ...
+    def begin_get_into_device(
+        self,
+        keys: Iterable[bytes],
+        arrays: Iterable[DeviceArray],
+        *,
+        device: Device,
+        prefix: bool = False,
+        stream: int = 0,
+    ) -> DeviceGet: ...
     def get(self, key: bytes) -> Block | None: ...
     def get_batch(self, keys: Iterable[bytes], *, prefix: bool = False) -> list[Block | None]: ...
     def exists(self, key: bytes) -> bool: ...

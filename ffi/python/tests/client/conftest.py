@@ -18,8 +18,9 @@ REALIZATION = {"model": "m", "dtype": "bf16"}
 class Node:
     """A running `kv-daemon serve` with small tiers."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, **settings):
         self.directory = directory
+        self.settings = {f"KVTIER_{name.upper()}": str(value) for name, value in settings.items()}
         self.socket = directory / "s"
         self.process = None
         self.start()
@@ -32,7 +33,7 @@ class Node:
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [program, "serve", *flags, *sizes],
-                env=environment | {"KVTIER_CONFIG": "/dev/null"},
+                env=environment | {"KVTIER_CONFIG": "/dev/null"} | self.settings,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

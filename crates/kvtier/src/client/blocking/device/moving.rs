@@ -3,11 +3,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::client::locks::Mutex;
 use kvtier_core::{BlockHash, FetchScope, Tier};
 use kvtier_transfer::gpu::{Copy, EngineStream, Gpu, HostRegistration, Mark, Place, Stream};
 use kvtier_transfer::memory::MemorySlice;
 use kvtier_transfer::{PIECES_MAX, Transfer};
-use parking_lot::Mutex;
 
 use super::blocks::Blocks;
 use crate::ErrorKind;
@@ -321,6 +321,12 @@ impl Loading {
     #[must_use]
     pub fn outcomes(&self) -> &[GetOutcome] {
         &self.outcomes
+    }
+
+    /// Steps that can be waited for: the layers of a cache, or one.
+    #[must_use]
+    pub fn layers(&self) -> u32 {
+        u32::try_from(self.moving.marks.len()).unwrap_or(u32::MAX)
     }
 
     /// What `engine` is given from now on waits until these layers, and those before them, are in their pages. The caller does not
