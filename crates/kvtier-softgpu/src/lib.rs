@@ -396,7 +396,6 @@ pub unsafe extern "C" fn cuMemcpyAsync(target: u64, source: u64, bytes: usize, s
 /// # Safety
 /// As `cuMemcpyBatchAsync` of CUDA 12.8.
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "as the driver has it")]
 pub unsafe extern "C" fn cuMemcpyBatchAsync(
     targets: *mut u64,
     sources: *mut u64,

@@ -221,7 +221,7 @@ fn a_device_that_breaks_fails_whatever_it_is_asked() {
     let answers: Vec<_> = operations.iter().map(|_| tier.answer()).collect();
     assert!(answers[1..].iter().all(|(_, outcome)| outcome.is_err()), "{answers:?}");
     let segment = SegmentId(1);
-    let ranges = vec![0..4096];
+    let ranges = vec![0..4096, 8192..12_288];
     tier.ask(|operation| HbmAction::Zero {
         operation,
         segment,

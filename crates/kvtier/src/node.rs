@@ -33,7 +33,7 @@ use kvtier_storage::nvme::{EngineChoice, Found, NvmeError, NvmeSettings, NvmeTie
 
 use self::clock::NodeClock;
 use self::domains::Domains;
-use self::driver::{Decider, Driver, Settled, Waiter};
+use self::driver::{Decider, Driver, Settled, Tiers, Waiter};
 use self::learned::Keeper;
 use self::listener::Listener;
 use self::traffic::TrafficRecorder;
@@ -350,9 +350,7 @@ impl Node {
         let (driver, segment_work) = Driver::new(
             &settings,
             clock,
-            host,
-            hbm,
-            nvme,
+            Tiers { host, hbm, nvme },
             recorder,
             Arc::clone(&domains),
             versions.clone(),

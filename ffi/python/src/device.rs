@@ -344,10 +344,9 @@ macro_rules! under_way {
             fn drop(&mut self) {
                 let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner).take();
                 let Some((inner, owners)) = state else { return };
-                // When the interpreter is gone so are its objects: they are left as they are.
-                if Python::try_attach(|py| py.detach(|| drop(inner))).is_none() {
-                    std::mem::forget(owners);
-                }
+                // When the interpreter is gone nobody else runs that would have to go on meanwhile.
+                let _ = Python::try_attach(|py| py.detach(|| drop(inner)));
+                drop(owners);
             }
         }
     };

@@ -115,7 +115,7 @@ impl World {
             client,
             Client {
                 domain,
-                device: mix(client.0) % 4 > 0,
+                device: !mix(client.0).is_multiple_of(4),
                 lost: false,
                 held: Vec::new(),
                 slots: Vec::new(),

@@ -298,7 +298,7 @@ fn check(copies: &[Copy], gpu: &Arc<Gpu>) -> Result<(), String> {
     for (at, Copy { source, target }) in copies.iter().enumerate() {
         let what = match (source, target) {
             _ if source.len() != target.len() => "the two sides differ in length",
-            _ if source.len() == 0 => "an empty copy",
+            _ if source.is_empty() => "an empty copy",
             (Place::Host(_), Place::Host(_)) => "no side of it is on the device",
             (Place::Device(slice), _) | (_, Place::Device(slice)) if !is_here(slice) => "memory of another device",
             (_, Place::Device(slice)) if !is_here(slice) => "memory of another device",

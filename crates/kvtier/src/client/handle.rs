@@ -18,6 +18,15 @@ pub struct BlockHandle {
     guard: LeaseGuard,
 }
 
+/// A leased block, in whatever memory.
+#[derive(Debug)]
+pub(super) struct LeasedBlock {
+    pub(super) place: Leasehold,
+    /// Where it was found.
+    pub(super) tier: Tier,
+    pub(super) guard: LeaseGuard,
+}
+
 /// Gives a lease back when it is dropped.
 pub(super) struct LeaseGuard {
     lease: LeaseId,

@@ -68,6 +68,13 @@ struct Connection {
     outbox: Weak<Outbox>,
 }
 
+/// The tiers of a node, open.
+pub(crate) struct Tiers {
+    pub(crate) host: Arc<HostTier>,
+    pub(crate) hbm: Option<HbmTier>,
+    pub(crate) nvme: Option<NvmeTier>,
+}
+
 /// See the module.
 pub(crate) struct Driver {
     decider: Mutex<Decider>,
@@ -107,13 +114,12 @@ impl Driver {
     pub(crate) fn new(
         settings: &CheckedSettings,
         clock: NodeClock,
-        host: Arc<HostTier>,
-        hbm: Option<HbmTier>,
-        nvme: Option<NvmeTier>,
+        tiers: Tiers,
         recorder: Recorder,
         domains: Arc<Domains>,
         versions: Option<Arc<VersionBook>>,
     ) -> (Driver, Receiver<Action>) {
+        let Tiers { host, hbm, nvme } = tiers;
         // Unbounded, yet the manager opens or closes each segment once at a time.
         let (segment_work, work) = crossbeam_channel::unbounded();
         let driver = Driver {

@@ -11,10 +11,10 @@ use crate::client::batch::{
     unexpected,
 };
 use crate::client::foreign::{Source, Target};
-use crate::client::handle::{BlockHandle, LeaseGuard};
+use crate::client::handle::{BlockHandle, LeaseGuard, LeasedBlock};
 use crate::client::put::{Part, Put};
 use crate::client::returns::Home;
-use crate::client::session::{Got, Leasehold};
+use crate::client::session::Got;
 use crate::client::{Advice, ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 use crate::wire::{Ahead, Array, Extensions, Keys, Reply, Request};
 
@@ -74,13 +74,17 @@ impl Namespace {
         hashes: &[BlockHash],
         scope: FetchScope,
         device: Option<DeviceUuid>,
-    ) -> Result<Vec<Option<(Leasehold, Tier, LeaseGuard)>>, ClientError> {
+    ) -> Result<Vec<Option<LeasedBlock>>, ClientError> {
         let (got, epoch) = self.fetch(hashes, scope, device)?;
         let home: Arc<dyn Home> = self.shared.clone();
         let entries = got.into_iter().map(|got| match got {
             Got::Leased(leased) => {
                 let guard = LeaseGuard::new(leased.lease, epoch, Arc::clone(&home));
-                Some((leased.place, leased.tier, guard))
+                Some(LeasedBlock {
+                    place: leased.place,
+                    tier: leased.tier,
+                    guard,
+                })
             }
             Got::Miss | Got::Busy => None,
         });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::client::locks::Mutex;
-use kvtier_core::{BlockHash, FetchScope, Tier};
+use kvtier_core::{BlockHash, FetchScope};
 use kvtier_transfer::gpu::{Copy, EngineStream, Gpu, HostRegistration, Mark, Place, Stream};
 use kvtier_transfer::memory::MemorySlice;
 use kvtier_transfer::{PIECES_MAX, Transfer};
@@ -12,15 +12,18 @@ use kvtier_transfer::{PIECES_MAX, Transfer};
 use super::blocks::Blocks;
 use crate::ErrorKind;
 use crate::client::blocking::{BlockWriter, Namespace};
-use crate::client::handle::LeaseGuard;
+use crate::client::handle::LeasedBlock;
 use crate::client::session::Leasehold;
 use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 
 /// References that a registration has to its region.
 const HELD_BY_PINNING: usize = 2;
 
-/// A leased block, and where it was found.
-type Lease = (Leasehold, Tier, LeaseGuard);
+/// What was leased of the keys of a get, and where each lies.
+struct Found {
+    leased: Vec<Option<LeasedBlock>>,
+    places: Vec<Option<Place>>,
+}
 
 /// Moves blocks between a node and one device, over a stream of its own.
 #[derive(Debug)]
@@ -92,11 +95,11 @@ impl Mover {
     ) -> Result<Loading, ClientError> {
         let rooms = blocks.rooms(&self.gpu)?;
         self.check_device()?;
-        let (leased, places) = self.lease(namespace, &blocks.hashes(), scope)?;
+        let Found { leased, places } = self.lease(namespace, &blocks.hashes(), scope)?;
         let mut outcomes = Vec::with_capacity(rooms.len());
         let mut wanted = Vec::new();
         for (at, ((leased, place), room)) in leased.iter().zip(places).zip(rooms).enumerate() {
-            let (Some((_, tier, guard)), Some(place)) = (leased, place) else {
+            let (Some(leased), Some(place)) = (leased, place) else {
                 outcomes.push(GetOutcome::Miss);
                 continue;
             };
@@ -105,9 +108,10 @@ impl Mover {
                 outcomes.push(GetOutcome::TooSmall { length });
                 continue;
             }
-            guard.check()?;
+            leased.guard.check()?;
             wanted.push((at, place));
-            outcomes.push(GetOutcome::Hit { length, tier: *tier });
+            let tier = leased.tier;
+            outcomes.push(GetOutcome::Hit { length, tier });
         }
         let mut steps = Vec::new();
         for step in 0..blocks.steps() {
@@ -130,21 +134,16 @@ impl Mover {
     }
 
     /// Leases blocks, those that lie in memory of this device there; the place of each.
-    fn lease(
-        &self,
-        namespace: &Namespace,
-        hashes: &[BlockHash],
-        scope: FetchScope,
-    ) -> Result<(Vec<Option<Lease>>, Vec<Option<Place>>), ClientError> {
-        let place = |leased: &Option<Lease>| match leased {
+    fn lease(&self, namespace: &Namespace, hashes: &[BlockHash], scope: FetchScope) -> Result<Found, ClientError> {
+        let place = |leased: &Option<LeasedBlock>| match leased.as_ref().map(|leased| &leased.place) {
             None => Ok(None),
-            Some((Leasehold::Host(slice), ..)) => Ok(Some(self.pin(slice))),
-            Some((Leasehold::Device(extent), ..)) => extent.on(&self.gpu).map(|slice| Some(Place::Device(slice))),
+            Some(Leasehold::Host(slice)) => Ok(Some(self.pin(slice))),
+            Some(Leasehold::Device(extent)) => extent.on(&self.gpu).map(|slice| Some(Place::Device(slice))),
         };
         if !self.maps_nothing.load(Ordering::Relaxed) {
             let leased = namespace.get_from(hashes, scope, Some(self.gpu.uuid()))?;
             match leased.iter().map(place).collect() {
-                Ok(places) => return Ok((leased, places)),
+                Ok(places) => return Ok(Found { leased, places }),
                 // The blocks lie elsewhere too.
                 Err(words) => {
                     let words: String = words;
@@ -155,7 +154,8 @@ impl Mover {
         }
         let leased = namespace.get_from(hashes, scope, None)?;
         let places: Result<Vec<Option<Place>>, String> = leased.iter().map(place).collect();
-        Ok((leased, places.map_err(ClientError::protocol)?))
+        let places = places.map_err(ClientError::protocol)?;
+        Ok(Found { leased, places })
     }
 
     /// A device that is lost moves nothing: the node need not be asked.
@@ -313,7 +313,7 @@ pub struct Loading {
     outcomes: Vec<GetOutcome>,
     // Waited for before leases are given back: fields are dropped in their order, after `drop`.
     moving: Moving,
-    leased: Vec<Option<Lease>>,
+    leased: Vec<Option<LeasedBlock>>,
 }
 
 impl Loading {
@@ -356,7 +356,7 @@ impl Loading {
         self.leased
             .iter()
             .flatten()
-            .try_for_each(|(_, _, guard)| guard.check())?;
+            .try_for_each(|leased| leased.guard.check())?;
         Ok(std::mem::take(&mut self.outcomes))
     }
 }
