@@ -3,7 +3,11 @@
 //! Each round runs ours and the bare way one after the other, the same bytes each. The bare way is one `cuMemcpyAsync` for each
 //! block between memory that the driver allocated, on one stream, waited for once. Ours is the same blocks between a region like
 //! a node's segments, pinned by registration, as one batch; `gather` and `scatter` move the same bytes in pages of 16 KiB that lie
-//! apart on the device. What arrived is compared once for each case, outside the measured time.
+//! apart on the device. `put`, `get` and `get_hbm` are calls of a client of a node: from arrays on the device, into them from host
+//! memory, and into them from the node's own memory on the device, whose bare way is a copy within the device. What arrived is
+//! compared once for each case, outside the measured time.
+
+mod node;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +40,8 @@ pub struct Options {
 /// One case.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// `h2d`, `d2h`, `scatter` (h2d in pages) or `gather` (d2h in pages).
+    /// `h2d`, `d2h`, `scatter` (h2d in pages), `gather` (d2h in pages); of a client `put`, `get` (from host memory) or `get_hbm`
+    /// (from memory of the device).
     pub case: &'static str,
     /// Of a block.
     pub bytes: u64,
@@ -81,6 +86,24 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
     let rounds = options.rounds.unwrap_or(if options.quick { 2 } else { 9 }).max(1);
     let turn = Duration::from_millis(if options.quick { 20 } else { 300 });
     let mut rows = Vec::new();
+    let mut add = |case, (bytes, piece): (usize, usize), turns: &[(f64, f64)], load| {
+        let row = Row {
+            case,
+            bytes: bytes as u64,
+            piece_bytes: piece as u64,
+            gbps: median(turns.iter().map(|(ours, _)| *ours)),
+            bare_gbps: median(turns.iter().map(|(_, bare)| *bare)),
+            ratio: median(turns.iter().map(|(ours, bare)| ours / bare)),
+            device: gpu.name().to_owned(),
+            rounds,
+            load,
+        };
+        say(&format!(
+            "{case}, {bytes} bytes in pieces of {piece}: {:.2} GB/s, {:.2} of {:.2}",
+            row.gbps, row.ratio, row.bare_gbps
+        ));
+        rows.push(row);
+    };
     for bytes in SIZES {
         for (case, up, piece) in [
             ("h2d", true, bytes),
@@ -96,22 +119,16 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
                 let bare = rate(turn, || stand.bare.run(up, bytes).map_err(failed))?;
                 turns.push((ours, bare));
             }
-            let row = Row {
-                case,
-                bytes: bytes as u64,
-                piece_bytes: piece as u64,
-                gbps: median(turns.iter().map(|(ours, _)| *ours)),
-                bare_gbps: median(turns.iter().map(|(_, bare)| *bare)),
-                ratio: median(turns.iter().map(|(ours, bare)| ours / bare)),
-                device: gpu.name().to_owned(),
-                rounds,
-                load,
-            };
-            say(&format!(
-                "{case}, {bytes} bytes in pieces of {piece}: {:.2} GB/s, {:.2} of {:.2}",
-                row.gbps, row.ratio, row.bare_gbps
-            ));
-            rows.push(row);
+            add(case, (bytes, piece), &turns, load);
+        }
+    }
+    drop(stand);
+    let mut stand = node::Stand::start(options, &gpu)?;
+    for bytes in SIZES {
+        for (case, call) in node::Call::ALL {
+            let load = load();
+            let turns = stand.measure(call, bytes, turn, rounds)?;
+            add(case, (bytes, bytes), &turns, load);
         }
     }
     Ok(rows)
@@ -211,7 +228,7 @@ mod tests {
             ..Options::default()
         };
         let rows = run(&options, &mut |_| {}).expect("measured");
-        assert_eq!(rows.len(), 8);
+        assert_eq!(rows.len(), 14);
         for row in rows {
             assert!(row.gbps > 0.0 && row.bare_gbps > 0.0 && row.ratio > 0.0, "{row:?}");
         }

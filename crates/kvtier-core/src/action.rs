@@ -100,8 +100,8 @@ pub enum Action {
         label: RecordLabel,
     },
     /// Answered with [`Completion::Written`]. Copy a host copy to device memory, zero the rest of its last page there, and check
-    /// what arrived: against `checksum` where it is given, against the source where it is not. [`Failure::Corrupt`] where it
-    /// differs. Both sides stay as they are until the answer.
+    /// what arrived: against `checksum` where it is given, against the source where it is not. [`Failure::Corrupt`] where the source
+    /// is not what its checksum says: the block is forgotten then. Both sides stay as they are until the answer.
     PromoteToHbm {
         /// Answer with this.
         operation: OperationId,

@@ -68,6 +68,8 @@ pub enum Mutant {
     PresentKeepsLabels,
     /// A restart does not bring the labels of blocks back.
     LabelsLostOnRestore,
+    /// A destruction leaves device memory as it is.
+    DestroySkipsHbm,
     /// The copy of a forgotten block in device memory stays known.
     HbmForgetsNothing,
     /// A copy to device memory counts although the device failed.
@@ -113,6 +115,7 @@ impl Mutant {
         ("forget_without_fence", Mutant::ForgetWithoutFence),
         ("present_keeps_labels", Mutant::PresentKeepsLabels),
         ("labels_lost_on_restore", Mutant::LabelsLostOnRestore),
+        ("destroy_skips_hbm", Mutant::DestroySkipsHbm),
         ("hbm_forgets_nothing", Mutant::HbmForgetsNothing),
         ("hbm_publishes_failed_copy", Mutant::HbmPublishesFailedCopy),
     ];

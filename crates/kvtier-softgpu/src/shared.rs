@@ -69,7 +69,10 @@ pub(crate) fn create(device: &'static Device, bytes: usize) -> Result<u64, c_int
         return Err(OUT_OF_MEMORY);
     }
     let name = format!("{NAME}{}", device.name);
-    let file = memfd_create(name.as_str(), MemfdFlags::CLOEXEC).map_err(|_| OUT_OF_MEMORY)?;
+    let Ok(file) = memfd_create(name.as_str(), MemfdFlags::CLOEXEC) else {
+        device.give_bytes(bytes);
+        return Err(OUT_OF_MEMORY);
+    };
     let shared = Shared {
         device,
         file,

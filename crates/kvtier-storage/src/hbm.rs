@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{Completion, Event, Extent, Failure, OperationId, SegmentId};
@@ -21,6 +22,10 @@ use parking_lot::Mutex;
 
 /// What is read back at a time; two of these are pinned.
 const PIECE_BYTES: usize = 2 << 20;
+/// References that a registration has to its region.
+const HELD_BY_PINNING: usize = 2;
+/// How long who closes a host segment waits for who pins one.
+const LET_GO_WAIT: Duration = Duration::from_secs(1);
 /// Copies that overlap.
 const COPIES_AT_ONCE: usize = 32;
 
@@ -45,8 +50,8 @@ pub enum HbmError {
     /// A copy failed.
     #[error("{0}")]
     Copy(String),
-    /// What was copied is not what arrived.
-    #[error("what was read back from the device is not what was written")]
+    /// What is to be copied is not what its checksum says.
+    #[error("what lies in host memory is not what its checksum says")]
     Corrupt,
     /// No such segment, or a range outside of it.
     #[error("device segment {segment:?}: {words}")]
@@ -192,8 +197,10 @@ impl HbmTier {
 
     /// A host segment is about to go: it is not pinned for the device any more. No copy of it is in flight.
     pub fn let_go(&self, region: &Arc<MemoryRegion>) {
-        let mut pinned = self.shared.pinned.lock();
-        pinned.retain(|known| !Arc::ptr_eq(known.region(), region));
+        // A device that hangs holds nobody else up: then it goes with the next that is pinned.
+        if let Some(mut pinned) = self.shared.pinned.try_lock_for(LET_GO_WAIT) {
+            pinned.retain(|known| !Arc::ptr_eq(known.region(), region));
+        }
     }
 }
 
@@ -214,10 +221,14 @@ impl Shared {
     fn pin(&self, slice: &MemorySlice) {
         let mut pinned = self.pinned.lock();
         if !pinned.iter().any(|known| Arc::ptr_eq(known.region(), slice.region())) {
+            pinned.retain(|known| Arc::strong_count(known.region()) > HELD_BY_PINNING);
             pinned.extend(self.gpu.register(slice.region()));
         }
     }
 }
+
+/// Source, target, the copy, and zeroes behind it.
+type Begun = (MemorySlice, DeviceSlice, Transfer, Option<Transfer>);
 
 /// A copy under way.
 struct Copying {
@@ -226,6 +237,8 @@ struct Copying {
     target: DeviceSlice,
     checksum: Option<u32>,
     transfer: Transfer,
+    /// Zeroes behind the block.
+    padding: Option<Transfer>,
 }
 
 struct Worker {
@@ -363,12 +376,13 @@ impl Worker {
                 unreachable!("collected by its kind")
             };
             match self.begin(source, &target) {
-                Ok((source, target, transfer)) => copies.push(Copying {
+                Ok((source, target, transfer, padding)) => copies.push(Copying {
                     operation,
                     source,
                     target,
                     checksum,
                     transfer,
+                    padding,
                 }),
                 Err(error) => self.answer(operation, WHAT, Err(error)),
             }
@@ -384,25 +398,25 @@ impl Worker {
         }
     }
 
-    fn begin(&self, source: MemorySlice, target: &Extent) -> Result<(MemorySlice, DeviceSlice, Transfer), HbmError> {
+    fn begin(&self, source: MemorySlice, target: &Extent) -> Result<Begun, HbmError> {
         self.shared.pin(&source);
         let length = u64::from(target.length);
         let padded = length.next_multiple_of(PAGE_BYTES as u64);
         let slot = self.shared.slice(target.segment, target.offset, padded)?;
         let block = slot.subslice(0, source.len()).map_err(copy_failed)?;
+        let mut padding = None;
         if padded > length {
             let rest = slot
                 .subslice(source.len(), slot.len() - source.len())
                 .map_err(copy_failed)?;
-            // The copy comes after it, in the same queue.
-            drop(self.up.zero(&rest)?);
+            padding = Some(self.up.zero(&rest)?);
         }
         let copy = Copy {
             source: Place::Host(source.clone()),
             target: Place::Device(block.clone()),
         };
         let transfer = self.up.submit(vec![copy]).map_err(copy_failed)?;
-        Ok((source, block, transfer))
+        Ok((source, block, transfer, padding))
     }
 
     /// The checksum of what arrived, which is what was to.
@@ -412,11 +426,15 @@ impl Worker {
             target,
             checksum,
             transfer,
+            padding,
             ..
         } = copying;
         // While the device copies.
         let expected = checksum.unwrap_or_else(|| source.crc32c());
         transfer.wait().map_err(copy_failed)?;
+        if let Some(padding) = padding {
+            padding.wait().map_err(copy_failed)?;
+        }
         let mut sum = 0;
         let mut reading: Option<(MemorySlice, Transfer)> = None;
         for (number, offset) in (0..target.len()).step_by(PIECE_BYTES).enumerate() {
@@ -430,14 +448,21 @@ impl Worker {
             if let Some((piece, read)) = reading.replace((here, next)) {
                 read.wait().map_err(copy_failed)?;
                 sum = piece.crc32c_after(sum);
+                // A purge looks for nothing here.
+                piece.zero();
             }
         }
         if let Some((piece, read)) = reading {
             read.wait().map_err(copy_failed)?;
             sum = piece.crc32c_after(sum);
+            piece.zero();
         }
         if sum == expected {
             Ok(expected)
+        } else if source.crc32c() == expected {
+            Err(copy_failed(
+                "what was read back from the device is not what was written",
+            ))
         } else {
             Err(HbmError::Corrupt)
         }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -215,8 +216,7 @@ impl DeviceCache {
         let (hints, engine) = (hints_of(label), stream_of(&this.gpu, stream));
         let saving = client.call(slf.py(), |open| {
             let namespace = open.namespace.with_hints(hints);
-            this.cache
-                .begin_put(&namespace, lineage, &blocks, tokens, Some(&engine))
+            this.cache.begin_put(&namespace, lineage, &blocks, tokens, &[engine])
         })?;
         Ok(DevicePut::new(&this.gpu, saving, vec![slf.clone().into_any().unbind()]))
     }
@@ -250,7 +250,7 @@ impl DeviceCache {
         let blocks: Vec<_> = hashes.into_iter().zip(pages.iter().map(Vec::as_slice)).collect();
         let (scope, engine) = (scope_of(prefix), stream_of(&this.gpu, stream));
         let loading = client.call(slf.py(), |open| {
-            this.cache.begin_get(&open.namespace, &blocks, scope, Some(&engine))
+            this.cache.begin_get(&open.namespace, &blocks, scope, &[engine])
         })?;
         Ok(DeviceGet::new(
             &this.gpu,
@@ -276,12 +276,10 @@ pub(crate) fn begin_put(
     same_length(hashes.len(), arrays.len(), "arrays")?;
     let slices = arrays.iter().map(|array| array.slice.clone());
     let blocks: Vec<_> = hashes.into_iter().zip(slices).collect();
-    let (hints, engine) = (hints_of(label), stream_of(&device.gpu, stream));
+    let (hints, engines) = (hints_of(label), streams_of(&device.gpu, stream, &arrays));
     let saving = client.call(py, |open| {
         let namespace = open.namespace.with_hints(hints);
-        device
-            .arrays
-            .begin_put(&namespace, lineage, &blocks, tokens, Some(&engine))
+        device.arrays.begin_put(&namespace, lineage, &blocks, tokens, &engines)
     })?;
     let owners = arrays.into_iter().flat_map(|array| array.owners).collect();
     Ok(DevicePut::new(&device.gpu, saving, owners))
@@ -301,9 +299,9 @@ pub(crate) fn begin_get(
     same_length(hashes.len(), arrays.len(), "arrays")?;
     let slices = arrays.iter().map(|array| array.slice.clone());
     let blocks: Vec<_> = hashes.into_iter().zip(slices).collect();
-    let (scope, engine) = (scope_of(prefix), stream_of(&device.gpu, stream));
+    let (scope, engines) = (scope_of(prefix), streams_of(&device.gpu, stream, &arrays));
     let loading = client.call(py, |open| {
-        device.arrays.begin_get(&open.namespace, &blocks, scope, Some(&engine))
+        device.arrays.begin_get(&open.namespace, &blocks, scope, &engines)
     })?;
     let owners = arrays.into_iter().flat_map(|array| array.owners).collect();
     Ok(DeviceGet::new(&device.gpu, loading, owners))
@@ -346,7 +344,7 @@ macro_rules! under_way {
                 let Some((inner, owners)) = state else { return };
                 // When the interpreter is gone nobody else runs that would have to go on meanwhile.
                 let _ = Python::try_attach(|py| py.detach(|| drop(inner)));
-                drop(owners);
+                let_go(&self.gpu, owners);
             }
         }
     };
@@ -375,7 +373,7 @@ impl DevicePut {
     pub(crate) fn finish(&self, py: Python<'_>) -> PyResult<Vec<&'static str>> {
         let (saving, owners) = self.take()?;
         let outcomes = py.detach(|| saving.finish()).map_err(raised);
-        drop(owners);
+        let_go(&self.gpu, owners);
         Ok(outcomes?.into_iter().map(put_name).collect())
     }
 }
@@ -401,9 +399,28 @@ impl DeviceGet {
     pub(crate) fn finish(&self, py: Python<'_>) -> PyResult<Vec<Got>> {
         let (loading, owners) = self.take()?;
         let outcomes = py.detach(|| loading.finish()).map_err(raised);
-        drop(owners);
+        let_go(&self.gpu, owners);
         Ok(outcomes?.into_iter().map(Got::from).collect())
     }
+}
+
+/// The device is done with their memory; or it is lost, and nobody can tell: then they stay.
+fn let_go(gpu: &Arc<Gpu>, owners: Vec<Py<PyAny>>) {
+    let owners = ManuallyDrop::new(owners);
+    if !gpu.is_lost() {
+        drop(ManuallyDrop::into_inner(owners));
+    }
+}
+
+/// The stream of a call, and those on which its arrays were made.
+fn streams_of(gpu: &Arc<Gpu>, stream: u64, arrays: &[Array]) -> Vec<EngineStream> {
+    let mut streams = vec![stream];
+    for made_on in arrays.iter().filter_map(|array| array.made_on) {
+        if !streams.contains(&made_on) {
+            streams.push(made_on);
+        }
+    }
+    streams.into_iter().map(|stream| stream_of(gpu, stream)).collect()
 }
 
 fn stream_of(gpu: &Arc<Gpu>, stream: u64) -> EngineStream {
@@ -414,6 +431,8 @@ fn stream_of(gpu: &Arc<Gpu>, stream: u64) -> EngineStream {
 /// Memory of an object on a device, and who keeps it there.
 struct Array {
     slice: DeviceSlice,
+    /// The stream that has to be waited for before it is used, where the object names one.
+    made_on: Option<u64>,
     owners: Vec<Py<PyAny>>,
 }
 
@@ -425,8 +444,10 @@ fn arrays_of(objects: &Bound<'_, PyAny>, device: &Device, writable: bool) -> PyR
 }
 
 fn array_of(object: &Bound<'_, PyAny>, device: &Device, writable: bool) -> PyResult<Array> {
+    let mut made_on = None;
     let (address, bytes, capsule) = if let Some(interface) = object.getattr_opt("__cuda_array_interface__")? {
-        let (address, bytes) = cuda_array(&interface, writable)?;
+        let (address, bytes, stream) = cuda_array(&interface, writable)?;
+        made_on = stream;
         (address, bytes, None)
     } else if object.hasattr("__dlpack__")? {
         let (address, bytes, capsule) = dlpack(object, device)?;
@@ -443,11 +464,12 @@ fn array_of(object: &Bound<'_, PyAny>, device: &Device, writable: bool) -> PyRes
         .slice(0, bytes)
         .map_err(|error| Invalid::new_err(error.to_string()))?;
     let owners = std::iter::once(object.clone().unbind()).chain(capsule).collect();
-    Ok(Array { slice, owners })
+    Ok(Array { slice, made_on, owners })
 }
 
-/// <https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html>, version 3: address and bytes of a contiguous array.
-fn cuda_array(interface: &Bound<'_, PyAny>, writable: bool) -> PyResult<(u64, usize)> {
+/// <https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html>, version 3: address and bytes of a contiguous array,
+/// and the stream that made it.
+fn cuda_array(interface: &Bound<'_, PyAny>, writable: bool) -> PyResult<(u64, usize, Option<u64>)> {
     let interface = interface.cast::<PyDict>()?;
     let entry = |name: &str| {
         let entry = interface.get_item(name)?;
@@ -463,7 +485,9 @@ fn cuda_array(interface: &Bound<'_, PyAny>, writable: bool) -> PyResult<(u64, us
     let item = item.ok_or_else(|| Invalid::new_err(format!("typestr {kind:?}")))?;
     let strides = interface.get_item("strides")?.filter(|strides| !strides.is_none());
     let strides: Option<Vec<i64>> = strides.map(|strides| strides.extract()).transpose()?;
-    Ok((address, contiguous(&shape, strides.as_deref(), item, item)?))
+    let stream = interface.get_item("stream")?.filter(|stream| !stream.is_none());
+    let stream = stream.map(|stream| stream.extract()).transpose()?;
+    Ok((address, contiguous(&shape, strides.as_deref(), item, item)?, stream))
 }
 
 /// `DLTensor` of dlpack.h.

@@ -1,3 +1,4 @@
+use super::hbm::Residue;
 use super::operation::Operation;
 use super::{TierManager, mutant_is};
 use crate::host_table::{HostSegmentState, PAGE, SlotState, pages};
@@ -48,8 +49,8 @@ enum Phase {
     Host(Vec<(u32, SegmentId, u32)>),
     /// Waits for slots that were held when their segment was zeroed.
     Held,
-    /// Device memory to zero, and slots of it to wait for.
-    Hbm,
+    /// Slots of device memory in which earlier copies may lie: to be zeroed, or waited for.
+    Hbm(Vec<Residue>),
     Nvme(VecDeque<Part>, Gathered),
 }
 
@@ -105,7 +106,10 @@ impl TierManager {
     pub(super) fn destruction_due(&self) -> Option<Time> {
         let destruction = self.destructions.front()?;
         let at = match &destruction.phase {
-            Phase::Held | Phase::Hbm => destruction.grace_until,
+            Phase::Held => destruction.grace_until,
+            // Who holds slots has until the grace is over, a device that zeroes them until the deadline of its operation.
+            Phase::Hbm(_) if destruction.grace_until <= self.now => destruction.not_before,
+            Phase::Hbm(_) => destruction.grace_until,
             Phase::Nvme(..) => destruction.not_before,
             Phase::Sweep | Phase::Moves(_) | Phase::Host(_) => return None,
         };
@@ -121,7 +125,7 @@ impl TierManager {
                 Phase::Moves(before) => self.await_moves(*before),
                 Phase::Host(_) => self.zero_next_segment(),
                 Phase::Held => self.await_held(),
-                Phase::Hbm => self.await_hbm(),
+                Phase::Hbm(_) => self.await_hbm(),
                 Phase::Nvme(..) => self.erase_next_part(),
             };
             if !step {
@@ -154,10 +158,7 @@ impl TierManager {
         let moves = |operation: &Operation| {
             matches!(
                 operation,
-                Operation::Demote(_)
-                    | Operation::Promote { .. }
-                    | Operation::Relocate(_)
-                    | Operation::PromoteToHbm { .. }
+                Operation::Demote(_) | Operation::Promote { .. } | Operation::Relocate(_)
             )
         };
         let is_moving = self
@@ -352,32 +353,36 @@ impl TierManager {
         for (place, slot) in std::mem::take(&mut self.host.tainted) {
             self.host.settle_slot(place, slot);
         }
-        self.enter(Phase::Hbm)
+        let domain = self.destruction_mut().domain;
+        let residues = self.hbm_residues(domain);
+        self.enter(Phase::Hbm(residues))
     }
 
-    /// Zeroes what earlier copies left in device memory.
+    /// Zeroes what earlier copies left in device memory. What came later is not waited for: it is written whole.
     fn await_hbm(&mut self) -> bool {
         let now = self.now;
+        let deadline = now.after(self.settings.operation_deadline);
         let destruction = self.destruction_mut();
-        let (domain, over) = (destruction.domain, destruction.grace_until <= now);
-        let Some(left) = self.zero_hbm(domain, over) else {
-            return false;
+        let over = destruction.grace_until <= now;
+        let hung = over && destruction.not_before > Time::ZERO && destruction.not_before <= now;
+        let Phase::Hbm(residues) = &mut destruction.phase else {
+            unreachable!("this phase is the one in progress")
         };
-        self.destruction_mut().evidence.hbm_left += left;
-        self.begin_erasing()
-    }
-
-    /// Slots of device memory are zero, or could not be zeroed.
-    pub(super) fn count_hbm_zeroed(&mut self, slots: u64, bytes: u64, is_zero: bool) {
-        let Some(destruction) = self.destructions.front_mut() else {
-            return;
-        };
-        if is_zero {
-            destruction.evidence.hbm_slots += slots;
-            destruction.evidence.hbm_bytes += bytes;
-        } else {
-            destruction.evidence.hbm_left += slots;
+        let residues = std::mem::take(residues);
+        let looked = self.look_at_residues(residues, over, hung);
+        let destruction = self.destruction_mut();
+        destruction.evidence.hbm_slots += looked.gone;
+        destruction.evidence.hbm_bytes += looked.gone_bytes;
+        destruction.evidence.hbm_left += looked.left;
+        if looked.asked {
+            destruction.not_before = deadline;
         }
+        if !looked.waiting.is_empty() {
+            destruction.phase = Phase::Hbm(looked.waiting);
+            return false;
+        }
+        destruction.not_before = Time::ZERO;
+        self.begin_erasing()
     }
 
     fn begin_erasing(&mut self) -> bool {

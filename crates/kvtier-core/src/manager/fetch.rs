@@ -83,6 +83,7 @@ impl TierManager {
         }
         let mut results = vec![Fetched::Miss; request.hashes.len()];
         let mut absent = 0;
+        let mut for_device = Vec::new();
         for (result, &block) in results.iter_mut().zip(&found).filter(|(_, block)| **block != NONE) {
             let on_device = self.hbm_copy(block).filter(|_| device);
             if let Some(at) = on_device {
@@ -90,12 +91,16 @@ impl TierManager {
             } else if self.index.entry(block).in_host() {
                 self.note_prefetch_hit(block);
                 *result = self.lease(client, block, Tier::Host);
-                if device {
-                    self.used_from_device(block);
+                if device && matches!(result, Fetched::Leased { .. }) {
+                    for_device.push(block);
                 }
             } else {
                 absent += 1;
             }
+        }
+        // Copies that this fetch holds by now do not make room for others.
+        for block in for_device {
+            self.used_from_device(block);
         }
         let last = found.last().copied();
         let ahead_of = last.filter(|_| found.len() == request.hashes.len() && !found.contains(&NONE));

@@ -5,7 +5,7 @@ use crate::holding::Holding;
 use crate::host_table::{SlotState, pages};
 use crate::index::flag;
 use crate::namespace_table::backoff;
-use crate::{Action, Completion, Extent, Failure, Fetched, LeaseId, Tier, TrustDomain};
+use crate::{Action, Completion, Extent, Failure, Fetched, LeaseId, SegmentId, Tier, TrustDomain};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -13,6 +13,35 @@ use std::time::Duration;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Errors in a row after which all that it holds is given up.
 const ERRORS_MAX: u32 = 3;
+
+/// A slot in which an earlier copy may lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Residue {
+    place: u32,
+    segment: SegmentId,
+    slot: u32,
+    bytes: u64,
+}
+
+/// What became of residues.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    /// Zero by now.
+    pub(super) gone: u64,
+    pub(super) gone_bytes: u64,
+    /// Given up on.
+    pub(super) left: u64,
+    pub(super) waiting: Vec<Residue>,
+    /// The device was asked to zero some.
+    pub(super) asked: bool,
+}
+
+impl Looked {
+    fn is_gone(&mut self, residue: &Residue) {
+        self.gone += 1;
+        self.gone_bytes += residue.bytes;
+    }
+}
 
 impl TierManager {
     fn hbm_mut(&mut self) -> &mut HbmTable {
@@ -190,7 +219,10 @@ impl TierManager {
 
     pub(super) fn close_hbm(&mut self, place: u32) {
         let segment = self.hbm_mut().segment(place).id;
-        let operation = self.issue(Operation::CloseHbm { segment: place });
+        let operation = self.issue(Operation::CloseHbm {
+            segment: place,
+            is_asked: true,
+        });
         self.actions.push_back(Action::CloseSegment {
             operation,
             tier: Tier::Hbm,
@@ -201,7 +233,10 @@ impl TierManager {
     pub(super) fn hbm_closed(&mut self, place: u32, outcome: Result<Completion, Failure>) {
         if outcome.is_err() {
             // The memory must not be counted as free before it is: ask again when the operation is due.
-            self.retry_later(Operation::CloseHbm { segment: place });
+            self.retry_later(Operation::CloseHbm {
+                segment: place,
+                is_asked: false,
+            });
             return;
         }
         self.hbm_mut().drop_segment(place);
@@ -237,6 +272,10 @@ impl TierManager {
         self.host.settle_slot(host.0, host.1);
         let group = self.host.segment(host.0).group;
         self.host.attend(group);
+        if let (Some(block), Err(Failure::Corrupt)) = (block, outcome) {
+            // What was to be copied is not what was put: nobody else may see it.
+            self.forget(block);
+        }
         self.note_hbm_outcome(outcome);
         self.close_drained_hbm();
     }
@@ -248,7 +287,9 @@ impl TierManager {
         match outcome {
             Ok(_) => hbm.errors = 0,
             Err(Failure::Busy | Failure::Deadline) => hbm.not_before = now.after(PAUSE),
-            Err(failure) => {
+            // The bytes in host memory are bad: no fault of the device's.
+            Err(Failure::Corrupt) => self.counters.corrupt += 1,
+            Err(Failure::Io | Failure::Full) => {
                 hbm.errors += 1;
                 let gives_up = hbm.errors >= ERRORS_MAX;
                 if gives_up {
@@ -256,11 +297,7 @@ impl TierManager {
                     hbm.not_before = backoff(now, first, hbm.attempts);
                     hbm.attempts += 1;
                 }
-                if failure == Failure::Corrupt {
-                    self.counters.corrupt += 1;
-                } else {
-                    self.counters.hbm_errors += 1;
-                }
+                self.counters.hbm_errors += 1;
                 if gives_up {
                     self.give_hbm_up();
                 }
@@ -291,41 +328,63 @@ impl TierManager {
         }
     }
 
-    /// Zeroes what earlier copies left in device memory of a domain. `over`: who still holds a slot is not waited for.
-    /// `None` where there is something to wait for, else what was left.
-    pub(super) fn zero_hbm(&mut self, domain: TrustDomain, over: bool) -> Option<u64> {
-        if self.hbm.is_none() {
-            return Some(0);
-        }
-        let (mut waits, mut left) = (false, 0);
-        for place in 0..self.hbm_mut().segments.len() as u32 {
-            let Some(segment) = &self.hbm_mut().segments[place as usize] else {
+    /// Slots of device memory of a domain in which something was written that is not the copy of a block now.
+    pub(super) fn hbm_residues(&self, domain: TrustDomain) -> Vec<Residue> {
+        let Some(hbm) = self.hbm.as_ref().filter(|_| !mutant_is!(self, DestroySkipsHbm)) else {
+            return Vec::new();
+        };
+        let mut residues = Vec::new();
+        for (place, segment) in (0..).zip(&hbm.segments) {
+            let Some(segment) = segment.as_ref().filter(|segment| segment.shape.0 == domain) else {
                 continue;
             };
-            if segment.shape.0 != domain {
-                continue;
-            }
-            match segment.state {
-                HbmSegmentState::Opening => {}
-                // Its memory is zeroed and given back; not yet.
-                HbmSegmentState::Closing if over => left += segment.slots.len() as u64,
-                HbmSegmentState::Closing => waits = true,
-                HbmSegmentState::Draining => {
-                    let used = segment.slots.iter().filter(|slot| slot.is_dirty).count() as u64;
-                    waits |= used > 0 && !over;
-                    left += if over { used } else { 0 };
-                }
-                HbmSegmentState::Active => {
-                    let is_held = |state| matches!(state, HbmSlotState::Orphan | HbmSlotState::Filling);
-                    let held = segment.slots.iter().filter(|slot| is_held(slot.state)).count() as u64;
-                    waits |= held > 0 && !over;
-                    left += if over { held } else { 0 };
-                    self.zero_hbm_slots(place);
-                }
+            let dirty = (0..)
+                .zip(&segment.slots)
+                .filter(|(_, slot)| slot.is_dirty && slot.state != HbmSlotState::Block);
+            residues.extend(dirty.map(|(slot, _)| Residue {
+                place,
+                segment: segment.id,
+                slot,
+                bytes: segment.shape.1,
+            }));
+        }
+        residues
+    }
+
+    /// What became of residues: those that are free are zeroed now. `over`: who holds a slot is not waited for any more; `hung`: nor
+    /// is the device.
+    pub(super) fn look_at_residues(&mut self, residues: Vec<Residue>, over: bool, hung: bool) -> Looked {
+        let mut looked = Looked::default();
+        let mut free: Vec<u32> = Vec::new();
+        for residue in residues {
+            let hbm = self.hbm_mut();
+            let segment = hbm.segments[residue.place as usize].as_ref();
+            // One that was closed was zeroed with that.
+            let segment = segment.filter(|segment| segment.id == residue.segment);
+            let state = segment.map(|segment| (segment.state, segment.slots[residue.slot as usize]));
+            match state {
+                None => looked.is_gone(&residue),
+                Some((HbmSegmentState::Active, slot)) => match slot.state {
+                    HbmSlotState::Block => {}
+                    HbmSlotState::Free if slot.is_dirty => {
+                        free.push(residue.place);
+                        looked.waiting.push(residue);
+                    }
+                    HbmSlotState::Free => looked.is_gone(&residue),
+                    HbmSlotState::Zeroing if !hung => looked.waiting.push(residue),
+                    HbmSlotState::Orphan | HbmSlotState::Filling if !over => looked.waiting.push(residue),
+                    HbmSlotState::Zeroing | HbmSlotState::Orphan | HbmSlotState::Filling => looked.left += 1,
+                },
+                Some(_) if !over => looked.waiting.push(residue),
+                Some(_) => looked.left += 1,
             }
         }
-        waits |= self.hbm_mut().zeroing > 0;
-        (!waits).then_some(left)
+        free.dedup();
+        looked.asked = !free.is_empty();
+        for place in free {
+            self.zero_hbm_slots(place);
+        }
+        looked
     }
 
     fn zero_hbm_slots(&mut self, place: u32) {
@@ -353,9 +412,7 @@ impl TierManager {
     }
 
     pub(super) fn hbm_zeroed(&mut self, place: u32, slots: &[u32], outcome: Result<Completion, Failure>) {
-        let bytes = slots.len() as u64 * self.hbm_mut().slot_bytes(place);
         self.hbm_mut().zeroed(place, slots, outcome.is_ok());
-        self.count_hbm_zeroed(slots.len() as u64, bytes, outcome.is_ok());
         if outcome.is_err() {
             // It is not tried again: the whole segment goes, which is zeroed with that.
             self.counters.hbm_errors += 1;

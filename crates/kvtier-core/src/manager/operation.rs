@@ -60,6 +60,8 @@ pub(super) enum Operation {
     },
     CloseHbm {
         segment: u32,
+        /// Else it waits to be asked for again.
+        is_asked: bool,
     },
     PromoteToHbm {
         segment: u32,
@@ -185,7 +187,7 @@ impl TierManager {
             Operation::Record { namespace, generation } => self.record_answered(namespace, generation, outcome.is_ok()),
             Operation::Zero { segment, slots } => self.zeroed(segment, &slots, outcome),
             Operation::OpenHbm { segment } => self.hbm_opened(segment, outcome),
-            Operation::CloseHbm { segment } => self.hbm_closed(segment, outcome),
+            Operation::CloseHbm { segment, .. } => self.hbm_closed(segment, outcome),
             Operation::PromoteToHbm {
                 segment,
                 slot,
@@ -221,6 +223,7 @@ impl TierManager {
                 issued.operation,
                 Operation::Zero { .. }
                     | Operation::OpenHbm { .. }
+                    | Operation::CloseHbm { is_asked: true, .. }
                     | Operation::PromoteToHbm { .. }
                     | Operation::ZeroHbm { .. }
             ) {
@@ -233,7 +236,7 @@ impl TierManager {
             match issued.operation {
                 Operation::OpenHost { segment } => self.host_open_overdue(segment),
                 Operation::CloseHost { segment } => self.close_host(segment),
-                Operation::CloseHbm { segment } => self.close_hbm(segment),
+                Operation::CloseHbm { segment, .. } => self.close_hbm(segment),
                 Operation::Reset => self.reset_overdue(),
                 Operation::Record { namespace, generation } => self.record_answered(namespace, generation, false),
                 _ => unreachable!("the rest are NVMe operations"),

@@ -252,14 +252,14 @@ fn a_failed_copy_is_no_copy_and_a_device_that_fails_again_is_given_up() {
     let mut world = new(64 << 10);
     world.put(&hashes(0..8), BLOCK);
     warm(&mut world, [0]);
-    world.fail = |action| (name(action) == "promote to hbm").then_some(Failure::Corrupt);
+    world.fail = |action| (name(action) == "promote to hbm").then_some(Failure::Io);
     for number in 1..4 {
         warm(&mut world, [number]);
         assert_eq!(world.fetch(&hashes([number])), [HOST]);
     }
     let statistics = world.core.statistics();
     assert_eq!(
-        (statistics.corrupt, statistics.hbm_blocks),
+        (statistics.hbm_errors, statistics.hbm_blocks),
         (3, 0),
         "nobody knows what became of the rest"
     );
@@ -345,22 +345,139 @@ fn a_destruction_waits_for_holders_of_device_memory_and_then_counts_them() {
     world.core.check_invariants();
 }
 
+/// Refuses to zero device memory, and to close it where `closing` is refused too.
+fn refuse_to_zero(action: &Action) -> Option<Failure> {
+    let is_zero = matches!(action, Action::ZeroSegment { tier: Tier::Hbm, .. });
+    is_zero.then_some(Failure::Io)
+}
+
 #[test]
-fn what_cannot_be_zeroed_is_closed_and_counted_as_left() {
+fn what_cannot_be_zeroed_goes_with_its_segment() {
+    let mut world = new(64 << 10);
+    world.put(&hashes(0..2), BLOCK);
+    warm(&mut world, 0..2);
+    raise(&mut world);
+    world.fail = refuse_to_zero;
+    let destroyed = world.destroy(SECOND);
+    let evidence = world.destroyed[&destroyed];
+    assert_eq!((evidence.hbm_slots, evidence.hbm_left), (2, 0));
+    assert_eq!(bytes(&world), [], "the segment went, with all that lay in it");
+    assert_eq!(world.core.statistics().hbm_segments, 0);
+    world.core.check_invariants();
+}
+
+#[test]
+fn what_can_neither_be_zeroed_nor_closed_is_counted_as_left_once_the_grace_is_over() {
     let mut world = new(64 << 10);
     world.put(&hashes(0..2), BLOCK);
     warm(&mut world, 0..2);
     raise(&mut world);
     world.fail = |action| {
-        let is_hbm = matches!(action, Action::ZeroSegment { tier: Tier::Hbm, .. });
-        is_hbm.then_some(Failure::Io)
+        let is_close = matches!(action, Action::CloseSegment { tier: Tier::Hbm, .. });
+        refuse_to_zero(action).or(is_close.then_some(Failure::Io))
     };
     let destroyed = world.destroy(SECOND);
+    assert!(!world.destroyed.contains_key(&destroyed));
     world.pass(2 * SECOND);
     let evidence = world.destroyed[&destroyed];
-    assert_eq!((evidence.hbm_slots, evidence.hbm_left), (0, 2));
-    assert_eq!(bytes(&world), [], "the segment went, with all that lay in it");
-    assert_eq!(world.core.statistics().hbm_segments, 0);
+    assert_eq!(
+        (evidence.hbm_slots, evidence.hbm_left),
+        (0, 2),
+        "two of four slots were used"
+    );
+    world.fail = |_| None;
+    world.pass(30 * SECOND);
+    assert_eq!(world.core.statistics().hbm_segments, 0, "it is tried again");
+    world.core.check_invariants();
+}
+
+#[test]
+fn a_device_that_hangs_holds_no_purge_up_for_ever() {
+    let mut world = new(64 << 10);
+    world.put(&hashes(0..3), BLOCK);
+    warm(&mut world, 0..2);
+    // A copy that never ends, and zeroes that never come.
+    world.hold = |action| matches!(name(action), "promote to hbm" | "zero");
+    warm(&mut world, [2]);
+    world.hold = |action| {
+        let is_zero = matches!(action, Action::ZeroSegment { tier: Tier::Hbm, .. });
+        is_zero || name(action) == "promote to hbm"
+    };
+    raise(&mut world);
+    let destroyed = world.destroy(SECOND);
+    assert!(!world.destroyed.contains_key(&destroyed));
+    world.pass(30 * SECOND);
+    let evidence = world.destroyed[&destroyed];
+    assert_eq!((evidence.hbm_slots, evidence.hbm_left), (0, 3));
+    assert!(evidence.host_left > 0, "the copy still reads its source");
+    world.core.check_invariants();
+    world.let_go();
+    world.core.check_invariants();
+    let again = world.destroy(SECOND);
+    assert_eq!(world.destroyed[&again].hbm_left, 0);
+    assert_eq!(bytes(&world), []);
+}
+
+#[test]
+fn a_purge_ends_although_others_go_on_using_the_tier() {
+    let mut world = new(64 << 10);
+    world.put(&hashes(0..2), BLOCK);
+    warm(&mut world, 0..2);
+    raise(&mut world);
+    world.put(&hashes(10..20), BLOCK);
+    // A copy of a live block is under way all the time.
+    world.hold = |action| name(action) == "promote to hbm";
+    warm(&mut world, [10]);
+    let destroyed = world.destroy(10 * SECOND);
+    assert!(
+        !world.destroyed.contains_key(&destroyed),
+        "its slot may have been a purged block's"
+    );
+    for number in 11..15 {
+        let first = world.held.remove(0);
+        warm(&mut world, [number]);
+        world.answer(&first);
+        world.run();
+    }
+    let evidence = world.destroyed[&destroyed];
+    assert_eq!(evidence.hbm_left, 0, "what began later is not waited for");
+    world.let_go();
+    assert_eq!(
+        bytes(&world).iter().filter(|hash| hashes(0..2).contains(hash)).count(),
+        0
+    );
+    world.core.check_invariants();
+}
+
+#[test]
+fn a_block_whose_bytes_are_bad_is_forgotten_and_nobody_else_pays() {
+    let mut world = new(64 << 10);
+    world.put(&hashes(0..8), BLOCK);
+    warm(&mut world, [0]);
+    world.fail = |action| (name(action) == "promote to hbm").then_some(Failure::Corrupt);
+    for number in 1..6 {
+        warm(&mut world, [number]);
+        assert_eq!(
+            world.fetch(&hashes([number])),
+            [None],
+            "host memory does not hold what was put"
+        );
+    }
+    world.fail = |_| None;
+    assert_eq!(world.fetch(&hashes([0])), [HBM], "the device did nothing wrong");
+    assert_eq!(world.core.statistics().corrupt, 5);
+    world.core.check_invariants();
+}
+
+#[test]
+fn a_fetch_does_not_take_the_room_of_what_it_finds() {
+    let mut world = new(32 << 10);
+    world.put(&hashes(0..5), BLOCK);
+    world.flush();
+    warm(&mut world, 1..5);
+    // The first is in host memory only and would take the slot of the one used longest ago, which this fetch wants as well.
+    world.fetch(&hashes([0]));
+    assert_eq!(world.fetch(&hashes(0..5)), [HOST, HBM, HBM, HBM, HBM]);
     world.core.check_invariants();
 }
 

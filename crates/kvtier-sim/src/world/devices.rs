@@ -402,6 +402,10 @@ impl World {
             return Fate::Halfway;
         }
         let to_device = matches!(action, Action::PromoteToHbm { .. });
+        if to_device && self.random.chance(rates.flip) {
+            self.tally.fault(Fault::BitFlip);
+            return Fate::Refused(Failure::Corrupt);
+        }
         if to_device && self.random.chance(rates.torn) {
             self.tally.fault(Fault::TornWrite);
             return Fate::Torn;
@@ -591,7 +595,7 @@ impl World {
                 self.hbm.copy_from(target, operation.0 | DEVICE, &image, pages)?;
                 if half {
                     // It is read back, and is not what was written.
-                    return Ok(Err(Failure::Corrupt));
+                    return Ok(Err(Failure::Io));
                 }
                 return Ok(Ok(Completion::Written { checksum }));
             }
@@ -736,6 +740,13 @@ impl World {
         let Some(flight) = self.flights.remove(&event.operation) else {
             return;
         };
+        if let (Err(Failure::Corrupt), Action::PromoteToHbm { source, .. }) = (event.outcome, &flight.action)
+            && let Some(written) = self.host.content(source).and_then(|tag| self.ledger.written(tag))
+        {
+            // Its block is forgotten.
+            let key = written.key;
+            self.ledger.unlink(key);
+        }
         self.release_flight(&flight.action);
         if let (Err(_), Action::Promote { label, .. } | Action::Relocate { label, .. }) =
             (event.outcome, &flight.action)

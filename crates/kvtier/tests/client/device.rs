@@ -265,7 +265,13 @@ fn a_put_reads_what_the_engine_was_still_writing_and_a_get_is_waited_for_layer_b
     let engine = from.gpu.default_stream();
     let cache = from.cache();
     let saving = cache
-        .begin_put(&namespace, Parent::Root, &[(hash(1), &[3])], 16, Some(&engine))
+        .begin_put(
+            &namespace,
+            Parent::Root,
+            &[(hash(1), &[3])],
+            16,
+            std::slice::from_ref(&engine),
+        )
         .expect("begun");
     saving.hold(&engine).expect("it waits");
     assert_eq!(node.state().count(Kind::Seal), 0, "nothing is published yet");
@@ -275,9 +281,19 @@ fn a_put_reads_what_the_engine_was_still_writing_and_a_get_is_waited_for_layer_b
     let cache = into.cache();
     let engine = into.gpu.default_stream();
     let loading = cache
-        .begin_get(&namespace, &[(hash(1), &[6])], FetchScope::Prefix, Some(&engine))
+        .begin_get(
+            &namespace,
+            &[(hash(1), &[6])],
+            FetchScope::Prefix,
+            std::slice::from_ref(&engine),
+        )
         .expect("begun");
     assert_eq!(loading.outcomes(), [hit(1)]);
+    let backwards = std::ops::Range { start: 2, end: 1 };
+    assert_eq!(
+        loading.hold(&engine, backwards).expect_err("no layers").kind,
+        ErrorKind::Invalid
+    );
     assert_eq!(
         loading.hold(&engine, 0..3).expect_err("two layers").kind,
         ErrorKind::Invalid
@@ -312,7 +328,7 @@ fn what_is_dropped_under_way_is_waited_for_and_gives_back_what_it_held() {
     let (_client, namespace) = connect(&node);
     let engine = Engine::new(SLOW, 1);
     let cache = engine.cache();
-    let saving = cache.begin_put(&namespace, Parent::Root, &[(hash(1), &[3])], 16, None);
+    let saving = cache.begin_put(&namespace, Parent::Root, &[(hash(1), &[3])], 16, &[]);
     drop(saving.expect("begun"));
     assert!(!namespace.exists(hash(1)).expect("answered"), "nothing was published");
     let begun = std::time::Instant::now();
@@ -326,7 +342,7 @@ fn what_is_dropped_under_way_is_waited_for_and_gives_back_what_it_held() {
     // The software device ends the process where memory goes under a copy.
     drop(
         cache
-            .begin_get(&namespace, &[(hash(1), &[5])], FetchScope::Prefix, None)
+            .begin_get(&namespace, &[(hash(1), &[5])], FetchScope::Prefix, &[])
             .expect("begun"),
     );
     assert!(engine.page(5) == engine.page(3), "it was waited for");
@@ -344,7 +360,7 @@ fn arrays_hold_a_block_each_whatever_lies_in_them() {
     let array = |number: usize, at: usize, length: usize| engine.tensors[number].subslice(at, length).expect("inside");
     let put = [(hash(1), array(0, 0, 5000)), (hash(2), array(1, 100, ROW))];
     let saving = arrays
-        .begin_put(&namespace, Parent::Root, &put, 16, None)
+        .begin_put(&namespace, Parent::Root, &put, 16, &[])
         .expect("begun");
     assert_eq!(saving.finish().expect("put"), [PutOutcome::Published; 2]);
     let room = engine.gpu.allocate(3 * 8192).expect("memory");
@@ -355,7 +371,7 @@ fn arrays_hold_a_block_each_whatever_lies_in_them() {
         (hash(3), into(2, 10)),
     ];
     let loading = arrays
-        .begin_get(&namespace, &get, FetchScope::Each, None)
+        .begin_get(&namespace, &get, FetchScope::Each, &[])
         .expect("begun");
     let outcomes = loading.finish().expect("got");
     assert_eq!(
@@ -383,6 +399,6 @@ fn arrays_hold_a_block_each_whatever_lies_in_them() {
     assert!(read(into(0, 5000)) == read(array(0, 0, 5000)));
     let elsewhere = gpu(REFUSES).allocate(4096).expect("memory");
     let foreign = [(hash(9), elsewhere.slice(0, 4096).expect("all"))];
-    let refused = arrays.begin_put(&namespace, Parent::Root, &foreign, 16, None);
+    let refused = arrays.begin_put(&namespace, Parent::Root, &foreign, 16, &[]);
     assert_eq!(refused.expect_err("of another device").kind, ErrorKind::Invalid);
 }

@@ -132,7 +132,7 @@ def test_arrays_go_to_the_node_and_come_back(node, device, driver):
     assert device.name == "software: well" and device.uuid.startswith("GPU-")
     contents = [pattern(1, 4096), pattern(2, 10_000)]
     with node.client() as client:
-        sources = [Array(driver, contents[0]), Tensor(driver, contents[1])]
+        sources = [Array(driver, contents[0], stream=1), Tensor(driver, contents[1])]
         put = client.put_from_device([key(1), key(2)], sources, device=device, parent="root", tokens=16)
         assert put == ["published", "published"]
         assert sources[1].streams == [-1], "it is ordered with the stream of the call"

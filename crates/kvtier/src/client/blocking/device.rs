@@ -66,10 +66,10 @@ impl DeviceCache {
         blocks: &[Pages<'_>],
         tokens: u32,
     ) -> Result<Vec<PutOutcome>, ClientError> {
-        self.begin_put(namespace, lineage, blocks, tokens, None)?.finish()
+        self.begin_put(namespace, lineage, blocks, tokens, &[])?.finish()
     }
 
-    /// Begins a put: pages are read once what `engine` was given before is done. Nothing is published before
+    /// Begins a put: pages are read once what `engines` were given before is done. Nothing is published before
     /// [`Saving::finish`].
     ///
     /// # Errors
@@ -80,10 +80,10 @@ impl DeviceCache {
         lineage: impl Into<Lineage>,
         blocks: &[Pages<'_>],
         tokens: u32,
-        engine: Option<&EngineStream>,
+        engines: &[EngineStream],
     ) -> Result<Saving, ClientError> {
         let paged = self.paged(blocks);
-        self.mover.begin_put(namespace, lineage.into(), &paged, tokens, engine)
+        self.mover.begin_put(namespace, lineage.into(), &paged, tokens, engines)
     }
 
     /// Gets blocks into the engine's pages, keys in prefix order; with [`FetchScope::Prefix`] nothing behind the first miss is
@@ -98,10 +98,10 @@ impl DeviceCache {
         blocks: &[Pages<'_>],
         scope: FetchScope,
     ) -> Result<Vec<GetOutcome>, ClientError> {
-        self.begin_get(namespace, blocks, scope, None)?.finish()
+        self.begin_get(namespace, blocks, scope, &[])?.finish()
     }
 
-    /// Begins a get, layer by layer: pages are written once what `engine` was given before is done. What the engine does with a
+    /// Begins a get, layer by layer: pages are written once what `engines` were given before is done. What the engine does with a
     /// layer has to wait for it, see [`Loading::hold`].
     ///
     /// # Errors
@@ -111,9 +111,9 @@ impl DeviceCache {
         namespace: &Namespace,
         blocks: &[Pages<'_>],
         scope: FetchScope,
-        engine: Option<&EngineStream>,
+        engines: &[EngineStream],
     ) -> Result<Loading, ClientError> {
-        self.mover.begin_get(namespace, &self.paged(blocks), scope, engine)
+        self.mover.begin_get(namespace, &self.paged(blocks), scope, engines)
     }
 
     fn paged<'a>(&'a self, blocks: &'a [Pages<'a>]) -> Paged<'a> {
@@ -152,10 +152,11 @@ impl DeviceArrays {
         lineage: impl Into<Lineage>,
         arrays: &[DeviceArray],
         tokens: u32,
-        engine: Option<&EngineStream>,
+        engines: &[EngineStream],
     ) -> Result<Saving, ClientError> {
         let arrays = Arrays(arrays);
-        self.mover.begin_put(namespace, lineage.into(), &arrays, tokens, engine)
+        self.mover
+            .begin_put(namespace, lineage.into(), &arrays, tokens, engines)
     }
 
     /// Begins a get into the front of arrays, each at least as long as its block, as [`DeviceCache::begin_get`] does. One that is
@@ -168,9 +169,9 @@ impl DeviceArrays {
         namespace: &Namespace,
         arrays: &[DeviceArray],
         scope: FetchScope,
-        engine: Option<&EngineStream>,
+        engines: &[EngineStream],
     ) -> Result<Loading, ClientError> {
-        self.mover.begin_get(namespace, &Arrays(arrays), scope, engine)
+        self.mover.begin_get(namespace, &Arrays(arrays), scope, engines)
     }
 }
 

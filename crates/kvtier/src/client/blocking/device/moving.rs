@@ -54,7 +54,7 @@ impl Mover {
         lineage: Lineage,
         blocks: &impl Blocks,
         tokens: u32,
-        engine: Option<&EngineStream>,
+        engines: &[EngineStream],
     ) -> Result<Saving, ClientError> {
         let rooms = blocks.rooms(&self.gpu)?;
         self.check_device()?;
@@ -79,7 +79,7 @@ impl Mover {
         for (at, writer) in &saving.open {
             copies.extend(blocks.gather(*at, &self.pin(writer.slice()))?);
         }
-        saving.moving.begin(vec![copies], engine);
+        saving.moving.begin(vec![copies], engines);
         if saving.moving.error.is_some() {
             return Err(saving.finish().expect_err("it failed"));
         }
@@ -91,7 +91,7 @@ impl Mover {
         namespace: &Namespace,
         blocks: &impl Blocks,
         scope: FetchScope,
-        engine: Option<&EngineStream>,
+        engines: &[EngineStream],
     ) -> Result<Loading, ClientError> {
         let rooms = blocks.rooms(&self.gpu)?;
         self.check_device()?;
@@ -126,7 +126,7 @@ impl Mover {
             moving: Moving::new(self),
             leased,
         };
-        loading.moving.begin(steps, engine);
+        loading.moving.begin(steps, engines);
         if loading.moving.error.is_some() {
             return Err(loading.finish().expect_err("it failed"));
         }
@@ -203,10 +203,10 @@ impl Moving {
     }
 
     /// Tells the device, step by step, in batches.
-    fn begin(&mut self, steps: Vec<Vec<Copy>>, engine: Option<&EngineStream>) {
+    fn begin(&mut self, steps: Vec<Vec<Copy>>, engines: &[EngineStream]) {
         let mover = Arc::clone(&self.mover);
         let _in_order = mover.order.lock();
-        let begun = self.try_to_begin(&mover.stream, steps, engine);
+        let begun = self.try_to_begin(&mover.stream, steps, engines);
         self.error = begun.err();
     }
 
@@ -214,9 +214,9 @@ impl Moving {
         &mut self,
         stream: &Stream,
         steps: Vec<Vec<Copy>>,
-        engine: Option<&EngineStream>,
+        engines: &[EngineStream],
     ) -> Result<(), ClientError> {
-        if let Some(engine) = engine {
+        for engine in engines {
             stream.after_engine(engine).map_err(device_failed)?;
         }
         for copies in steps {
@@ -335,6 +335,13 @@ impl Loading {
     /// # Errors
     /// `Invalid` for layers that there are not; `Unavailable` when the device fails.
     pub fn hold(&self, engine: &EngineStream, layers: Range<u32>) -> Result<(), ClientError> {
+        let count = self.layers();
+        if layers.start > layers.end || layers.end > count {
+            return Err(ClientError::invalid(format!(
+                "layers from {} to {}: there are {count} layers",
+                layers.start, layers.end
+            )));
+        }
         match layers.end.checked_sub(1) {
             Some(last) if !layers.is_empty() => self.moving.hold(engine, last as usize),
             _ => Ok(()),
