@@ -138,11 +138,15 @@ impl Device {
         self.name == "software: refuses"
     }
 
+    pub(crate) fn is_slow(&self) -> bool {
+        self.name == "software: slow"
+    }
+
     /// How long it takes before each operation.
     pub(crate) fn delay(&self) -> Duration {
-        match self.name {
-            "software: slow" => Duration::from_millis(30),
-            _ => Duration::ZERO,
+        match self.is_slow() {
+            true => Duration::from_millis(30),
+            false => Duration::ZERO,
         }
     }
 

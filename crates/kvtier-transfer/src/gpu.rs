@@ -19,6 +19,7 @@ mod layout;
 mod memory;
 mod pinning;
 mod raw;
+mod rows;
 mod shared;
 mod stream;
 

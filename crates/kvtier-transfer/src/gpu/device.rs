@@ -126,6 +126,7 @@ impl Cuda {
             uuid: DeviceUuid(uuid),
             lost: AtomicBool::new(false),
             refuses_batches: AtomicBool::new(false),
+            refuses_rows: AtomicBool::new(false),
             kept: Mutex::default(),
         }))
     }
@@ -156,6 +157,8 @@ pub struct Gpu {
     lost: AtomicBool,
     /// The driver refused a batch of copies.
     refuses_batches: AtomicBool,
+    /// The driver refused a copy of rows.
+    refuses_rows: AtomicBool,
     /// What a lost device may still read and write.
     kept: Mutex<Vec<Held>>,
 }
@@ -257,6 +260,16 @@ impl Gpu {
     /// They may not from now on.
     pub(super) fn never_batch(&self) {
         self.refuses_batches.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether copies in rows may be begun with one call.
+    pub(super) fn copies_rows(&self) -> bool {
+        !self.refuses_rows.load(Ordering::Relaxed)
+    }
+
+    /// They may not from now on.
+    pub(super) fn never_copy_rows(&self) {
+        self.refuses_rows.store(true, Ordering::Relaxed);
     }
 
     /// Holds on to memory that nobody can tell to be at rest.

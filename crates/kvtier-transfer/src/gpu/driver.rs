@@ -128,6 +128,52 @@ impl GpuError {
     }
 }
 
+/// One side of `CUDA_MEMCPY2D`.
+#[repr(C)]
+pub(super) struct CopySide {
+    x_bytes: usize,
+    y: usize,
+    kind: c_int,
+    host: Address,
+    device: Address,
+    array: Opaque,
+    pitch: usize,
+}
+
+impl CopySide {
+    /// `CU_MEMORYTYPE_HOST`.
+    pub(super) fn host(address: Address, pitch: usize) -> CopySide {
+        CopySide {
+            x_bytes: 0,
+            y: 0,
+            kind: 1,
+            host: address,
+            device: 0,
+            array: std::ptr::null_mut(),
+            pitch,
+        }
+    }
+
+    /// `CU_MEMORYTYPE_DEVICE`.
+    pub(super) fn device(address: Address, pitch: usize) -> CopySide {
+        CopySide {
+            kind: 2,
+            host: 0,
+            device: address,
+            ..CopySide::host(0, pitch)
+        }
+    }
+}
+
+/// `CUDA_MEMCPY2D`.
+#[repr(C)]
+pub(super) struct CopyRows {
+    pub(super) source: CopySide,
+    pub(super) target: CopySide,
+    pub(super) row_bytes: usize,
+    pub(super) rows: usize,
+}
+
 /// `CUmemcpyAttributes`.
 #[repr(C)]
 pub(super) struct CopyAttributes {
@@ -229,6 +275,7 @@ functions! {
     set_access: "cuMemSetAccess"(Address, usize, *const AccessDescription, usize);
     export: "cuMemExportToShareableHandle"(*mut c_void, u64, c_int, u64);
     import: "cuMemImportFromShareableHandle"(*mut u64, *mut c_void, c_int);
+    copy_rows: "cuMemcpy2DAsync_v2"(*const CopyRows, Opaque);
     error_name: "cuGetErrorName"(c_int, *mut *const c_char);
 }
 

@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::device::Gpu;
-use super::driver::{Address, CopyAttributes, Driver, EVENT_FLAGS, GpuError, Opaque, STREAM_NON_BLOCKING, SUCCESS};
+use super::driver::{
+    Address, CopyAttributes, CopyRows, CopySide, Driver, EVENT_FLAGS, GpuError, Opaque, STREAM_NON_BLOCKING, SUCCESS,
+};
 use super::engine::{EngineStream, Mark};
 use super::memory::DeviceSlice;
 use super::pinning::InFlight;
+use super::rows::{self, Rows};
 use crate::memory::{MemorySlice, OutOfRange};
 use crate::transfer::{Batch, Cause, Drive, PIECES_MAX, Transfer};
 
@@ -69,14 +72,14 @@ pub struct Copy {
 }
 
 impl Copy {
-    fn source_address(&self) -> Address {
+    pub(super) fn source_address(&self) -> Address {
         match &self.source {
             Place::Host(slice) => slice.as_ptr() as Address,
             Place::Device(slice) => slice.address(),
         }
     }
 
-    fn target_address(&self) -> Address {
+    pub(super) fn target_address(&self) -> Address {
         match &self.target {
             Place::Host(slice) => slice.as_mut_ptr() as Address,
             Place::Device(slice) => slice.address(),
@@ -128,7 +131,8 @@ impl Gpu {
 }
 
 impl Stream {
-    /// Queues a batch of copies. Each has a side on this stream's device.
+    /// Queues a batch of copies. Each has a side on this stream's device. They happen in any order, also at once: none may read or
+    /// write what another of them writes. Batches happen in the order in which they were submitted.
     ///
     /// # Errors
     /// What is wrong with the batch, or why the device takes none.
@@ -153,15 +157,10 @@ impl Stream {
                 regions.push(InFlight::new(slice.region()));
             }
         }
-        let mut failed = None;
-        if !self.begin_together(&driver, &copies) {
-            for (at, copy) in copies.iter().enumerate() {
-                if let Err(error) = self.begin(&driver, copy) {
-                    failed = Some((at, Cause::Local(error.to_string())));
-                    break;
-                }
-            }
-        }
+        let failed = match self.begin_together(&driver, &copies) {
+            true => None,
+            false => self.begin_in_turn(&driver, &copies),
+        };
         Ok(self.flight(
             event,
             Held {
@@ -252,6 +251,49 @@ impl Stream {
         let begun = gpu.check("cuMemcpyBatchAsync", answer).is_ok();
         if !begun {
             gpu.never_batch();
+        }
+        begun
+    }
+
+    /// Begins copies one after another, those that lie in rows with one call. Which of them could not be begun, and why.
+    fn begin_in_turn(&self, driver: &Driver, copies: &[Copy]) -> Option<(usize, Cause)> {
+        let mut at = 0;
+        while at < copies.len() {
+            let rows = rows::of(&copies[at..]);
+            if rows.count < 2 || !self.begin_rows(driver, &copies[at], &rows) {
+                for (beside, copy) in copies[at..at + rows.count].iter().enumerate() {
+                    if let Err(error) = self.begin(driver, copy) {
+                        return Some((at + beside, Cause::Local(error.to_string())));
+                    }
+                }
+            }
+            at += rows.count;
+        }
+        None
+    }
+
+    /// False where they are to be begun one by one.
+    fn begin_rows(&self, driver: &Driver, first: &Copy, rows: &Rows) -> bool {
+        let gpu = &self.raw.gpu;
+        if !gpu.copies_rows() {
+            return false;
+        }
+        let side = |place: &Place, address: Address, pitch: usize| match place {
+            Place::Host(_) => CopySide::host(address, pitch),
+            Place::Device(_) => CopySide::device(address, pitch),
+        };
+        let copy = CopyRows {
+            source: side(&first.source, first.source_address(), rows.source_pitch),
+            target: side(&first.target, first.target_address(), rows.target_pitch),
+            row_bytes: first.source.len(),
+            rows: rows.count,
+        };
+        // SAFETY: the library reads one structure; each row is a copy of the batch, whose length was checked, in memory that the
+        // batch's flight holds until the device is done with it.
+        let answer = unsafe { (driver.functions.copy_rows)(&raw const copy, self.raw.raw) };
+        let begun = gpu.check("cuMemcpy2DAsync", answer).is_ok();
+        if !begun {
+            gpu.never_copy_rows();
         }
         begun
     }

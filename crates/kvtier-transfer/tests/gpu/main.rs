@@ -127,7 +127,8 @@ fn bytes_go_up_and_come_back() {
         let (source, target) = (filled(offset, length), host(length));
         let up = copy(Place::Host(source.clone()), Place::Device(there.clone()));
         let down = copy(Place::Device(there), Place::Host(target.clone()));
-        run(&stream, vec![up, down]);
+        run(&stream, vec![up]);
+        run(&stream, vec![down]);
         assert!(target.to_vec() == source.to_vec(), "{length} bytes at {offset}");
     }
 }
@@ -244,7 +245,7 @@ fn an_engines_stream_waits_for_copies_and_copies_for_it() {
 
 #[test]
 fn many_copies_begin_with_one_call_or_one_by_one_and_arrive_either_way() {
-    // The one that refuses has no call for many.
+    // The one that refuses has no call for many, but one for rows.
     for kind in [Kind::Well, Kind::Refuses] {
         let Some(gpu) = gpu(kind) else { continue };
         let stream = gpu.stream().expect("a stream");
@@ -264,6 +265,29 @@ fn many_copies_begin_with_one_call_or_one_by_one_and_arrive_either_way() {
             );
             assert!(target.to_vec() == source.to_vec(), "{count} copies");
         }
+    }
+}
+
+#[test]
+fn pieces_in_rows_arrive_with_or_without_a_call_for_them() {
+    // One has a call for many, one a call for rows, one neither.
+    for kind in [Kind::Well, Kind::Refuses, Kind::Slow] {
+        let Some(gpu) = gpu(kind) else { continue };
+        let stream = gpu.stream().expect("a stream");
+        let device = gpu.allocate(MIB).expect("memory");
+        let source = filled(9, 12 * 1000);
+        let piece = |slice: &MemorySlice, at: usize| Place::Host(slice.subslice(at * 1000, 1000).expect("inside"));
+        // Rows of four, every third kilobyte; then four that lie together; then four backwards.
+        let place = |at: usize| match at {
+            0..4 => at * 3072,
+            4..8 => 20_000 + at * 1000,
+            _ => 100_000 - at * 2000,
+        };
+        let there = |at: usize| Place::Device(device.slice(place(at), 1000).expect("inside"));
+        run(&stream, (0..12).map(|at| copy(piece(&source, at), there(at))).collect());
+        let target = host(12 * 1000);
+        run(&stream, (0..12).map(|at| copy(there(at), piece(&target, at))).collect());
+        assert!(target.to_vec() == source.to_vec(), "on {}", gpu.name());
     }
 }
 

@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, final
 
 from typing_extensions import Buffer
@@ -101,7 +101,7 @@ class DeviceCache:
         self,
         client: Client,
         keys: Iterable[bytes],
-        pages: Iterable[Iterable[int]],
+        pages: Sequence[Sequence[int]],
         *,
         parent: Parent | Literal["independent"] | None = None,
         tokens: int = 0,
@@ -112,7 +112,7 @@ class DeviceCache:
         self,
         client: Client,
         keys: Iterable[bytes],
-        pages: Iterable[Iterable[int]],
+        pages: Sequence[Sequence[int]],
         *,
         parent: Parent | Literal["independent"] | None = None,
         tokens: int = 0,
@@ -123,7 +123,7 @@ class DeviceCache:
         self,
         client: Client,
         keys: Iterable[bytes],
-        pages: Iterable[Iterable[int]],
+        pages: Sequence[Sequence[int]],
         *,
         prefix: bool = False,
         stream: int = 0,
@@ -132,7 +132,7 @@ class DeviceCache:
         self,
         client: Client,
         keys: Iterable[bytes],
-        pages: Iterable[Iterable[int]],
+        pages: Sequence[Sequence[int]],
         *,
         prefix: bool = False,
         stream: int = 0,
