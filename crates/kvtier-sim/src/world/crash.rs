@@ -49,6 +49,8 @@ impl World {
             let segments = self.random.between(4, 12);
             self.plan.settings.nvme_bytes = self.plan.settings.nvme_segment_bytes * segments;
         }
+        // A smaller tier drops the oldest segments; one that could not be closed before this death is there once more, and dropped again.
+        let resized = resized || self.nvme.bytes() > self.plan.settings.nvme_bytes;
         let mut left = self.newest_records();
         let (restored, given) = self.restart()?;
         self.check_restored(&left, restored, given)?;
