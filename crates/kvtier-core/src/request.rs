@@ -31,7 +31,8 @@ pub struct Hints {
     pub can_split: bool,
     /// What a put is part of, to be purged by: a block carries the labels of all its puts. Beside puts it means nothing.
     pub label: Option<Label>,
-    /// The caller can read the pool in device memory: what it fetches may be leased there.
+    /// The caller can read the pool in device memory: what it fetches may be leased there. Set by a node for who named its device; among
+    /// a client's own hints it means nothing.
     pub device: bool,
     /// Requests of one conversation share this.
     pub session: Option<u64>,

@@ -133,6 +133,9 @@ fn blocks_are_copied_checked_and_seen_by_whoever_maps_the_segment() {
     let Some(mut tier) = tier(WELL) else { return };
     let unit = tier.tier.segment_unit().expect("an answer");
     assert_eq!(tier.open(1, 8 * unit), Ok(Completion::Done));
+    // What lay in a slot before is not seen behind a shorter block.
+    tier.promote(&block(9, 8192), extent(1, 4096, 8192), None);
+    assert!(tier.answer().1.is_ok());
     // Whole pages, a short last page, and more than is read back at a time.
     let lengths = [4096, 5000, 5 << 20];
     let mut offset = 0;
