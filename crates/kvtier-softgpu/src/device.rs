@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::stream::Stream;
 
 /// How many there are.
-pub(crate) const DEVICES: usize = 5;
+pub(crate) const DEVICES: usize = 6;
 const MIB: usize = 1 << 20;
 const ALIGNMENT: usize = 512;
 /// The copy, counted from 1, with which a device breaks.
@@ -25,6 +25,7 @@ static ALL: [Device; DEVICES] = [
     Device::new("software: small", MIB),
     Device::new("software: breaks", 256 * MIB),
     Device::new("software: refuses", 256 * MIB),
+    Device::new("software: kernels", 256 * MIB),
 ];
 
 /// The same for every device of this process.
@@ -98,11 +99,15 @@ pub(crate) fn current() -> Option<&'static Device> {
     CURRENT.with(|contexts| contexts.0.borrow().last().copied())
 }
 
+/// The device whose context this is.
+pub(crate) fn of_context(context: *const c_void) -> Option<&'static Device> {
+    ALL.iter()
+        .find(|device| std::ptr::eq(std::ptr::from_ref(*device).cast(), context))
+}
+
 /// Makes the device whose context this is the calling thread's. Whether there is one.
 pub(crate) fn push_current(context: *const c_void) -> bool {
-    let found = ALL
-        .iter()
-        .find(|device| std::ptr::eq(std::ptr::from_ref(*device).cast(), context));
+    let found = of_context(context);
     if let Some(device) = found {
         CURRENT.with(|contexts| contexts.0.borrow_mut().push(device));
     }
@@ -136,6 +141,26 @@ impl Device {
 
     pub(crate) fn refuses_registrations(&self) -> bool {
         self.name == "software: refuses"
+    }
+
+    pub(crate) fn runs_kernels(&self) -> bool {
+        self.name == "software: kernels"
+    }
+
+    /// Whether what runs on the device may go to these bytes: its own memory, or host memory that it knows.
+    pub(crate) fn reaches(&self, address: u64, bytes: usize) -> bool {
+        let is_own = self.memory.lock().ranges.of(self.name, address, bytes).is_some();
+        is_own || HOST.lock().of(self.name, address, bytes).is_some()
+    }
+
+    /// Whether something of the device lies there.
+    pub(crate) fn owns(&self, address: u64) -> bool {
+        self.memory.lock().ranges.of(self.name, address, 1).is_some()
+    }
+
+    /// Ends the process: on a device it would be an illegal address, or nothing that anybody sees.
+    pub(crate) fn damage(&self, what: &str) -> ! {
+        damage(self.name, what)
     }
 
     pub(crate) fn is_slow(&self) -> bool {
@@ -280,6 +305,11 @@ pub(crate) fn register(address: u64, bytes: usize) -> bool {
         host.add(address, bytes, Kind::Registered);
     }
     is_new
+}
+
+/// Whether host memory that begins there is registered, or the driver's.
+pub(crate) fn is_known(address: u64) -> bool {
+    HOST.lock().of("software", address, 1).is_some()
 }
 
 pub(crate) fn unregister(address: u64) -> bool {

@@ -2,7 +2,8 @@
 //! and failures on machines without a GPU. It is opened as a driver would be and is no part of the product.
 //!
 //! Its memory is host memory. Each stream is a thread that works through its queue, so that streams run at the same time and
-//! in any order unless events order them. It cannot run kernels. What a device does wrong is chosen by its number, so that
+//! in any order unless events order them. Kernels it refuses, but for one device, which carries out what their PTX says, a thread after
+//! another (see `ptx`); that is no GPU's code, and no test of how one runs it. What a device does wrong is chosen by its number, so that
 //! tests need no other way in:
 //!
 //! | number | name | |
@@ -12,6 +13,7 @@
 //! | 2 | software: small | 1 MiB of memory |
 //! | 3 | software: breaks | its third copy fails for good, like an illegal address; so does everything after it |
 //! | 4 | software: refuses | no host memory can be registered, and no copies begun together |
+//! | 5 | software: kernels | well; carries out kernels |
 //!
 //! With `SOFTGPU_BREAKS_AT=N` in the environment every device of the process breaks with its Nth copy.
 //!
@@ -24,6 +26,8 @@
 )]
 
 mod device;
+mod kernels;
+mod ptx;
 mod shared;
 mod stream;
 
@@ -31,14 +35,17 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::ptr::null_mut;
 
 use device::{
-    DEVICES, Device, allocate_host, current, device, free_host, pop_current, push_current, register, unregister,
+    DEVICES, Device, allocate_host, current, device, free_host, is_known, of_context, pop_current, push_current,
+    register, unregister,
 };
-use stream::{Event, Operation, Stream};
+use stream::{Event, Operation, PeerSide, Stream};
 
 const SUCCESS: c_int = 0;
 const INVALID_VALUE: c_int = 1;
 const OUT_OF_MEMORY: c_int = 2;
 const INVALID_CONTEXT: c_int = 201;
+const INVALID_PTX: c_int = 218;
+const NOT_FOUND: c_int = 500;
 const INVALID_DEVICE: c_int = 101;
 const NOT_READY: c_int = 600;
 const ILLEGAL_ADDRESS: c_int = 700;
@@ -355,6 +362,20 @@ pub unsafe extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize
 }
 
 /// # Safety
+/// As `cuMemHostGetDevicePointer`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostGetDevicePointer_v2(device: *mut u64, host: *mut c_void, _flags: c_uint) -> c_int {
+    code(here().and_then(|_| {
+        if !is_known(host as u64) {
+            return Err(INVALID_VALUE);
+        }
+        // SAFETY: room for a number, as the caller promises.
+        unsafe { device.write(host as u64) };
+        Ok(())
+    }))
+}
+
+/// # Safety
 /// As `cuMemHostUnregister`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostUnregister(address: *mut c_void) -> c_int {
@@ -428,6 +449,33 @@ pub unsafe extern "C" fn cuMemcpyBatchAsync(
             device.enter(source, bytes);
             stream.push(Operation::Copy { target, source, bytes });
         }
+        Ok(())
+    }))
+}
+
+/// # Safety
+/// As `cuMemcpyPeerAsync`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemcpyPeerAsync(
+    target: u64,
+    target_context: *mut c_void,
+    source: u64,
+    source_context: *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+) -> c_int {
+    code(here().and_then(|device| {
+        let stream = Stream::of(device, stream).ok_or(INVALID_VALUE)?;
+        let side = |context: *mut c_void, address: u64| -> Result<PeerSide, c_int> {
+            let device = of_context(context).ok_or(INVALID_CONTEXT)?;
+            if !device.owns(address) {
+                return Err(INVALID_VALUE);
+            }
+            device.enter(address, bytes);
+            Ok(PeerSide { device, address })
+        };
+        let (target, source) = (side(target_context, target)?, side(source_context, source)?);
+        stream.push(Operation::PeerCopy { target, source, bytes });
         Ok(())
     }))
 }
@@ -597,6 +645,8 @@ pub unsafe extern "C" fn cuGetErrorName(error: c_int, name: *mut *const c_char) 
         OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
         INVALID_CONTEXT => c"CUDA_ERROR_INVALID_CONTEXT",
         INVALID_DEVICE => c"CUDA_ERROR_INVALID_DEVICE",
+        INVALID_PTX => c"CUDA_ERROR_INVALID_PTX",
+        NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
         ILLEGAL_ADDRESS => c"CUDA_ERROR_ILLEGAL_ADDRESS",
         ALREADY_REGISTERED => c"CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
         NOT_REGISTERED => c"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",

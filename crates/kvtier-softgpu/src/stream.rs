@@ -7,13 +7,39 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::Device;
+use crate::ptx::{Grid, Kernel};
 
 /// What a stream is to do.
 pub(crate) enum Operation {
-    Copy { target: u64, source: u64, bytes: usize },
-    Fill { target: u64, value: u8, bytes: usize },
+    Copy {
+        target: u64,
+        source: u64,
+        bytes: usize,
+    },
+    /// Between two devices.
+    PeerCopy {
+        target: PeerSide,
+        source: PeerSide,
+        bytes: usize,
+    },
+    Fill {
+        target: u64,
+        value: u8,
+        bytes: usize,
+    },
+    Launch {
+        kernel: Arc<Kernel>,
+        grid: Grid,
+        parameters: Vec<u8>,
+    },
     Record(Arc<Mark>),
     Wait(Arc<Mark>),
+}
+
+/// Memory of a device.
+pub(crate) struct PeerSide {
+    pub(crate) device: &'static Device,
+    pub(crate) address: u64,
 }
 
 /// A queue and its thread.
@@ -100,6 +126,25 @@ impl Stream {
                     unsafe { std::ptr::copy(source as *const u8, target as *mut u8, bytes) };
                     self.device.leave(target, bytes);
                     self.device.leave(source, bytes);
+                }
+            }
+            Operation::PeerCopy { target, source, bytes } => {
+                std::thread::sleep(delay);
+                if self.device.may_copy() {
+                    // SAFETY: as for a copy within a device.
+                    unsafe { std::ptr::copy(source.address as *const u8, target.address as *mut u8, bytes) };
+                    target.device.leave(target.address, bytes);
+                    source.device.leave(source.address, bytes);
+                }
+            }
+            Operation::Launch {
+                kernel,
+                grid,
+                parameters,
+            } => {
+                std::thread::sleep(delay);
+                if self.device.may_copy() {
+                    kernel.run(self.device, grid, &parameters);
                 }
             }
             Operation::Fill { target, value, bytes } => {

@@ -15,6 +15,7 @@
 mod device;
 mod driver;
 mod engine;
+mod kernel;
 mod layout;
 mod memory;
 mod pinning;
@@ -26,6 +27,7 @@ mod stream;
 pub use device::{Cuda, DeviceUuid, Gpu};
 pub use driver::{GpuError, Unavailable};
 pub use engine::{EngineStream, Mark};
+pub use kernel::{PieceMover, PieceMoverChosen, PieceMoverWanted};
 pub use layout::{KvLayout, KvOrder, KvParts, LayoutError};
 pub use memory::{DeviceRegion, DeviceSlice};
 pub use pinning::HostRegistration;

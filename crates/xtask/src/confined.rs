@@ -66,8 +66,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
         }
         report.close(status.as_ref().is_ok_and(std::process::ExitStatus::success));
         report.print_skipped();
-        if report.tally().failed > 0 {
-            failed.push(test.name.as_str());
+        if let Err(failure) = report.ended() {
+            failed.push(format!("{}: {}", test.name, failure.message));
         }
         tally += report.tally();
         fs::remove_file(copy)?;
@@ -81,7 +81,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally, Failure> {
     if tally.failed == 0 {
         Ok(tally)
     } else {
-        Err(Failure::new(format!("confined: {tally}: {}", failed.join(", "))))
+        Err(Failure::new(format!("confined: {tally}: {}", failed.join("\n"))))
     }
 }
 

@@ -90,5 +90,5 @@ fn run(program: &Path, filter: Option<&str>, kind: &str, never: &str) -> Result<
     }
     report.close(status.success());
     report.print_skipped();
-    Ok(report.tally())
+    report.ended()
 }

@@ -257,11 +257,21 @@ impl Environment {
             .env("PYTHONPATH", &tests)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("KVTIER_BIN", programs);
-        let status = process::stream(&mut pytest, name, SUITE_LIMIT, |_, line| println!("{line}"))?;
+        let mut failures = String::new();
+        let status = process::stream(&mut pytest, name, SUITE_LIMIT, |_, line| {
+            println!("{line}");
+            if ["FAILED ", "ERROR "].iter().any(|word| line.starts_with(word)) && line.contains("::") {
+                failures.push('\n');
+                failures.push_str(line);
+            }
+        })?;
         let tally = counts(&std::fs::read_to_string(&report).unwrap_or_default())
             .ok_or_else(|| Failure::new(format!("{name}: {status}, and no report")))?;
         if !status.success() && tally.failed == 0 {
             return Err(Failure::new(format!("{name}: {status}")));
+        }
+        if tally.failed > 0 {
+            return Err(Failure::new(format!("{name}: {tally}{failures}")));
         }
         Ok(tally)
     }

@@ -47,7 +47,7 @@ pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
     let stage = tempfile::Builder::new().prefix("kvp-").tempdir()?;
     let mut pytest = environment.python();
     pytest
-        .args(["-m", "pytest", "-rs", "--color=no", "-p", "no:cacheprovider"])
+        .args(["-m", "pytest", "-rfEs", "--color=no", "-p", "no:cacheprovider"])
         .arg("--basetemp")
         .arg(stage.path().join("t"))
         .arg("ffi/python/tests/client")
@@ -58,7 +58,7 @@ pub(crate) fn test(workspace: &Workspace) -> Result<Tally, Failure> {
         report.read(line);
         println!("{line}");
     })?;
-    Ok(report.close(status.success()))
+    report.close(status.success())
 }
 
 /// `cargo xtask bench python`.
@@ -273,6 +273,8 @@ fn digest(interpreter: &Interpreter, pins: &[&str]) -> u64 {
 #[derive(Default)]
 pub(crate) struct Report {
     tally: Option<Tally>,
+    /// `FAILED tests/x.py::name - what`, and `ERROR` likewise.
+    failures: Vec<String>,
 }
 
 impl Report {
@@ -284,15 +286,25 @@ impl Report {
         if let Some((_, reason)) = line.strip_prefix("SKIPPED [").and_then(|rest| rest.split_once(": ")) {
             println!("skipped: {reason}");
         }
+        if ["FAILED ", "ERROR "].iter().any(|word| line.starts_with(word)) && line.contains("::") {
+            self.failures.push(line.to_owned());
+        }
     }
 
-    /// A run that failed without a failed test, or that ran none, is a failure too.
-    pub(crate) fn close(self, success: bool) -> Tally {
+    /// Failures are an error that names them. A run that failed without a failed test, or that ran none, is one too.
+    pub(crate) fn close(self, success: bool) -> Result<Tally, Failure> {
         let mut tally = self.tally.unwrap_or_default();
         if tally.failed == 0 && (!success || tally.passed + tally.skipped == 0) {
             tally.failed = 1;
         }
-        tally
+        if tally.failed == 0 {
+            return Ok(tally);
+        }
+        let mut message = tally.to_string();
+        for failure in &self.failures {
+            message.push_str(&format!("\n{failure}"));
+        }
+        Err(Failure::new(message))
     }
 }
 
@@ -351,11 +363,16 @@ mod tests {
         let close = |line: &str, success| {
             let mut report = Report::default();
             report.read(line);
-            report.close(success)
+            report.close(success).map_err(|failure| failure.message)
         };
-        assert_eq!(close("= 7 passed in 1.00s =", true), tally(7, 0, 0));
-        assert_eq!(close("= 7 passed in 1.00s =", false), tally(7, 1, 0));
-        assert_eq!(close("", true), tally(0, 1, 0));
+        assert_eq!(close("= 7 passed in 1.00s =", true), Ok(tally(7, 0, 0)));
+        assert_eq!(close("= 7 passed in 1.00s =", false), Err(tally(7, 1, 0).to_string()));
+        assert_eq!(close("", true), Err(tally(0, 1, 0).to_string()));
+        let failed = close("FAILED tests/x.py::name - assert 1 == 2", false).expect_err("it failed");
+        assert!(
+            failed.ends_with("\nFAILED tests/x.py::name - assert 1 == 2"),
+            "{failed}"
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: runs the tests, then says by name what was skipped and what was not run.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -16,6 +17,9 @@ use crate::workspace::Workspace;
 
 /// A cold build of everything on two slow cores, and the tests after it.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// Lines of a test that failed that are repeated at the end of a run.
+const LAST_WORDS: usize = 24;
 
 /// Runs a suite, on the kind of device that was named, and says what it came to; failures of its tests are in the tally.
 type Beside = fn(&Workspace, Option<&str>) -> Result<Tally, Failure>;
@@ -106,7 +110,8 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
             println!("  {name}: {reason}: cargo xtask test {name}");
         }
     }
-    let mut tally = report.tally();
+    // Nothing was run by cargo where only suites beside it were named.
+    let mut tally = report.ended()?;
     for run in beside {
         tally += run(workspace, device)?;
     }
@@ -149,8 +154,11 @@ pub(crate) struct Report {
     /// Parts that were skipped: the test, and `NAME: REASON`.
     skipped: Vec<(String, String)>,
     failures: Vec<String>,
+    /// The last lines that each test which failed printed, under its name.
+    last_words: Vec<(String, VecDeque<String>)>,
     current: String,
     within_successes: bool,
+    within_failures: bool,
     programs: u64,
     broken: u64,
 }
@@ -174,6 +182,7 @@ impl Report {
         }
         if let Some(result) = line.strip_prefix("test result: ") {
             self.within_successes = false;
+            self.within_failures = false;
             self.programs += 1;
             self.counted += counts(result);
             return true;
@@ -186,16 +195,23 @@ impl Report {
         }
         match line {
             "successes:" => self.within_successes = true,
-            "failures:" => self.within_successes = false,
+            "failures:" => {
+                self.within_successes = false;
+                self.within_failures = true;
+                return true;
+            }
             _ => {}
         }
-        if self.within_successes {
-            let heading = line
-                .strip_prefix("---- ")
-                .and_then(|rest| rest.strip_suffix(" stdout ----"));
-            if let Some(test) = heading {
-                self.current = test.to_owned();
+        let heading = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" stdout ----"));
+        if let Some(test) = heading {
+            test.clone_into(&mut self.current);
+            if self.within_failures {
+                self.last_words.push((test.to_owned(), VecDeque::new()));
             }
+        } else if self.within_failures {
+            self.hear(line);
         }
         !self.within_successes
     }
@@ -206,6 +222,43 @@ impl Report {
         if (!success && self.counted.failed == 0) || self.programs == 0 {
             self.broken += 1;
         }
+    }
+
+    /// A line of the test that failed last. The names of all that failed follow the last of them, indented.
+    fn hear(&mut self, line: &str) {
+        let is_listed = line
+            .strip_prefix("    ")
+            .is_some_and(|name| self.failures.iter().any(|failed| failed == name));
+        if let Some((_, words)) = self.last_words.last_mut()
+            && !line.is_empty()
+            && !is_listed
+        {
+            if words.len() == LAST_WORDS {
+                words.pop_front();
+            }
+            words.push_back(line.to_owned());
+        }
+    }
+
+    /// What the run came to; failures are an error that names each test and repeats its last words, because of a long run
+    /// often only the end is kept.
+    pub(crate) fn ended(&self) -> Result<Tally, Failure> {
+        let tally = self.tally();
+        if tally.failed == 0 {
+            return Ok(tally);
+        }
+        let mut message = tally.to_string();
+        for test in &self.failures {
+            message.push_str(&format!("\nfailed: {test}"));
+            let said = self.last_words.iter().filter(|(name, _)| name == test);
+            for line in said.flat_map(|(_, words)| words) {
+                message.push_str(&format!("\n  {line}"));
+            }
+        }
+        if self.broken > 0 {
+            message.push_str("\nfailed: a run ended badly without naming a test");
+        }
+        Err(Failure::new(message))
     }
 
     pub(crate) fn tally(&self) -> Tally {
@@ -322,6 +375,21 @@ mod tests {
             }
         );
         assert_eq!(report.failures, ["x::y"]);
+    }
+
+    #[test]
+    fn what_failed_is_repeated_with_its_last_words() {
+        let failing = "test x::y ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nnot this\n\nsuccesses:\n    a\n\nfailures:\n\n\
+            ---- x::y stdout ----\nthread panicked at here\nleft: 1\n\n\nfailures:\n    x::y\n\n\
+            test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        let many: String = (0..100).map(|line| format!("line {line}\n")).collect();
+        let failing = failing.replace("thread panicked", &format!("{many}thread panicked"));
+        let failure = read(&failing, false).ended().expect_err("a test failed");
+        let lines: Vec<&str> = failure.message.lines().collect();
+        assert_eq!(lines[..2], ["1 passed, 1 failed, 0 skipped", "failed: x::y"]);
+        assert_eq!(lines[lines.len() - 2..], ["  thread panicked at here", "  left: 1"]);
+        assert_eq!(lines.len(), 2 + LAST_WORDS);
+        assert!(!failure.message.contains("not this"));
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
 use super::driver::{CAPTURE_RELAXED, Driver, GpuError, Opaque, SUCCESS, Unavailable, is_for_good, unavailable};
+use super::kernel::Kernel;
 use super::stream::Held;
 
 /// CUDA's driver, open.
@@ -127,6 +128,9 @@ impl Cuda {
             lost: AtomicBool::new(false),
             refuses_batches: AtomicBool::new(false),
             refuses_rows: AtomicBool::new(false),
+            kernel: OnceLock::new(),
+            launches: AtomicBool::new(false),
+            launched: AtomicU64::new(0),
             kept: Mutex::default(),
         }))
     }
@@ -159,6 +163,11 @@ pub struct Gpu {
     refuses_batches: AtomicBool,
     /// The driver refused a copy of rows.
     refuses_rows: AtomicBool,
+    /// What copies pieces, once it was tried.
+    kernel: OnceLock<Kernel>,
+    /// Whether it does.
+    launches: AtomicBool,
+    launched: AtomicU64,
     /// What a lost device may still read and write.
     kept: Mutex<Vec<Held>>,
 }
@@ -272,6 +281,47 @@ impl Gpu {
         self.refuses_rows.store(true, Ordering::Relaxed);
     }
 
+    /// What copies pieces, if it was chosen to.
+    pub(super) fn piece_kernel(&self) -> Option<&Kernel> {
+        self.kernel.get().filter(|_| self.launches.load(Ordering::Relaxed))
+    }
+
+    /// Whether it does from now on.
+    pub(super) fn launch_pieces(&self, launches: bool) {
+        self.launches.store(launches, Ordering::Relaxed);
+    }
+
+    /// Batches that the kernel moved, or is moving.
+    #[must_use]
+    pub fn batches_by_kernel(&self) -> u64 {
+        self.launched.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_by_kernel(&self) {
+        self.launched.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The kernel; loads it at first.
+    pub(super) fn kernel_or_load(&self) -> Result<&Kernel, GpuError> {
+        if self.kernel.get().is_none() {
+            let loaded = Kernel::load(self)?;
+            if let Err(second) = self.kernel.set(loaded) {
+                second.unload(&*self.current()?);
+            }
+        }
+        Ok(self.kernel.get().expect("set above"))
+    }
+
+    /// Whether one driver has both.
+    pub(super) fn has_driver_of(&self, other: &Gpu) -> bool {
+        // A library that was opened twice is one.
+        std::ptr::fn_addr_eq(self.driver.functions.init, other.driver.functions.init)
+    }
+
+    pub(super) fn context(&self) -> Opaque {
+        self.context.as_ptr()
+    }
+
     /// Holds on to memory that nobody can tell to be at rest.
     pub(super) fn keep(&self, held: Held) {
         self.kept.lock().push(held);
@@ -280,6 +330,9 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
+        if let (Some(kernel), Ok(driver)) = (self.kernel.get(), self.current()) {
+            kernel.unload(&driver);
+        }
         // Whoever keeps copies for good keeps this, too: each has a side that lies in memory of this device.
         // SAFETY: retained once; every object of the context holds this, so none is left. Its answer changes nothing.
         let _ = unsafe { (self.driver.functions.primary_release)(self.handle) };

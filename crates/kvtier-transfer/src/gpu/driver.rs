@@ -1,6 +1,6 @@
 //! The part of the driver API that is used: a table of functions of a library that was opened at run time.
 //!
-//! Signatures as in `cuda.h` of CUDA 12; every function has been there since CUDA 11.4 under these names.
+//! Signatures as in `cuda.h` of CUDA 12.9; every function has been there since CUDA 11.4 under these names.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -196,6 +196,16 @@ impl CopyAttributes {
     }
 }
 
+// As in cuda.h of CUDA 12.9.
+const _: () = {
+    use std::mem::offset_of;
+    assert!(offset_of!(AllocationProperties, win32) == 16 && offset_of!(AllocationProperties, gpudirect) == 25);
+    assert!(size_of::<AllocationProperties>() == 32 && size_of::<AccessDescription>() == 12);
+    assert!(offset_of!(CopyAttributes, flags) == 20 && size_of::<CopyAttributes>() == 24);
+    assert!(offset_of!(CopySide, pitch) == 48 && offset_of!(CopyRows, target) == 56);
+    assert!(offset_of!(CopyRows, row_bytes) == 112 && size_of::<CopyRows>() == 128);
+};
+
 /// `cuMemcpyBatchAsync` of CUDA 12.8; later drivers keep it under this name.
 pub(super) type CopyBatch = unsafe extern "C" fn(
     *mut Address,
@@ -276,6 +286,13 @@ functions! {
     export: "cuMemExportToShareableHandle"(*mut c_void, u64, c_int, u64);
     import: "cuMemImportFromShareableHandle"(*mut u64, *mut c_void, c_int);
     copy_rows: "cuMemcpy2DAsync_v2"(*const CopyRows, Opaque);
+    copy_peer: "cuMemcpyPeerAsync"(Address, Opaque, Address, Opaque, usize, Opaque);
+    host_address: "cuMemHostGetDevicePointer_v2"(*mut Address, Opaque, c_uint);
+    module_load: "cuModuleLoadData"(*mut Opaque, *const c_void);
+    module_function: "cuModuleGetFunction"(*mut Opaque, Opaque, *const c_char);
+    module_unload: "cuModuleUnload"(Opaque);
+    launch: "cuLaunchKernel"(
+        Opaque, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Opaque, *mut Opaque, *mut Opaque);
     error_name: "cuGetErrorName"(c_int, *mut *const c_char);
 }
 

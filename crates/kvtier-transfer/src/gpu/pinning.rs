@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use parking_lot::Mutex;
 
 use super::device::Gpu;
-use super::driver::{GpuError, REGISTER_PORTABLE, REGISTER_READ_ONLY};
+use super::driver::{Address, GpuError, REGISTER_PORTABLE, REGISTER_READ_ONLY};
 use crate::memory::{Access, MemoryRegion, Pinned};
 
 /// Host regions of this process that devices know, by the region: to the driver a registration is the process's, whichever device
@@ -26,6 +26,8 @@ struct Known {
 struct Registered {
     gpu: Arc<Gpu>,
     pinned: Pinned,
+    /// Where that device has its first byte, if it may go there by itself.
+    address: Option<Address>,
 }
 
 fn key(region: &Arc<MemoryRegion>) -> usize {
@@ -44,9 +46,9 @@ impl Gpu {
         let entry = known.entry(key(region)).or_default();
         if entry.registered.is_none() {
             match self.register_now(region) {
-                Ok(pinned) => {
+                Ok((pinned, address)) => {
                     let gpu = Arc::clone(self);
-                    entry.registered = Some(Registered { gpu, pinned });
+                    entry.registered = Some(Registered { gpu, pinned, address });
                 }
                 Err(error) => {
                     if entry.copies == 0 {
@@ -62,7 +64,7 @@ impl Gpu {
         })
     }
 
-    fn register_now(&self, region: &Arc<MemoryRegion>) -> Result<Pinned, GpuError> {
+    fn register_now(&self, region: &Arc<MemoryRegion>) -> Result<(Pinned, Option<Address>), GpuError> {
         let driver = self.current()?;
         let flags = match region.access() {
             Access::ReadWrite => REGISTER_PORTABLE,
@@ -72,7 +74,11 @@ impl Gpu {
         // SAFETY: the range is the region's mapping, which `pinned` keeps mapped until it is unregistered.
         let answer = unsafe { (driver.functions.register)(first_byte(region) as *mut _, region.bytes(), flags) };
         self.check("cuMemHostRegister", answer)?;
-        Ok(pinned)
+        let mut address: Address = 0;
+        // SAFETY: registered above; the library writes one number.
+        let answer = unsafe { (driver.functions.host_address)(&raw mut address, first_byte(region) as *mut _, 0) };
+        let found = self.check("cuMemHostGetDevicePointer", answer);
+        Ok((pinned, found.is_ok().then_some(address)))
     }
 }
 
@@ -88,7 +94,7 @@ fn settle(known: &mut HashMap<usize, Known>, region: &Arc<MemoryRegion>) {
         return;
     }
     let Some(Known {
-        registered: Some(Registered { gpu, pinned }),
+        registered: Some(Registered { gpu, pinned, .. }),
         ..
     }) = known.remove(&key(region))
     else {
@@ -137,15 +143,27 @@ impl Drop for HostRegistration {
 /// A copy of a region is in flight: it is not unregistered before this is dropped.
 pub(super) struct InFlight {
     region: Arc<MemoryRegion>,
+    /// Where a device has its first byte, for as long as this lives.
+    reached: Option<(Arc<Gpu>, Address)>,
 }
 
 impl InFlight {
     /// From before the device is told.
     pub(super) fn new(region: &Arc<MemoryRegion>) -> InFlight {
-        KNOWN.lock().entry(key(region)).or_default().copies += 1;
+        let mut known = KNOWN.lock();
+        let entry = known.entry(key(region)).or_default();
+        entry.copies += 1;
+        let registered = entry.registered.as_ref();
         InFlight {
             region: Arc::clone(region),
+            reached: registered.and_then(|registered| Some((Arc::clone(&registered.gpu), registered.address?))),
         }
+    }
+
+    /// Where this device has the first byte of the region, if it may go there by itself.
+    pub(super) fn address_on(&self, gpu: &Arc<Gpu>) -> Option<Address> {
+        let (known, address) = self.reached.as_ref()?;
+        Arc::ptr_eq(known, gpu).then_some(*address)
     }
 
     pub(super) fn is_of(&self, region: &Arc<MemoryRegion>) -> bool {

@@ -12,6 +12,7 @@ use super::driver::{
     Address, CopyAttributes, CopyRows, CopySide, Driver, EVENT_FLAGS, GpuError, Opaque, STREAM_NON_BLOCKING, SUCCESS,
 };
 use super::engine::{EngineStream, Mark};
+use super::kernel::Kernel;
 use super::memory::DeviceSlice;
 use super::pinning::InFlight;
 use super::rows::{self, Rows};
@@ -79,6 +80,14 @@ impl Copy {
         }
     }
 
+    /// The device of a side that is not on this one.
+    fn other_device(&self, gpu: &Arc<Gpu>) -> Option<&Arc<Gpu>> {
+        [&self.source, &self.target].into_iter().find_map(|place| match place {
+            Place::Device(slice) => Some(slice.region().gpu()).filter(|other| !Arc::ptr_eq(other, gpu)),
+            Place::Host(_) => None,
+        })
+    }
+
     pub(super) fn target_address(&self) -> Address {
         match &self.target {
             Place::Host(slice) => slice.as_mut_ptr() as Address,
@@ -131,12 +140,17 @@ impl Gpu {
 }
 
 impl Stream {
-    /// Queues a batch of copies. Each has a side on this stream's device. They happen in any order, also at once: none may read or
+    /// Queues a batch of copies. Each has a side on this stream's device; the other may be on another device of the same driver. They happen in any order, also at once: none may read or
     /// write what another of them writes. Batches happen in the order in which they were submitted.
     ///
     /// # Errors
     /// What is wrong with the batch, or why the device takes none.
     pub fn submit(&self, copies: Vec<Copy>) -> Result<Transfer, CopyRefused> {
+        self.submit_by(copies, self.raw.gpu.piece_kernel())
+    }
+
+    /// The same, by this kernel where it can.
+    pub(super) fn submit_by(&self, copies: Vec<Copy>, kernel: Option<&Kernel>) -> Result<Transfer, CopyRefused> {
         if let Err(reason) = check(&copies, &self.raw.gpu) {
             return Err(CopyRefused { reason, copies });
         }
@@ -157,7 +171,9 @@ impl Stream {
                 regions.push(InFlight::new(slice.region()));
             }
         }
-        let failed = match self.begin_together(&driver, &copies) {
+        let is_begun = kernel.is_some_and(|kernel| self.begin_by(kernel, &driver, &copies, &regions))
+            || self.begin_together(&driver, &copies);
+        let failed = match is_begun {
             true => None,
             false => self.begin_in_turn(&driver, &copies),
         };
@@ -217,14 +233,39 @@ impl Stream {
         Ok(Mark(Event::recorded(&self.raw)?))
     }
 
+    /// Begins copies of many small pieces as a kernel. False where they are to be begun otherwise.
+    fn begin_by(&self, kernel: &Kernel, driver: &Driver, copies: &[Copy], regions: &[InFlight]) -> bool {
+        let gpu = &self.raw.gpu;
+        let reach = |place: &Place| match place {
+            Place::Host(slice) => {
+                let known = regions.iter().find(|known| known.is_of(slice.region()))?;
+                Some(known.address_on(gpu)? + slice.offset() as Address)
+            }
+            Place::Device(slice) => Arc::ptr_eq(slice.region().gpu(), gpu).then(|| slice.address()),
+        };
+        match kernel.begin(gpu, driver, self.raw.raw, copies, reach) {
+            Ok(begun) => {
+                if begun {
+                    gpu.count_by_kernel();
+                }
+                begun
+            }
+            Err(_) => {
+                gpu.launch_pieces(false);
+                false
+            }
+        }
+    }
+
     /// Begins many copies with one call, where the driver has it. False where they are to be begun one by one: begun twice is
     /// no harm, the same bytes go to the same places.
     fn begin_together(&self, driver: &Driver, copies: &[Copy]) -> bool {
         let gpu = &self.raw.gpu;
+        let are_here = || copies.iter().all(|copy| copy.other_device(gpu).is_none());
         let Some(copy_batch) = driver
             .functions
             .copy_batch
-            .filter(|_| copies.len() >= TOGETHER_MIN && gpu.batches())
+            .filter(|_| copies.len() >= TOGETHER_MIN && gpu.batches() && are_here())
         else {
             return false;
         };
@@ -260,7 +301,10 @@ impl Stream {
         let mut at = 0;
         while at < copies.len() {
             let rows = rows::of(&copies[at..]);
-            if rows.count < 2 || !self.begin_rows(driver, &copies[at], &rows) {
+            if rows.count < 2
+                || copies[at].other_device(&self.raw.gpu).is_some()
+                || !self.begin_rows(driver, &copies[at], &rows)
+            {
                 for (beside, copy) in copies[at..at + rows.count].iter().enumerate() {
                     if let Err(error) = self.begin(driver, copy) {
                         return Some((at + beside, Cause::Local(error.to_string())));
@@ -300,6 +344,16 @@ impl Stream {
 
     fn begin(&self, driver: &Driver, copy: &Copy) -> Result<(), GpuError> {
         let (source, target) = (copy.source_address(), copy.target_address());
+        if copy.other_device(&self.raw.gpu).is_some()
+            && let (Place::Device(from), Place::Device(to)) = (&copy.source, &copy.target)
+        {
+            let context = |slice: &DeviceSlice| slice.region().gpu().context();
+            // SAFETY: as below; each range lies in memory of the device whose context is named, which that memory keeps.
+            let answer = unsafe {
+                (driver.functions.copy_peer)(target, context(to), source, context(from), to.len(), self.raw.raw)
+            };
+            return self.raw.gpu.check("cuMemcpyPeerAsync", answer);
+        }
         // SAFETY: both ranges have the copy's length, which was checked, and lie in memory that the batch's flight holds until
         // the device is done with it, or for good where nobody can tell.
         let answer = unsafe { (driver.functions.copy)(target, source, copy.source.len(), self.raw.raw) };
@@ -337,13 +391,22 @@ fn check(copies: &[Copy], gpu: &Arc<Gpu>) -> Result<(), String> {
         return Err(format!("{} copies: a batch has {PIECES_MAX} at most", copies.len()));
     }
     let is_here = |slice: &DeviceSlice| Arc::ptr_eq(slice.region().gpu(), gpu);
+    let is_foreign = |slice: &DeviceSlice| !slice.region().gpu().has_driver_of(gpu);
     for (at, Copy { source, target }) in copies.iter().enumerate() {
         let what = match (source, target) {
             _ if source.len() != target.len() => "the two sides differ in length",
             _ if source.is_empty() => "an empty copy",
             (Place::Host(_), Place::Host(_)) => "no side of it is on the device",
-            (Place::Device(slice), _) | (_, Place::Device(slice)) if !is_here(slice) => "memory of another device",
-            (_, Place::Device(slice)) if !is_here(slice) => "memory of another device",
+            (Place::Device(slice), _) | (_, Place::Device(slice)) if is_foreign(slice) => {
+                "memory of another driver's device"
+            }
+            (_, Place::Device(slice)) if is_foreign(slice) => "memory of another driver's device",
+            (Place::Device(one), Place::Device(other)) if !is_here(one) && !is_here(other) => {
+                "no side of it is on this device"
+            }
+            (Place::Device(slice), Place::Host(_)) | (Place::Host(_), Place::Device(slice)) if !is_here(slice) => {
+                "memory of another device, to or from the host"
+            }
             (_, Place::Host(slice)) if !slice.is_writable() => "the target is mapped read-only",
             _ => continue,
         };
