@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtier_transfer::gpu::{Copy, Cuda, DeviceSlice, Gpu, HostRegistration, Place, RawCopies, Stream};
+use kvtier_transfer::gpu::{
+    Copy, Cuda, DeviceSlice, Gpu, HostRegistration, PieceMover, PieceMoverWanted, Place, RawCopies, Stream,
+};
 use kvtier_transfer::memory::{MemoryRegion, MemorySlice, PageRequest};
 use serde::Serialize;
 
@@ -47,6 +49,9 @@ pub struct Row {
     pub bytes: u64,
     /// Of a piece on the device: the block, or a page.
     pub piece_bytes: u64,
+    /// What moved pages: `kernel` or `copy_engines`, whichever was found to be faster before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub piece_mover: Option<&'static str>,
     /// GB/s.
     pub gbps: f64,
     /// GB/s of the bare way.
@@ -83,6 +88,12 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
     let gpu = cuda.device(options.device).map_err(failed)?;
     say(&format!("device {}: {}", options.device, gpu.name()));
     let stand = Stand::set_up(&gpu)?;
+    let chosen = gpu.choose_piece_mover(PieceMoverWanted::Faster);
+    say(&format!("pages are moved by: {chosen}"));
+    let piece_mover = match chosen.mover {
+        PieceMover::Kernel => "kernel",
+        PieceMover::CopyEngines => "copy_engines",
+    };
     let rounds = options.rounds.unwrap_or(if options.quick { 2 } else { 9 }).max(1);
     let turn = Duration::from_millis(if options.quick { 20 } else { 300 });
     let mut rows = Vec::new();
@@ -91,6 +102,7 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
             case,
             bytes: bytes as u64,
             piece_bytes: piece as u64,
+            piece_mover: (piece == PAGE_BYTES).then_some(piece_mover),
             gbps: median(turns.iter().map(|(ours, _)| *ours)),
             bare_gbps: median(turns.iter().map(|(_, bare)| *bare)),
             ratio: median(turns.iter().map(|(ours, bare)| ours / bare)),

@@ -8,22 +8,21 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use kvtier_core::{Completion, Event, Extent, Failure, OperationId, SegmentId};
 use kvtier_transfer::Transfer;
 use kvtier_transfer::gpu::{
-    Copy, Cuda, DeviceRegion, DeviceSlice, DeviceUuid, Gpu, GpuError, HostRegistration, Place, Stream, Unavailable,
+    Copy, Cuda, DeviceRegion, DeviceSlice, DeviceUuid, Gpu, GpuError, HostRegistration, PinnedRegions, Place, Stream,
+    Unavailable,
 };
 use kvtier_transfer::memory::{MemoryError, MemoryRegion, MemorySlice, PAGE_BYTES};
 use parking_lot::Mutex;
 
 /// What is read back at a time; two of these are pinned.
 const PIECE_BYTES: usize = 2 << 20;
-/// References that a registration has to its region.
-const HELD_BY_PINNING: usize = 2;
 /// How long who closes a host segment waits for who pins one.
 const LET_GO_WAIT: Duration = Duration::from_secs(1);
 /// Copies that overlap.
@@ -69,9 +68,14 @@ pub enum HbmError {
     Thread(std::io::Error),
 }
 
-/// What the tier is asked to do; each is answered with an [`Event`].
+/// What the tier is asked to do; each but `Pin` is answered with an [`Event`].
 #[derive(Debug)]
 pub enum HbmAction {
+    /// Pin a host segment that was mapped, if it is still there then, so that its first copy need not wait for that.
+    Pin {
+        /// Its memory.
+        region: Weak<MemoryRegion>,
+    },
     /// Make a segment: zeroed, and to be mapped by others.
     Open {
         /// Answer with this.
@@ -125,7 +129,7 @@ struct Shared {
     gpu: Arc<Gpu>,
     segments: Mutex<HashMap<SegmentId, HbmSegment>>,
     /// Host segments that are pinned for it.
-    pinned: Mutex<Vec<HostRegistration>>,
+    pinned: PinnedRegions,
 }
 
 /// An open segment.
@@ -149,9 +153,9 @@ impl HbmTier {
         };
         let gpu = cuda.device(settings.device)?;
         let shared = Arc::new(Shared {
+            pinned: PinnedRegions::new(&gpu),
             gpu,
             segments: Mutex::default(),
-            pinned: Mutex::default(),
         });
         let worker = Worker::new(&shared, completions)?;
         // Unbounded, yet the manager bounds what is in flight.
@@ -197,10 +201,7 @@ impl HbmTier {
 
     /// A host segment is about to go: it is not pinned for the device any more. No copy of it is in flight.
     pub fn let_go(&self, region: &Arc<MemoryRegion>) {
-        // A device that hangs holds nobody else up: then it goes with the next that is pinned.
-        if let Some(mut pinned) = self.shared.pinned.try_lock_for(LET_GO_WAIT) {
-            pinned.retain(|known| !Arc::ptr_eq(known.region(), region));
-        }
+        self.shared.pinned.let_go(region, LET_GO_WAIT);
     }
 }
 
@@ -215,15 +216,6 @@ impl Shared {
         open.region
             .slice(offset, length)
             .map_err(|error| wrong(error.to_string()))
-    }
-
-    /// Pins the memory that a slice lies in, where that can be: without it the driver copies through buffers of its own.
-    fn pin(&self, slice: &MemorySlice) {
-        let mut pinned = self.pinned.lock();
-        if !pinned.iter().any(|known| Arc::ptr_eq(known.region(), slice.region())) {
-            pinned.retain(|known| Arc::strong_count(known.region()) > HELD_BY_PINNING);
-            pinned.extend(self.gpu.register(slice.region()));
-        }
     }
 }
 
@@ -327,6 +319,11 @@ impl Worker {
                 let zeroed = self.zero(segment, &ranges).map(|()| Completion::Done);
                 self.answer(operation, "device memory could not be zeroed", zeroed);
             }
+            HbmAction::Pin { region } => {
+                if let Some(region) = region.upgrade() {
+                    self.shared.pinned.pin(&region);
+                }
+            }
             HbmAction::Promote { .. } => unreachable!("copied in batches"),
         }
     }
@@ -399,7 +396,7 @@ impl Worker {
     }
 
     fn begin(&self, source: MemorySlice, target: &Extent) -> Result<Begun, HbmError> {
-        self.shared.pin(&source);
+        self.shared.pinned.pin(source.region());
         let length = u64::from(target.length);
         let padded = length.next_multiple_of(PAGE_BYTES as u64);
         let slot = self.shared.slice(target.segment, target.offset, padded)?;

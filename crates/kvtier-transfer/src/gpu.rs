@@ -30,6 +30,6 @@ pub use engine::{EngineStream, Mark};
 pub use kernel::{PieceMover, PieceMoverChosen, PieceMoverWanted};
 pub use layout::{KvLayout, KvOrder, KvParts, LayoutError};
 pub use memory::{DeviceRegion, DeviceSlice};
-pub use pinning::HostRegistration;
+pub use pinning::{HostRegistration, PinnedRegions};
 pub use raw::RawCopies;
 pub use stream::{Copy, CopyRefused, Place, Stream};

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use kvtier::client::blocking::{DeviceArrays, DeviceCache as Cache, Loading, Saving};
-use kvtier::gpu::{Cuda, DeviceSlice, EngineStream, Gpu, KvLayout as Layout, KvOrder, KvParts};
+use kvtier::gpu::{Cuda, DeviceSlice, EngineStream, Gpu, KvLayout as Layout, KvOrder, KvParts, PieceMoverWanted};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict, PyTuple};
@@ -30,6 +30,9 @@ const DLPACK_NAME: &CStr = c"dltensor";
 
 /// A GPU, by its number, for puts from its memory and gets into it. `library` is CUDA's driver where the system has it elsewhere.
 ///
+/// `piece_mover` is what moves the pages of a DeviceCache: "copy_engines", a "kernel" on the device's processors, or, when the first
+/// cache is made, whichever of them is found to be "faster".
+///
 /// Raises Unavailable where there is no driver or no such device.
 #[pyclass(frozen, weakref, module = "kvtier")]
 pub(crate) struct Device {
@@ -41,11 +44,25 @@ pub(crate) struct Device {
 #[pymethods]
 impl Device {
     #[new]
-    #[pyo3(signature = (number = 0, *, library = None))]
-    fn new(py: Python<'_>, number: usize, library: Option<PathBuf>) -> PyResult<Device> {
+    #[pyo3(signature = (number = 0, *, library = None, piece_mover = "faster"))]
+    fn new(py: Python<'_>, number: usize, library: Option<PathBuf>, piece_mover: &str) -> PyResult<Device> {
+        let wanted = match piece_mover {
+            // When it is needed.
+            "faster" => None,
+            "kernel" => Some(PieceMoverWanted::Kernel),
+            "copy_engines" => Some(PieceMoverWanted::CopyEngines),
+            other => {
+                return Err(Invalid::new_err(format!(
+                    "piece_mover: faster, kernel or copy_engines, not {other}"
+                )));
+            }
+        };
         let opened = py.detach(|| {
             let gpu = driver(library)?.device(number).map_err(|error| error.to_string())?;
             let arrays = DeviceArrays::new(&gpu).map_err(|error| error.to_string())?;
+            if let Some(wanted) = wanted {
+                gpu.choose_piece_mover(wanted);
+            }
             Ok((gpu, arrays))
         });
         let (gpu, arrays) = opened.map_err(|words: String| Unavailable::new_err(words))?;
@@ -62,6 +79,12 @@ impl Device {
     #[getter]
     fn name(&self) -> &str {
         self.gpu.name()
+    }
+
+    /// What moves the pages of its caches, and why; None before the first of them was made.
+    #[getter]
+    fn piece_mover(&self) -> Option<String> {
+        self.gpu.piece_mover().map(|chosen| chosen.to_string())
     }
 
     /// What names it in every process.

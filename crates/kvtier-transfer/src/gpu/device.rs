@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 
 use super::driver::{CAPTURE_RELAXED, Driver, GpuError, Opaque, SUCCESS, Unavailable, is_for_good, unavailable};
-use super::kernel::Kernel;
+use super::kernel::{Kernel, PieceMoverChosen};
 use super::stream::Held;
 
 /// CUDA's driver, open.
@@ -131,6 +131,7 @@ impl Cuda {
             kernel: OnceLock::new(),
             launches: AtomicBool::new(false),
             launched: AtomicU64::new(0),
+            chosen: Mutex::default(),
             kept: Mutex::default(),
         }))
     }
@@ -168,6 +169,7 @@ pub struct Gpu {
     /// Whether it does.
     launches: AtomicBool,
     launched: AtomicU64,
+    chosen: Mutex<Option<PieceMoverChosen>>,
     /// What a lost device may still read and write.
     kept: Mutex<Vec<Held>>,
 }
@@ -279,6 +281,16 @@ impl Gpu {
     /// They may not from now on.
     pub(super) fn never_copy_rows(&self) {
         self.refuses_rows.store(true, Ordering::Relaxed);
+    }
+
+    /// What moves batches of small pieces, where that was chosen.
+    #[must_use]
+    pub fn piece_mover(&self) -> Option<PieceMoverChosen> {
+        self.chosen.lock().clone()
+    }
+
+    pub(super) fn note_piece_mover(&self, chosen: &PieceMoverChosen) {
+        *self.chosen.lock() = Some(chosen.clone());
     }
 
     /// What copies pieces, if it was chosen to.

@@ -85,7 +85,7 @@ pub struct PieceMoverChosen {
 impl fmt::Display for PieceMoverChosen {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self.mover {
-            PieceMover::CopyEngines => "copy engines",
+            PieceMover::CopyEngines => "copy_engines",
             PieceMover::Kernel => "kernel",
         })?;
         if let (Some(kernel), Some(engines)) = (self.kernel_rate, self.engines_rate) {
@@ -250,6 +250,7 @@ impl Gpu {
             chosen.mover = PieceMover::Kernel;
         }
         self.launch_pieces(chosen.mover == PieceMover::Kernel);
+        self.note_piece_mover(&chosen);
         chosen
     }
 

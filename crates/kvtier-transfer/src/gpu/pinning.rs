@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -137,6 +138,53 @@ impl Drop for HostRegistration {
             entry.holders -= 1;
         }
         settle(&mut known, &self.region);
+    }
+}
+
+/// References that a registration has to its region.
+const HELD_BY_REGISTRATION: usize = 2;
+
+/// Host regions that one user's copies go through, each registered when it is first met, or before that, and let go of when
+/// nobody else has it.
+#[derive(Debug)]
+pub struct PinnedRegions {
+    gpu: Arc<Gpu>,
+    held: Mutex<Vec<HostRegistration>>,
+}
+
+impl PinnedRegions {
+    /// None yet.
+    #[must_use]
+    pub fn new(gpu: &Arc<Gpu>) -> PinnedRegions {
+        PinnedRegions {
+            gpu: Arc::clone(gpu),
+            held: Mutex::default(),
+        }
+    }
+
+    /// Pins a region, where that can be: without it the driver copies through buffers of its own, slower and no less right. Whether it is.
+    pub fn pin(&self, region: &Arc<MemoryRegion>) -> bool {
+        let mut held = self.held.lock();
+        if held.iter().any(|known| Arc::ptr_eq(known.region(), region)) {
+            return true;
+        }
+        // What its owner took back is held by this and its registration alone.
+        held.retain(|known| Arc::strong_count(known.region()) > HELD_BY_REGISTRATION);
+        match self.gpu.register(region) {
+            Ok(registration) => {
+                held.push(registration);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Lets go of a region of which no copy is in flight. Where that would take longer than `wait`, as with a device that hangs while
+    /// it pins another, it goes with the next that is pinned.
+    pub fn let_go(&self, region: &Arc<MemoryRegion>, wait: Duration) {
+        if let Some(mut held) = self.held.try_lock_for(wait) {
+            held.retain(|known| !Arc::ptr_eq(known.region(), region));
+        }
     }
 }
 

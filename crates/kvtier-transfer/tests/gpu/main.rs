@@ -441,7 +441,7 @@ fn what_moves_pieces_is_chosen_by_trying_and_said() {
         for wanted in [PieceMoverWanted::Faster, PieceMoverWanted::Kernel] {
             let chosen = gpu.choose_piece_mover(wanted);
             assert_eq!((chosen.mover, chosen.kernel_rate), (PieceMover::CopyEngines, None));
-            assert!(chosen.to_string().starts_with("copy engines (cu"), "{chosen}");
+            assert!(chosen.to_string().starts_with("copy_engines (cu"), "{chosen}");
             assert!(chosen.reason.is_some_and(|reason| reason.contains(words)));
         }
         assert!(!gpu.is_lost());

@@ -515,6 +515,11 @@ impl Driver {
                     ..
                 } => {
                     let opened = self.host.open(segment, bytes);
+                    if let (Some(hbm), Some(opened)) = (&self.hbm, self.host.segment(segment)) {
+                        hbm.submit(HbmAction::Pin {
+                            region: Arc::downgrade(&opened.region),
+                        });
+                    }
                     if let Some(domain) = domain {
                         self.segment_domains.lock().insert(segment, domain);
                     }

@@ -9,13 +9,16 @@ use kvtier::client::blocking::{Client, DeviceArrays, DeviceCache, Namespace};
 use kvtier::client::{ClientOptions, FetchScope, GetOutcome, PutOutcome};
 use kvtier::wire::Kind;
 use kvtier::{ErrorKind, Parent, Realization, Tier};
-use kvtier_transfer::gpu::{Copy, Cuda, DeviceSlice, Gpu, KvLayout, KvOrder, KvParts, Place};
+use kvtier_transfer::gpu::{
+    Copy, Cuda, DeviceSlice, Gpu, KvLayout, KvOrder, KvParts, PieceMover, PieceMoverWanted, Place,
+};
 use kvtier_transfer::memory::MemoryRegion;
 
 const WELL: usize = 0;
 const SLOW: usize = 1;
 const BREAKS: usize = 3;
 const REFUSES: usize = 4;
+const KERNELS: usize = 5;
 
 const LAYOUT: KvLayout = KvLayout {
     layers: 2,
@@ -146,6 +149,35 @@ fn pages_of_one_engine_come_back_into_pages_of_another() {
             assert!(into.page(page) == before[page], "page {page} was not named");
         }
     }
+}
+
+#[test]
+fn a_kernel_moves_pages_where_it_was_chosen() {
+    if !is_software() {
+        return;
+    }
+    let node = FakeNode::start("device-kernel");
+    let (_client, namespace) = connect(&node);
+    let (from, into) = (Engine::new(KERNELS, 1), Engine::new(KERNELS, 2));
+    assert!(from.gpu.piece_mover().is_none(), "nobody has needed it");
+    for engine in [&from, &into] {
+        let chosen = engine.gpu.choose_piece_mover(PieceMoverWanted::Kernel);
+        assert_eq!(chosen.mover, PieceMover::Kernel, "{chosen}");
+    }
+    let moved = || (from.gpu.batches_by_kernel(), into.gpu.batches_by_kernel());
+    let tried = moved();
+    let put = from.cache().put(&namespace, Parent::Root, &[(hash(1), &[3, 6])], 32);
+    assert_eq!(put.expect("put"), [PutOutcome::Published]);
+    let got = into.cache().get(&namespace, &[(hash(1), &[5, 0])], FetchScope::Each);
+    assert_eq!(got.expect("got"), [hit(2)]);
+    assert!(into.page(5) == from.page(3) && into.page(0) == from.page(6));
+    assert_eq!(moved(), (tried.0 + 1, tried.1 + 2), "one put, and a get of two layers");
+    let chosen = from.gpu.piece_mover().expect("chosen before");
+    assert_eq!(chosen.mover, PieceMover::Kernel, "a cache leaves it");
+    let untried = Engine::new(WELL, 3);
+    drop(untried.cache());
+    let chosen = untried.gpu.piece_mover().expect("a cache needs it");
+    assert!(chosen.reason.is_some_and(|words| words.contains("cuModuleLoadData")));
 }
 
 #[test]

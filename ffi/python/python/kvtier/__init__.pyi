@@ -57,11 +57,19 @@ DeviceArray = Any
 
 @final
 class Device:
-    def __init__(self, number: int = 0, *, library: str | os.PathLike[str] | None = None) -> None: ...
+    def __init__(
+        self,
+        number: int = 0,
+        *,
+        library: str | os.PathLike[str] | None = None,
+        piece_mover: Literal["faster", "kernel", "copy_engines"] = "faster",
+    ) -> None: ...
     @property
     def number(self) -> int: ...
     @property
     def name(self) -> str: ...
+    @property
+    def piece_mover(self) -> str | None: ...
     @property
     def uuid(self) -> str: ...
 

@@ -185,10 +185,20 @@ def test_an_engines_pages_go_and_come_layer_by_layer(hbm_node, device, driver):
         for layer in range(3):
             for part in range(2):
                 assert page(layer, part, 2) == page(layer, part, 0) and page(layer, part, 3) == page(layer, part, 1)
+        assert device.piece_mover.startswith("copy_engines (cuModuleLoadData")
         with pytest.raises(kvtier.Invalid, match="page 4"):
             cache.get(client, [key(1)], [[4]])
         with pytest.raises(kvtier.Invalid, match="lists of pages"):
             cache.put(client, [key(1)], [])
+
+
+def test_what_moves_pages_can_be_chosen():
+    assert kvtier.Device(5, library=LIBRARY).piece_mover is None
+    assert kvtier.Device(5, library=LIBRARY, piece_mover="kernel").piece_mover.startswith("kernel")
+    engines = kvtier.Device(5, library=LIBRARY, piece_mover="copy_engines")
+    assert engines.piece_mover == "copy_engines (as asked for)"
+    with pytest.raises(kvtier.Invalid, match="faster, kernel or copy_engines"):
+        kvtier.Device(5, library=LIBRARY, piece_mover="sm")
 
 
 def test_what_is_no_array_of_the_device_is_refused(node, device, driver):

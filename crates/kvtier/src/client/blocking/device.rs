@@ -6,7 +6,7 @@ mod moving;
 use std::sync::Arc;
 
 use kvtier_core::{BlockHash, FetchScope};
-use kvtier_transfer::gpu::{DeviceSlice, EngineStream, Gpu, KvLayout, LayoutError};
+use kvtier_transfer::gpu::{DeviceSlice, EngineStream, Gpu, KvLayout, LayoutError, PieceMoverWanted};
 
 pub use moving::{Loading, Saving};
 
@@ -38,7 +38,8 @@ pub struct DeviceCache {
 }
 
 impl DeviceCache {
-    /// The cache that lies in `tensors`.
+    /// The cache that lies in `tensors`. Pages are small: what moves them is tried for the first cache of a device, see
+    /// [`Gpu::choose_piece_mover`], unless the caller chose before; best while the device is idle.
     ///
     /// # Errors
     /// `Invalid` when they do not fit the layout; `Unavailable` when the device has no stream.
@@ -46,6 +47,10 @@ impl DeviceCache {
         layout.check(&tensors)?;
         if tensors.iter().any(|tensor| !Arc::ptr_eq(tensor.region().gpu(), gpu)) {
             return Err(ClientError::invalid("a tensor is memory of another device"));
+        }
+        if gpu.piece_mover().is_none() {
+            let chosen = gpu.choose_piece_mover(PieceMoverWanted::Faster);
+            tracing::info!(device = gpu.name(), "small pages are moved by: {chosen}");
         }
         Ok(DeviceCache {
             mover: Mover::new(gpu)?,

@@ -1,11 +1,11 @@
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::client::locks::Mutex;
 use kvtier_core::{BlockHash, FetchScope};
-use kvtier_transfer::gpu::{Copy, EngineStream, Gpu, HostRegistration, Mark, Place, Stream};
+use kvtier_transfer::gpu::{Copy, EngineStream, Gpu, Mark, PinnedRegions, Place, Stream};
 use kvtier_transfer::memory::MemorySlice;
 use kvtier_transfer::{PIECES_MAX, Transfer};
 
@@ -16,8 +16,8 @@ use crate::client::handle::LeasedBlock;
 use crate::client::session::Leasehold;
 use crate::client::{ClientError, GetOutcome, Lineage, PutOutcome, Writing};
 
-/// References that a registration has to its region.
-const HELD_BY_PINNING: usize = 2;
+/// How long blocks are read from host memory alone after device memory could not be mapped: a device that is full then need not be later.
+const MAP_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// What was leased of the keys of a get, and where each lies.
 struct Found {
@@ -30,9 +30,9 @@ struct Found {
 pub(super) struct Mover {
     gpu: Arc<Gpu>,
     stream: Stream,
-    pinned: Mutex<Vec<HostRegistration>>,
-    /// Memory that the node shares could not be mapped: it is not asked for again.
-    maps_nothing: AtomicBool,
+    pinned: PinnedRegions,
+    /// Memory that the node shares could not be mapped: it is not asked for again before this.
+    maps_again: Mutex<Option<Instant>>,
     /// Copies and marks of one call come together.
     order: Mutex<()>,
 }
@@ -42,8 +42,8 @@ impl Mover {
         Ok(Arc::new(Mover {
             gpu: Arc::clone(gpu),
             stream: gpu.stream().map_err(device_failed)?,
-            pinned: Mutex::default(),
-            maps_nothing: AtomicBool::new(false),
+            pinned: PinnedRegions::new(gpu),
+            maps_again: Mutex::default(),
             order: Mutex::default(),
         }))
     }
@@ -140,15 +140,16 @@ impl Mover {
             Some(Leasehold::Host(slice)) => Ok(Some(self.pin(slice))),
             Some(Leasehold::Device(extent)) => extent.on(&self.gpu).map(|slice| Some(Place::Device(slice))),
         };
-        if !self.maps_nothing.load(Ordering::Relaxed) {
+        let may_map = self.maps_again.lock().is_none_or(|again| Instant::now() >= again);
+        if may_map {
             let leased = namespace.get_from(hashes, scope, Some(self.gpu.uuid()))?;
             match leased.iter().map(place).collect() {
                 Ok(places) => return Ok(Found { leased, places }),
                 // The blocks lie elsewhere too.
                 Err(words) => {
                     let words: String = words;
-                    tracing::warn!(%words, "memory of the device that the node shares cannot be mapped: blocks are read from host memory");
-                    self.maps_nothing.store(true, Ordering::Relaxed);
+                    tracing::warn!(%words, "memory of the device that the node shares cannot be mapped: blocks are read from host memory for a while");
+                    *self.maps_again.lock() = Some(Instant::now() + MAP_AGAIN_AFTER);
                 }
             }
         }
@@ -168,14 +169,7 @@ impl Mover {
 
     /// Pins the memory of a slot for the device, where that can be; the place of its bytes.
     fn pin(&self, slice: &MemorySlice) -> Place {
-        let region = slice.region();
-        let mut pinned = self.pinned.lock();
-        if !pinned.iter().any(|known| Arc::ptr_eq(known.region(), region)) {
-            // Segments that the node took back are held by this and its registration alone.
-            pinned.retain(|known| Arc::strong_count(known.region()) > HELD_BY_PINNING);
-            // Without it the driver copies through buffers of its own: slower, and no less right.
-            pinned.extend(self.gpu.register(region));
-        }
+        self.pinned.pin(slice.region());
         Place::Host(slice.clone())
     }
 }
