@@ -235,6 +235,8 @@ struct Scrape {
     purges: Option<Purges>,
     cluster: Option<ClusterStatus>,
     remote: Option<RemoteStatus>,
+    /// How bytes get between NICs and the GPU, where there is a tier in its memory.
+    hbm_path: Option<String>,
     uptime_seconds: f64,
     version: &'static str,
 }
@@ -300,6 +302,15 @@ impl Collector for Scrape {
             Some(&Unit::Seconds),
             MetricType::Gauge,
         )?)?;
+        if let Some(path) = &self.hbm_path {
+            let path = prometheus_client::metrics::info::Info::new(vec![("path", path.as_str())]);
+            path.encode(encoder.encode_descriptor(
+                "hbm_network",
+                "How bytes get between NICs and the GPU: dma_buf, peer_memory or staged",
+                None,
+                MetricType::Info,
+            )?)?;
+        }
         let build = prometheus_client::metrics::info::Info::new(vec![("version", self.version)]);
         build.encode(encoder.encode_descriptor("build", "Version of the daemon", None, MetricType::Info)?)
     }
@@ -341,6 +352,12 @@ fn encode_durations(encoder: &mut DescriptorEncoder<'_>, purges: &Purges) -> fmt
     Ok(())
 }
 
+/// The way's name without the reasons.
+fn hbm_path(words: &str) -> Option<String> {
+    let name = words.split(' ').next().unwrap_or_default();
+    (!matches!(name, "" | "none")).then(|| name.to_owned())
+}
+
 /// The text of one scrape. Without a status (no node yet, or none any more) only the process speaks.
 ///
 /// # Errors
@@ -355,6 +372,7 @@ pub fn exposition(status: Option<&Status>, uptime_seconds: f64) -> Result<String
         purges: status.map(|status| status.purges.clone()),
         cluster: status.and_then(|status| status.cluster.clone()),
         remote: status.and_then(|status| status.remote.clone()),
+        hbm_path: status.and_then(|status| hbm_path(&status.hbm_path)),
         uptime_seconds,
         version: env!("CARGO_PKG_VERSION"),
     }));

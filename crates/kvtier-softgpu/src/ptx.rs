@@ -5,7 +5,6 @@
 //! known here is refused when it is loaded. Source: the PTX ISA reference, version 7.1.
 
 use std::collections::HashMap;
-use std::ffi::c_void;
 
 use crate::device::Device;
 
@@ -368,30 +367,20 @@ impl Run<'_> {
             Operation::Load(width, targets, address) => {
                 let from = self.reach(*width, targets.len(), address);
                 for (number, target) in targets.iter().enumerate() {
-                    let place = (from + number as u64 * width.bytes()) as *const c_void;
-                    // SAFETY: within what is allocated or registered, as was checked, and aligned to its width.
-                    self.registers[*target] = unsafe {
-                        match width {
-                            Width::Bits8 => u64::from(place.cast::<u8>().read()),
-                            Width::Bits32 => u64::from(place.cast::<u32>().read()),
-                            Width::Bits64 => place.cast::<u64>().read(),
-                        }
-                    };
+                    let place = (from + number as u64 * width.bytes()) as *const u8;
+                    let mut bytes = [0; 8];
+                    // SAFETY: within what is allocated or registered, as was checked; eight bytes are the most there are.
+                    unsafe { std::ptr::copy_nonoverlapping(place, bytes.as_mut_ptr(), width.bytes() as usize) };
+                    self.registers[*target] = u64::from_le_bytes(bytes);
                 }
             }
             Operation::Store(width, sources, address) => {
                 let to = self.reach(*width, sources.len(), address);
                 for (number, source) in sources.iter().enumerate() {
-                    let place = (to + number as u64 * width.bytes()) as *mut c_void;
-                    let value = self.registers[*source];
+                    let place = (to + number as u64 * width.bytes()) as *mut u8;
+                    let bytes = self.registers[*source].to_le_bytes();
                     // SAFETY: as for a load.
-                    unsafe {
-                        match width {
-                            Width::Bits8 => place.cast::<u8>().write(value as u8),
-                            Width::Bits32 => place.cast::<u32>().write(value as u32),
-                            Width::Bits64 => place.cast::<u64>().write(value),
-                        }
-                    }
+                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, width.bytes() as usize) };
                 }
             }
         }

@@ -48,7 +48,7 @@ pub(crate) fn at_once(pieces: &[Piece], bytes: u64, resolve: &dyn Resolve) -> Op
     }
     for (at, piece) in pieces.iter().enumerate() {
         let copied = resolve.with(piece, Patience::None, &mut |remote| {
-            copy(piece.direction, &piece.local, remote)
+            copy(piece.direction, piece.host(), remote)
         })?;
         if let Err(cause) = copied {
             return Some(Err(TransferError { piece: at, cause }));
@@ -235,7 +235,7 @@ impl Pace {
 }
 
 fn copy_piece(piece: &Piece, remote: &MemorySlice, pace: &mut Pace) -> Result<(), Cause> {
-    let local = &piece.local;
+    let local = piece.host();
     if local.len() <= STRIDE_BYTES {
         pace.go_on(local.len())?;
         return copy(piece.direction, local, remote);
@@ -315,7 +315,8 @@ mod tests {
             local: MemoryRegion::anonymous(bytes)
                 .expect("memory")
                 .slice(0, bytes)
-                .expect("inside"),
+                .expect("inside")
+                .into(),
             remote: Arc::new(remote).slice(0, bytes as u64).expect("inside"),
             direction: Direction::Read,
         }
@@ -328,14 +329,14 @@ mod tests {
             at_once(std::slice::from_ref(&small), 4096, &known(4096, 0)),
             Some(Ok(()))
         );
-        assert_eq!(small.local.to_vec(), [7; 4096]);
+        assert_eq!(small.host().to_vec(), [7; 4096]);
         let bytes = AT_ONCE_BYTES + 4096;
         let large = read(bytes);
         assert_eq!(
             at_once(std::slice::from_ref(&large), bytes as u64, &known(bytes, 0)),
             None
         );
-        assert_eq!(large.local.to_vec(), vec![0; bytes]);
+        assert_eq!(large.host().to_vec(), vec![0; bytes]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod rows;
 mod shared;
 mod stream;
 
+pub(crate) use device::DirectWrites;
 pub use device::{Cuda, DeviceUuid, Gpu};
 pub use driver::{GpuError, Unavailable};
 pub use engine::{EngineStream, Mark};

@@ -13,6 +13,7 @@
 //! [`Transport`] and [`Transfer`].
 
 mod copier;
+pub mod direct;
 pub mod gpu;
 pub mod loopback;
 pub mod memory;

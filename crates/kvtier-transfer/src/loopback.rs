@@ -216,7 +216,7 @@ pub(crate) fn submit_copies(
     copier: &Copier,
     resolve: Arc<dyn Resolve>,
 ) -> Result<Transfer, Refused> {
-    let admitted = transfer::check(&pieces).and_then(|()| counters.enter(pieces.len(), IN_FLIGHT_MAX));
+    let admitted = transfer::check_host(&pieces).and_then(|()| counters.enter(pieces.len(), IN_FLIGHT_MAX));
     if let Err(reason) = admitted {
         return Err(Refused { reason, pieces });
     }

@@ -23,6 +23,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::gpu::{DeviceRegion, Place};
 use crate::memory::{Access, MemoryRegion};
 use crate::remote::{REMOTE_KEYS_MAX, RegionId, RemoteAccess, RemoteRegion};
 use crate::tcp::Secret;
@@ -36,6 +37,7 @@ use nic::{LocalRegions, Nic};
 pub use notices::Notices;
 pub use raw::RawReads;
 pub use session::Session;
+pub use verbs::DirectWay;
 use verbs::Registered;
 
 /// How an RDMA transport behaves.
@@ -259,34 +261,23 @@ impl Transport for Verbs {
         if access == RemoteAccess::ReadWrite && region.access() == Access::ReadOnly {
             return Err(RegisterError::ReadOnly);
         }
-        // Pinning takes a second a gibibyte and NIC: all at the same time.
-        let made: Vec<_> = std::thread::scope(|scope| {
-            let each = self
-                .shared
-                .nics
-                .iter()
-                .map(|nic| scope.spawn(|| nic.register(region, access)));
-            let running: Vec<_> = each.collect();
-            running
-                .into_iter()
-                .map(|thread| thread.join().expect("registering does not panic"))
-                .collect()
-        });
-        let registered: Vec<Arc<Registered>> = made.into_iter().collect::<Result<_, _>>()?;
-        let remote = RemoteRegion {
-            id: RegionId::draw(),
-            address: region.slice(0, 0).expect("at the start").as_ptr() as u64,
-            bytes: region.bytes() as u64,
-            access,
-            remote_keys: registered.iter().map(|registered| registered.remote_key).collect(),
-        };
-        self.shared.regions.insert(region, &self.shared.nics, &registered);
-        let owner = RegisteredEverywhere {
-            shared: Arc::clone(&self.shared),
-            region: Arc::clone(region),
-            registered,
-        };
-        Ok(Registration::new(remote, Box::new(owner)))
+        let all = region.slice(0, region.bytes()).expect("all of it");
+        self.shared.register(&all.into(), region.numa_node(), access, &|nic| {
+            nic.register(region, access)
+        })
+    }
+
+    fn register_device(
+        &self,
+        region: &Arc<DeviceRegion>,
+        way: DirectWay,
+        access: RemoteAccess,
+    ) -> Result<Registration, RegisterError> {
+        let all = region.slice(0, region.bytes()).expect("all of it");
+        let node = region.gpu().numa_node();
+        self.shared.register(&all.into(), node, access, &|nic| {
+            nic.register_device(region, way, access)
+        })
     }
 
     fn notices(&self) -> Option<&Notices> {
@@ -305,16 +296,51 @@ impl Transport for Verbs {
     }
 }
 
+impl Shared {
+    /// Registers `all` of a region with every NIC by `one`.
+    fn register(
+        self: &Arc<Self>,
+        all: &Place,
+        node: Option<u32>,
+        access: RemoteAccess,
+        one: &(dyn Fn(&Nic) -> Result<Arc<Registered>, RegisterError> + Sync),
+    ) -> Result<Registration, RegisterError> {
+        // Pinning takes a second a gibibyte and NIC: all at the same time.
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = self.nics.iter().map(|nic| scope.spawn(|| one(nic))).collect();
+            running
+                .into_iter()
+                .map(|thread| thread.join().expect("registering does not panic"))
+                .collect()
+        });
+        let registered: Vec<Arc<Registered>> = made.into_iter().collect::<Result<_, _>>()?;
+        let remote = RemoteRegion {
+            id: RegionId::draw(),
+            address: all.address(),
+            bytes: all.len() as u64,
+            access,
+            remote_keys: registered.iter().map(|registered| registered.remote_key).collect(),
+        };
+        self.regions.insert(all.region_key(), node, &self.nics, &registered);
+        let owner = RegisteredEverywhere {
+            shared: Arc::clone(self),
+            region: all.clone(),
+            registered,
+        };
+        Ok(Registration::new(remote, Box::new(owner)))
+    }
+}
+
 /// A region's registrations with every NIC.
 struct RegisteredEverywhere {
     shared: Arc<Shared>,
-    region: Arc<MemoryRegion>,
+    region: Place,
     registered: Vec<Arc<Registered>>,
 }
 
 impl Revoke for RegisteredEverywhere {
     fn revoke(&mut self) -> Result<(), RevokeError> {
-        self.shared.regions.remove(&self.region, &self.registered);
+        self.shared.regions.remove(self.region.region_key(), &self.registered);
         let mut failed = Vec::new();
         for (nic, registered) in self.shared.nics.iter().zip(&self.registered) {
             if let Err(error) = registered.deregister() {

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::gpu::Place;
 use crate::memory::MemorySlice;
 use crate::remote::{RemoteAccess, RemoteSlice};
 
@@ -28,8 +29,8 @@ pub enum Direction {
 /// One copy between local memory and a peer's. Both sides have the same length.
 #[derive(Clone, Debug)]
 pub struct Piece {
-    /// Local side; for a transport with NICs in a registered region.
-    pub local: MemorySlice,
+    /// Local side; for a transport with NICs in a registered region. Memory of a device only they reach.
+    pub local: Place,
     /// The peer's side.
     pub remote: RemoteSlice,
     /// Which way.
@@ -113,7 +114,7 @@ pub(crate) fn check(pieces: &[Piece]) -> Result<(), Refusal> {
             return invalid(at, "an empty piece");
         }
         match piece.direction {
-            Direction::Read if !piece.local.is_writable() => return invalid(at, "the target is mapped read-only"),
+            Direction::Read if !is_writable(&piece.local) => return invalid(at, "the target is mapped read-only"),
             Direction::Write if piece.remote.region().access == RemoteAccess::Read => {
                 return invalid(at, "the peer registered the target for reads only");
             }
@@ -121,6 +122,35 @@ pub(crate) fn check(pieces: &[Piece]) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+fn is_writable(place: &Place) -> bool {
+    match place {
+        Place::Host(slice) => slice.is_writable(),
+        Place::Device(_) => true,
+    }
+}
+
+/// The same for a transport where the processor touches the bytes.
+pub(crate) fn check_host(pieces: &[Piece]) -> Result<(), Refusal> {
+    check(pieces)?;
+    match pieces.iter().position(|piece| matches!(piece.local, Place::Device(_))) {
+        None => Ok(()),
+        Some(piece) => Err(Refusal::Invalid {
+            piece,
+            what: "its local side is memory of a device, which only NICs reach",
+        }),
+    }
+}
+
+impl Piece {
+    /// The local side of a piece that `check_host` let pass.
+    pub(crate) fn host(&self) -> &MemorySlice {
+        match &self.local {
+            Place::Host(slice) => slice,
+            Place::Device(_) => unreachable!("refused before it got here"),
+        }
+    }
 }
 
 /// A batch in flight.

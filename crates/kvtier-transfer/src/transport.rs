@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::gpu::DeviceRegion;
 use crate::memory::MemoryRegion;
-use crate::rdma::Notices;
+use crate::rdma::{DirectWay, Notices};
 use crate::remote::{RemoteAccess, RemoteRegion};
 use crate::transfer::{Piece, Refusal, Refused, Transfer};
 
@@ -71,6 +72,25 @@ pub trait Transport: Send + Sync {
         file: Option<BorrowedFd<'_>>,
         access: RemoteAccess,
     ) -> Result<Registration, RegisterError>;
+
+    /// Lets peers reach memory of a GPU until the registration is revoked or dropped, and makes it usable as the local side of a piece:
+    /// NICs read and write it past the host's memory.
+    ///
+    /// # Errors
+    /// This transport has no NICs; a NIC or the GPU cannot, this way: in words.
+    fn register_device(
+        &self,
+        region: &Arc<DeviceRegion>,
+        way: DirectWay,
+        access: RemoteAccess,
+    ) -> Result<Registration, RegisterError> {
+        let _ = (way, access);
+        Err(RegisterError::Device {
+            device: self.kind().to_string(),
+            bytes: region.bytes(),
+            what: "only NICs reach memory of a device".to_owned(),
+        })
+    }
 
     /// What peers told this node by [`Peer::notify`]; `None`: this transport carries no notices, or its settings take none.
     fn notices(&self) -> Option<&Notices> {

@@ -30,6 +30,8 @@ use kvtier_core::{Generation, NamespaceId, OperationId, TierManager, TrustDomain
 use kvtier_storage::hbm::{HbmError, HbmSettings, HbmTier};
 use kvtier_storage::host::{HostError, HostSettings, HostTier};
 use kvtier_storage::nvme::{EngineChoice, Found, NvmeError, NvmeSettings, NvmeTier, RecordKeys};
+use kvtier_transfer::direct::{DeviceLink, DirectPath};
+use kvtier_transfer::rdma::Verbs;
 
 use self::clock::NodeClock;
 use self::domains::Domains;
@@ -401,6 +403,12 @@ impl Node {
                 "{learnt} peers told what they invalidated"
             )));
         }
+        if let Some(hbm) = &driver.hbm {
+            let verbs = peers.as_ref().and_then(|peers| peers.shared().verbs());
+            let (name, words) = device_path(hbm, verbs);
+            observer(StartProgress::Note(format!("between NICs and the GPU: {words}")));
+            let _ = driver.hbm_path.set((name, words));
+        }
         let remote = {
             let told = |progress| observer(progress);
             Remote::start(&settings, &driver, &domains, versions.as_ref(), &told)?
@@ -631,6 +639,19 @@ impl Drop for Node {
     }
 }
 
+/// How bytes would get between NICs and the device, by trying. Blocks of peers land in host memory all the same, where they are checked.
+fn device_path(hbm: &HbmTier, verbs: Option<Arc<Verbs>>) -> (&'static str, String) {
+    let staged = |why: &dyn std::fmt::Display| {
+        let name = DirectPath::Staged.name();
+        (name, format!("{name} ({why})"))
+    };
+    match verbs.map(|verbs| DeviceLink::choose(hbm.gpu(), verbs)) {
+        None => staged(&"no RDMA between nodes"),
+        Some(Err(error)) => staged(&error),
+        Some(Ok(link)) => (link.path().name(), link.to_string()),
+    }
+}
+
 fn open_hbm(
     settings: &CheckedSettings,
     completions: kvtier_storage::hbm::Completions,
@@ -713,6 +734,10 @@ fn status_of(driver: &Driver, domains: &Domains) -> Status {
             || "none".to_owned(),
             |hbm| format!("{} ({})", hbm.gpu().name(), hbm.uuid()),
         ),
+        hbm_path: driver
+            .hbm_path
+            .get()
+            .map_or_else(|| "none".to_owned(), |(_, words)| words.clone()),
         host_pages: driver.host.page_note(),
         page_kib: driver.host.page_kib(),
         index_bytes_per_block: ratio(counters.index_bytes, counters.blocks),

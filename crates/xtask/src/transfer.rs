@@ -103,6 +103,9 @@ pub(crate) fn rdma(workspace: &Workspace) -> Result<Tally, Failure> {
     let directory = tempfile::Builder::new().prefix("kvtier-world-").tempdir()?;
     std::fs::copy(&programs.unit, directory.path().join("unit"))?;
     std::fs::copy(&programs.suite, directory.path().join("suite"))?;
+    // Opened at run time, from beside the program.
+    let device = "libkvtier_softgpu.so";
+    std::fs::copy(programs.suite.with_file_name(device), directory.path().join(device))?;
     let nodes = Nodes::build(workspace)?;
     for (program, name) in [
         (&nodes.daemon, "kv-daemon"),

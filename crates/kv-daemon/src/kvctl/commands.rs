@@ -56,11 +56,12 @@ fn describe(status: &Value) -> String {
         ));
         if let Some(capacity) = number("hbm_capacity_bytes").filter(|capacity| *capacity > 0) {
             lines.push(format!(
-                "GPU memory    {} of {}, {} blocks; {}",
+                "GPU memory    {} of {}, {} blocks; {}; NICs: {}",
                 size::rounded(number("hbm_used_bytes").unwrap_or(0)),
                 size::rounded(capacity),
                 number("hbm_blocks").unwrap_or(0),
-                text("hbm_device")
+                text("hbm_device"),
+                text("hbm_path")
             ));
         }
         match number("nvme_capacity_bytes") {

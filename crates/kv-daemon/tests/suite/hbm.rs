@@ -206,8 +206,13 @@ fn blocks_that_are_used_again_are_read_from_device_memory_of_the_daemon() {
             .starts_with("software: well (GPU-"),
         "{status}"
     );
+    assert_eq!(status["hbm_path"], "staged (no RDMA between nodes)");
     let (_, metrics) = daemon.http("GET", "/metrics");
     assert!(metrics.contains("kvtier_hbm_blocks 3"), "{metrics}");
+    assert!(
+        metrics.contains("kvtier_hbm_network_info{path=\"staged\"} 1"),
+        "{metrics}"
+    );
     let told = daemon.kvctl().arg("status").output().expect("kvctl runs");
     assert!(
         words(&told).contains("GPU memory    24.0 KiB of 4.00 MiB, 3 blocks"),

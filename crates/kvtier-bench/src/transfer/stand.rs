@@ -130,7 +130,7 @@ impl Stand {
         let mut pieces = Vec::with_capacity(batch);
         for (from, into) in Stand::places(bytes, batch, at) {
             pieces.push(Piece {
-                local: self.target.subslice(into, bytes).map_err(failed)?,
+                local: self.target.subslice(into, bytes).map_err(failed)?.into(),
                 remote: self.remote.slice(from as u64, bytes as u64).map_err(failed)?,
                 direction: Direction::Read,
             });

@@ -10,7 +10,10 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
-use super::driver::{CAPTURE_RELAXED, Driver, GpuError, Opaque, SUCCESS, Unavailable, is_for_good, unavailable};
+use super::driver::{
+    CAPTURE_RELAXED, Driver, FLUSH_BY_HOST, FLUSH_CURRENT, FLUSH_OPTIONS, FLUSH_TO_OWNER, GpuError, ORDERED_FOR_OWNER,
+    Opaque, SUCCESS, Unavailable, WRITES_ORDERING, is_for_good, unavailable,
+};
 use super::kernel::{Kernel, PieceMoverChosen};
 use super::stream::Held;
 
@@ -137,6 +140,17 @@ impl Cuda {
     }
 }
 
+/// What it takes for a device to see what NICs wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DirectWrites {
+    /// Nothing.
+    Seen,
+    /// A call, see [`Gpu::flush_direct_writes`].
+    Flushed,
+    /// Nobody can tell when it does.
+    Unordered,
+}
+
 /// Names a device for good. Shown as the driver's tools do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceUuid(pub [u8; 16]);
@@ -223,6 +237,53 @@ impl Gpu {
         let answer = unsafe { (driver.functions.memory_info)(&raw mut free, &raw mut all) };
         self.check("cuMemGetInfo", answer)?;
         Ok((free, all))
+    }
+
+    /// What the device can.
+    pub(super) fn attribute(&self, which: c_int) -> Result<c_int, GpuError> {
+        let mut value = 0;
+        // SAFETY: the library writes one number.
+        let answer = unsafe { (self.driver.functions.attribute)(&raw mut value, which, self.handle) };
+        self.check("cuDeviceGetAttribute", answer).map(|()| value)
+    }
+
+    /// Whether what NICs write into its memory can be seen by it, and what that takes.
+    pub(crate) fn sees_direct_writes(&self) -> DirectWrites {
+        match (self.attribute(WRITES_ORDERING), self.attribute(FLUSH_OPTIONS)) {
+            (Ok(ordering), _) if ordering >= ORDERED_FOR_OWNER => DirectWrites::Seen,
+            (_, Ok(options)) if options & FLUSH_BY_HOST != 0 && self.driver.functions.flush_writes.is_some() => {
+                DirectWrites::Flushed
+            }
+            _ => DirectWrites::Unordered,
+        }
+    }
+
+    /// What NICs have written so far can be seen by the device when this returns.
+    pub(crate) fn flush_direct_writes(&self) -> Result<(), GpuError> {
+        let driver = self.current()?;
+        let Some(flush) = driver.functions.flush_writes else {
+            return Ok(());
+        };
+        // SAFETY: takes no pointer.
+        let answer = unsafe { flush(FLUSH_CURRENT, FLUSH_TO_OWNER) };
+        self.check("cuFlushGPUDirectRDMAWrites", answer)
+    }
+
+    /// The NUMA node that it is attached to, where the system tells.
+    #[must_use]
+    pub fn numa_node(&self) -> Option<u32> {
+        let mut address = [0 as c_char; 32];
+        // SAFETY: room for as many characters as said, of which the last is a zero.
+        let answer = unsafe { (self.driver.functions.bus_address)(address.as_mut_ptr(), 32, self.handle) };
+        self.driver.check("cuDeviceGetPCIBusId", answer).ok()?;
+        address[31] = 0;
+        // SAFETY: ends in zero, see above.
+        let address = unsafe { CStr::from_ptr(address.as_ptr()) }
+            .to_string_lossy()
+            .to_lowercase();
+        let text = std::fs::read_to_string(format!("/sys/bus/pci/devices/{address}/numa_node")).ok()?;
+        // -1 where the firmware does not say.
+        text.trim().parse().ok()
     }
 
     /// Makes the context this thread's, until the answer is dropped, and hands out the driver.

@@ -56,8 +56,8 @@ pub(super) struct AllocationProperties {
 }
 
 impl AllocationProperties {
-    /// Memory of a device that may be passed on as a file descriptor.
-    pub(super) fn of(device: c_int) -> AllocationProperties {
+    /// Memory of a device that may be passed on as a file descriptor, and that NICs may reach where the device can have that.
+    pub(super) fn of(device: c_int, is_direct: bool) -> AllocationProperties {
         AllocationProperties {
             kind: PINNED,
             handle_types: FILE_DESCRIPTOR,
@@ -67,7 +67,7 @@ impl AllocationProperties {
             },
             win32: std::ptr::null_mut(),
             compression: 0,
-            gpudirect: 0,
+            gpudirect: u8::from(is_direct),
             usage: 0,
             reserved: [0; 4],
         }
@@ -219,6 +219,26 @@ pub(super) type CopyBatch = unsafe extern "C" fn(
     Opaque,
 ) -> c_int;
 
+/// `cuMemGetHandleForAddressRange` of CUDA 11.7, and the kind of handle that is asked for:
+/// `CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD`.
+pub(super) type ExportRange = unsafe extern "C" fn(*mut c_void, Address, usize, c_int, u64) -> c_int;
+pub(super) const DMA_BUF: c_int = 1;
+
+/// `cuFlushGPUDirectRDMAWrites`, for the context that is current
+/// (`CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX`) and its device (`CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER`).
+pub(super) type FlushWrites = unsafe extern "C" fn(c_int, c_int) -> c_int;
+pub(super) const FLUSH_CURRENT: c_int = 0;
+pub(super) const FLUSH_TO_OWNER: c_int = 100;
+
+/// `CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS` and the bit for what a host may call; then
+/// `..._WRITES_ORDERING`, and from which answer on the device itself sees what NICs wrote without that; then
+/// `..._GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED`.
+pub(super) const FLUSH_OPTIONS: c_int = 117;
+pub(super) const FLUSH_BY_HOST: c_int = 1;
+pub(super) const WRITES_ORDERING: c_int = 118;
+pub(super) const ORDERED_FOR_OWNER: c_int = 100;
+pub(super) const DIRECT_SHARED: c_int = 110;
+
 macro_rules! functions {
     ($($(#[$doc:meta])* $field:ident: $symbol:literal ($($argument:ty),*);)*) => {
         /// What is called.
@@ -226,6 +246,10 @@ macro_rules! functions {
             $($(#[$doc])* pub(super) $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
             /// Where the driver has it.
             pub(super) copy_batch: Option<CopyBatch>,
+            /// The same.
+            pub(super) dma_buf: Option<ExportRange>,
+            /// The same.
+            pub(super) flush_writes: Option<FlushWrites>,
         }
 
         impl Functions {
@@ -239,6 +263,14 @@ macro_rules! functions {
                     copy_batch: loader::symbol(handle, file, "cuMemcpyBatchAsync").ok().map(|symbol| {
                         // SAFETY: the library's function of this name has this signature, see cuda.h of CUDA 12.8.
                         unsafe { std::mem::transmute::<Opaque, CopyBatch>(symbol) }
+                    }),
+                    dma_buf: loader::symbol(handle, file, "cuMemGetHandleForAddressRange").ok().map(|symbol| {
+                        // SAFETY: the library's function of this name has this signature, see cuda.h of CUDA 11.7.
+                        unsafe { std::mem::transmute::<Opaque, ExportRange>(symbol) }
+                    }),
+                    flush_writes: loader::symbol(handle, file, "cuFlushGPUDirectRDMAWrites").ok().map(|symbol| {
+                        // SAFETY: the library's function of this name has this signature, see cuda.h of CUDA 11.3.
+                        unsafe { std::mem::transmute::<Opaque, FlushWrites>(symbol) }
                     }),
                 })
             }
@@ -274,6 +306,8 @@ functions! {
     event_synchronize: "cuEventSynchronize"(Opaque);
     event_destroy: "cuEventDestroy_v2"(Opaque);
     copy: "cuMemcpyAsync"(Address, Address, usize, Opaque);
+    attribute: "cuDeviceGetAttribute"(*mut c_int, c_int, c_int);
+    bus_address: "cuDeviceGetPCIBusId"(*mut c_char, c_int, c_int);
     device_uuid: "cuDeviceGetUuid_v2"(*mut [u8; 16], c_int);
     granularity: "cuMemGetAllocationGranularity"(*mut usize, *const AllocationProperties, c_int);
     create: "cuMemCreate"(*mut u64, usize, *const AllocationProperties, u64);

@@ -1,10 +1,12 @@
+use std::ffi::c_int;
 use std::fmt;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::device::Gpu;
-use super::driver::{Address, GpuError};
+use super::driver::{Address, DMA_BUF, GpuError};
 use super::shared::Mapping;
-use crate::memory::OutOfRange;
+use crate::memory::{OutOfRange, PAGE_BYTES};
 
 /// Memory of a device that owns its bytes until the last [`DeviceSlice`] of it is gone, those of copies in flight included.
 pub struct DeviceRegion {
@@ -12,6 +14,13 @@ pub struct DeviceRegion {
     base: Address,
     bytes: usize,
     origin: Origin,
+}
+
+/// What stands for device memory in other drivers.
+pub(crate) struct DmaBuf {
+    pub(crate) file: OwnedFd,
+    /// Where the memory begins in it.
+    pub(crate) offset: u64,
 }
 
 /// Whose the memory is, and how it goes back.
@@ -93,6 +102,35 @@ impl DeviceRegion {
 
     pub(super) fn base(&self) -> Address {
         self.base
+    }
+
+    /// Of its first byte, as the device knows it.
+    pub(crate) fn address(&self) -> u64 {
+        self.base
+    }
+
+    /// The memory for other devices to import.
+    ///
+    /// # Errors
+    /// What the driver says: it, the device or the kernel has no DMA-BUFs.
+    pub(crate) fn dma_buf(&self) -> Result<DmaBuf, GpuError> {
+        let driver = self.gpu.current()?;
+        let export = driver.functions.dma_buf.ok_or_else(|| GpuError {
+            call: "cuMemGetHandleForAddressRange",
+            code: 0,
+            words: "the driver is older than CUDA 11.7".to_owned(),
+        })?;
+        // Whole pages of the host's size.
+        let first = self.base / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+        let offset = self.base - first;
+        let bytes = (self.bytes + usize::try_from(offset).unwrap_or(0)).next_multiple_of(PAGE_BYTES);
+        let mut descriptor: c_int = -1;
+        // SAFETY: for this kind of handle the library writes one descriptor, which is the caller's.
+        let answer = unsafe { export((&raw mut descriptor).cast(), first, bytes, DMA_BUF, 0) };
+        self.gpu.check("cuMemGetHandleForAddressRange", answer)?;
+        // SAFETY: the library opened it for the caller.
+        let file = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        Ok(DmaBuf { file, offset })
     }
 
     /// A checked range.

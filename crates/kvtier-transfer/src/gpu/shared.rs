@@ -3,7 +3,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::device::Gpu;
-use super::driver::{AccessDescription, Address, AllocationProperties, FILE_DESCRIPTOR, GRANULARITY_MINIMUM, GpuError};
+use super::driver::{
+    AccessDescription, Address, AllocationProperties, DIRECT_SHARED, FILE_DESCRIPTOR, GRANULARITY_MINIMUM, GpuError,
+};
 use super::memory::DeviceRegion;
 
 impl Gpu {
@@ -13,7 +15,7 @@ impl Gpu {
     /// What the driver says.
     pub fn share_bytes(&self) -> Result<usize, GpuError> {
         let driver = self.current()?;
-        let properties = AllocationProperties::of(self.handle());
+        let properties = AllocationProperties::of(self.handle(), self.attribute(DIRECT_SHARED) == Ok(1));
         let mut bytes = 0;
         // SAFETY: the library reads one structure and writes one number.
         let answer =
@@ -28,7 +30,7 @@ impl Gpu {
     /// # Errors
     /// What the driver says: out of memory, a size that is no multiple of [`Gpu::share_bytes`], a device that shares none.
     pub fn share(self: &Arc<Self>, bytes: usize) -> Result<(Arc<DeviceRegion>, OwnedFd), GpuError> {
-        let properties = AllocationProperties::of(self.handle());
+        let properties = AllocationProperties::of(self.handle(), self.attribute(DIRECT_SHARED) == Ok(1));
         let mut handle = 0;
         {
             let driver = self.current()?;

@@ -72,6 +72,36 @@ pub struct Copy {
     pub target: Place,
 }
 
+impl Place {
+    /// Of its first byte, as devices know it.
+    pub(crate) fn address(&self) -> u64 {
+        match self {
+            Place::Host(slice) => slice.as_ptr() as u64,
+            Place::Device(slice) => slice.address(),
+        }
+    }
+
+    /// Tells its region from every other that lives.
+    pub(crate) fn region_key(&self) -> usize {
+        match self {
+            Place::Host(slice) => Arc::as_ptr(slice.region()) as usize,
+            Place::Device(slice) => Arc::as_ptr(slice.region()) as usize,
+        }
+    }
+}
+
+impl From<MemorySlice> for Place {
+    fn from(slice: MemorySlice) -> Place {
+        Place::Host(slice)
+    }
+}
+
+impl From<DeviceSlice> for Place {
+    fn from(slice: DeviceSlice) -> Place {
+        Place::Device(slice)
+    }
+}
+
 impl Copy {
     pub(super) fn source_address(&self) -> Address {
         match &self.source {

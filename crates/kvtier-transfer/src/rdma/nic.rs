@@ -11,8 +11,9 @@ use parking_lot::Mutex;
 use super::VerbsSettings;
 use super::gid::{self, Gid, Kind};
 use super::iwarp::{self, Manager};
-use super::verbs::{Completion, CompletionQueue, Destination, Device, Path, Port, QueuePair, Registered};
+use super::verbs::{Completion, CompletionQueue, Destination, Device, DirectWay, Path, Port, QueuePair, Registered};
 use super::wire::{End, Fabric, mtu_code};
+use crate::gpu::DeviceRegion;
 use crate::memory::MemoryRegion;
 use crate::remote::{RemoteAccess, draw_u64};
 use crate::transport::RegisterError;
@@ -126,11 +127,28 @@ impl Nic {
         access: RemoteAccess,
     ) -> Result<Arc<Registered>, RegisterError> {
         let made = Registered::new(&self.device, region, access);
-        made.map(Arc::new).map_err(|error| RegisterError::Device {
+        made.map(Arc::new)
+            .map_err(|error| self.cannot_register(region.bytes(), &error))
+    }
+
+    /// Memory of a GPU, `way`.
+    pub(super) fn register_device(
+        &self,
+        region: &Arc<DeviceRegion>,
+        way: DirectWay,
+        access: RemoteAccess,
+    ) -> Result<Arc<Registered>, RegisterError> {
+        let made = Registered::of_device(&self.device, region, way, access);
+        made.map(Arc::new)
+            .map_err(|error| self.cannot_register(region.bytes(), &error))
+    }
+
+    fn cannot_register(&self, bytes: usize, error: &io::Error) -> RegisterError {
+        RegisterError::Device {
             device: self.name().to_owned(),
-            bytes: region.bytes(),
-            what: format!("{error}{}", registration_remedy(&error)),
-        })
+            bytes,
+            what: format!("{error}{}", registration_remedy(error)),
+        }
     }
 
     /// A queue pair without a claim on completions: it must post nothing.
@@ -399,33 +417,28 @@ pub(super) struct LocalRegion {
 }
 
 impl LocalRegions {
-    fn key(region: &Arc<MemoryRegion>) -> usize {
-        Arc::as_ptr(region) as usize
-    }
-
-    /// `registered` is in the order of `nics`.
-    pub(super) fn insert(&self, region: &Arc<MemoryRegion>, nics: &[Arc<Nic>], registered: &[Arc<Registered>]) {
-        let node = region.numa_node();
+    /// `registered` is in the order of `nics`; the region lies near this NUMA node.
+    pub(super) fn insert(&self, region: usize, node: Option<u32>, nics: &[Arc<Nic>], registered: &[Arc<Registered>]) {
         let local = LocalRegion {
             with: registered.into(),
             near: nics.iter().map(|nic| nic.is_near(node)).collect(),
         };
-        self.0.lock().insert(Self::key(region), local);
+        self.0.lock().insert(region, local);
     }
 
     /// Unless the region was registered once more since.
-    pub(super) fn remove(&self, region: &Arc<MemoryRegion>, registered: &[Arc<Registered>]) {
+    pub(super) fn remove(&self, region: usize, registered: &[Arc<Registered>]) {
         let mut regions = self.0.lock();
         let is_same = |known: &LocalRegion| match (known.with.first(), registered.first()) {
             (Some(known), Some(this)) => Arc::ptr_eq(known, this),
             _ => false,
         };
-        if regions.get(&Self::key(region)).is_some_and(is_same) {
-            regions.remove(&Self::key(region));
+        if regions.get(&region).is_some_and(is_same) {
+            regions.remove(&region);
         }
     }
 
-    pub(super) fn get(&self, region: &Arc<MemoryRegion>) -> Option<LocalRegion> {
-        self.0.lock().get(&Self::key(region)).cloned()
+    pub(super) fn get(&self, region: usize) -> Option<LocalRegion> {
+        self.0.lock().get(&region).cloned()
     }
 }

@@ -22,7 +22,7 @@ use super::nic::LocalRegion;
 use super::notices::{Sender, Sending};
 use super::verbs::{Completion, Status, Work};
 use super::wire::{Answer, End, Question};
-use crate::memory::MemorySlice;
+use crate::gpu::Place;
 use crate::rails::{Backoff, Use};
 use crate::remote::{REMOTE_KEYS_MAX, RemoteRegion};
 use crate::transfer::{self, Batch, Cause, Direction, Piece, Refusal, Refused, Transfer};
@@ -50,7 +50,7 @@ const RAILS_MAX: usize = 64;
 struct Slice {
     batch: Arc<Batch>,
     piece: usize,
-    local: MemorySlice,
+    local: Place,
     /// The local region with each local NIC.
     region: LocalRegion,
     remote: Arc<RemoteRegion>,
@@ -257,7 +257,7 @@ impl Shared {
         let unit = unit_of(total, self.lanes(), self.transport.settings.slice_bytes);
         for (at, piece) in pieces.iter().enumerate() {
             let invalid = |what| Refusal::Invalid { piece: at, what };
-            let registered = self.transport.regions.get(piece.local.region());
+            let registered = self.transport.regions.get(piece.local.region_key());
             let registered = registered.ok_or_else(|| invalid("its local region is not registered with the NICs"))?;
             if piece.remote.region().remote_keys.iter().all(|key| *key == 0) {
                 return Err(invalid("its remote region has no key for a NIC"));
@@ -271,7 +271,7 @@ impl Shared {
         let slices = cut.into_iter().map(|(at, offset, length, region)| Slice {
             batch: Arc::clone(&batch),
             piece: at,
-            local: pieces[at].local.subslice(offset, length).expect("within the piece"),
+            local: pieces[at].local.part(offset, length).expect("within the piece"),
             region,
             remote: Arc::clone(pieces[at].remote.region()),
             remote_address: pieces[at].remote.address() + offset as u64,

@@ -72,11 +72,11 @@ impl RawReads {
         while done < ranges.len() {
             while posted < ranges.len() && posted - done < DEPTH {
                 let (remote, local) = &ranges[posted];
-                let registered = self.transport.regions.get(local.region());
+                let registered = self.transport.regions.get(Arc::as_ptr(local.region()) as usize);
                 let registered = registered.ok_or_else(|| io::Error::other("a target that is not registered"))?;
                 let work = Work {
                     id: posted as u64,
-                    local: local.clone(),
+                    local: local.clone().into(),
                     registered: Arc::clone(&registered.with[0]),
                     remote_address: remote.address(),
                     remote_key: remote.region().remote_keys[0],

@@ -14,6 +14,7 @@ pub(crate) mod loader;
 mod manager;
 mod queue;
 
+pub use device::DirectWay;
 pub(crate) use device::{Device, Port, Registered, device_names};
 pub(crate) use interface::addresses_of;
 pub(crate) use manager::{Call, Ends, Listener};

@@ -111,7 +111,7 @@ impl Drop for TcpPeer {
 impl Peer for TcpPeer {
     fn submit(&self, pieces: Vec<Piece>, deadline: Duration) -> Result<Transfer, Refused> {
         let shared = &self.shared;
-        if let Err(reason) = transfer::check(&pieces).and_then(|()| shared.admit(pieces.len())) {
+        if let Err(reason) = transfer::check_host(&pieces).and_then(|()| shared.admit(pieces.len())) {
             return Err(Refused { reason, pieces });
         }
         let lengths = pieces.iter().map(|piece| piece.local.len());
@@ -129,7 +129,7 @@ impl Peer for TcpPeer {
                 slices.push(Slice {
                     batch: Arc::clone(&batch),
                     piece: at,
-                    local: piece.local.subslice(offset, length).expect("within the piece"),
+                    local: piece.host().subslice(offset, length).expect("within the piece"),
                     region: piece.remote.region().id,
                     offset: piece.remote.offset() + offset as u64,
                     direction: piece.direction,

@@ -15,7 +15,8 @@ fn piece(length: u64, access: RemoteAccess, direction: Direction) -> Piece {
         local: MemoryRegion::anonymous(8192)
             .expect("memory")
             .slice(0, 4096)
-            .expect("inside"),
+            .expect("inside")
+            .into(),
         remote: region.slice(0, length).expect("inside"),
         direction,
     }
@@ -57,7 +58,7 @@ fn the_outcome_waits_for_every_part_and_names_the_first_failure() {
 #[test]
 fn dropping_a_transfer_keeps_its_memory_until_completion() {
     let piece = piece(4096, RemoteAccess::Read, Direction::Read);
-    let region = Arc::downgrade(piece.local.region());
+    let region = Arc::downgrade(piece.host().region());
     let batch = batch(vec![piece], 1);
     drop(Transfer::new(Arc::clone(&batch)));
     assert!(region.upgrade().is_some(), "a device may still write it");

@@ -6,6 +6,7 @@
 mod between_hosts;
 mod cases;
 mod child;
+mod devices;
 mod stand;
 mod tcp_between;
 mod tls;
@@ -102,8 +103,8 @@ const CANNOT: &[(Kind, &str, &str)] = &[
     ),
     (
         Kind::Verbs,
-        "registered memory of a GPU (DMA-BUF)",
-        "Soft-RoCE answers EOPNOTSUPP",
+        "memory of a GPU as a DMA-BUF",
+        "Soft-RoCE answers EOPNOTSUPP, and the software device has none",
     ),
     (
         Kind::Iwarp,
@@ -130,7 +131,11 @@ const CANNOT: &[(Kind, &str, &str)] = &[
         "a status that names the refused request",
         "iWARP ends the connection without a word: requests go again one by one, and the one that ends it again was refused",
     ),
-    (Kind::Iwarp, "registered memory of a GPU (DMA-BUF)", "siw cannot"),
+    (
+        Kind::Iwarp,
+        "memory of a GPU without a copy by way of the host",
+        "siw cannot, and the target of a read is memory that the peer may write",
+    ),
 ];
 
 macro_rules! suite {
@@ -140,6 +145,16 @@ macro_rules! suite {
             fn $case() {
                 super::cases::$case($kind);
             })*
+
+            #[test]
+            fn memory_of_a_device_is_read_into_and_written_from() {
+                super::devices::memory_of_a_device_is_read_into_and_written_from($kind);
+            }
+
+            #[test]
+            fn what_cannot_go_into_a_device_is_an_error_and_the_next_read_is_none() {
+                super::devices::what_cannot_go_into_a_device_is_an_error_and_the_next_read_is_none($kind);
+            }
         })*
     };
 }
@@ -279,6 +294,12 @@ fn what_a_transport_cannot_have_is_listed_with_a_reason() {
         println!("cannot: {kind:?}: {case}: {reason}");
         assert!(!reason.is_empty());
     }
+}
+
+/// Over one transport: a device of this process that broke stays so.
+#[test]
+fn a_device_that_breaks_in_a_read_fails_it_and_nothing_hangs() {
+    devices::a_device_that_breaks_in_a_read_fails_it_and_nothing_hangs(Kind::Tcp);
 }
 
 /// No test: the other end of one, started by [`child::Child`] in a process of its own.

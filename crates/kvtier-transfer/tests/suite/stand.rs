@@ -187,7 +187,7 @@ pub(crate) fn piece(
     direction: Direction,
 ) -> Piece {
     Piece {
-        local: local.region.slice(local_offset, length).expect("inside"),
+        local: local.region.slice(local_offset, length).expect("inside").into(),
         remote: remote.slice(remote_offset as u64, length as u64).expect("inside"),
         direction,
     }

@@ -91,6 +91,8 @@ pub(crate) struct Driver {
     pub(crate) remote: OnceLock<Weak<Remote>>,
     /// What came back from NVMe at the start.
     pub(crate) restored: OnceLock<Durability>,
+    /// How bytes would get between NICs and the GPU whose memory holds copies: the way's name, and why.
+    pub(crate) hbm_path: OnceLock<(&'static str, String)>,
     pub(crate) clock: NodeClock,
     /// Set once, where requests are recorded.
     pub(crate) traffic: OnceLock<Arc<Traffic>>,
@@ -136,6 +138,7 @@ impl Driver {
             peers: OnceLock::new(),
             remote: OnceLock::new(),
             restored: OnceLock::new(),
+            hbm_path: OnceLock::new(),
             clock,
             traffic: OnceLock::new(),
             watchers: Watchers::new(),

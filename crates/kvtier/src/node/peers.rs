@@ -520,6 +520,11 @@ impl Members {
 }
 
 impl Shared {
+    /// The RDMA transport, where there is one.
+    pub(crate) fn verbs(&self) -> Option<Arc<Verbs>> {
+        self.verbs.clone()
+    }
+
     /// Takes back what peers hold of a domain: when they have given it back, or after `grace`. Then its memory is registered
     /// with no peer. False where one may still reach it.
     pub(crate) fn cut(&self, domain: TrustDomain, grace: Duration) -> bool {

@@ -1,5 +1,5 @@
 # After device.sh: what needs one host, then the two hosts that the tests make for themselves, then the same with iWARP.
-cp /host/unit /host/suite /host/kv-daemon /host/kvctl /host/nodes /tmp/
+cp /host/unit /host/suite /host/libkvtier_softgpu.so /host/kv-daemon /host/kvctl /host/nodes /tmp/
 failed=0
 echo "guest: $(uname -r)"
 /tmp/unit --test-threads=1 --show-output rdma:: || failed=1

@@ -35,6 +35,32 @@ fn a_block_is_read_by_rdma_and_the_metrics_say_over_which_rail() {
 }
 
 #[test]
+fn a_node_with_a_gpu_finds_out_at_its_start_how_nics_reach_it() {
+    if std::env::var_os("KVTIER_VERBS_WORLD").is_none() {
+        eprintln!("skipped: verbs world: a node with RDMA and a GPU: run `cargo xtask test rdma`");
+        return;
+    }
+    let Some(network) = Network::with_nics() else { return };
+    let plan = network.plan().with(&["--peer-transport", "verbs"]);
+    let program = std::env::current_exe().expect("a program");
+    let library = program.with_file_name("libkvtier_softgpu.so");
+    let device = format!("hbm_bytes = \"4MiB\"\nhbm_segment_bytes = \"2MiB\"\nhbm_library = {library:?}\n");
+    let node = network.start_with(&plan, 0, &device);
+    let status = node.settle();
+    let path = status["hbm_path"].as_str().expect("it has a device");
+    assert!(path.starts_with("peer_memory (dma_buf: rxe"), "{path}");
+    let (_, metrics) = node.http("GET", "/metrics");
+    assert!(
+        metrics.contains("kvtier_hbm_network_info{path=\"peer_memory\"} 1"),
+        "{metrics}"
+    );
+    // Blocks of peers go on as before.
+    let other = network.start(&plan, 1);
+    put(&other, "by rdma");
+    until("it is read", || get(&node, "by rdma").as_deref() == Some("remote"));
+}
+
+#[test]
 fn a_physical_purge_takes_the_memory_back_from_nics_and_later_blocks_are_read_again() {
     let Some((network, nodes)) = nodes() else { return };
     for round in 0..3 {

@@ -2,12 +2,14 @@
 
 use std::ffi::{CStr, c_int};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::ffi::{self, Context, DeviceAttributes, Extended, Library, Mr, Pd, PortAttributes};
+use crate::gpu::DeviceRegion;
 use crate::memory::{Access, MemoryRegion, Pinned};
 use crate::remote::RemoteAccess;
 
@@ -230,11 +232,26 @@ impl Drop for Device {
     }
 }
 
+/// How a NIC gets at memory of a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirectWay {
+    /// The GPU's driver exports the memory as a DMA-BUF, which the NIC's imports.
+    DmaBuf,
+    /// The NIC's driver asks a module of the GPU's about the address: `nvidia-peermem`.
+    PeerMemory,
+}
+
+/// What a registration keeps.
+enum Held {
+    Host(#[expect(dead_code, reason = "held for what its drop does")] Pinned),
+    Device(#[expect(dead_code, reason = "held so that the memory stays")] Arc<DeviceRegion>),
+}
+
 /// A region that a device may read and write. It keeps the region's memory until the device has let go of it.
 pub(crate) struct Registered {
     device: Arc<Device>,
     /// None once the device has let go.
-    held: Mutex<Option<(Vec<NonNull<Mr>>, Pinned)>>,
+    held: Mutex<Option<(Vec<NonNull<Mr>>, Held)>>,
     pub(crate) local_key: u32,
     pub(crate) remote_key: u32,
 }
@@ -283,7 +300,7 @@ impl Registered {
             device: Arc::clone(device),
             local_key: keys.local_key,
             remote_key: keys.remote_key,
-            held: Mutex::new(Some((vec![told], pinned))),
+            held: Mutex::new(Some((vec![told], Held::Host(pinned)))),
         };
         if !device.is_iwarp || !is_writable || remote == RemoteAccess::ReadWrite {
             return Ok(registered);
@@ -297,6 +314,63 @@ impl Registered {
             mrs.push(target);
         }
         Ok(registered)
+    }
+
+    /// The same for memory of a GPU, which is never paged in on demand.
+    ///
+    /// # Errors
+    /// What the GPU's driver or the system says.
+    pub(crate) fn of_device(
+        device: &Arc<Device>,
+        region: &Arc<DeviceRegion>,
+        way: DirectWay,
+        remote: RemoteAccess,
+    ) -> io::Result<Registered> {
+        let mut access = ACCESS_REMOTE_READ | ACCESS_LOCAL_WRITE;
+        // As for host memory: a read's target on iWARP is memory that the peer may write.
+        if remote == RemoteAccess::ReadWrite || device.is_iwarp {
+            access |= ACCESS_REMOTE_WRITE;
+        }
+        if device.is_iwarp && remote == RemoteAccess::Read {
+            return Err(io::Error::other(
+                "iWARP: a peer that may read device memory could write it",
+            ));
+        }
+        let (address, bytes) = (region.address(), region.bytes());
+        let mr = match way {
+            DirectWay::PeerMemory => {
+                // SAFETY: memory of a GPU that is allocated until `Registered` lets go of it; the system refuses addresses that no
+                // module of a GPU's knows.
+                unsafe { (device.library.reg_mr)(device.pd.as_ptr(), address as ffi::Opaque, bytes, access) }
+            }
+            DirectWay::DmaBuf => {
+                let register = device.library.reg_dmabuf_mr.ok_or_else(|| {
+                    io::Error::other("libibverbs has no ibv_reg_dmabuf_mr: it is older than rdma-core 34")
+                })?;
+                let exported = region.dma_buf().map_err(io::Error::other)?;
+                // SAFETY: the range lies in what the descriptor stands for; the device keeps a reference of its own to that, and
+                // `Registered` the memory, until it is taken back.
+                unsafe {
+                    register(
+                        device.pd.as_ptr(),
+                        exported.offset,
+                        bytes,
+                        address,
+                        exported.file.as_raw_fd(),
+                        access,
+                    )
+                }
+            }
+        };
+        let told = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the library just returned it.
+        let keys = unsafe { told.as_ref() };
+        Ok(Registered {
+            device: Arc::clone(device),
+            local_key: keys.local_key,
+            remote_key: keys.remote_key,
+            held: Mutex::new(Some((vec![told], Held::Device(Arc::clone(region))))),
+        })
     }
 
     /// Takes the region from the device: afterwards no key reaches it. Work of ours on it that is in flight fails.

@@ -320,11 +320,16 @@ const _: () = {
     assert!(offset_of!(WorkCompletion, qp_number) == 28);
 };
 
+/// `ibv_reg_dmabuf_mr`: of rdma-core 34 and later.
+type RegisterDmaBuf = unsafe extern "C" fn(*mut Pd, u64, usize, u64, c_int, c_int) -> *mut Mr;
+
 macro_rules! library {
     ($($(#[$words:meta])* $name:ident: $signature:ty),* $(,)?) => {
         /// The library's functions.
         pub(super) struct Library {
             $($(#[$words])* pub(super) $name: $signature,)*
+            /// Where the library has it.
+            pub(super) reg_dmabuf_mr: Option<RegisterDmaBuf>,
         }
 
         impl Library {
@@ -337,6 +342,10 @@ macro_rules! library {
                         // ABI version is part of the file name that was opened.
                         unsafe { std::mem::transmute::<Opaque, $signature>(symbol) }
                     },)*
+                    reg_dmabuf_mr: loader::symbol(handle, FILE, "ibv_reg_dmabuf_mr").ok().map(|symbol| {
+                        // SAFETY: the library documents this function with this signature.
+                        unsafe { std::mem::transmute::<Opaque, RegisterDmaBuf>(symbol) }
+                    }),
                 })
             }
         }

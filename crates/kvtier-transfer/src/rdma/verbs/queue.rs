@@ -17,6 +17,7 @@ use super::ffi::{
     WorkCompletion,
 };
 use super::manager::Link;
+use crate::gpu::Place;
 use crate::memory::{MemoryRegion, MemorySlice};
 use crate::remote::RemoteAccess;
 use crate::transfer::Direction;
@@ -278,7 +279,7 @@ pub(crate) struct Path {
 /// One copy for a queue pair to make.
 pub(crate) struct Work {
     pub(crate) id: u64,
-    pub(crate) local: MemorySlice,
+    pub(crate) local: Place,
     pub(crate) registered: Arc<Registered>,
     pub(crate) remote_address: u64,
     pub(crate) remote_key: u32,
@@ -297,7 +298,7 @@ pub(crate) struct QueuePair {
     /// On iWARP: where the byte goes that is read behind a write.
     scratch: Option<(MemorySlice, Registered)>,
     /// In the order of posting, which is the order of completion but on iWARP.
-    held: Mutex<VecDeque<(u64, MemorySlice, Arc<Registered>)>>,
+    held: Mutex<VecDeque<(u64, Place, Arc<Registered>)>>,
 }
 
 // SAFETY: the library's objects may be used from any thread, it locks for itself.
@@ -581,14 +582,16 @@ fn scratch_on(device: &Arc<Device>) -> io::Result<(MemorySlice, Registered)> {
 
 fn entry_of(work: &Work) -> ScatterEntry {
     ScatterEntry {
-        address: work.local.as_ptr() as u64,
+        address: work.local.address(),
         length: u32::try_from(work.local.len()).expect("slices are short"),
         local_key: work.registered.local_key,
     }
 }
 
 fn request_of(work: &Work) -> SendRequest {
+    // What goes inline is read by the processor.
     let is_small_write = work.direction == Direction::Write
+        && matches!(work.local, Place::Host(_))
         && u32::try_from(work.local.len()).is_ok_and(|length| length <= INLINE_BYTES);
     SendRequest {
         id: work.id,

@@ -95,7 +95,7 @@ impl Bench {
     fn read(&self, number: u32, signalled: bool) -> Work {
         Work {
             id: self.id(number),
-            local: self.target.slice(0, 4096).expect("inside"),
+            local: self.target.slice(0, 4096).expect("inside").into(),
             registered: Arc::clone(&self.into),
             remote_address: self.source.slice(0, 0).expect("start").as_ptr() as u64,
             remote_key: self.from.remote_key,
@@ -175,7 +175,7 @@ fn a_queue_pair_holds_memory_until_its_completion_or_its_end() {
     let registered = bench.nic.register(&other, RemoteAccess::Read).expect("registered");
     let weak = Arc::downgrade(&other);
     let work = Work {
-        local: other.slice(0, 4096).expect("inside"),
+        local: other.slice(0, 4096).expect("inside").into(),
         registered,
         ..bench.read(1, false)
     };

@@ -635,7 +635,7 @@ impl Shared {
             self.regions.of(extent.segment, domain, Way::Verbs).ok()?;
         }
         Some(Piece {
-            local: self.driver.host.slice(extent).ok()?,
+            local: self.driver.host.slice(extent).ok()?.into(),
             remote: block
                 .region
                 .slice(block.held.offset, u64::from(block.held.length))

@@ -562,7 +562,7 @@ impl Shared {
         };
         let length = u64::try_from(bytes).ok()?.min(region.bytes);
         let piece = Piece {
-            local: local.slice(0, usize::try_from(length).ok()?).ok()?,
+            local: local.slice(0, usize::try_from(length).ok()?).ok()?.into(),
             remote: region.slice(0, length).ok()?,
             direction: Direction::Read,
         };
