@@ -1,15 +1,19 @@
 //! The devices, their memory, and what is in flight on it.
 
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
 
+use crate::ipc;
 use crate::stream::Stream;
 
 /// How many there are.
@@ -67,6 +71,8 @@ struct Memory {
     used: usize,
     /// First byte of all of it; 0 before it is needed.
     arena: u64,
+    /// Of memory, so that other processes can map it.
+    file: Option<OwnedFd>,
     ranges: Ranges,
 }
 
@@ -127,6 +133,7 @@ impl Device {
             memory: Mutex::new(Memory {
                 used: 0,
                 arena: 0,
+                file: None,
                 ranges: Ranges(BTreeMap::new()),
             }),
             copies: AtomicUsize::new(0),
@@ -202,9 +209,14 @@ impl Device {
     pub(crate) fn allocate(&self, bytes: usize) -> Option<u64> {
         let mut memory = self.memory.lock();
         if memory.arena == 0 {
-            let layout = Layout::from_size_align(self.bytes, ALIGNMENT).ok()?;
-            // SAFETY: a size above zero. It stays for the rest of the process, so that an address in it is never anybody else's.
-            memory.arena = unsafe { alloc_zeroed(layout) } as u64;
+            let file = memfd_create(ipc::ARENA, MemfdFlags::CLOEXEC).ok()?;
+            ftruncate(&file, self.bytes as u64).ok()?;
+            let allowed = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: the kernel picks addresses that nothing is mapped at. They stay for the rest of the process, so that one of them is
+            // never anybody else's.
+            let arena = unsafe { mmap(std::ptr::null_mut(), self.bytes, allowed, MapFlags::SHARED, &file, 0) };
+            memory.arena = arena.ok()? as u64;
+            memory.file = Some(file);
         }
         let base = memory.gap(bytes, self.bytes)?;
         // As on a device: what lies in it is whatever was there.
@@ -213,6 +225,22 @@ impl Device {
         memory.used += bytes;
         memory.ranges.add(base, bytes, Kind::Device);
         Some(base)
+    }
+
+    /// Where what holds this address begins, and its bytes.
+    pub(crate) fn range(&self, address: u64) -> Option<(u64, usize)> {
+        let memory = self.memory.lock();
+        let (base, range) = memory.ranges.0.range(..=address).next_back()?;
+        (address - base < range.bytes as u64).then_some((*base, range.bytes))
+    }
+
+    /// What was allocated and holds this address: its descriptor, where it begins in it, and its bytes.
+    pub(crate) fn allocation(&self, address: u64) -> Option<(c_int, u64, usize)> {
+        let memory = self.memory.lock();
+        let (base, range) = memory.ranges.0.range(..=address).next_back()?;
+        let is_in = range.kind == Kind::Device && address - base < range.bytes as u64;
+        let file = memory.file.as_ref()?.as_raw_fd();
+        is_in.then_some((file, base - memory.arena, range.bytes))
     }
 
     pub(crate) fn free(&self, address: u64) -> bool {

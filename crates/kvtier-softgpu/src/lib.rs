@@ -26,6 +26,7 @@
 )]
 
 mod device;
+mod ipc;
 mod kernels;
 mod ptx;
 mod shared;
@@ -44,6 +45,7 @@ const SUCCESS: c_int = 0;
 const INVALID_VALUE: c_int = 1;
 const OUT_OF_MEMORY: c_int = 2;
 const INVALID_CONTEXT: c_int = 201;
+const MAP_FAILED: c_int = 205;
 const INVALID_PTX: c_int = 218;
 const NOT_FOUND: c_int = 500;
 const INVALID_DEVICE: c_int = 101;
@@ -405,6 +407,20 @@ pub unsafe extern "C" fn cuMemFree_v2(address: u64) -> c_int {
 }
 
 /// # Safety
+/// As `cuMemGetAddressRange`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemGetAddressRange_v2(base: *mut u64, bytes: *mut usize, address: u64) -> c_int {
+    code(here().and_then(|device| {
+        let (first, all) = device.range(address).ok_or(INVALID_VALUE)?;
+        // SAFETY: room for a number, as the caller promises.
+        unsafe { base.write(first) };
+        // SAFETY: as above.
+        unsafe { bytes.write(all) };
+        Ok(())
+    }))
+}
+
+/// # Safety
 /// As `cuMemHostRegister`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, _flags: c_uint) -> c_int {
@@ -700,6 +716,7 @@ pub unsafe extern "C" fn cuGetErrorName(error: c_int, name: *mut *const c_char) 
         OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
         INVALID_CONTEXT => c"CUDA_ERROR_INVALID_CONTEXT",
         INVALID_DEVICE => c"CUDA_ERROR_INVALID_DEVICE",
+        MAP_FAILED => c"CUDA_ERROR_MAP_FAILED",
         INVALID_PTX => c"CUDA_ERROR_INVALID_PTX",
         NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
         ILLEGAL_ADDRESS => c"CUDA_ERROR_ILLEGAL_ADDRESS",

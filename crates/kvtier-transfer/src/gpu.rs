@@ -26,7 +26,7 @@ mod stream;
 
 pub(crate) use device::DirectWrites;
 pub use device::{Cuda, DeviceUuid, Gpu};
-pub use driver::{GpuError, Unavailable};
+pub use driver::{GpuError, IpcHandle, Unavailable};
 pub use engine::{EngineStream, Mark};
 pub use kernel::{PieceMover, PieceMoverChosen, PieceMoverWanted};
 pub use layout::{KvLayout, KvOrder, KvParts, LayoutError};

@@ -11,7 +11,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use kvtier::client::blocking::{DeviceArrays, DeviceCache as Cache, Loading, Saving};
-use kvtier::gpu::{Cuda, DeviceSlice, EngineStream, Gpu, KvLayout as Layout, KvOrder, KvParts, PieceMoverWanted};
+use kvtier::gpu::{
+    Cuda, DeviceRegion, DeviceSlice, EngineStream, Gpu, IpcHandle, KvLayout as Layout, KvOrder, KvParts,
+    PieceMoverWanted,
+};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict, PyTuple};
@@ -280,6 +283,54 @@ impl DeviceCache {
             loading,
             vec![slf.clone().into_any().unbind()],
         ))
+    }
+}
+
+/// Memory of a device that another process allocated with cudaMalloc and told the handle of (cudaIpcGetMemHandle, 64 bytes): `size` bytes from
+/// `offset` on. An array of bytes for puts, gets and caches. The other process keeps it allocated while this lives.
+///
+/// Raises Unavailable where it cannot be opened: that process is gone, it is this one, or the memory is another device's.
+#[pyclass(frozen, weakref, module = "kvtier")]
+pub(crate) struct IpcArray {
+    region: Arc<DeviceRegion>,
+}
+
+#[pymethods]
+impl IpcArray {
+    #[new]
+    #[pyo3(signature = (device, handle, size, *, offset = 0))]
+    fn new(
+        py: Python<'_>,
+        device: &Bound<'_, Device>,
+        handle: &[u8],
+        size: usize,
+        offset: usize,
+    ) -> PyResult<IpcArray> {
+        let handle: [u8; IpcHandle::BYTES] = handle
+            .try_into()
+            .map_err(|_| Invalid::new_err(format!("a handle has 64 bytes, not {}", handle.len())))?;
+        if size == 0 {
+            return Err(Invalid::new_err("an array without bytes"));
+        }
+        let gpu = &device.get().gpu;
+        let opened = py.detach(|| gpu.open_ipc(&IpcHandle(handle), offset, size));
+        let region = opened.map_err(|error| Unavailable::new_err(error.to_string()))?;
+        Ok(IpcArray { region })
+    }
+
+    fn __len__(&self) -> usize {
+        self.region.bytes()
+    }
+
+    /// See <https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html>.
+    #[getter]
+    fn __cuda_array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let interface = PyDict::new(py);
+        interface.set_item("shape", (self.region.bytes(),))?;
+        interface.set_item("typestr", "|u1")?;
+        interface.set_item("data", (self.region.address(), false))?;
+        interface.set_item("version", 3)?;
+        Ok(interface)
     }
 }
 

@@ -24,6 +24,7 @@ fn _kvtier(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::DeviceCache>()?;
     module.add_class::<device::DeviceGet>()?;
     module.add_class::<device::DevicePut>()?;
+    module.add_class::<device::IpcArray>()?;
     module.add_class::<device::KvLayout>()?;
     module.add_class::<outcome::Got>()?;
     module.add_class::<outcome::Found>()?;

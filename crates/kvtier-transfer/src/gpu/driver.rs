@@ -128,6 +128,27 @@ impl GpuError {
     }
 }
 
+/// What stands for an allocation of one process in another: `CUipcMemHandle`, which `cudaIpcMemHandle_t` and what PyTorch shares of a storage
+/// are, too. Whoever knows it can open it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct IpcHandle(pub [u8; IpcHandle::BYTES]);
+
+impl IpcHandle {
+    /// Length of a handle.
+    pub const BYTES: usize = 64;
+}
+
+impl fmt::Debug for IpcHandle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Who reads a log could open it.
+        formatter.debug_struct("IpcHandle").finish_non_exhaustive()
+    }
+}
+
+/// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`: the only way there is.
+pub(super) const IPC_LAZY: c_uint = 1;
+
 /// One side of `CUDA_MEMCPY2D`.
 #[repr(C)]
 pub(super) struct CopySide {
@@ -321,6 +342,10 @@ functions! {
     import: "cuMemImportFromShareableHandle"(*mut u64, *mut c_void, c_int);
     copy_rows: "cuMemcpy2DAsync_v2"(*const CopyRows, Opaque);
     copy_peer: "cuMemcpyPeerAsync"(Address, Opaque, Address, Opaque, usize, Opaque);
+    address_range: "cuMemGetAddressRange_v2"(*mut Address, *mut usize, Address);
+    ipc_handle: "cuIpcGetMemHandle"(*mut IpcHandle, Address);
+    ipc_open: "cuIpcOpenMemHandle_v2"(*mut Address, IpcHandle, c_uint);
+    ipc_close: "cuIpcCloseMemHandle"(Address);
     host_address: "cuMemHostGetDevicePointer_v2"(*mut Address, Opaque, c_uint);
     module_load: "cuModuleLoadData"(*mut Opaque, *const c_void);
     module_function: "cuModuleGetFunction"(*mut Opaque, Opaque, *const c_char);

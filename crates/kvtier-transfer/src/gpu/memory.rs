@@ -4,7 +4,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::device::Gpu;
-use super::driver::{Address, DMA_BUF, GpuError};
+use super::driver::{Address, DMA_BUF, GpuError, IPC_LAZY, IpcHandle};
 use super::shared::Mapping;
 use crate::memory::{OutOfRange, PAGE_BYTES};
 
@@ -29,6 +29,8 @@ pub(super) enum Origin {
     Allocated,
     /// Somebody else's.
     Adopted,
+    /// Opened: another process's, at this address.
+    Opened(Address),
     /// Mapped here; other processes may map it too.
     Mapped(#[expect(dead_code, reason = "held for what its drop does")] Mapping),
 }
@@ -78,7 +80,64 @@ impl Gpu {
     }
 }
 
+impl Gpu {
+    /// `bytes` from `offset` on of an allocation of another process, which has to be on this device. It is closed here when the last slice is
+    /// gone, and freed by its owner: if that is earlier, copies bring and overwrite whatever the device has there then, of that process alone.
+    ///
+    /// # Errors
+    /// What the driver says: a process that is gone, this process's own handle, another device's. A range outside of the allocation.
+    pub fn open_ipc(
+        self: &Arc<Self>,
+        handle: &IpcHandle,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<Arc<DeviceRegion>, GpuError> {
+        let driver = self.current()?;
+        let mut first: Address = 0;
+        // SAFETY: the library writes one number, and knows a handle that is none.
+        let answer = unsafe { (driver.functions.ipc_open)(&raw mut first, *handle, IPC_LAZY) };
+        self.check("cuIpcOpenMemHandle", answer)?;
+        // Closes it, whatever comes.
+        let mut opened = DeviceRegion {
+            gpu: Arc::clone(self),
+            base: first,
+            bytes,
+            origin: Origin::Opened(first),
+        };
+        let (mut base, mut all): (Address, usize) = (0, 0);
+        // SAFETY: the library writes two numbers.
+        let answer = unsafe { (driver.functions.address_range)(&raw mut base, &raw mut all, first) };
+        self.check("cuMemGetAddressRange", answer)?;
+        let before = usize::try_from(first - base).unwrap_or(usize::MAX);
+        let end = before.checked_add(offset).and_then(|start| start.checked_add(bytes));
+        if end.is_none_or(|end| end > all) {
+            return Err(GpuError {
+                call: "cuMemGetAddressRange",
+                code: 0,
+                words: format!(
+                    "{bytes} bytes from {offset} on are not in the allocation, which has {}",
+                    all - before
+                ),
+            });
+        }
+        opened.base = first + offset as Address;
+        Ok(Arc::new(opened))
+    }
+}
+
 impl DeviceRegion {
+    /// What another process opens the allocation with that this lies in, from its first byte on: with [`Gpu::open_ipc`].
+    ///
+    /// # Errors
+    /// What the driver says: memory that cannot be shared so, such as [`Gpu::share`]'s.
+    pub fn ipc_handle(&self) -> Result<IpcHandle, GpuError> {
+        let driver = self.gpu.current()?;
+        let mut handle = IpcHandle([0; IpcHandle::BYTES]);
+        // SAFETY: the library writes one handle.
+        let answer = unsafe { (driver.functions.ipc_handle)(&raw mut handle, self.base) };
+        self.gpu.check("cuIpcGetMemHandle", answer).map(|()| handle)
+    }
+
     pub(super) fn mapped(gpu: &Arc<Gpu>, mapping: Mapping) -> Arc<DeviceRegion> {
         Arc::new(DeviceRegion {
             gpu: Arc::clone(gpu),
@@ -105,7 +164,8 @@ impl DeviceRegion {
     }
 
     /// Of its first byte, as the device knows it.
-    pub(crate) fn address(&self) -> u64 {
+    #[must_use]
+    pub fn address(&self) -> u64 {
         self.base
     }
 
@@ -150,10 +210,19 @@ impl DeviceRegion {
 impl Drop for DeviceRegion {
     fn drop(&mut self) {
         // The memory of a lost device went with its context, or will with the process.
-        if let (Origin::Allocated, Ok(driver)) = (&self.origin, self.gpu.current()) {
-            // SAFETY: allocated there, and no slice of it is left: nothing in flight reaches it.
-            let answer = unsafe { (driver.functions.free)(self.base) };
-            let _ = self.gpu.check("cuMemFree", answer);
+        let Ok(driver) = self.gpu.current() else { return };
+        match self.origin {
+            Origin::Allocated => {
+                // SAFETY: allocated there, and no slice of it is left: nothing in flight reaches it.
+                let answer = unsafe { (driver.functions.free)(self.base) };
+                let _ = self.gpu.check("cuMemFree", answer);
+            }
+            Origin::Opened(first) => {
+                // SAFETY: opened there, closed once, and nothing in flight reaches it.
+                let answer = unsafe { (driver.functions.ipc_close)(first) };
+                let _ = self.gpu.check("cuIpcCloseMemHandle", answer);
+            }
+            Origin::Adopted | Origin::Mapped(_) => {}
         }
     }
 }

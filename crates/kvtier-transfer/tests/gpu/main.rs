@@ -5,6 +5,7 @@
 //! says so.
 
 mod kernels;
+mod processes;
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;

@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import os
+import subprocess
+import sys
 import tempfile
 import weakref
 from pathlib import Path
@@ -36,6 +38,7 @@ class Array:
 
     def __init__(self, driver, content=None, size=None, **interface):
         self.size = len(content) if size is None else size
+        self.driver, self.context = driver.driver, driver.context
         self.address = driver.allocate(self.size)
         self.read_only = interface.pop("read_only", False)
         self.interface = {"shape": (self.size // 2,), "typestr": "<f2", "version": 3} | interface
@@ -190,6 +193,53 @@ def test_an_engines_pages_go_and_come_layer_by_layer(hbm_node, device, driver):
             cache.get(client, [key(1)], [[4]])
         with pytest.raises(kvtier.Invalid, match="lists of pages"):
             cache.put(client, [key(1)], [])
+
+
+OWNER = """
+import ctypes, sys
+from test_device import Array, Driver, pattern
+array = Array(Driver(0), pattern(7, 10_000))
+handle = (ctypes.c_uint8 * 64)()
+assert array.driver.cuCtxPushCurrent_v2(array.context) == 0
+assert array.driver.cuIpcGetMemHandle(handle, ctypes.c_uint64(array.address)) == 0
+assert array.driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())) == 0
+print(bytes(handle).hex(), flush=True)
+sys.stdin.readline()
+print(array.bytes()[:4096] == pattern(8, 4096), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_memory_of_another_process_is_an_array_while_that_lives(node, device):
+    here = Path(__file__).parent
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        handle = bytes.fromhex(owner.stdout.readline())
+        whole = kvtier.IpcArray(device, handle, 10_000)
+        assert len(whole) == 10_000
+        with node.client() as client:
+            assert client.put_from_device([key(1)], [whole], device=device) == ["published"]
+            assert bytes(client.get(key(1))) == pattern(7, 10_000)
+            part = kvtier.IpcArray(device, handle, 100, offset=9_900)
+            assert client.put_from_device([key(2)], [part], device=device) == ["published"]
+            assert bytes(client.get(key(2))) == pattern(7, 10_000)[9_900:]
+            client.put(key(3), pattern(8, 4096))
+            got = client.get_into_device([key(3)], [whole], device=device)
+            assert bool(got[0])
+        owner.stdin.write("\n")
+        owner.stdin.flush()
+        assert owner.stdout.readline() == "True\n"
+        with pytest.raises(kvtier.Unavailable, match="not in the allocation"):
+            kvtier.IpcArray(device, handle, 10_001)
+        with pytest.raises(kvtier.Invalid, match="64 bytes, not 63"):
+            kvtier.IpcArray(device, handle[1:], 10)
+    finally:
+        owner.kill()
+        owner.wait()
+    with pytest.raises(kvtier.Unavailable, match="cuIpcOpenMemHandle"):
+        kvtier.IpcArray(device, handle, 10_000)
 
 
 def test_what_moves_pages_can_be_chosen():
