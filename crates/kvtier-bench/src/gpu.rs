@@ -4,17 +4,21 @@
 //! block between memory that the driver allocated, on one stream, waited for once. Ours is the same blocks between a region like
 //! a node's segments, pinned by registration, as one batch; `gather` and `scatter` move the same bytes in pages of 16 KiB that lie
 //! apart on the device. `put`, `get` and `get_hbm` are calls of a client of a node: from arrays on the device, into them from host
-//! memory, and into them from the node's own memory on the device, whose bare way is a copy within the device. What arrived is
+//! memory, and into them from the node's own memory on the device, whose bare way is a copy within the device. `compute` is a stream of
+//! multiplications of matrices while pages are copied without a pause, beside the same alone: bytes of matrices a second, and the ratio is
+//! what copies leave of it. What arrived is
 //! compared once for each case, outside the measured time.
 
 mod node;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvtier_transfer::gpu::{
-    Copy, Cuda, DeviceSlice, Gpu, HostRegistration, PieceMover, PieceMoverWanted, Place, RawCopies, Stream,
+    Copy, Cuda, DeviceSlice, Gpu, GpuError, HostRegistration, Multiplications, PieceMover, PieceMoverWanted, Place,
+    RawCopies, Stream,
 };
 use kvtier_transfer::memory::{MemoryRegion, MemorySlice, PageRequest};
 use serde::Serialize;
@@ -43,7 +47,7 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// `h2d`, `d2h`, `scatter` (h2d in pages), `gather` (d2h in pages); of a client `put`, `get` (from host memory) or `get_hbm`
-    /// (from memory of the device).
+    /// (from memory of the device); `compute`, where the device runs kernels.
     pub case: &'static str,
     /// Of a block.
     pub bytes: u64,
@@ -96,6 +100,11 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
     };
     let rounds = options.rounds.unwrap_or(if options.quick { 2 } else { 9 }).max(1);
     let turn = Duration::from_millis(if options.quick { 20 } else { 300 });
+    let work = Multiplications::new(&gpu);
+    if let Err(error) = &work {
+        say(&format!("not executed: compute beside copies: {error}"));
+    }
+    let work = work.ok();
     let mut rows = Vec::new();
     let mut add = |case, (bytes, piece): (usize, usize), turns: &[(f64, f64)], load| {
         let row = Row {
@@ -133,6 +142,11 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>, Ben
             }
             add(case, (bytes, piece), &turns, load);
         }
+    }
+    if let Some(work) = work {
+        let load = load();
+        let turns = stand.compute(&work, turn, rounds)?;
+        add("compute", (Multiplications::BYTES, PAGE_BYTES), &turns, load);
     }
     drop(stand);
     let mut stand = node::Stand::start(options, &gpu)?;
@@ -178,6 +192,44 @@ impl Stand {
             copies.push(Copy { source, target });
         }
         self.stream.submit(copies).map_err(failed)?.wait().map_err(failed)
+    }
+
+    /// What a stream of multiplications comes to while pages are scattered and gathered without a pause, and alone.
+    fn compute(&self, work: &Multiplications, turn: Duration, rounds: u32) -> Result<Vec<(f64, f64)>, BenchError> {
+        const AT_ONCE: u32 = 8;
+        let rate = || -> Result<f64, GpuError> {
+            let begun = Instant::now();
+            let mut count = 0;
+            while count == 0 || begun.elapsed() < turn {
+                work.run(AT_ONCE)?;
+                count += AT_ONCE;
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a rate")]
+            let gigabytes = Multiplications::BYTES as f64 / 1e9 * f64::from(count);
+            Ok(gigabytes / begun.elapsed().as_secs_f64())
+        };
+        rate().map_err(failed)?;
+        let mut turns = Vec::new();
+        for _ in 0..rounds {
+            let is_over = AtomicBool::new(false);
+            let beside = std::thread::scope(|scope| {
+                let computing = scope.spawn(|| {
+                    let beside = rate();
+                    is_over.store(true, Ordering::Relaxed);
+                    beside
+                });
+                let mut up = true;
+                let mut copied = Ok(());
+                while copied.is_ok() && !is_over.load(Ordering::Relaxed) {
+                    copied = self.copy(up, PAGE_BYTES);
+                    up = !up;
+                }
+                let beside = computing.join().expect("computing does not panic");
+                copied.and_then(|()| beside.map_err(failed))
+            });
+            turns.push((beside?, rate().map_err(failed)?));
+        }
+        Ok(turns)
     }
 
     /// Once there and back with the bytes compared.

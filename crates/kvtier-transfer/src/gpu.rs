@@ -12,6 +12,7 @@
     reason = "calls CUDA's driver, which was opened at run time, and hands it addresses that it owns until they are at rest"
 )]
 
+mod compute;
 mod device;
 mod driver;
 mod engine;
@@ -24,6 +25,7 @@ mod rows;
 mod shared;
 mod stream;
 
+pub use compute::Multiplications;
 pub(crate) use device::DirectWrites;
 pub use device::{Cuda, DeviceUuid, Gpu};
 pub use driver::{GpuError, IpcHandle, Unavailable};

@@ -35,7 +35,11 @@ pub(crate) fn test(workspace: &Workspace, device: Option<&str>) -> Result<Tally,
     let mut tally = Tally::default();
     if device != Some("real") {
         println!("on the software device:");
-        tally += on(&programs, "simulated", "kernels: a software device runs none")?;
+        tally += on(
+            &programs,
+            "simulated",
+            "kernels as the code of a device: a software one carries out what their PTX says, or none",
+        )?;
     }
     if device == Some("simulated") {
         return Ok(tally);

@@ -377,7 +377,7 @@ impl Gpu {
     /// The kernel; loads it at first.
     pub(super) fn kernel_or_load(&self) -> Result<&Kernel, GpuError> {
         if self.kernel.get().is_none() {
-            let loaded = Kernel::load(self)?;
+            let loaded = Kernel::of_pieces(self)?;
             if let Err(second) = self.kernel.set(loaded) {
                 second.unload(&*self.current()?);
             }

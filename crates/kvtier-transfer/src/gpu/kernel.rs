@@ -1,7 +1,7 @@
 //! A kernel that copies pieces, for batches of many small ones: the copy engines of a device take about as long for a piece of 16 KiB
 //! as for one of 100 KiB.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::memory::MemoryRegion;
 
 /// Compiled from `kernel/pieces.cu`; any driver from CUDA 11.1 on makes its device's code of it.
 const PTX: &str = concat!(include_str!("kernel/pieces.ptx"), "\0");
-const NAME: &std::ffi::CStr = c"kvtier_copy_pieces";
+const NAME: &CStr = c"kvtier_copy_pieces";
 
 /// `Pieces` of the source.
 #[repr(C)]
@@ -103,7 +103,7 @@ impl fmt::Display for PieceMoverChosen {
     }
 }
 
-/// The kernel on one device.
+/// A kernel on one device.
 pub(super) struct Kernel {
     module: NonNull<c_void>,
     function: NonNull<c_void>,
@@ -115,16 +115,23 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Kernel {
-    pub(super) fn load(gpu: &Gpu) -> Result<Kernel, GpuError> {
+    /// The one that moves pieces.
+    pub(super) fn of_pieces(gpu: &Gpu) -> Result<Kernel, GpuError> {
+        Kernel::load(gpu, PTX, NAME)
+    }
+
+    /// The kernel `name` of a text that ends in zero.
+    pub(super) fn load(gpu: &Gpu, text: &'static str, name: &CStr) -> Result<Kernel, GpuError> {
+        debug_assert!(text.ends_with('\0'), "the library looks for it");
         let driver = gpu.current()?;
         let mut module: Opaque = std::ptr::null_mut();
         // SAFETY: the library reads a text that ends in zero and writes one pointer.
-        let answer = unsafe { (driver.functions.module_load)(&raw mut module, PTX.as_ptr().cast()) };
+        let answer = unsafe { (driver.functions.module_load)(&raw mut module, text.as_ptr().cast()) };
         gpu.check("cuModuleLoadData", answer)?;
         let module = some("cuModuleLoadData", module)?;
         let mut function: Opaque = std::ptr::null_mut();
         // SAFETY: a live module; the library reads a text that ends in zero and writes one pointer.
-        let answer = unsafe { (driver.functions.module_function)(&raw mut function, module.as_ptr(), NAME.as_ptr()) };
+        let answer = unsafe { (driver.functions.module_function)(&raw mut function, module.as_ptr(), name.as_ptr()) };
         let found = gpu.check("cuModuleGetFunction", answer);
         let function = found.and_then(|()| some("cuModuleGetFunction", function));
         match function {
@@ -143,19 +150,36 @@ impl Kernel {
         let _ = unsafe { (driver.functions.module_unload)(self.module.as_ptr()) };
     }
 
-    fn launch(&self, gpu: &Gpu, driver: &Driver, stream: Opaque, pieces: &Pieces) -> Result<(), GpuError> {
+    fn launch_pieces(&self, gpu: &Gpu, driver: &Driver, stream: Opaque, pieces: &Pieces) -> Result<(), GpuError> {
         let blocks = BLOCKS.min(u32::try_from(pieces.count).unwrap_or(BLOCKS));
         let mut parameters: [Opaque; 1] = [std::ptr::from_ref(pieces).cast_mut().cast()];
-        // SAFETY: the kernel has one parameter of this type, which the library copies before it returns. It reads and writes the
-        // pieces that are named there and nothing else, see its source: memory that the batch's flight holds until the device is
-        // done with it, and that the device reaches: its own, or registered and not unregistered before the flight is over.
+        // SAFETY: the kernel has one parameter of this type. It reads and writes the pieces that are named there and nothing else, see its
+        // source: memory that the batch's flight holds until the device is done with it, and that the device reaches: its own, or
+        // registered and not unregistered before the flight is over.
+        unsafe { self.launch(gpu, driver, stream, (blocks, THREADS), &mut parameters) }
+    }
+
+    /// Queues so many blocks of so many threads.
+    ///
+    /// # Safety
+    /// As many parameters, of the types, as the kernel has: the library copies them before it returns. What the kernel goes to is in
+    /// memory that the device reaches, and stays there until it is done with it.
+    pub(super) unsafe fn launch(
+        &self,
+        gpu: &Gpu,
+        driver: &Driver,
+        stream: Opaque,
+        (blocks, threads): (u32, u32),
+        parameters: &mut [Opaque],
+    ) -> Result<(), GpuError> {
+        // SAFETY: a live function and stream; the rest is the caller's promise.
         let answer = unsafe {
             (driver.functions.launch)(
                 self.function.as_ptr(),
                 blocks,
                 1,
                 1,
-                THREADS,
+                threads,
                 1,
                 1,
                 0,
@@ -198,7 +222,7 @@ impl Kernel {
         for (source, target, bytes) in sides {
             for offset in (0..bytes).step_by(PIECE_BYTES) {
                 if pieces.count as usize == PIECES {
-                    self.launch(gpu, driver, stream, &pieces)?;
+                    self.launch_pieces(gpu, driver, stream, &pieces)?;
                     pieces.count = 0;
                 }
                 pieces.all[pieces.count as usize] = Piece {
@@ -209,7 +233,7 @@ impl Kernel {
                 pieces.count += 1;
             }
         }
-        self.launch(gpu, driver, stream, &pieces).map(|()| true)
+        self.launch_pieces(gpu, driver, stream, &pieces).map(|()| true)
     }
 }
 
