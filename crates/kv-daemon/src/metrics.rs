@@ -235,7 +235,7 @@ struct Scrape {
     purges: Option<Purges>,
     cluster: Option<ClusterStatus>,
     remote: Option<RemoteStatus>,
-    /// How bytes get between NICs and the GPU, where there is a tier in its memory.
+    /// How bytes could get between NICs and the GPU, where there is a tier in its memory.
     hbm_path: Option<String>,
     uptime_seconds: f64,
     version: &'static str,
@@ -306,7 +306,7 @@ impl Collector for Scrape {
             let path = prometheus_client::metrics::info::Info::new(vec![("path", path.as_str())]);
             path.encode(encoder.encode_descriptor(
                 "hbm_network",
-                "How bytes get between NICs and the GPU: dma_buf, peer_memory or staged",
+                "How bytes could get between NICs and the GPU: dma_buf, peer_memory or staged; blocks of peers land in host memory",
                 None,
                 MetricType::Info,
             )?)?;

@@ -17,7 +17,7 @@ use crate::ipc;
 use crate::stream::Stream;
 
 /// How many there are.
-pub(crate) const DEVICES: usize = 6;
+pub(crate) const DEVICES: usize = 8;
 const MIB: usize = 1 << 20;
 const ALIGNMENT: usize = 512;
 /// The copy, counted from 1, with which a device breaks.
@@ -30,6 +30,8 @@ static ALL: [Device; DEVICES] = [
     Device::new("software: breaks", 256 * MIB),
     Device::new("software: refuses", 256 * MIB),
     Device::new("software: kernels", 256 * MIB),
+    Device::new("software: launches none", 256 * MIB),
+    Device::new("software: wrong kernels", 256 * MIB),
 ];
 
 /// The same for every device of this process.
@@ -152,6 +154,28 @@ impl Device {
 
     pub(crate) fn runs_kernels(&self) -> bool {
         self.name == "software: kernels"
+    }
+
+    /// Some that then have no memory to try them, or cannot register any, are among them.
+    pub(crate) fn loads_kernels(&self) -> bool {
+        self.runs_kernels()
+            || self.launches_none()
+            || self.forgets_blocks()
+            || self.refuses_registrations()
+            || self.name == "software: small"
+    }
+
+    pub(crate) fn launches_none(&self) -> bool {
+        self.name == "software: launches none"
+    }
+
+    pub(crate) fn forgets_blocks(&self) -> bool {
+        self.name == "software: wrong kernels"
+    }
+
+    pub(crate) fn number(&self) -> c_int {
+        let number = ALL.iter().position(|device| std::ptr::eq(device, self));
+        number.and_then(|number| c_int::try_from(number).ok()).unwrap_or(-1)
     }
 
     /// Whether what runs on the device may go to these bytes: its own memory, or host memory that it knows.

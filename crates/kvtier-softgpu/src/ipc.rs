@@ -32,8 +32,16 @@ fn magic(name: &str) -> [u8; 16] {
     magic
 }
 
-/// What is open: by the address that the caller was given, where the mapping begins, its bytes, and how often it was opened.
-static OPEN: Mutex<BTreeMap<u64, (u64, usize)>> = Mutex::new(BTreeMap::new());
+/// What is open, by the address that the caller was given.
+static OPEN: Mutex<BTreeMap<u64, Opened>> = Mutex::new(BTreeMap::new());
+
+/// As on a device, one mapping however often it is opened.
+struct Opened {
+    of: (u32, u32, u64),
+    base: u64,
+    bytes: usize,
+    count: usize,
+}
 
 /// # Safety
 /// As `cuIpcGetMemHandle`.
@@ -67,6 +75,14 @@ pub(crate) unsafe extern "C" fn cuIpcOpenMemHandle_v2(address: *mut u64, handle:
         if handle.process == std::process::id() {
             return Err(INVALID_CONTEXT);
         }
+        let of = (handle.process, handle.descriptor, handle.offset);
+        let mut open = OPEN.lock();
+        if let Some((there, known)) = open.iter_mut().find(|(_, known)| known.of == of) {
+            known.count += 1;
+            // SAFETY: room for a number, as the caller promises.
+            unsafe { address.write(*there) };
+            return Ok(());
+        }
         let bytes = usize::try_from(handle.bytes).map_err(|_| INVALID_VALUE)?;
         let path = format!("/proc/{}/fd/{}", handle.process, handle.descriptor);
         let name = std::fs::read_link(&path).map_err(|_| MAP_FAILED)?;
@@ -84,7 +100,13 @@ pub(crate) unsafe extern "C" fn cuIpcOpenMemHandle_v2(address: *mut u64, handle:
         let base = base.map_err(|_| NOT_SUPPORTED)? as u64;
         let there = base + handle.offset;
         device.add_mapping(there, bytes);
-        OPEN.lock().insert(there, (base, device.bytes));
+        let opened = Opened {
+            of,
+            base,
+            bytes: device.bytes,
+            count: 1,
+        };
+        open.insert(there, opened);
         // SAFETY: room for a number, as the caller promises.
         unsafe { address.write(there) };
         Ok(())
@@ -96,7 +118,14 @@ pub(crate) unsafe extern "C" fn cuIpcOpenMemHandle_v2(address: *mut u64, handle:
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn cuIpcCloseMemHandle(address: u64) -> c_int {
     code(here().and_then(|device| {
-        let (base, bytes) = OPEN.lock().remove(&address).ok_or(INVALID_VALUE)?;
+        let mut open = OPEN.lock();
+        let known = open.get_mut(&address).ok_or(INVALID_VALUE)?;
+        known.count -= 1;
+        if known.count > 0 {
+            return Ok(());
+        }
+        let (base, bytes) = (known.base, known.bytes);
+        open.remove(&address);
         device.remove_mapping(address);
         // SAFETY: mapped above, all of it, and no operation is in flight on it.
         unsafe { munmap(base as *mut c_void, bytes) }.map_err(|_| INVALID_VALUE)

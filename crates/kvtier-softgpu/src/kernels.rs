@@ -15,7 +15,7 @@ struct Module(Vec<Arc<Kernel>>);
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn cuModuleLoadData(module: *mut *mut c_void, image: *const c_void) -> c_int {
     code(here().and_then(|device| {
-        if !device.runs_kernels() {
+        if !device.loads_kernels() {
             return Err(NOT_SUPPORTED);
         }
         // SAFETY: a text that ends in zero, as the caller promises.
@@ -80,6 +80,9 @@ pub(crate) unsafe extern "C" fn cuLaunchKernel(
         let stream = Stream::of(device, stream).ok_or(INVALID_VALUE)?;
         // SAFETY: of a module that is not unloaded yet, as the caller promises.
         let kernel = unsafe { function.cast::<Arc<Kernel>>().as_ref() }.ok_or(INVALID_VALUE)?;
+        if device.launches_none() {
+            return Err(NOT_SUPPORTED);
+        }
         let is_flat = [blocks_y, blocks_z, threads_y, threads_z] == [1; 4];
         if !is_flat || blocks == 0 || threads == 0 || threads > 1024 || !extra.is_null() {
             return Err(INVALID_VALUE);

@@ -14,6 +14,8 @@
 //! | 3 | software: breaks | its third copy fails for good, like an illegal address; so does everything after it |
 //! | 4 | software: refuses | no host memory can be registered, and no copies begun together |
 //! | 5 | software: kernels | well; carries out kernels |
+//! | 6 | software: launches none | well; loads kernels and refuses to launch them |
+//! | 7 | software: wrong kernels | well; forgets the last block of a kernel |
 //!
 //! With `SOFTGPU_BREAKS_AT=N` in the environment every device of the process breaks with its Nth copy.
 //!
@@ -404,6 +406,20 @@ pub unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> c_int
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemFree_v2(address: u64) -> c_int {
     code(here().and_then(|device| device.free(address).then_some(()).ok_or(INVALID_VALUE)))
+}
+
+/// # Safety
+/// As `cuPointerGetAttribute`, of the device's number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuPointerGetAttribute(data: *mut c_void, attribute: c_int, address: u64) -> c_int {
+    code(here().and_then(|device| {
+        if attribute != 9 || device.range(address).is_none() {
+            return Err(INVALID_VALUE);
+        }
+        // SAFETY: room for a number, as the caller promises.
+        unsafe { data.cast::<c_int>().write(device.number()) };
+        Ok(())
+    }))
 }
 
 /// # Safety

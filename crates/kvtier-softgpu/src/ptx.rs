@@ -286,7 +286,8 @@ impl Reader<'_> {
 impl Kernel {
     /// Runs every thread to its end, the last block first: nobody may count on an order.
     pub(crate) fn run(&self, device: &Device, grid: Grid, parameters: &[u8]) {
-        for block in (0..grid.blocks).rev() {
+        let blocks = grid.blocks - u32::from(device.forgets_blocks());
+        for block in (0..blocks).rev() {
             for thread in 0..grid.threads {
                 let mut run = Run {
                     device,

@@ -263,6 +263,7 @@ impl Worker {
         let mut next = work.recv().ok();
         while let Some(action) = next.take() {
             if !matches!(action, HbmAction::Promote { .. }) {
+                self.shared.pinned.tidy();
                 self.carry_out(action);
                 next = work.recv().ok();
                 continue;
@@ -323,6 +324,8 @@ impl Worker {
                 if let Some(region) = region.upgrade() {
                     self.shared.pinned.pin(&region);
                 }
+                // It may have been closed meanwhile, by who found nothing to let go of.
+                self.shared.pinned.tidy();
             }
             HbmAction::Promote { .. } => unreachable!("copied in batches"),
         }

@@ -1,8 +1,8 @@
 //! Bytes between peers and memory of a GPU: past the host's memory where NICs reach the device, through pinned memory of the host where
 //! none does.
 //!
-//! Which it is, is found out by trying when a link is made. A NIC that registers the device's memory must also bring the right bytes
-//! there and back, over a connection of this node to itself, before it is relied upon. Bytes that come past the host's memory are
+//! Which it is, is found out by trying when a link is made. NICs that register the device's memory must also bring the right bytes
+//! there and back, each a part of them, over a connection of this node to itself, before they are relied upon. Bytes that come past the host's memory are
 //! checked by nobody here: whoever reads them into a device has to.
 
 use std::collections::VecDeque;
@@ -10,20 +10,22 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::gpu::{Copy, DeviceRegion, DeviceSlice, DirectWrites, Gpu, GpuError, HostRegistration, Stream};
 use crate::memory::{MemoryRegion, MemorySlice};
 use crate::rdma::DirectWay;
 use crate::remote::{RemoteAccess, RemoteSlice};
-use crate::transfer::{Cause, Direction, Piece, Transfer, TransferError};
+use crate::transfer::{Cause, Direction, PIECES_MAX, Piece, Refusal, Transfer, TransferError};
 use crate::transport::{Peer, RegisterError, Registration, Transport, TransportKind};
 
 /// What is staged at a time, and how many of these there are: one is filled by the network while others are copied.
 const SLOT_BYTES: usize = 1 << 20;
 const SLOTS: usize = 4;
-/// What a trial moves.
-const TRIAL_BYTES: usize = 64 << 10;
+/// What a trial moves: enough that every NIC has a part of it.
+const TRIAL_BYTES: usize = 4 << 20;
+/// How often it does, at most, until every NIC had one.
+const TRIALS: usize = 4;
 const TRIAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How bytes get between peers and the device.
@@ -93,7 +95,7 @@ pub enum LinkError {
 
 impl DeviceLink {
     /// Finds out how, by trying: DMA-BUF, then the GPU's peer memory module, then by way of the host, which always works. Some tens of
-    /// milliseconds and 64 KiB of the device's memory with NICs, nothing with other transports.
+    /// milliseconds and 4 MiB of the device's memory with NICs, nothing with other transports.
     ///
     /// # Errors
     /// No memory to stage in, or a device that is lost.
@@ -154,13 +156,15 @@ impl DeviceLink {
     /// length. Work of the device's on the same memory must be over.
     ///
     /// # Errors
-    /// As for any batch: what lies in the targets is unspecified then, and nobody writes there any more.
+    /// As for any batch, the pair in the place of the piece: what lies in the targets is unspecified then, and nobody writes there any more.
     pub fn read(
         &self,
         peer: &dyn Peer,
         pairs: &[(DeviceSlice, RemoteSlice)],
         deadline: Duration,
     ) -> Result<(), TransferError> {
+        let until = Instant::now() + deadline;
+        check(pairs)?;
         match self.path {
             DirectPath::Direct(_) => {
                 self.move_directly(peer, pairs, Direction::Read, deadline)?;
@@ -169,24 +173,34 @@ impl DeviceLink {
                     _ => self.gpu.flush_direct_writes().map_err(|error| local(0, &error)),
                 }
             }
-            DirectPath::Staged => self.stage.lock().read(peer, pairs, Instant::now() + deadline),
+            DirectPath::Staged => self.stage(until)?.read(peer, pairs, until),
         }
     }
 
-    /// Writes memory of the device to a peer, and waits.
+    /// Writes memory of the device to a peer, and waits. Work of the device's that writes it must be over.
     ///
     /// # Errors
-    /// As for any batch.
+    /// As for any batch, the pair in the place of the piece.
     pub fn write(
         &self,
         peer: &dyn Peer,
         pairs: &[(DeviceSlice, RemoteSlice)],
         deadline: Duration,
     ) -> Result<(), TransferError> {
+        let until = Instant::now() + deadline;
+        check(pairs)?;
         match self.path {
             DirectPath::Direct(_) => self.move_directly(peer, pairs, Direction::Write, deadline),
-            DirectPath::Staged => self.stage.lock().write(peer, pairs, Instant::now() + deadline),
+            DirectPath::Staged => self.stage(until)?.write(peer, pairs, until),
         }
+    }
+
+    /// One call at a time stages.
+    fn stage(&self, until: Instant) -> Result<MutexGuard<'_, Stage>, TransferError> {
+        self.stage.try_lock_until(until).ok_or(TransferError {
+            piece: 0,
+            cause: Cause::Deadline,
+        })
     }
 
     fn move_directly(
@@ -232,20 +246,26 @@ impl DeviceLink {
             let moved = submit(&*peer, vec![piece], TRIAL_PATIENCE).and_then(Transfer::wait);
             moved.map_err(|error| words(&error))
         };
-        let zeroed = self.gpu.stream().and_then(|stream| stream.zero(&there));
-        zeroed
-            .map_err(|error| words(&error))?
-            .wait()
-            .map_err(|error| words(&error))?;
-        move_piece(0, Direction::Read)?;
-        self.gpu.flush_direct_writes().map_err(|error| words(&error))?;
         let stage = self.stage.lock();
-        let came = stage.look(&there).map_err(|error| words(&error))?;
-        move_piece(1, Direction::Write)?;
-        match came == sent && half(1).to_vec() == sent {
-            true => Ok(()),
-            false => Err("other bytes arrived".to_owned()),
+        for _ in 0..TRIALS {
+            stage.zero(&there).map_err(|error| words(&error))?;
+            half(1).zero();
+            move_piece(0, Direction::Read)?;
+            self.gpu.flush_direct_writes().map_err(|error| words(&error))?;
+            let came = stage.look(&there).map_err(|error| words(&error))?;
+            move_piece(1, Direction::Write)?;
+            if came != sent || half(1).to_vec() != sent {
+                return Err("other bytes arrived".to_owned());
+            }
+            let rails = peer.rails();
+            if let Some(rail) = rails.iter().find(|rail| rail.errors > 0 || !rail.usable) {
+                return Err(format!("{} failed", rail.name));
+            }
+            if rails.iter().all(|rail| rail.bytes > 0) {
+                return Ok(());
+            }
         }
+        Err("a NIC had no part in it".to_owned())
     }
 }
 
@@ -365,15 +385,25 @@ impl Stage {
         }
     }
 
+    fn zero(&self, there: &DeviceSlice) -> Result<(), TransferError> {
+        self.stream.zero(there).map_err(|error| local(0, &error))?.wait()
+    }
+
     /// What lies there.
     fn look(&self, there: &DeviceSlice) -> Result<Vec<u8>, TransferError> {
-        let slot = self.slots[0].subslice(0, there.len()).expect("a slot is longer");
-        let copy = Copy {
-            source: there.clone().into(),
-            target: slot.clone().into(),
-        };
-        begin_copy(&self.stream, copy)?.wait()?;
-        Ok(slot.to_vec())
+        let slot = &self.slots[0];
+        let mut bytes = Vec::with_capacity(there.len());
+        for offset in (0..there.len()).step_by(slot.len()) {
+            let length = slot.len().min(there.len() - offset);
+            let target = slot.subslice(0, length).expect("within the slot");
+            let copy = Copy {
+                source: there.subslice(offset, length).expect("within it").into(),
+                target: target.clone().into(),
+            };
+            begin_copy(&self.stream, copy)?.wait()?;
+            bytes.extend(target.to_vec());
+        }
+        Ok(bytes)
     }
 }
 
@@ -392,12 +422,28 @@ impl Then<'_> {
     }
 }
 
-fn parts(pairs: &[(DeviceSlice, RemoteSlice)]) -> Result<Vec<Part>, TransferError> {
-    let mut parts = Vec::new();
+/// What either way refuses alike.
+fn check(pairs: &[(DeviceSlice, RemoteSlice)]) -> Result<(), TransferError> {
+    if pairs.is_empty() {
+        return Err(local(0, &"an empty batch"));
+    }
+    if pairs.len() > PIECES_MAX {
+        return Err(local(PIECES_MAX, &"more pairs than a batch can have"));
+    }
     for (pair, (device, remote)) in pairs.iter().enumerate() {
         if device.len() as u64 != remote.len() {
             return Err(local(pair, &"the two sides differ in length"));
         }
+        if device.is_empty() {
+            return Err(local(pair, &"an empty pair"));
+        }
+    }
+    Ok(())
+}
+
+fn parts(pairs: &[(DeviceSlice, RemoteSlice)]) -> Result<Vec<Part>, TransferError> {
+    let mut parts = Vec::new();
+    for (pair, (device, remote)) in pairs.iter().enumerate() {
         for offset in (0..device.len()).step_by(SLOT_BYTES) {
             let length = SLOT_BYTES.min(device.len() - offset);
             let device = device.subslice(offset, length).expect("within it");
@@ -422,8 +468,13 @@ fn left(until: Instant) -> Duration {
 }
 
 fn submit(peer: &dyn Peer, pieces: Vec<Piece>, deadline: Duration) -> Result<Transfer, TransferError> {
-    peer.submit(pieces, deadline)
-        .map_err(|refused| local(0, &refused.reason))
+    peer.submit(pieces, deadline).map_err(|refused| {
+        let piece = match refused.reason {
+            Refusal::Invalid { piece, .. } => piece,
+            _ => 0,
+        };
+        local(piece, &refused.reason)
+    })
 }
 
 fn begin_copy(stream: &Stream, copy: Copy) -> Result<Transfer, TransferError> {

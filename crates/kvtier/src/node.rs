@@ -406,7 +406,7 @@ impl Node {
         if let Some(hbm) = &driver.hbm {
             let verbs = peers.as_ref().and_then(|peers| peers.shared().verbs());
             let (name, words) = device_path(hbm, verbs);
-            observer(StartProgress::Note(format!("between NICs and the GPU: {words}")));
+            observer(StartProgress::Note(format!("NICs could reach the GPU: {words}")));
             let _ = driver.hbm_path.set((name, words));
         }
         let remote = {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::built::Built;
 use crate::outcome::{Failure, Tally};
 use crate::process;
-use crate::suite::Report;
+use crate::suite::{Report, together};
 use crate::workspace::Workspace;
 
 const LIMIT: Duration = Duration::from_secs(10 * 60);
@@ -55,12 +55,11 @@ pub(crate) fn test(workspace: &Workspace, device: Option<&str>) -> Result<Tally,
 
 /// One kind of device, and what the suite did not execute on it.
 fn on(programs: &[(&Path, Option<&str>)], kind: &str, never: &str) -> Result<Tally, Failure> {
-    let mut tally = Tally::default();
     let mut never = never;
-    for (program, filter) in programs {
-        tally += run(program, *filter, kind, std::mem::take(&mut never))?;
-    }
-    Ok(tally)
+    let ended = programs
+        .iter()
+        .map(|(program, filter)| run(program, *filter, kind, std::mem::take(&mut never)));
+    together(ended.collect())
 }
 
 /// One program, as far as the filter goes.

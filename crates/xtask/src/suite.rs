@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::deploy;
 use crate::gpu;
 use crate::lmcache;
-use crate::outcome::{Failure, Tally};
+use crate::outcome::{Failure, SKIPPED, Tally};
 use crate::process::{self, Stream};
 use crate::python;
 use crate::remote;
@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Lines of a test that failed that are repeated at the end of a run.
 const LAST_WORDS: usize = 24;
 
-/// Runs a suite, on the kind of device that was named, and says what it came to; failures of its tests are in the tally.
+/// Runs a suite, on the kind of device that was named, and says what it came to; tests that failed are an error that names them.
 type Beside = fn(&Workspace, Option<&str>) -> Result<Tally, Failure>;
 
 /// Suites that need more than cargo. They run when they are named, and a run that names none lists them.
@@ -110,12 +110,32 @@ pub(crate) fn run(workspace: &Workspace, suites: &[String], device: Option<&str>
             println!("  {name}: {reason}: cargo xtask test {name}");
         }
     }
-    // Nothing was run by cargo where only suites beside it were named.
-    let mut tally = report.ended()?;
-    for run in beside {
-        tally += run(workspace, device)?;
+    // One that fails keeps no other from running; cargo ran nothing where only suites beside it were named.
+    let mut ended = vec![report.ended()];
+    ended.extend(beside.into_iter().map(|run| run(workspace, device)));
+    verdict(together(ended)?, !suites.is_empty())
+}
+
+/// The sum of what several runs came to, or everything that failed in any of them.
+pub(crate) fn together(ended: Vec<Result<Tally, Failure>>) -> Result<Tally, Failure> {
+    let mut tally = Tally::default();
+    let mut failures: Vec<Failure> = Vec::new();
+    for ended in ended {
+        match ended {
+            Ok(one) => tally += one,
+            Err(failure) => failures.push(failure),
+        }
     }
-    verdict(tally, !suites.is_empty())
+    // A failure before what is only missing here.
+    failures.sort_by_key(|failure| failure.code == SKIPPED);
+    let Some(first) = failures.first() else {
+        return Ok(tally);
+    };
+    let messages: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
+    Err(Failure {
+        code: first.code,
+        message: messages.join("\n"),
+    })
 }
 
 /// Failures fail; a skipped part of a suite that was asked for by name exits 69.
@@ -390,6 +410,37 @@ mod tests {
         assert_eq!(lines[lines.len() - 2..], ["  thread panicked at here", "  left: 1"]);
         assert_eq!(lines.len(), 2 + LAST_WORDS);
         assert!(!failure.message.contains("not this"));
+    }
+
+    #[test]
+    fn suites_that_fail_are_told_together_and_one_that_is_missing_after_them() {
+        let passed = || Tally {
+            passed: 2,
+            ..Tally::default()
+        };
+        assert_eq!(
+            together(vec![Ok(passed()), Ok(passed())])
+                .map(|tally| tally.passed)
+                .ok(),
+            Some(4)
+        );
+        let ended = vec![
+            Err(Failure::skipped("no GPU")),
+            Ok(passed()),
+            Err(Failure::new("a broke")),
+            Err(Failure::new("b broke")),
+        ];
+        let failure = together(ended).expect_err("two broke");
+        assert_eq!(
+            (failure.message.as_str(), failure.code),
+            ("a broke\nb broke\nno GPU", 1)
+        );
+        assert_eq!(
+            together(vec![Err(Failure::skipped("no GPU"))])
+                .expect_err("missing")
+                .code,
+            SKIPPED
+        );
     }
 
     #[test]

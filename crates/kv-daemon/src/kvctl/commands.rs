@@ -56,7 +56,7 @@ fn describe(status: &Value) -> String {
         ));
         if let Some(capacity) = number("hbm_capacity_bytes").filter(|capacity| *capacity > 0) {
             lines.push(format!(
-                "GPU memory    {} of {}, {} blocks; {}; NICs: {}",
+                "GPU memory    {} of {}, {} blocks; {}; NICs could reach it: {}",
                 size::rounded(number("hbm_used_bytes").unwrap_or(0)),
                 size::rounded(capacity),
                 number("hbm_blocks").unwrap_or(0),

@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 
 use super::driver::{
-    CAPTURE_RELAXED, Driver, FLUSH_BY_HOST, FLUSH_CURRENT, FLUSH_OPTIONS, FLUSH_TO_OWNER, GpuError, ORDERED_FOR_OWNER,
-    Opaque, SUCCESS, Unavailable, WRITES_ORDERING, is_for_good, unavailable,
+    Address, CAPTURE_RELAXED, Driver, FLUSH_BY_HOST, FLUSH_CURRENT, FLUSH_OPTIONS, FLUSH_TO_OWNER, GpuError,
+    ORDERED_FOR_OWNER, Opaque, SUCCESS, Unavailable, WRITES_ORDERING, is_for_good, unavailable,
 };
 use super::kernel::{Kernel, PieceMoverChosen};
 use super::stream::Held;
@@ -286,6 +286,15 @@ impl Gpu {
         text.trim().parse().ok()
     }
 
+    /// Where this device has what is registered at a host address, if it may go there by itself.
+    pub(super) fn reaches(&self, host: usize) -> Option<Address> {
+        let driver = self.current().ok()?;
+        let mut address: Address = 0;
+        // SAFETY: the library writes one number, and knows an address that is not registered.
+        let answer = unsafe { (driver.functions.host_address)(&raw mut address, host as Opaque, 0) };
+        self.check("cuMemHostGetDevicePointer", answer).ok().map(|()| address)
+    }
+
     /// Makes the context this thread's, until the answer is dropped, and hands out the driver.
     pub(super) fn current(&self) -> Result<Current<'_>, GpuError> {
         if self.is_lost() {
@@ -357,6 +366,12 @@ impl Gpu {
     /// What copies pieces, if it was chosen to.
     pub(super) fn piece_kernel(&self) -> Option<&Kernel> {
         self.kernel.get().filter(|_| self.launches.load(Ordering::Relaxed))
+    }
+
+    /// It does not any more.
+    pub(super) fn stop_launching(&self, error: &GpuError) {
+        self.launch_pieces(false);
+        self.note_piece_mover(&PieceMoverChosen::without(error.to_string()));
     }
 
     /// Whether it does from now on.

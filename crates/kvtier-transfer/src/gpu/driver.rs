@@ -146,6 +146,9 @@ impl fmt::Debug for IpcHandle {
     }
 }
 
+/// `CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL`.
+pub(super) const POINTER_DEVICE: c_int = 9;
+
 /// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`: the only way there is.
 pub(super) const IPC_LAZY: c_uint = 1;
 
@@ -342,6 +345,7 @@ functions! {
     import: "cuMemImportFromShareableHandle"(*mut u64, *mut c_void, c_int);
     copy_rows: "cuMemcpy2DAsync_v2"(*const CopyRows, Opaque);
     copy_peer: "cuMemcpyPeerAsync"(Address, Opaque, Address, Opaque, usize, Opaque);
+    pointer: "cuPointerGetAttribute"(*mut c_void, c_int, Address);
     address_range: "cuMemGetAddressRange_v2"(*mut Address, *mut usize, Address);
     ipc_handle: "cuIpcGetMemHandle"(*mut IpcHandle, Address);
     ipc_open: "cuIpcOpenMemHandle_v2"(*mut Address, IpcHandle, c_uint);

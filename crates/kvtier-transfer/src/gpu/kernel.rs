@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::device::Gpu;
 use super::driver::{Address, Driver, GpuError, Opaque};
 use super::pinning::HostRegistration;
-use super::stream::{Copy, Place, Stream};
+use super::stream::{By, Copy, Place, Stream};
 use crate::memory::MemoryRegion;
 
 /// Compiled from `kernel/pieces.cu`; any driver from CUDA 11.1 on makes its device's code of it.
@@ -47,6 +47,8 @@ const THREADS: u32 = 512;
 const SMALL_BYTES: usize = 64 << 10;
 /// And that have at least so many.
 const MANY: usize = 4;
+/// What a thread moves at a time; pieces begin at multiples of it.
+const WORD_BYTES: u64 = 16;
 
 /// What moves batches of small pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +82,18 @@ pub struct PieceMoverChosen {
     pub engines_rate: Option<f64>,
     /// Why not the kernel.
     pub reason: Option<String>,
+}
+
+impl PieceMoverChosen {
+    /// Copy engines, and why.
+    pub(super) fn without(reason: String) -> PieceMoverChosen {
+        PieceMoverChosen {
+            mover: PieceMover::CopyEngines,
+            kernel_rate: None,
+            engines_rate: None,
+            reason: Some(reason),
+        }
+    }
 }
 
 impl fmt::Display for PieceMoverChosen {
@@ -196,9 +210,17 @@ fn some(call: &'static str, pointer: Opaque) -> Result<NonNull<c_void>, GpuError
     NonNull::new(pointer).ok_or_else(|| failed(call, "nothing".to_owned()))
 }
 
+/// Whether a batch is many small pieces.
+pub(super) fn is_for_it(copies: &[Copy]) -> bool {
+    let bytes: usize = copies.iter().map(|copy| copy.source.len()).sum();
+    copies.len() >= MANY && bytes < SMALL_BYTES * copies.len()
+}
+
 impl Kernel {
-    /// Queues a batch, if it is one for the kernel. False where it is not, or was not taken whole: what was begun twice brings the same
-    /// bytes to the same places.
+    /// Queues a batch that is one for the kernel. False where it does not reach all of it, and nothing was queued.
+    ///
+    /// # Errors
+    /// What the driver says: some of it may be queued.
     pub(super) fn begin(
         &self,
         gpu: &Gpu,
@@ -207,15 +229,15 @@ impl Kernel {
         copies: &[Copy],
         reach: impl Fn(&Place) -> Option<Address>,
     ) -> Result<bool, GpuError> {
-        let bytes: usize = copies.iter().map(|copy| copy.source.len()).sum();
-        if copies.len() < MANY || bytes >= SMALL_BYTES * copies.len() {
-            return Ok(false);
-        }
         let mut sides = Vec::with_capacity(copies.len());
         for copy in copies {
             let (Some(source), Some(target)) = (reach(&copy.source), reach(&copy.target)) else {
                 return Ok(false);
             };
+            // Byte by byte it is slower than anything.
+            if (source | target) % WORD_BYTES != 0 {
+                return Ok(false);
+            }
             sides.push((source, target, copy.source.len()));
         }
         let mut pieces = Pieces::none();
@@ -258,17 +280,11 @@ impl Gpu {
     ///
     /// A device that the trial fails on for good is lost, as with every copy.
     pub fn choose_piece_mover(self: &Arc<Self>, wanted: PieceMoverWanted) -> PieceMoverChosen {
-        let engines = |reason: Option<String>| PieceMoverChosen {
-            mover: PieceMover::CopyEngines,
-            kernel_rate: None,
-            engines_rate: None,
-            reason,
-        };
         let mut chosen = match wanted {
-            PieceMoverWanted::CopyEngines => engines(Some("as asked for".to_owned())),
+            PieceMoverWanted::CopyEngines => PieceMoverChosen::without("as asked for".to_owned()),
             _ => self
                 .try_kernel()
-                .unwrap_or_else(|error| engines(Some(error.to_string()))),
+                .unwrap_or_else(|error| PieceMoverChosen::without(error.to_string())),
         };
         if wanted == PieceMoverWanted::Kernel && chosen.kernel_rate.is_some() {
             chosen.mover = PieceMover::Kernel;
@@ -360,7 +376,10 @@ impl Trial {
         half(1).zero();
         let begun = Instant::now();
         for copies in [&self.up, &self.down] {
-            let taken = self.stream.submit_by(copies.clone(), kernel);
+            // What the kernel does not take must not count as its own.
+            let taken = self
+                .stream
+                .submit_by(copies.clone(), kernel.map_or(By::CopyEngines, By::Kernel));
             let taken = taken.map_err(|refused| failed("trial", refused.reason))?;
             taken.wait().map_err(|error| failed("trial", error.to_string()))?;
         }

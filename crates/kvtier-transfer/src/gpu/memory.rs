@@ -4,7 +4,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::device::Gpu;
-use super::driver::{Address, DMA_BUF, GpuError, IPC_LAZY, IpcHandle};
+use super::driver::{Address, DMA_BUF, GpuError, IPC_LAZY, IpcHandle, POINTER_DEVICE};
 use super::shared::Mapping;
 use crate::memory::{OutOfRange, PAGE_BYTES};
 
@@ -82,7 +82,7 @@ impl Gpu {
 
 impl Gpu {
     /// `bytes` from `offset` on of an allocation of another process, which has to be on this device. It is closed here when the last slice is
-    /// gone, and freed by its owner: if that is earlier, copies bring and overwrite whatever the device has there then, of that process alone.
+    /// gone, and freed by its owner, who has to keep it until then: CUDA leaves open what becomes of the device otherwise.
     ///
     /// # Errors
     /// What the driver says: a process that is gone, this process's own handle, another device's. A range outside of the allocation.
@@ -104,6 +104,17 @@ impl Gpu {
             bytes,
             origin: Origin::Opened(first),
         };
+        let mut device: c_int = -1;
+        // SAFETY: of this attribute the library writes one number.
+        let answer = unsafe { (driver.functions.pointer)((&raw mut device).cast(), POINTER_DEVICE, first) };
+        self.check("cuPointerGetAttribute", answer)?;
+        if device != self.handle() {
+            return Err(GpuError {
+                call: "cuPointerGetAttribute",
+                code: 0,
+                words: format!("it is memory of device {device}, not {}", self.handle()),
+            });
+        }
         let (mut base, mut all): (Address, usize) = (0, 0);
         // SAFETY: the library writes two numbers.
         let answer = unsafe { (driver.functions.address_range)(&raw mut base, &raw mut all, first) };

@@ -27,8 +27,6 @@ struct Known {
 struct Registered {
     gpu: Arc<Gpu>,
     pinned: Pinned,
-    /// Where that device has its first byte, if it may go there by itself.
-    address: Option<Address>,
 }
 
 fn key(region: &Arc<MemoryRegion>) -> usize {
@@ -47,9 +45,9 @@ impl Gpu {
         let entry = known.entry(key(region)).or_default();
         if entry.registered.is_none() {
             match self.register_now(region) {
-                Ok((pinned, address)) => {
+                Ok(pinned) => {
                     let gpu = Arc::clone(self);
-                    entry.registered = Some(Registered { gpu, pinned, address });
+                    entry.registered = Some(Registered { gpu, pinned });
                 }
                 Err(error) => {
                     if entry.copies == 0 {
@@ -65,7 +63,7 @@ impl Gpu {
         })
     }
 
-    fn register_now(&self, region: &Arc<MemoryRegion>) -> Result<(Pinned, Option<Address>), GpuError> {
+    fn register_now(&self, region: &Arc<MemoryRegion>) -> Result<Pinned, GpuError> {
         let driver = self.current()?;
         let flags = match region.access() {
             Access::ReadWrite => REGISTER_PORTABLE,
@@ -75,11 +73,7 @@ impl Gpu {
         // SAFETY: the range is the region's mapping, which `pinned` keeps mapped until it is unregistered.
         let answer = unsafe { (driver.functions.register)(first_byte(region) as *mut _, region.bytes(), flags) };
         self.check("cuMemHostRegister", answer)?;
-        let mut address: Address = 0;
-        // SAFETY: registered above; the library writes one number.
-        let answer = unsafe { (driver.functions.host_address)(&raw mut address, first_byte(region) as *mut _, 0) };
-        let found = self.check("cuMemHostGetDevicePointer", answer);
-        Ok((pinned, found.is_ok().then_some(address)))
+        Ok(pinned)
     }
 }
 
@@ -95,7 +89,7 @@ fn settle(known: &mut HashMap<usize, Known>, region: &Arc<MemoryRegion>) {
         return;
     }
     let Some(Known {
-        registered: Some(Registered { gpu, pinned, .. }),
+        registered: Some(Registered { gpu, pinned }),
         ..
     }) = known.remove(&key(region))
     else {
@@ -141,9 +135,6 @@ impl Drop for HostRegistration {
     }
 }
 
-/// References that a registration has to its region.
-const HELD_BY_REGISTRATION: usize = 2;
-
 /// Host regions that one user's copies go through, each registered when it is first met, or before that, and let go of when
 /// nobody else has it.
 #[derive(Debug)]
@@ -168,8 +159,7 @@ impl PinnedRegions {
         if held.iter().any(|known| Arc::ptr_eq(known.region(), region)) {
             return true;
         }
-        // What its owner took back is held by this and its registration alone.
-        held.retain(|known| Arc::strong_count(known.region()) > HELD_BY_REGISTRATION);
+        drop_abandoned(&mut held);
         match self.gpu.register(region) {
             Ok(registration) => {
                 held.push(registration);
@@ -177,6 +167,11 @@ impl PinnedRegions {
             }
             Err(_) => false,
         }
+    }
+
+    /// Lets go of what its owner took back while it was pinned here.
+    pub fn tidy(&self) {
+        drop_abandoned(&mut self.held.lock());
     }
 
     /// Lets go of a region of which no copy is in flight. Where that would take longer than `wait`, as with a device that hangs while
@@ -188,11 +183,19 @@ impl PinnedRegions {
     }
 }
 
+/// Lets go of regions that registrations alone hold: this one's and others', and the table's entry.
+fn drop_abandoned(held: &mut Vec<HostRegistration>) {
+    held.retain(|known| {
+        let holders = KNOWN.lock().get(&key(known.region())).map_or(0, |entry| entry.holders);
+        Arc::strong_count(known.region()) > holders + 1
+    });
+}
+
 /// A copy of a region is in flight: it is not unregistered before this is dropped.
 pub(super) struct InFlight {
     region: Arc<MemoryRegion>,
-    /// Where a device has its first byte, for as long as this lives.
-    reached: Option<(Arc<Gpu>, Address)>,
+    /// It was registered, and stays so for as long as this lives.
+    is_registered: bool,
 }
 
 impl InFlight {
@@ -201,17 +204,18 @@ impl InFlight {
         let mut known = KNOWN.lock();
         let entry = known.entry(key(region)).or_default();
         entry.copies += 1;
-        let registered = entry.registered.as_ref();
         InFlight {
             region: Arc::clone(region),
-            reached: registered.and_then(|registered| Some((Arc::clone(&registered.gpu), registered.address?))),
+            is_registered: entry.registered.is_some(),
         }
     }
 
     /// Where this device has the first byte of the region, if it may go there by itself.
-    pub(super) fn address_on(&self, gpu: &Arc<Gpu>) -> Option<Address> {
-        let (known, address) = self.reached.as_ref()?;
-        Arc::ptr_eq(known, gpu).then_some(*address)
+    pub(super) fn address_on(&self, gpu: &Gpu) -> Option<Address> {
+        match self.is_registered {
+            true => gpu.reaches(first_byte(&self.region)),
+            false => None,
+        }
     }
 
     pub(super) fn is_of(&self, region: &Arc<MemoryRegion>) -> bool {

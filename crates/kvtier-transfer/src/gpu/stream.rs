@@ -12,7 +12,7 @@ use super::driver::{
     Address, CopyAttributes, CopyRows, CopySide, Driver, EVENT_FLAGS, GpuError, Opaque, STREAM_NON_BLOCKING, SUCCESS,
 };
 use super::engine::{EngineStream, Mark};
-use super::kernel::Kernel;
+use super::kernel::{self, Kernel};
 use super::memory::DeviceSlice;
 use super::pinning::InFlight;
 use super::rows::{self, Rows};
@@ -176,11 +176,12 @@ impl Stream {
     /// # Errors
     /// What is wrong with the batch, or why the device takes none.
     pub fn submit(&self, copies: Vec<Copy>) -> Result<Transfer, CopyRefused> {
-        self.submit_by(copies, self.raw.gpu.piece_kernel())
+        let by = self.raw.gpu.piece_kernel().map_or(By::CopyEngines, By::KernelOrEngines);
+        self.submit_by(copies, by)
     }
 
-    /// The same, by this kernel where it can.
-    pub(super) fn submit_by(&self, copies: Vec<Copy>, kernel: Option<&Kernel>) -> Result<Transfer, CopyRefused> {
+    /// The same, by what the caller says.
+    pub(super) fn submit_by(&self, copies: Vec<Copy>, by: By<'_>) -> Result<Transfer, CopyRefused> {
         if let Err(reason) = check(&copies, &self.raw.gpu) {
             return Err(CopyRefused { reason, copies });
         }
@@ -201,8 +202,25 @@ impl Stream {
                 regions.push(InFlight::new(slice.region()));
             }
         }
-        let is_begun = kernel.is_some_and(|kernel| self.begin_by(kernel, &driver, &copies, &regions))
-            || self.begin_together(&driver, &copies);
+        let by_kernel = match by {
+            By::CopyEngines => Ok(false),
+            By::Kernel(kernel) | By::KernelOrEngines(kernel) => self.begin_by(kernel, &driver, &copies, &regions),
+        };
+        match (&by_kernel, by) {
+            (Ok(true), _) => gpu.count_by_kernel(),
+            (Ok(false), By::Kernel(_)) => {
+                let reason = "a batch that the kernel cannot move".to_owned();
+                return Err(CopyRefused { reason, copies });
+            }
+            // Whatever of it was launched brings the same bytes to the same places as what follows, or comes to nothing with the device.
+            (Err(error), By::Kernel(_)) => {
+                let reason = error.to_string();
+                return Err(CopyRefused { reason, copies });
+            }
+            (Err(error), _) => gpu.stop_launching(error),
+            (Ok(false), _) => {}
+        }
+        let is_begun = matches!(by_kernel, Ok(true)) || self.begin_together(&driver, &copies);
         let failed = match is_begun {
             true => None,
             false => self.begin_in_turn(&driver, &copies),
@@ -264,27 +282,26 @@ impl Stream {
     }
 
     /// Begins copies of many small pieces as a kernel. False where they are to be begun otherwise.
-    fn begin_by(&self, kernel: &Kernel, driver: &Driver, copies: &[Copy], regions: &[InFlight]) -> bool {
+    fn begin_by(
+        &self,
+        kernel: &Kernel,
+        driver: &Driver,
+        copies: &[Copy],
+        regions: &[InFlight],
+    ) -> Result<bool, GpuError> {
         let gpu = &self.raw.gpu;
+        if !kernel::is_for_it(copies) {
+            return Ok(false);
+        }
+        let reached: Vec<Option<Address>> = regions.iter().map(|known| known.address_on(gpu)).collect();
         let reach = |place: &Place| match place {
             Place::Host(slice) => {
-                let known = regions.iter().find(|known| known.is_of(slice.region()))?;
-                Some(known.address_on(gpu)? + slice.offset() as Address)
+                let known = regions.iter().position(|known| known.is_of(slice.region()))?;
+                Some(reached[known]? + slice.offset() as Address)
             }
             Place::Device(slice) => Arc::ptr_eq(slice.region().gpu(), gpu).then(|| slice.address()),
         };
-        match kernel.begin(gpu, driver, self.raw.raw, copies, reach) {
-            Ok(begun) => {
-                if begun {
-                    gpu.count_by_kernel();
-                }
-                begun
-            }
-            Err(_) => {
-                gpu.launch_pieces(false);
-                false
-            }
-        }
+        kernel.begin(gpu, driver, self.raw.raw, copies, reach)
     }
 
     /// Begins many copies with one call, where the driver has it. False where they are to be begun one by one: begun twice is
@@ -408,6 +425,16 @@ impl Stream {
         batch.driven_by(flight);
         Transfer::new(batch)
     }
+}
+
+/// What begins copies.
+#[derive(Clone, Copy)]
+pub(super) enum By<'a> {
+    CopyEngines,
+    /// Where it can, and the copy engines elsewhere.
+    KernelOrEngines(&'a Kernel),
+    /// It, or nothing.
+    Kernel(&'a Kernel),
 }
 
 /// Flights in the order of submission, about: of those that two threads submit at once either may be first.

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvtier_transfer::gpu::{
-    Copy, Cuda, DeviceRegion, DeviceSlice, Gpu, GpuError, KvLayout, KvOrder, KvParts, LayoutError, Place, Stream,
+    Copy, Cuda, DeviceRegion, DeviceSlice, Gpu, GpuError, KvLayout, KvOrder, KvParts, LayoutError, PinnedRegions,
+    Place, Stream,
 };
 use kvtier_transfer::memory::{Access, MemoryRegion, MemorySlice, PageRequest};
 use kvtier_transfer::{Cause, Transfer};
@@ -30,6 +31,8 @@ enum Kind {
     Refuses,
     /// A real device does, too.
     Kernels,
+    LaunchesNone,
+    WrongKernels,
 }
 
 fn is_real() -> bool {
@@ -111,14 +114,14 @@ fn a_number_gives_one_device_and_what_is_no_number_none() {
         return println!("not executed: a real machine has as many devices as it has");
     }
     let cuda = Cuda::open_at(&software()).expect("the software device");
-    assert_eq!((cuda.devices(), cuda.version()), (6, (12, 8)));
+    assert_eq!((cuda.devices(), cuda.version()), (8, (12, 8)));
     let gpu = cuda.device(1).expect("a device");
     assert!(Arc::ptr_eq(&gpu, &cuda.device(1).expect("the same")));
     assert_eq!(gpu.name(), "software: slow");
     let uuid = gpu.uuid().to_string();
     assert_eq!((&uuid[..4], uuid.len()), ("GPU-", 40), "{uuid}");
     assert_ne!(cuda.device(0).expect("another").uuid(), gpu.uuid());
-    let error = cuda.device(6).expect_err("there are six");
+    let error = cuda.device(8).expect_err("there are eight");
     assert!(error.to_string().contains("INVALID_DEVICE"), "{error}");
 }
 
@@ -520,6 +523,25 @@ fn a_registered_region_is_pinned_until_the_last_copy_is_done() {
     let registration = slow.register(&region).expect("pinned");
     std::thread::spawn(move || drop(registration)).join().expect("no panic");
     assert!(!region.is_pinned());
+}
+
+#[test]
+fn what_its_owner_took_back_is_let_go_of_by_everybody_who_had_it_pinned() {
+    let Some(gpu) = gpu(Kind::Well) else { return };
+    let (one, other) = (PinnedRegions::new(&gpu), PinnedRegions::new(&gpu));
+    let region = MemoryRegion::anonymous(MIB).expect("memory");
+    assert!(one.pin(&region) && other.pin(&region) && one.pin(&region));
+    one.tidy();
+    other.let_go(&region, Duration::from_secs(1));
+    assert!(region.is_pinned(), "its owner has it, and one of them");
+    assert!(other.pin(&region));
+    let weak = Arc::downgrade(&region);
+    drop(region);
+    // Neither is the last that has it; together they are.
+    one.tidy();
+    assert!(weak.upgrade().is_some(), "the other's is still there");
+    other.tidy();
+    assert!(weak.upgrade().is_none(), "nobody needs it");
 }
 
 #[test]

@@ -119,8 +119,18 @@ fn memory_of_another_process_is_read_and_written_and_that_of_a_dead_one_is_an_er
     assert!(gpu.open_ipc(&handle, usize::MAX, 1).is_err());
     writeln!(owner.to).expect("it listens");
     assert_eq!(owner.hear("written"), "true");
-    // It was opened anew each time, and closed: nothing of it is left here.
-    let _again = gpu.open_ipc(&handle, 0, MIB).expect("it still lives");
+    // Twice is one mapping, which stays until both are closed.
+    let (one, other) = (gpu.open_ipc(&handle, 0, MIB), gpu.open_ipc(&handle, 0, MIB));
+    drop(one.expect("it still lives"));
+    let other = other.expect("and this of it");
+    let target = host(64);
+    let there = other.slice(OFFSET, 64).expect("inside");
+    run(
+        &stream,
+        vec![copy(Place::Device(there.clone()), Place::Host(target.clone()))],
+    );
+    assert!(target.to_vec() == pattern(2, 64));
+    drop((there, other));
     drop(owner);
     let dead = gpu.open_ipc(&handle, 0, MIB).expect_err("its owner is gone");
     assert!(dead.to_string().starts_with("cuIpcOpenMemHandle: "), "{dead}");

@@ -156,6 +156,14 @@ pub(crate) fn what_cannot_go_into_a_device_is_an_error_and_the_next_read_is_none
     let error = link.read(&*stand.peer, &[first.clone(), uneven], PATIENCE);
     let error = error.expect_err("the sides differ").to_string();
     assert!(error.contains("differ in length"), "{error}");
+    let nothing = (
+        device.slice(0, 0).expect("inside"),
+        owned.remote().slice(0, 0).expect("inside"),
+    );
+    let error = link.write(&*stand.peer, &[first.clone(), nothing], PATIENCE);
+    assert_eq!(error.expect_err("no bytes").piece, 1);
+    let error = link.read(&*stand.peer, &[], PATIENCE).expect_err("nothing at all");
+    assert!(error.to_string().contains("an empty batch"), "{error}");
     // What the owner took back; the second of two, and long.
     let gone = stand.owned(4 * MIB, RemoteAccess::Read);
     let pair = (all.clone(), gone.remote().slice(0, 4 * MIB as u64).expect("inside"));

@@ -335,8 +335,8 @@ pub struct Status {
     pub nvme_engine: String,
     /// The GPU whose memory holds copies; `none` without such a tier.
     pub hbm_device: String,
-    /// How bytes get between NICs and that GPU, as was found at the start: `dma_buf`, `peer_memory` or `staged`, and in brackets why no
-    /// earlier of them; `none` without such a tier.
+    /// How bytes could get between NICs and that GPU, as was found at the start: `dma_buf`, `peer_memory` or `staged`, and in brackets why
+    /// no earlier of them; `none` without such a tier. Blocks of peers land in host memory all the same.
     pub hbm_path: String,
     /// Which pages host memory has, and the remedy when they are small.
     pub host_pages: String,
