@@ -264,7 +264,8 @@ impl Device {
         let (base, range) = memory.ranges.0.range(..=address).next_back()?;
         let is_in = range.kind == Kind::Device && address - base < range.bytes as u64;
         let file = memory.file.as_ref()?.as_raw_fd();
-        is_in.then_some((file, base - memory.arena, range.bytes))
+        // What was mapped there may lie before all of it.
+        is_in.then(|| (file, base - memory.arena, range.bytes))
     }
 
     pub(crate) fn free(&self, address: u64) -> bool {

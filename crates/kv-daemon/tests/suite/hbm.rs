@@ -1,6 +1,8 @@
 //! Copies of blocks in device memory: of the daemon's, read by other processes of the same device. On the software device.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -267,6 +269,62 @@ fn a_purge_zeroes_device_copies_and_the_receipt_says_so() {
     engine.put(1, &[5]);
     engine.warm(&cache, 1, 0);
     assert!(engine.page(0) == engine.page(5));
+}
+
+/// What lies in device memory that a daemon shares, whoever maps it; kept open, so that it can be looked at once the daemon has let go.
+struct SharedMemory(Vec<File>);
+
+impl SharedMemory {
+    fn of(daemon: &Daemon) -> SharedMemory {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", daemon.child.id())).expect("our own child");
+        let is_shared = |path: &PathBuf| {
+            std::fs::read_link(path).is_ok_and(|file| file.to_string_lossy().contains("softgpu of software"))
+        };
+        let paths = descriptors.flatten().map(|entry| entry.path());
+        let open = |path: PathBuf| File::open(path).expect("memory");
+        SharedMemory(paths.filter(is_shared).map(open).collect())
+    }
+
+    /// In how many of its descriptors these bytes are found.
+    fn holds(&self, bytes: &[u8]) -> usize {
+        let holds = |file: &File| {
+            let length = file.metadata().expect("its size").len();
+            let mut all = vec![0; usize::try_from(length).expect("it fits")];
+            file.read_exact_at(&mut all, 0).expect("readable");
+            // Slots begin at pages.
+            all.chunks(4096)
+                .enumerate()
+                .any(|(page, _)| all[page * 4096..].starts_with(bytes))
+        };
+        self.0.iter().filter(|file| holds(file)).count()
+    }
+}
+
+#[test]
+fn not_a_byte_of_what_was_purged_is_left_in_shared_device_memory() {
+    if !is_software() {
+        return;
+    }
+    let daemon = daemon(WELL);
+    let engine = Engine::new(daemon.socket(), WELL, 77);
+    engine.put(1, &[3, 4, 7]);
+    let cache = engine.cache();
+    for number in [1, 2, 3] {
+        engine.warm(&cache, number, number - 1);
+    }
+    let memory = SharedMemory::of(&daemon);
+    let blocks = [3, 4, 7].map(|page| engine.page(page));
+    for block in &blocks {
+        assert!(memory.holds(block) > 0, "it lies there, where this looks for it");
+    }
+    // Deleting hides; the bytes go when somebody needs the room, or all of them with a purge.
+    assert_eq!(engine.namespace.delete(&[hash(2)]).expect("answered"), [true]);
+    purge(&daemon, &["tenant", "--mode", "physical"]);
+    for block in &blocks {
+        assert_eq!(memory.holds(block), 0);
+        // Nor any of its rows.
+        assert_eq!(memory.holds(&block[..64]), 0);
+    }
 }
 
 #[test]

@@ -235,6 +235,9 @@ def test_memory_of_another_process_is_an_array_while_that_lives(node, device):
             kvtier.IpcArray(device, handle, 10_001)
         with pytest.raises(kvtier.Invalid, match="64 bytes, not 63"):
             kvtier.IpcArray(device, handle[1:], 10)
+        # While one of them is open another of the same memory is no new mapping.
+        del whole, part
+        gc.collect()
     finally:
         owner.kill()
         owner.wait()
