@@ -1,5 +1,5 @@
-//! A kernel that copies pieces, for batches of many small ones: the copy engines of a device take about as long for a piece of 16 KiB
-//! as for one of 100 KiB.
+//! A kernel that copies pieces, for batches of many small ones, of each of which a device's copy engines have the whole overhead. Which
+//! is faster on a device is measured there.
 
 use std::ffi::{CStr, c_void};
 use std::fmt;
@@ -275,7 +275,7 @@ impl Pieces {
 
 impl Gpu {
     /// Chooses what moves batches of small pieces on this device from now on, by trying. The first attempt loads a kernel, which takes some
-    /// tens of milliseconds; it and the trial use 3 MiB of host memory and of the device's. Unless it is called small pieces are moved as
+    /// tens of milliseconds; the trial uses 2 MiB of host memory and of the device's. Unless it is called small pieces are moved as
     /// everything else.
     ///
     /// A device that the trial fails on for good is lost, as with every copy.
