@@ -68,6 +68,8 @@ pub enum Advice {
     /// An agent works on it and will ask again by this time, as far as can be said: its blocks go after all others that are not pinned,
     /// until then.
     ExpectedBy(Time),
+    /// The prompt has been answered, with so many tokens. Who gets a word or two asks again at other times than who reads a page.
+    Answered(u32),
 }
 
 /// The order in which copies go. Sees places in the index, lists and times: no key, no byte, no address.

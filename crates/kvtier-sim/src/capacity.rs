@@ -1,8 +1,8 @@
 //! What the real state machine hits on a trace with given sizes, and what it writes for that. No byte moves; devices
-//! answer at once, or take their time.
+//! answer at once, or take their time. The policy is told how long answers were, where the trace says so.
 
 use kvtier_core::{
-    Action, Answer, BlockHash, CheckedCoreSettings, ClientId, Completion, Event, Extent, FetchScope, Fetched,
+    Action, Advice, Answer, BlockHash, CheckedCoreSettings, ClientId, Completion, Event, Extent, FetchScope, Fetched,
     NamespaceId, Realization, RealizationId, RecordLabel, Request, Reserved, RestoredRecord, RestoredSegment, SealItem,
     SealRequest, SegmentId, Tier, TierManager, Time, TrustDomain,
 };
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::lru::HitTokens;
-use crate::trace::TraceRequest;
+use crate::trace::{TraceAnswer, TraceAnswers, TraceRequest};
 
 #[cfg(test)]
 mod tests;
@@ -163,6 +163,7 @@ struct Replay {
     /// What a restart finds.
     log: BTreeMap<SegmentId, RestoredSegment>,
     sampled: Sampled,
+    given: TraceAnswers<Vec<BlockHash>>,
     report: CapacityReport,
 }
 
@@ -203,6 +204,7 @@ impl Replay {
             flushed: false,
             log: BTreeMap::new(),
             sampled: Sampled::default(),
+            given: TraceAnswers::default(),
             report: CapacityReport::default(),
         }
     }
@@ -225,6 +227,7 @@ impl Replay {
         next.now = self.now;
         next.device_free = self.device_free;
         next.log = self.log;
+        next.given = self.given;
         next.pump();
         next
     }
@@ -244,10 +247,19 @@ impl Replay {
         self.report.requests += 1;
         self.sample();
         self.report.tokens.total += request.input_tokens;
-        if self.pace == Pace::default() {
-            let due = Time::ZERO.after(Duration::from_millis(request.timestamp_ms));
-            self.live_until(due.max(self.now));
+        while let Some((answer, hashes)) = self.given.complete(request.timestamp_ms) {
+            self.reach(answer.at_ms);
+            let asked = self.asked(&hashes);
+            let advice = Advice::Answered(answer.tokens);
+            self.manager
+                .advise(&asked, advice, self.now)
+                .expect("advice is in bounds");
+            self.pump();
         }
+        if let Some(answer) = TraceAnswer::to(request, request.timestamp_ms) {
+            self.given.begin(answer, hashes.clone());
+        }
+        self.reach(request.timestamp_ms);
         let mut hit = 0;
         for chunk in hashes.chunks(self.chunk_blocks) {
             let hits = self.fetch(request, chunk, hit);
@@ -267,6 +279,14 @@ impl Replay {
                 self.report.busy += 1;
                 self.live_until(self.now.after(Duration::from_millis(1)));
             }
+        }
+    }
+
+    /// Where requests come when the trace says: lives on until then.
+    fn reach(&mut self, at_ms: u64) {
+        if self.pace == Pace::default() {
+            let due = Time::ZERO.after(Duration::from_millis(at_ms));
+            self.live_until(due.max(self.now));
         }
     }
 

@@ -1,7 +1,8 @@
 //! What policies would hit on a trace, metadata only: no tiers, no clients, one cache of so many blocks.
 //!
 //! A block counts as hit only where all before it in the prompt are hit too. [`Policy::Lru`] and [`Policy::Hazard`] are
-//! the policies of `kvtier-core` themselves, driven as the state machine drives them; the others are yardsticks.
+//! the policies of `kvtier-core` themselves, driven as the state machine drives them; the others are yardsticks. Where a trace says how
+//! long answers are, the policies of `kvtier-core` are told when an answer is complete, as a client may tell a node.
 
 mod classic;
 mod opt;
@@ -14,7 +15,7 @@ use std::str::FromStr;
 
 use kvtier_core::{EvictionPolicy, LeafFirstLru, LearnedTables, ReuseHazard};
 
-use crate::trace::TraceRequest;
+use crate::trace::{TraceAnswer, TraceAnswers, TraceRequest};
 
 /// Evicted blocks that the simulated hazard policy remembers.
 const GHOSTS_MAX: usize = 1 << 20;
@@ -95,6 +96,7 @@ impl FromStr for Policy {
 #[derive(Clone, Debug)]
 struct Prompt {
     time_ms: u64,
+    answer: Option<TraceAnswer>,
     /// Tokens of the prompt, those that no id stands for too.
     tokens: u64,
     /// Each block and its tokens, in prefix order.
@@ -130,6 +132,7 @@ impl Prompts {
                 });
                 Prompt {
                     time_ms,
+                    answer: TraceAnswer::to(request, time_ms),
                     tokens: request.input_tokens,
                     blocks: blocks.collect(),
                 }
@@ -139,6 +142,15 @@ impl Prompts {
             prompts,
             blocks: names.len(),
         }
+    }
+
+    /// The same, where nobody says how long the answers are.
+    #[must_use]
+    pub fn without_answers(mut self) -> Prompts {
+        for prompt in &mut self.prompts {
+            prompt.answer = None;
+        }
+        self
     }
 
     /// Distinct blocks.
@@ -197,6 +209,11 @@ fn share(part: u64, whole: u64) -> f64 {
 trait Cache {
     /// Looks a prompt up, then caches what it can of it. How many of its blocks were hit as a prefix.
     fn request(&mut self, prompt: &Prompt) -> usize;
+
+    /// Hears how long the answer to a prompt of before was.
+    fn answered(&mut self, prompt: &Prompt, answer: TraceAnswer) {
+        let _ = (prompt, answer);
+    }
 }
 
 /// Runs a trace through a cache of `capacity_blocks` blocks that starts empty. Before each request `progress` is called.
@@ -237,8 +254,15 @@ pub fn simulate_learned(
 
 fn run(cache: &mut dyn Cache, prompts: &[Prompt], progress: &mut dyn FnMut()) -> Simulated {
     let mut simulated = Simulated::default();
+    let mut answers = TraceAnswers::default();
     for prompt in prompts {
         progress();
+        while let Some((answer, answered)) = answers.complete(prompt.time_ms) {
+            cache.answered(answered, answer);
+        }
+        if let Some(answer) = prompt.answer {
+            answers.begin(answer, prompt);
+        }
         let hit = cache.request(prompt);
         simulated.count(prompt, hit);
     }

@@ -4,8 +4,10 @@
 //! An id stands for 512 tokens and everything before them (ids are prefix-chained: equal ids, equal prefixes).
 //! Published with "Mooncake: A KVCache-centric Disaggregated Architecture for LLM Serving" (FAST '25).
 
+mod answers;
 mod schema;
 
+pub use answers::{ANSWER_TOKEN_MS, TraceAnswer, TraceAnswers};
 pub use schema::{Schema, Trace, read_trace};
 
 use std::io::{self, BufRead, Write};

@@ -51,7 +51,7 @@
 //!  0x0010 Confirm         generation u64, name bytes(1..=256, UTF-8), processor bytes(1..=256, UTF-8)  Confirmed
 //!  0x0011 Explain         keys                                                                     Explained
 //!  0x0012 Computed        tokens u32, before_tokens u32, took_us u64                               Counted
-//!  0x0013 Advise          keys, preceded by advice u32 (0 closed, 1 pinned, 2 expected), within_ms u32   Advised
+//!  0x0013 Advise          keys, preceded by advice u32 (0 closed, 1 pinned, 2 expected: then for ms u32; 3 answered: tokens u32)   Advised
 //!
 //!  keys  = handle u32, lineage u32 (0 chain after unknown, 1 chain after root, 2 chain after `parent`, 3 independent),
 //!          parent [16] (zero unless lineage is 2), array(hash [16])

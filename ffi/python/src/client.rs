@@ -339,20 +339,37 @@ impl Client {
         py.import("json")?.call_method1("loads", (json,))
     }
 
-    /// Says what will become of the session that these keys, in prefix order, are the prompt of: it is over (`closed`), its blocks are
-    /// to stay for `seconds` (`pinned`), or an agent will ask again within `seconds` (`expected`). Zero seconds take back what was said;
-    /// an hour is the most. Answers how many of the blocks the node has.
-    #[pyo3(signature = (keys, advice, seconds = 0.0))]
-    fn advise(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, advice: &str, seconds: f64) -> PyResult<u32> {
+    /// Says what becomes of the session that these keys, in prefix order, are the prompt of: it is over (`closed`), its blocks are
+    /// to stay for `seconds` (`pinned`), an agent will ask again within `seconds` (`expected`), or the prompt has been answered, with so many
+    /// `tokens` (`answered`). Zero seconds take back what was said; an hour is the most. Answers how many of the blocks the node has.
+    #[pyo3(signature = (keys, advice, seconds = 0.0, *, tokens = None))]
+    fn advise(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        advice: &str,
+        seconds: f64,
+        tokens: Option<u32>,
+    ) -> PyResult<u32> {
         let hashes = hashes_of(keys)?;
         let invalid = |words: String| crate::error::Invalid::new_err(words);
         let within = Duration::try_from_secs_f64(seconds).map_err(|error| invalid(format!("seconds: {error}")))?;
         let advice = match advice {
+            "answered" if within.is_zero() => {
+                let tokens = tokens.ok_or_else(|| invalid("tokens: how long was the answer?".into()))?;
+                Advice::Answered(tokens)
+            }
+            "answered" => return Err(invalid("seconds: what is answered has no time".into())),
+            _ if tokens.is_some() => return Err(invalid(format!("tokens: {advice:?} has none"))),
             "closed" if within.is_zero() => Advice::Closed,
             "closed" => return Err(invalid("seconds: what is closed has no time".into())),
             "pinned" => Advice::Pinned(within),
             "expected" => Advice::Expected(within),
-            other => return Err(invalid(format!("advice {other:?}: one of closed, pinned, expected"))),
+            other => {
+                return Err(invalid(format!(
+                    "advice {other:?}: one of closed, pinned, expected, answered"
+                )));
+            }
         };
         self.call(py, |open| open.namespace.advise(&hashes, advice))
     }

@@ -28,6 +28,9 @@ pub(super) struct SimulateOptions {
     /// Sizes of the cache: blocks, or a share of the distinct blocks such as 5%
     #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "1%,5%,10%,25%,50%", value_parser = Capacity::from_str)]
     capacity: Vec<Capacity>,
+    /// Do not tell policies how long answers were, as engines that say nothing of them
+    #[arg(long)]
+    no_answers: bool,
     /// Lines that may be skipped because they are no requests
     #[arg(long, value_name = "N", default_value_t = 100)]
     bad_lines_max: usize,
@@ -102,7 +105,10 @@ struct Row {
 pub(super) fn run(connection: &Connection, options: &SimulateOptions) -> Result<(), Failure> {
     let trace = read(options)?;
     report_skipped(&trace);
-    let prompts = Prompts::new(&trace.requests, trace.schema.tokens_per_id());
+    let mut prompts = Prompts::new(&trace.requests, trace.schema.tokens_per_id());
+    if options.no_answers {
+        prompts = prompts.without_answers();
+    }
     let rows = rows(options, &prompts);
     if connection.json {
         let name = options.trace.display().to_string();

@@ -3,9 +3,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvtier::client::blocking::{Client, Namespace};
-use kvtier::client::{BlockHandle, FetchScope, Lineage, PutOutcome};
+use kvtier::client::{Advice, BlockHandle, FetchScope, Lineage, PutOutcome};
 use kvtier::{BlockHash, ErrorKind, Tier};
-use kvtier_sim::trace::{TOKENS_PER_ID, TraceRequest};
+use kvtier_sim::trace::{TOKENS_PER_ID, TraceAnswer, TraceAnswers, TraceRequest};
 
 use super::Replay;
 use super::report::Tally;
@@ -24,6 +24,9 @@ pub(super) struct Worker<'a, 'r> {
     /// Room for a chunk of blocks.
     buffer: Vec<u8>,
     tally: Tally,
+    answers: TraceAnswers<Vec<BlockHash>>,
+    /// Keys that one message takes.
+    keys_max: usize,
 }
 
 impl<'a, 'r> Worker<'a, 'r> {
@@ -32,6 +35,7 @@ impl<'a, 'r> Worker<'a, 'r> {
         let namespace = client
             .namespace(&replay.namespace, connection.form())
             .map_err(failure)?;
+        let keys_max = client.welcome().map_err(failure)?.batch_keys_max as usize;
         let buffer = vec![0; replay.chunk_blocks * replay.options.block_bytes];
         Ok(Worker {
             replay,
@@ -39,19 +43,44 @@ impl<'a, 'r> Worker<'a, 'r> {
             namespace,
             buffer,
             tally: Tally::default(),
+            answers: TraceAnswers::default(),
+            keys_max,
         })
     }
 
-    pub(super) fn into_tally(self) -> Tally {
-        self.tally
+    /// Nothing more is asked. The answers that are still being given end with it: the clock stays where the last request was.
+    pub(super) fn end(mut self) -> Result<Tally, Failure> {
+        while let Some((answer, hashes)) = self.answers.complete(u64::MAX) {
+            self.say_answered(answer, &hashes)?;
+        }
+        Ok(self.tally)
+    }
+
+    fn set_clock(&self, at_ms: u64) {
+        if self.replay.options.virtual_time {
+            self.client.set_clock(at_ms.saturating_mul(1_000_000));
+        }
+    }
+
+    fn say_answered(&self, answer: TraceAnswer, hashes: &[BlockHash]) -> Result<(), Failure> {
+        // A prompt of more keys than one message takes: its end says which it is.
+        let hashes = &hashes[hashes.len().saturating_sub(self.keys_max)..];
+        let advised = self.namespace.advise(hashes, Advice::Answered(answer.tokens));
+        advised.map(|_| ()).map_err(failure)
     }
 
     /// Reads what is cached of a request's prefix, then stores the rest.
     pub(super) fn request(&mut self, request: &TraceRequest) -> Result<(), Failure> {
-        if self.replay.options.virtual_time {
-            self.client.set_clock(request.timestamp_ms.saturating_mul(1_000_000));
+        while let Some((answer, hashes)) = self.answers.complete(request.timestamp_ms) {
+            self.set_clock(answer.at_ms);
+            self.say_answered(answer, &hashes)?;
         }
+        self.set_clock(request.timestamp_ms);
         let hashes = request.block_hashes();
+        if let Some(answer) = TraceAnswer::to(request, request.timestamp_ms).filter(|_| !self.replay.options.no_answers)
+        {
+            self.answers.begin(answer, hashes.clone());
+        }
         let found = self.read_prefix(request, &hashes)?;
         let tokens: u64 = (0..found).map(|index| u64::from(request.tokens_at(index))).sum();
         self.tally.requests += 1;

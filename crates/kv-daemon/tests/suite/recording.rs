@@ -59,6 +59,7 @@ fn what_a_daemon_was_asked_can_be_simulated_as_if_it_were_the_trace_itself() {
     for (recorded, sent) in recorded.iter().zip(&sent) {
         assert_eq!(recorded["timestamp"], sent["timestamp"], "in their order");
         assert_eq!(recorded["input_length"], sent["input_length"]);
+        assert_eq!(recorded["output_length"], sent["output_length"]);
         let ids = |line: &Value| line["hash_ids"].as_array().expect("ids").clone();
         assert_eq!(ids(recorded).len(), ids(sent).len());
         assert!(ids(recorded).iter().all(|id| !ids(sent).contains(id)), "ids are keyed");

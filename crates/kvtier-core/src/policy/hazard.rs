@@ -1,6 +1,7 @@
 //! Eviction by reuse hazard: see [`ReuseHazard`].
 
 mod ages;
+mod answered;
 mod class;
 mod duel;
 mod ghosts;
@@ -78,9 +79,8 @@ const ABSENT: Block = Block {
 /// Evicts what is least likely to be used soon for the time that it would have to wait, as far as that can be learned.
 ///
 /// Each use of a prefix is a *visit*. A visit has a class (which turn of a conversation it is, the pause before it, how
-/// much of the prompt was new, how long it is; or: a prefix that many share; or: an unfinished last block; or: what the
-/// next visit took another way from), and from what
-/// visits of a class did at each age the policy learns its hazard: returns in a moment among those that could still
+/// much of the prompt was new, how long it is, how long its answer is where a client says so; or: a prefix that many share;
+/// or: an unfinished last block; or: what the next visit took another way from), and from what visits of a class did at each age the policy learns its hazard: returns in a moment among those that could still
 /// return. Visits that have not returned count for as long as they were watched, and evicted blocks are watched on as
 /// *ghosts*, so what is evicted early is not taken for dead. A block is worth the most that its visit yields over all times
 /// to wait, P(return within h) / E[time until then]; the least goes first, leaves before their parents.
@@ -558,12 +558,7 @@ impl ReuseHazard {
             Some(_) => {}
         }
         entry.class = if kind.is_conversation() {
-            Class::conversation(Conversation {
-                turn: entry.turn,
-                pause: Some(entry.pause).filter(|pause| *pause != NONE),
-                fresh_tokens: entry.fresh_tokens,
-                tokens: entry.tokens,
-            })
+            entry.conversation()
         } else {
             kind
         };
@@ -653,6 +648,10 @@ impl EvictionPolicy for ReuseHazard {
 
     fn advise(&mut self, blocks: &[BlockId], advice: Advice, now: Time) {
         self.advance(now);
+        if let Advice::Answered(tokens) = advice {
+            self.answered(blocks, tokens);
+            return;
+        }
         let named: BTreeSet<u32> = blocks.iter().map(|block| block.0).collect();
         let visits: BTreeSet<u32> = named.iter().map(|block| self.block(*block).visit).collect();
         for visit in visits.into_iter().filter(|visit| *visit != NONE) {
@@ -671,6 +670,7 @@ impl EvictionPolicy for ReuseHazard {
                 }
                 Advice::PinnedUntil(until) => self.hold(visit, ticks(until), mark::PINNED),
                 Advice::ExpectedBy(until) => self.hold(visit, ticks(until), mark::EXPECTED),
+                Advice::Answered(_) => continue,
             }
             self.level(visit);
         }

@@ -183,6 +183,42 @@ fn hazards_beat_recency_where_there_is_something_to_learn() {
     }
 }
 
+/// Prompts that are alike: those with short answers are asked again five minutes later, the others never.
+fn readers(rounds: u64) -> Vec<TraceRequest> {
+    let request = |at_s: u64, session: u64, output_tokens| TraceRequest {
+        timestamp_ms: at_s * 1_000,
+        input_tokens: 8 * 512,
+        output_tokens,
+        hash_ids: (session * 8..session * 8 + 8).collect(),
+    };
+    let begun = (0..rounds).flat_map(|round| {
+        [
+            request(round * 4, round * 2, 5),
+            request(round * 4 + 2, round * 2 + 1, 500),
+        ]
+    });
+    let again = (0..rounds).map(|round| request(round * 4 + 301, round * 2, 5));
+    let mut requests: Vec<TraceRequest> = begun.chain(again).collect();
+    requests.sort_by_key(|request| request.timestamp_ms);
+    requests
+}
+
+#[test]
+fn how_long_answers_were_tells_who_comes_back() {
+    let prompts = Prompts::new(&readers(2_000), 512);
+    // Room for four minutes of them.
+    let ratio = |prompts: &Prompts, policy| simulate(prompts, policy, 1_000, &mut || ()).token_ratio();
+    let told = ratio(&prompts, Policy::Hazard);
+    let silent = prompts.clone().without_answers();
+    let (untold, recency) = (ratio(&silent, Policy::Hazard), ratio(&silent, Policy::Lru));
+    assert!(told > untold + 0.05 && told > 0.3, "{told} {untold} {recency}");
+    assert_eq!(
+        ratio(&prompts, Policy::Lru).to_bits(),
+        recency.to_bits(),
+        "recency makes nothing of it"
+    );
+}
+
 #[test]
 fn what_was_learned_on_one_half_helps_on_the_other() {
     let requests = Family::Chat.generate(11);

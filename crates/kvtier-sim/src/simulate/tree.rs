@@ -1,7 +1,8 @@
-use kvtier_core::{BlockId, EvictionPolicy, ListId, NamespaceId, Plane, Time, Use, Verdict};
+use kvtier_core::{Advice, BlockId, EvictionPolicy, ListId, NamespaceId, Plane, Time, Use, Verdict};
 
 use super::{Cache, Prompt};
 use crate::random::mix;
+use crate::trace::TraceAnswer;
 
 const LIST: ListId = ListId {
     plane: Plane::Host,
@@ -143,5 +144,17 @@ impl<P: EvictionPolicy> Cache for TreeCache<P> {
             parent = *block;
         }
         hit
+    }
+
+    fn answered(&mut self, prompt: &Prompt, answer: TraceAnswer) {
+        let cached = |(block, _): &&(u32, u16)| self.nodes[*block as usize].cached;
+        let blocks: Vec<BlockId> = prompt
+            .blocks
+            .iter()
+            .take_while(cached)
+            .map(|(block, _)| BlockId(*block))
+            .collect();
+        self.policy
+            .advise(&blocks, Advice::Answered(answer.tokens), Time(answer.at_ms * 1_000_000));
     }
 }

@@ -1,10 +1,13 @@
 //! What clients read: fetches, the bytes they read in place, lookups.
 
-use kvtier_core::{Answer, ClientId, FetchScope, Fetched, LeaseId, OperationId, Tier, Time};
+use std::time::Duration;
+
+use kvtier_core::{Advice, Answer, ClientId, FetchScope, Fetched, LeaseId, OperationId, Tier, Time};
 
 use super::World;
 use super::clients::{Asked, Held, Wait};
 use crate::oracle::{Check, Finding, Key, found};
+use crate::random::mix;
 
 impl World {
     pub(super) fn fetch(&mut self, client: ClientId) -> Check {
@@ -210,7 +213,28 @@ impl World {
 
     pub(super) fn lookup(&mut self, client: ClientId) -> Check {
         let keys = self.draw_keys(client);
-        self.check_lookup(client, &keys).map(drop)
+        self.check_lookup(client, &keys)?;
+        self.advise(client, &keys)
+    }
+
+    /// Sometimes says something of the session that the keys are the prompt of: whatever is said, nothing but the order changes.
+    fn advise(&mut self, client: ClientId, keys: &[Key]) -> Check {
+        let draw = mix(self.now.0);
+        let until = self.now.after(Duration::from_nanos(draw >> 30));
+        let advice = match draw % 12 {
+            0 => Advice::Closed,
+            1 => Advice::PinnedUntil(until),
+            2 => Advice::ExpectedBy(until),
+            3..=6 => Advice::Answered((draw >> 54) as u32),
+            _ => return Ok(()),
+        };
+        let nodes: Vec<u32> = keys.iter().map(|key| key.node).collect();
+        let hashes = Self::hashes(&nodes);
+        let request = self.request(client, keys[0].space, keys[0].realization, &hashes, self.now);
+        match self.manager.advise(&request, advice, self.now) {
+            Ok(cached) if cached <= keys.len() => Ok(()),
+            other => found(format!("sound advice is answered {other:?}")),
+        }
     }
 
     /// Looks keys of one namespace and realization up; only what may be seen may be there.

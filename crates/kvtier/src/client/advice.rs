@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use crate::wire::{AdviceKind, Keys, Request};
 
-/// What a caller knows of the future of a session.
+/// What a caller knows of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Advice {
     /// There will be no further turn: its blocks may go first.
@@ -11,19 +11,20 @@ pub enum Advice {
     Pinned(Duration),
     /// An agent works on it and will ask again within this time, at most an hour: its blocks go after all that are not pinned, until then.
     Expected(Duration),
+    /// The prompt has been answered, with so many tokens. Who gets a few words asks again at other times than who gets a page, as a node may
+    /// have learned; its recording of requests has the length, too.
+    Answered(u32),
 }
 
 impl Advice {
     pub(super) fn request(self, keys: Keys<'_>) -> Request<'_> {
-        let (advice, within) = match self {
-            Advice::Closed => (AdviceKind::Closed, Duration::ZERO),
-            Advice::Pinned(within) => (AdviceKind::Pinned, within),
-            Advice::Expected(within) => (AdviceKind::Expected, within),
+        let milliseconds = |within: Duration| u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
+        let (advice, amount) = match self {
+            Advice::Closed => (AdviceKind::Closed, 0),
+            Advice::Pinned(within) => (AdviceKind::Pinned, milliseconds(within)),
+            Advice::Expected(within) => (AdviceKind::Expected, milliseconds(within)),
+            Advice::Answered(tokens) => (AdviceKind::Answered, tokens),
         };
-        Request::Advise {
-            advice,
-            within_ms: u32::try_from(within.as_millis()).unwrap_or(u32::MAX),
-            keys,
-        }
+        Request::Advise { advice, amount, keys }
     }
 }

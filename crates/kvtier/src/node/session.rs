@@ -351,11 +351,7 @@ impl Session {
                 self.reply(request, &Reply::Counted);
                 Ok(())
             }
-            Request::Advise {
-                advice,
-                within_ms,
-                keys,
-            } => self.advise(request, advice, within_ms, &keys),
+            Request::Advise { advice, amount, keys } => self.advise(request, advice, amount, &keys),
             Request::Goodbye => {
                 self.reply(request, &Reply::Farewell);
                 return Ok(Some(End::Goodbye));

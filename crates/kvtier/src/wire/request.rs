@@ -87,6 +87,8 @@ pub enum AdviceKind {
     Pinned,
     /// An agent works on it and will ask again within a time.
     Expected,
+    /// The prompt has been answered.
+    Answered,
 }
 
 /// What a client asks.
@@ -185,13 +187,13 @@ pub enum Request<'a> {
         /// On the GPU, waiting not counted.
         took_us: u64,
     },
-    /// What will become of the session that these keys are the prompt of. Answered with [`super::Reply::Advised`].
+    /// What becomes of the session that these keys are the prompt of. Answered with [`super::Reply::Advised`].
     Advise {
         /// What will.
         advice: AdviceKind,
-        /// For how long that counts, at most [`super::ADVICE_MS_MAX`]; 0 behind [`AdviceKind::Closed`], and elsewhere takes back what was
-        /// said.
-        within_ms: u32,
+        /// For how long that counts, milliseconds, at most [`super::ADVICE_MS_MAX`]; 0 behind [`AdviceKind::Closed`], and elsewhere takes
+        /// back what was said. Behind [`AdviceKind::Answered`] the tokens of the answer.
+        amount: u32,
         /// The prompt.
         keys: Keys<'a>,
     },
@@ -293,17 +295,18 @@ impl<'a> Request<'a> {
                     0 => AdviceKind::Closed,
                     1 => AdviceKind::Pinned,
                     2 => AdviceKind::Expected,
+                    3 => AdviceKind::Answered,
                     code => return Err(DecodeError::UnknownCode { field: "advice", code }),
                 };
-                let within_ms = cursor.u32("within_ms")?;
-                if advice == AdviceKind::Closed && within_ms != 0 {
+                let amount = cursor.u32("amount of advice")?;
+                if advice == AdviceKind::Closed && amount != 0 {
                     return Err(DecodeError::NotZero {
                         field: "time of what is over",
                     });
                 }
                 Request::Advise {
                     advice,
-                    within_ms,
+                    amount,
                     keys: Keys::decode(cursor)?,
                 }
             }
@@ -423,13 +426,9 @@ impl<'a> Request<'a> {
                 put_u64(took_us, target);
                 Ok(())
             }
-            Request::Advise {
-                advice,
-                within_ms,
-                keys,
-            } => {
+            Request::Advise { advice, amount, keys } => {
                 put_u32(advice as u32, target);
-                put_u32(within_ms, target);
+                put_u32(amount, target);
                 keys.encode(target)
             }
             Request::Release | Request::Flush | Request::Status | Request::Goodbye => Ok(()),

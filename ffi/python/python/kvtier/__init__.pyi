@@ -268,8 +268,10 @@ class Client:
     def advise(
         self,
         keys: Iterable[bytes],
-        advice: Literal["closed", "pinned", "expected"],
+        advice: Literal["closed", "pinned", "expected", "answered"],
         seconds: float = 0.0,
+        *,
+        tokens: int | None = None,
     ) -> int: ...
     def delete(self, key: bytes) -> bool: ...
     def delete_batch(self, keys: Iterable[bytes]) -> list[bool]: ...

@@ -81,6 +81,10 @@ def test_a_prefix_ends_at_the_first_miss(client):
     for advice, seconds in [("forever", 1), ("closed", 1), ("pinned", -1), ("pinned", 3601)]:
         with pytest.raises(kvtier.Invalid):
             client.advise(keys, advice, seconds)
+    assert client.advise(keys, "answered", tokens=12) == 3
+    for advice, arguments in [("answered", {}), ("answered", {"seconds": 1, "tokens": 1}), ("closed", {"tokens": 1})]:
+        with pytest.raises(kvtier.Invalid):
+            client.advise(keys, advice, **arguments)
 
 
 def test_a_target_that_is_too_small_is_not_touched(client):

@@ -3,9 +3,9 @@
 //! ```text
 //! offset  bytes
 //!      0      8  "kvtreuse"
-//!      8      2  version, 2
+//!      8      2  version, 3
 //!     10      2  bins of age, 34
-//!     12      2  classes there could be, 1690
+//!     12      2  classes there could be, 6730
 //!     14      2  rows n
 //!     16         n rows in order of class, each
 //!                 2  class
@@ -13,17 +13,21 @@
 //!                34 x 4  visits times ticks at risk by bin, f32
 //!    end      4  CRC32C of all before it
 //! ```
-//! Little-endian. Counts are finite and not negative. Tables of several nodes are merged by adding them.
+//! Little-endian. Version 2, whose 1690 classes tell no answers apart, is read too: nobody had said how long they were. Counts are finite and not negative. Tables of several nodes are merged by adding them.
 
 use super::ages::BINS;
-use super::class::{CLASSES, Class};
+use super::class::{CLASSES, CLASSES_OLDER, Class};
 use super::tables::{Counts, Tables};
 
 const MAGIC: &[u8; 8] = b"kvtreuse";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
+/// The version before.
+const OLDER: u16 = 2;
 const HEADER_BYTES: usize = 16;
 const ROW_BYTES: usize = 2 + 8 * BINS;
 const CHECKSUM_BYTES: usize = 4;
+/// An image has less than a MiB: of more classes those are left out that were seen for the shortest time.
+const ROWS_MAX: usize = 3_800;
 
 /// What a policy learned of how visits return: counts by class and age, and nothing about any block, key or client.
 #[derive(Clone, Debug, Default)]
@@ -84,12 +88,18 @@ impl LearnedTables {
     /// The image of the tables.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.rows.len() * ROW_BYTES + CHECKSUM_BYTES);
+        let mut rows: Vec<&(Class, Counts)> = self.rows.iter().collect();
+        if rows.len() > ROWS_MAX {
+            rows.sort_by(|(_, one), (_, other)| other.ticks().total_cmp(&one.ticks()));
+            rows.truncate(ROWS_MAX);
+            rows.sort_by_key(|(class, _)| class.0);
+        }
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + rows.len() * ROW_BYTES + CHECKSUM_BYTES);
         bytes.extend(MAGIC);
-        for number in [VERSION as usize, BINS, CLASSES, self.rows.len()] {
+        for number in [VERSION as usize, BINS, CLASSES, rows.len()] {
             bytes.extend(u16::try_from(number).expect("a small number").to_le_bytes());
         }
-        for (class, counts) in &self.rows {
+        for (class, counts) in rows {
             bytes.extend(class.0.to_le_bytes());
             for count in counts.returns.iter().chain(&counts.at_risk) {
                 bytes.extend(count.to_le_bytes());
@@ -110,7 +120,12 @@ impl LearnedTables {
             return Err(ImageError::Malformed);
         }
         let number = |offset: usize| u16::from_le_bytes([body[offset], body[offset + 1]]);
-        if number(8) != VERSION || usize::from(number(10)) != BINS || usize::from(number(12)) != CLASSES {
+        let classes = match number(8) {
+            VERSION => CLASSES,
+            OLDER => CLASSES_OLDER,
+            _ => return Err(ImageError::Version),
+        };
+        if usize::from(number(10)) != BINS || usize::from(number(12)) != classes {
             return Err(ImageError::Version);
         }
         if length != HEADER_BYTES + usize::from(number(14)) * ROW_BYTES {
@@ -122,8 +137,15 @@ impl LearnedTables {
         let mut rows: Vec<(Class, Counts)> = Vec::new();
         for row in body[HEADER_BYTES..].chunks_exact(ROW_BYTES) {
             let class = u16::from_le_bytes([row[0], row[1]]);
-            let risen = rows.last().is_none_or(|(last, _)| last.0 < class);
-            if usize::from(class) >= CLASSES || !risen {
+            if usize::from(class) >= classes {
+                return Err(ImageError::Malformed);
+            }
+            let class = if classes == CLASSES {
+                Class(class)
+            } else {
+                Class::of_older(class)
+            };
+            if rows.last().is_some_and(|(last, _)| last.0 >= class.0) {
                 return Err(ImageError::Malformed);
             }
             let mut counts = row[2..]
@@ -138,7 +160,7 @@ impl LearnedTables {
             {
                 return Err(ImageError::Malformed);
             }
-            rows.push((Class(class), Counts { returns, at_risk }));
+            rows.push((class, Counts { returns, at_risk }));
         }
         Ok(LearnedTables { rows })
     }
@@ -182,6 +204,20 @@ mod tests {
     }
 
     #[test]
+    fn an_image_of_every_class_has_less_than_a_mebibyte_and_what_was_seen_longest() {
+        let mut learned = LearnedTables::default();
+        for class in (0..CLASSES as u16).rev() {
+            learned.merge(&tables(class, f32::from(class)));
+        }
+        let bytes = learned.encode();
+        assert!(bytes.len() < 1 << 20, "{}", bytes.len());
+        let again = LearnedTables::decode(&bytes).expect("an image");
+        let classes: Vec<u16> = again.rows.iter().map(|(class, _)| class.0).collect();
+        let expected: Vec<u16> = (CLASSES as u16 - ROWS_MAX as u16..CLASSES as u16).collect();
+        assert_eq!(classes, expected);
+    }
+
+    #[test]
     fn merging_is_the_same_in_any_order() {
         let parts = [tables(1, 1.0), tables(2, 2.0), tables(1, 4.0)];
         let sum = |order: [usize; 3]| {
@@ -203,6 +239,29 @@ mod tests {
         for length in 0..bytes.len() {
             assert!(LearnedTables::decode(&bytes[..length]).is_err(), "{length} bytes");
         }
+    }
+
+    #[test]
+    fn an_image_that_tells_no_answers_apart_is_read_as_one_of_which_nobody_said_them() {
+        let older = |classes: u16| {
+            let mut bytes = tables(1_679, 2.0).encode();
+            let ending = tables(1_680, 3.0).encode();
+            bytes.truncate(HEADER_BYTES + ROW_BYTES);
+            bytes.extend(&ending[HEADER_BYTES..HEADER_BYTES + ROW_BYTES]);
+            for (offset, number) in [(8, OLDER), (12, classes), (14, 2)] {
+                bytes[offset..offset + 2].copy_from_slice(&number.to_le_bytes());
+            }
+            bytes.extend(crc32c(&bytes).to_le_bytes());
+            LearnedTables::decode(&bytes)
+        };
+        let learned = older(1_690).expect("an image");
+        let last = Class(1_679 * 4);
+        assert_eq!(last.values(), [6, 7, 5, 4, 0]);
+        assert_eq!((learned.rows[0].0, learned.rows[1].0), (last, Class::PARTIAL));
+        assert_eq!(learned.returns().round(), 170.0);
+        assert_eq!(older(1_689).err(), Some(ImageError::Version));
+        let again = LearnedTables::decode(&learned.encode()).expect("an image of this version");
+        assert_eq!(again.rows[0].0, last);
     }
 
     #[test]

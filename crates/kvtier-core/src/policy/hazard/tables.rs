@@ -1,7 +1,7 @@
 //! What was learned: how often, by class and age, a visit was followed by another.
 
 use super::ages::{BINS, EDGES, SECOND, bin_of, width};
-use super::class::{CLASSES, Class, FEATURES, VALUES, VALUES_MAX};
+use super::class::{ANSWER, CLASSES, Class, FEATURES, VALUES, VALUES_MAX};
 
 /// Ages at which a feature may mean something else: within a minute, within nine, later.
 pub(super) const PHASES: usize = 3;
@@ -20,6 +20,8 @@ pub(super) const PRIOR_RETURNS: f64 = 30.0;
 /// The same of the last phase, when few return: who seldom returns soon need not return late more seldom than others, so age
 /// decides until much is known.
 const PRIOR_RETURNS_LATE: f64 = 300.0;
+/// But for how long the answer was: where that is known it says most about who returns late.
+const PRIOR_RETURNS_LATE_OF_ANSWER: f64 = 10.0;
 /// The unfinished last block of a prompt comes back this much more rarely, as long as nothing is known.
 const PARTIAL_SHARE: f64 = 0.1;
 /// The same of what a visit left behind.
@@ -175,6 +177,11 @@ impl Tables {
                 expected[value][phase] += row.at_risk[bin] * self.baseline[bin] * others[phase];
             }
         }
+        let late = if feature == ANSWER {
+            PRIOR_RETURNS_LATE_OF_ANSWER
+        } else {
+            PRIOR_RETURNS_LATE
+        };
         for value in 0..VALUES[feature] {
             let ratio =
                 |returns: f64, expected: f64, weight: f64, prior: f64| (returns + weight * prior) / (expected + weight);
@@ -182,11 +189,7 @@ impl Tables {
             let overall = ratio(all, all_expected, PRIOR_RETURNS, 1.0);
             for phase in 0..PHASES {
                 let is_last = phase + 1 == PHASES;
-                let (weight, prior) = if is_last {
-                    (PRIOR_RETURNS_LATE, 1.0)
-                } else {
-                    (PRIOR_RETURNS, overall)
-                };
+                let (weight, prior) = if is_last { (late, 1.0) } else { (PRIOR_RETURNS, overall) };
                 let (returns, expected) = (returns[value][phase], expected[value][phase]);
                 self.factors[feature][value][phase] = ratio(returns, expected, weight, prior);
             }
@@ -289,6 +292,11 @@ impl Counts {
         for (count, more) in self.at_risk.iter_mut().zip(other.at_risk) {
             *count += more;
         }
+    }
+
+    /// Visits times ticks that they were watched.
+    pub(super) fn ticks(&self) -> f32 {
+        self.at_risk.iter().sum()
     }
 
     fn halve(&mut self) {

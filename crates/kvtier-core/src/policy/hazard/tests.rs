@@ -152,6 +152,88 @@ fn it_learns_that_long_pauses_end_and_short_ones_do_not() {
 }
 
 #[test]
+fn it_learns_that_who_got_a_short_answer_comes_back_late_and_others_do_not() {
+    let mut world = World::new(200_000, 1 << 16);
+    let prompt = |round: u64, kind: u32| {
+        let first = (round as u32 * 2 + kind) * 4;
+        (first..first + 4).collect::<Vec<u32>>()
+    };
+    let advise = |world: &mut World, blocks: &[u32], tokens: u32, seconds: u64| {
+        let blocks: Vec<BlockId> = blocks.iter().copied().map(BlockId).collect();
+        world
+            .policy
+            .advise(&blocks, Advice::Answered(tokens), Time(seconds * SECOND_NS));
+    };
+    for round in 0..300_u64 {
+        for (kind, tokens) in [(0, 3), (1, 600)] {
+            world.prompt(&prompt(round, kind), 512, round * 40 + u64::from(kind));
+            advise(
+                &mut world,
+                &prompt(round, kind),
+                tokens,
+                round * 40 + u64::from(kind) + 2,
+            );
+        }
+        if let Some(earlier) = round.checked_sub(25) {
+            world.prompt(&prompt(earlier, 0), 512, round * 40 + 10);
+        }
+        while world.policy.cached > 260 {
+            world.evict();
+        }
+    }
+    world.policy.check_invariants();
+    let now = 300 * 40;
+    let (short, long, unknown) = (prompt(301, 0), prompt(301, 1), prompt(302, 0));
+    for blocks in [&short, &long, &unknown] {
+        world.prompt(blocks, 512, now);
+    }
+    advise(&mut world, &short, 3, now + 2);
+    advise(&mut world, &long, 600, now + 2);
+    let mut share = |blocks: &[u32]| {
+        let share = world
+            .policy
+            .return_share(BlockId(blocks[3]), Duration::from_secs(2_000));
+        share.expect("known")
+    };
+    let (short, long, unknown) = (share(&short), share(&long), share(&unknown));
+    assert!(short > 0.4 && long < 0.1, "{short} {long}");
+    assert!(long < unknown && unknown < short, "{long} {unknown} {short}");
+}
+
+#[test]
+fn an_answer_says_something_of_its_own_prompt_only() {
+    let mut world = World::new(100, 1024);
+    let answer = |world: &World, block: u32| world.policy.visits.at(world.policy.block(block).visit).answer;
+    let advise = |world: &mut World, blocks: &[u32], seconds: u64| {
+        let blocks: Vec<BlockId> = blocks.iter().copied().map(BlockId).collect();
+        world
+            .policy
+            .advise(&blocks, Advice::Answered(40), Time(seconds * SECOND_NS));
+        world.policy.check_invariants();
+    };
+    // The last block is not full, and a visit of its own.
+    world.prompt(&[0, 1, 2], 70, 1);
+    advise(&mut world, &[0, 1, 2], 2);
+    assert_eq!([0, 1, 2].map(|block| answer(&world, block)), [2, 2, 0]);
+    // The next turn is not answered yet, and the answer before is not its.
+    world.prompt(&[0, 1, 3, 4], 512, 60);
+    assert_eq!(answer(&world, 4), 0);
+    advise(&mut world, &[0, 1], 61);
+    assert_eq!(answer(&world, 1), 0, "another prompt went on from there");
+    advise(&mut world, &[0, 1, 3, 4], 62);
+    assert_eq!(answer(&world, 4), 2);
+    // Of a prompt that many share, one that is gone, and none, there is nothing to say.
+    advise(&mut world, &[], 63);
+    advise(&mut world, &[77], 63);
+    for branch in 10..16 {
+        world.prompt(&[9, branch], 512, 100 + u64::from(branch));
+    }
+    world.prompt(&[9], 512, 200);
+    advise(&mut world, &[9], 201);
+    assert_eq!(answer(&world, 9), 0);
+}
+
+#[test]
 fn an_evicted_block_that_comes_back_is_known_again() {
     let mut world = World::new(100, 1024);
     world.prompt(&[0, 1, 2], 512, 0);
@@ -582,6 +664,10 @@ enum Step {
     Evict(u8),
     Close(u32),
     Pin(u32, u64),
+    Answer {
+        block: u32,
+        tokens: u32,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -590,6 +676,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(chain, length, fork, partial, pause)| Step::Prompt { chain, length, fork, partial, pause }),
         3 => (1..30_u8).prop_map(Step::Evict),
         1 => (0..400_u32).prop_map(Step::Close),
+        2 => (0..400_u32, prop_oneof![0..32_u32, any::<u32>()]).prop_map(|(block, tokens)| Step::Answer { block, tokens }),
         1 => (0..400_u32, 0..5_000_u64).prop_map(|(block, seconds)| Step::Pin(block, seconds)),
     ]
 }
@@ -621,6 +708,9 @@ proptest! {
                     for _ in 0..count {
                         world.evict();
                     }
+                }
+                Step::Answer { block, tokens } => {
+                    world.policy.advise(&[BlockId(block)], Advice::Answered(tokens), Time(seconds * SECOND_NS));
                 }
                 Step::Close(block) => world.policy.advise(&[BlockId(block)], Advice::Closed, Time(seconds * SECOND_NS)),
                 Step::Pin(block, until) => {

@@ -1,7 +1,7 @@
 //! Visits: each use of a prefix, with the blocks that were used last in it.
 
 use super::ages::{BINS, EDGES};
-use super::class::Class;
+use super::class::{Class, Conversation};
 
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -49,12 +49,25 @@ pub(super) struct Visit {
     pub(super) tenant: u8,
     /// How much more a byte of its blocks spares than one of blocks of late, in levels.
     pub(super) density: i8,
+    /// How long its answer is, as [`super::class::answer`] has it; 0 as long as that is not known.
+    pub(super) answer: u8,
 }
 
 impl Visit {
     /// The share that was not used again.
     pub(super) fn share(&self) -> f32 {
         self.left as f32 / self.size as f32
+    }
+
+    /// The class that it has as one to a conversation.
+    pub(super) fn conversation(&self) -> Class {
+        Class::conversation(Conversation {
+            turn: self.turn,
+            pause: Some(self.pause).filter(|pause| *pause != NONE),
+            fresh_tokens: self.fresh_tokens,
+            tokens: self.tokens,
+            answer: self.answer,
+        })
     }
 
     pub(super) fn is(&self, marks: u8) -> bool {
@@ -133,6 +146,7 @@ impl Visits {
             level: 0,
             tenant: 0,
             density: 0,
+            answer: 0,
         };
         self.next_tag = self.next_tag.wrapping_add(1);
         if self.free == NONE {

@@ -459,7 +459,7 @@ impl Namespace {
         )
     }
 
-    /// Says what will become of the session that these keys, in prefix order, are the prompt of; how many of their blocks the node has.
+    /// Says what becomes of the session that these keys, in prefix order, are the prompt of; how many of their blocks the node has.
     /// What many sessions share is not over with one of them. Only `eviction_policy = "hazard"` makes use of it.
     ///
     /// # Errors

@@ -133,16 +133,17 @@ impl Session {
         Ok(())
     }
 
-    /// What will become of a session, for the policy.
+    /// What becomes of a session, for the policy.
     pub(super) fn advise(
         &mut self,
         request: u64,
         advice: AdviceKind,
-        within_ms: u32,
+        amount: u32,
         keys: &Keys<'_>,
     ) -> Result<(), Refused> {
         let (_, namespace, realization) = self.handle(keys.handle)?;
-        if within_ms > ADVICE_MS_MAX {
+        let is_answered = advice == AdviceKind::Answered;
+        if !is_answered && amount > ADVICE_MS_MAX {
             let words = format!("advice counts for at most {ADVICE_MS_MAX} ms: give it again later");
             return Err(Refused(ErrorKind::Invalid, words));
         }
@@ -157,14 +158,18 @@ impl Session {
                 hints: Hints::default(),
                 deadline: now,
             };
-            let until = now.after(Duration::from_millis(within_ms.into()));
+            let until = now.after(Duration::from_millis(amount.into()));
             let advice = match advice {
                 AdviceKind::Closed => Advice::Closed,
                 AdviceKind::Pinned => Advice::PinnedUntil(until),
                 AdviceKind::Expected => Advice::ExpectedBy(until),
+                AdviceKind::Answered => Advice::Answered(amount),
             };
             decider.manager.advise(&asked, advice, now)
         })?;
+        if is_answered {
+            self.see_answered(amount, (namespace, realization));
+        }
         let blocks = u32::try_from(advised).unwrap_or(u32::MAX);
         self.reply(request, &Reply::Advised { blocks });
         Ok(())

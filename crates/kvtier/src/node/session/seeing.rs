@@ -48,6 +48,16 @@ impl Session {
         }
     }
 
+    /// The prompt of the keys in `self.hashes` was answered.
+    pub(super) fn see_answered(&self, tokens: u32, scope: Scope) {
+        if let Some(traffic) = self.traffic() {
+            traffic.see(Sight {
+                hashes: self.hashes.clone(),
+                ..self.sight(Kind::Answered { tokens }, scope)
+            });
+        }
+    }
+
     pub(super) fn see_end(&self) {
         if let Some(traffic) = self.traffic() {
             traffic.see(self.sight(Kind::Gone, Scope::default()));

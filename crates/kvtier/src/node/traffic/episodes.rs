@@ -1,6 +1,7 @@
 //! Which questions of a connection belong to one prompt.
 //!
-//! An engine asks for a prompt in pieces: it looks it up, fetches what is there, puts the rest and, later, what it answered. Pure.
+//! An engine asks for a prompt in pieces: it looks it up, fetches what is there, puts the rest and, later, what it answered, or says how
+//! long that was. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use kvtier_core::{BlockHash, ClientId, NamespaceId, Parent, RealizationId, Time}
 
 use crate::wire::Lineage;
 
-/// A prompt is over when nothing of it was heard for this long.
-const IDLE: Duration = Duration::from_secs(30);
+/// A prompt is over when nothing of it was heard for this long: a long answer takes its time.
+const IDLE: Duration = Duration::from_secs(120);
 /// A prompt is over after this time whatever is heard of it: those that came later wait for it.
 const AGE_MAX: Duration = Duration::from_secs(600);
 /// Who asks for the very same within this time asks once more for one prompt.
@@ -35,6 +36,8 @@ pub(crate) enum Kind {
     Fetch,
     /// To keep them.
     Put,
+    /// Nothing: it has answered the prompt that they are of.
+    Answered { tokens: u32 },
     /// Nothing: it is gone.
     Gone,
 }
@@ -78,6 +81,8 @@ struct Open {
     fetched: usize,
     put: bool,
     prompt_tokens: Option<u32>,
+    /// Of the answer, if the client says so.
+    answer_tokens: Option<u32>,
 }
 
 type Place = (ClientId, NamespaceId, RealizationId);
@@ -121,6 +126,10 @@ impl Episodes {
         if sight.hashes.is_empty() {
             return;
         }
+        if let Kind::Answered { tokens } = sight.kind {
+            self.answered(place, &sight, tokens);
+            return;
+        }
         let open = self.open.entry(place).or_default();
         // The one heard of last is at the end.
         let fitting = (0..open.len())
@@ -158,6 +167,16 @@ impl Episodes {
             self.finish(place, oldest);
         }
         self.keep_bounded();
+    }
+
+    /// The last of the open prompts that begin as the one that was answered, if there is any.
+    fn answered(&mut self, place: Place, sight: &Sight, tokens: u32) {
+        let begins_so = |open: &Open| open.hashes.iter().zip(&sight.hashes).all(|(known, said)| known == said);
+        let opens = self.open.get_mut(&place).into_iter().flatten();
+        if let Some(open) = opens.rev().find(|open| begins_so(open)) {
+            open.answer_tokens = Some(tokens);
+            open.heard = sight.at;
+        }
     }
 
     /// How many tokens a block has that another follows.
@@ -248,7 +267,9 @@ impl Episodes {
         let prompt = Prompt {
             scope: (namespace, realization),
             at_ms: open.at.0 / 1_000_000,
-            output_tokens: tokens(&open.tokens[prompt..]),
+            output_tokens: open
+                .answer_tokens
+                .map_or_else(|| tokens(&open.tokens[prompt..]), u64::from),
             hashes: open.hashes[..prompt].to_vec(),
             input_tokens,
             block_tokens,
@@ -270,6 +291,7 @@ impl Open {
             fetched: 0,
             put: false,
             prompt_tokens: None,
+            answer_tokens: None,
         };
         let start = open.hashes.len();
         open.extend(start, sight);
@@ -293,7 +315,7 @@ impl Open {
         let goes_on = match sight.kind {
             Kind::Lookup => (start >= self.looked_up || tries_again(self.looked_up)) && self.fetched == 0 && !self.put,
             Kind::Fetch => (start >= self.fetched || tries_again(self.fetched)) && !self.put,
-            Kind::Put | Kind::Gone => true,
+            Kind::Put | Kind::Answered { .. } | Kind::Gone => true,
         };
         goes_on.then_some(start)
     }
@@ -317,7 +339,7 @@ impl Open {
         match sight.kind {
             Kind::Lookup => self.looked_up = end.min(self.hashes.len()),
             Kind::Fetch => self.fetched = end.min(self.hashes.len()),
-            Kind::Put | Kind::Gone => self.put = true,
+            Kind::Put | Kind::Answered { .. } | Kind::Gone => self.put = true,
         }
         self.prompt_tokens = sight.prompt_tokens.or(self.prompt_tokens);
         self.heard = sight.at;
@@ -379,6 +401,24 @@ mod tests {
             sight(Kind::Put, 9, Parent::Block(hash(3)), &[4]),
         ];
         assert_eq!(recorded(sights), [(1000, vec![1, 2, 3], 768, 256)]);
+    }
+
+    #[test]
+    fn who_says_how_long_an_answer_was_need_not_put_it() {
+        let answered = |at_s, tokens, numbers: &[u64]| sight(Kind::Answered { tokens }, at_s, Parent::Unknown, numbers);
+        let sights = [
+            sight(Kind::Lookup, 1, Parent::Root, &[1, 2]),
+            sight(Kind::Lookup, 1, Parent::Root, &[1, 3]),
+            sight(Kind::Put, 2, Parent::Root, &[1, 2]),
+            sight(Kind::Put, 2, Parent::Block(hash(2)), &[4]),
+            answered(3, 9, &[1, 2]),
+            answered(3, 70, &[1, 3]),
+            answered(3, 5, &[8]),
+        ];
+        assert_eq!(
+            recorded(sights),
+            [(1000, vec![1, 2], 512, 9), (1000, vec![1, 3], 512, 70)]
+        );
     }
 
     #[test]
@@ -514,7 +554,7 @@ mod tests {
             ..sight(Kind::Gone, 3, Parent::Unknown, &[])
         });
         assert_eq!(episodes.next_finished(), None, "an earlier one is open");
-        episodes.let_time_pass(Duration::from_secs(40));
+        episodes.let_time_pass(Duration::from_secs(130));
         let first = episodes.next_finished().expect("idle");
         assert_eq!(
             (first.at_ms, first.block_tokens),

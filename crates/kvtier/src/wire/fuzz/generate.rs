@@ -276,13 +276,14 @@ fn request(random: &mut Random, kind: Kind, target: &mut Vec<u8>) {
             took_us: random.next(),
         },
         Kind::Advise => {
-            let advice = [AdviceKind::Closed, AdviceKind::Pinned, AdviceKind::Expected][random.below(3)];
-            let within_ms = random.u32();
-            Request::Advise {
-                advice,
-                within_ms: if advice == AdviceKind::Closed { 0 } else { within_ms },
-                keys,
-            }
+            let advice = [
+                AdviceKind::Closed,
+                AdviceKind::Pinned,
+                AdviceKind::Expected,
+                AdviceKind::Answered,
+            ][random.below(4)];
+            let amount = if advice == AdviceKind::Closed { 0 } else { random.u32() };
+            Request::Advise { advice, amount, keys }
         }
         Kind::Invalidate => Request::Invalidate { name: &name },
         Kind::Flush => Request::Flush,

@@ -10,6 +10,7 @@ fn conversation(turn: u8) -> Class {
         pause: (turn > 0).then_some(60_000),
         fresh_tokens: 600,
         tokens: 3_000,
+        answer: 0,
     })
 }
 
@@ -82,6 +83,7 @@ fn a_class_that_was_never_seen_borrows_from_those_that_share_a_property() {
             pause: None,
             fresh_tokens: 10_000,
             tokens: 50_000,
+            answer: 0,
         })
     };
     assert!(tables.level(other(4), 10) > tables.level(other(0), 10));
