@@ -1,7 +1,8 @@
 //! `kvctl replay`: a trace through a daemon, as an engine would send it, with every byte checked.
 //!
 //! For each request: lease the longest cached prefix of its blocks in place, compare every byte with what the block's id
-//! says it must be, let go, then put the rest; and when the answer would be complete, say how long it was. Requests go in the order of the trace, over one connection or several.
+//! says it must be, let go, then put the rest; and when the answer would be complete, say how long it was. Requests go in the
+//! order of the trace, over one connection or several.
 
 mod pace;
 mod report;

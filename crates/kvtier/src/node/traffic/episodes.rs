@@ -169,11 +169,14 @@ impl Episodes {
         self.keep_bounded();
     }
 
-    /// The last of the open prompts that begin as the one that was answered, if there is any.
+    /// The open prompt that was answered, if there is any: of those that begin so one of this length, and of several the last.
     fn answered(&mut self, place: Place, sight: &Sight, tokens: u32) {
         let begins_so = |open: &Open| open.hashes.iter().zip(&sight.hashes).all(|(known, said)| known == said);
         let opens = self.open.get_mut(&place).into_iter().flatten();
-        if let Some(open) = opens.rev().find(|open| begins_so(open)) {
+        let answered = opens
+            .filter(|open| begins_so(open))
+            .max_by_key(|open| open.prompt_blocks() == sight.hashes.len());
+        if let Some(open) = answered {
             open.answer_tokens = Some(tokens);
             open.heard = sight.at;
         }
@@ -251,12 +254,7 @@ impl Episodes {
             let known = |tokens: &u32| u64::from(if *tokens == 0 { block_tokens } else { *tokens });
             range.iter().map(known).sum()
         };
-        // What was looked up is the prompt, and what was put behind it the answer. Who looks nothing up puts the prompt.
-        let prompt = if open.looked_up > 0 {
-            open.looked_up
-        } else {
-            open.hashes.len()
-        };
+        let prompt = open.prompt_blocks();
         let counted = tokens(&open.tokens[..prompt]);
         let each = u64::from(block_tokens);
         let said = open.prompt_tokens.map(u64::from);
@@ -296,6 +294,15 @@ impl Open {
         let start = open.hashes.len();
         open.extend(start, sight);
         open
+    }
+
+    /// What was looked up is the prompt, and what was put behind it the answer. Who looks nothing up puts the prompt.
+    fn prompt_blocks(&self) -> usize {
+        if self.looked_up > 0 {
+            self.looked_up
+        } else {
+            self.hashes.len()
+        }
     }
 
     /// Where the keys begin among this prompt's, if they go on with it.
@@ -414,10 +421,18 @@ mod tests {
             answered(3, 9, &[1, 2]),
             answered(3, 70, &[1, 3]),
             answered(3, 5, &[8]),
+            sight(Kind::Lookup, 4, Parent::Root, &[1, 2, 4, 5]),
+            answered(5, 10, &[1, 2]),
+        ];
+        let expected = [
+            (1000, vec![1, 2], 512, 10),
+            (1000, vec![1, 3], 512, 70),
+            (4000, vec![1, 2, 4, 5], 1024, 0),
         ];
         assert_eq!(
             recorded(sights),
-            [(1000, vec![1, 2], 512, 9), (1000, vec![1, 3], 512, 70)]
+            expected,
+            "whoever went on from there is not answered yet"
         );
     }
 
