@@ -1,7 +1,7 @@
 //! `kvctl replay`: a trace through a daemon, as an engine would send it, with every byte checked.
 //!
 //! For each request: lease the longest cached prefix of its blocks in place, compare every byte with what the block's id
-//! says it must be, let go, then put the rest; and when the answer would be complete, say how long it was. Requests go in the
+//! says it must be, let go, then put the rest; and when the answer would be complete, or at the end, say how long it was. Requests go in the
 //! order of the trace, over one connection or several.
 
 mod pace;
@@ -60,7 +60,7 @@ pub struct Options {
     /// How long a put is tried again while the daemon has no room, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 30_000)]
     busy_deadline_ms: u64,
-    /// Do not say how long answers were, as engines that say nothing of them
+    /// Do not say how long answers were, as engines that say nothing of them (it is a message more for each request, which counts in seconds and rates)
     #[arg(long)]
     no_answers: bool,
     /// Measure a memcpy of such blocks, too

@@ -68,7 +68,7 @@ pub enum Advice {
     /// An agent works on it and will ask again by this time, as far as can be said: its blocks go after all others that are not pinned,
     /// until then.
     ExpectedBy(Time),
-    /// The prompt has been answered, with so many tokens. Who gets a word or two asks again at other times than who reads a page.
+    /// The prompt that these blocks are of, and what is cached of its answer behind it, has been answered, with so many tokens. Who gets a word or two asks again at other times than who reads a page.
     Answered(u32),
 }
 

@@ -249,7 +249,8 @@ impl Replay {
         self.report.tokens.total += request.input_tokens;
         while let Some((answer, hashes)) = self.given.complete(request.timestamp_ms) {
             self.reach(answer.at_ms);
-            let asked = self.asked(&hashes);
+            // One message takes so many keys; the prompt's end says which it is.
+            let asked = self.asked(&hashes[hashes.len().saturating_sub(CHUNK_BLOCKS_MAX)..]);
             let advice = Advice::Answered(answer.tokens);
             self.manager
                 .advise(&asked, advice, self.now)

@@ -349,7 +349,7 @@ impl Client {
         keys: &Bound<'_, PyAny>,
         advice: &str,
         seconds: f64,
-        tokens: Option<u32>,
+        tokens: Option<i64>,
     ) -> PyResult<u32> {
         let hashes = hashes_of(keys)?;
         let invalid = |words: String| crate::error::Invalid::new_err(words);
@@ -357,7 +357,7 @@ impl Client {
         let advice = match advice {
             "answered" if within.is_zero() => {
                 let tokens = tokens.ok_or_else(|| invalid("tokens: how long was the answer?".into()))?;
-                Advice::Answered(tokens)
+                Advice::Answered(u32::try_from(tokens).map_err(|error| invalid(format!("tokens: {error}")))?)
             }
             "answered" => return Err(invalid("seconds: what is answered has no time".into())),
             _ if tokens.is_some() => return Err(invalid(format!("tokens: {advice:?} has none"))),

@@ -28,7 +28,7 @@ pub(super) struct SimulateOptions {
     /// Sizes of the cache: blocks, or a share of the distinct blocks such as 5%
     #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "1%,5%,10%,25%,50%", value_parser = Capacity::from_str)]
     capacity: Vec<Capacity>,
-    /// Do not tell policies how long answers were, as engines that say nothing of them
+    /// Do not tell policies how long answers were, as engines that say nothing of them (as those whose recording has lengths only of answers that they stored)
     #[arg(long)]
     no_answers: bool,
     /// Lines that may be skipped because they are no requests

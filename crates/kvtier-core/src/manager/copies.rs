@@ -194,7 +194,7 @@ impl TierManager {
         self.touch(block);
     }
 
-    /// A client says what will become of the session that these blocks, in prefix order, are the prompt of. Answers how many of them are
+    /// A client says what becomes of the session that these blocks, in prefix order, are the prompt of. Answers how many of them are
     /// cached here.
     ///
     /// # Errors

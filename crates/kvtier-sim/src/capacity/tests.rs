@@ -224,3 +224,24 @@ fn two_tiers_hit_by_hazards_what_the_simulator_says_of_their_joint_size() {
         );
     }
 }
+
+#[test]
+fn answers_to_prompts_longer_than_one_message_are_told_by_their_end() {
+    let prompt = |timestamp_ms: u64, first: u64| TraceRequest {
+        timestamp_ms,
+        input_tokens: 8 * 6_000,
+        output_tokens: 40,
+        hash_ids: (first..first + 6_000).collect(),
+    };
+    let requests = [prompt(0, 0), prompt(60_000, 10_000), prompt(120_000, 0)];
+    let settings = CoreSettings {
+        host_bytes: 64 << 20,
+        host_segment_bytes: 1 << 20,
+        nvme_bytes: 0,
+        eviction: Eviction::Hazard,
+        ..CoreSettings::default()
+    };
+    let report = replay(&requests, settings.check().expect("sound settings"), 4096);
+    assert_eq!((report.requests, report.busy), (3, 0));
+    assert_eq!(report.tokens.hit, 8 * 6_000);
+}

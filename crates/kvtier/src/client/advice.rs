@@ -12,7 +12,8 @@ pub enum Advice {
     /// An agent works on it and will ask again within this time, at most an hour: its blocks go after all that are not pinned, until then.
     Expected(Duration),
     /// The prompt has been answered, with so many tokens. Who gets a few words asks again at other times than who gets a page, as a node may
-    /// have learned; its recording of requests has the length, too.
+    /// have learned; its recording of requests has the length, too. Where blocks of the answer were put, their keys belong behind the prompt's:
+    /// else it looks as if another prompt had gone on from there, and nothing is learned.
     Answered(u32),
 }
 

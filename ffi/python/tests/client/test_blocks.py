@@ -82,7 +82,8 @@ def test_a_prefix_ends_at_the_first_miss(client):
         with pytest.raises(kvtier.Invalid):
             client.advise(keys, advice, seconds)
     assert client.advise(keys, "answered", tokens=12) == 3
-    for advice, arguments in [("answered", {}), ("answered", {"seconds": 1, "tokens": 1}), ("closed", {"tokens": 1})]:
+    wrong = [("answered", {"tokens": -1}), ("answered", {"tokens": 1 << 32}), ("answered", {"seconds": 1, "tokens": 1})]
+    for advice, arguments in [*wrong, ("answered", {}), ("closed", {"tokens": 1})]:
         with pytest.raises(kvtier.Invalid):
             client.advise(keys, advice, **arguments)
 

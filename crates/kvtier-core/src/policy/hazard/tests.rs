@@ -60,6 +60,16 @@ impl World {
         }
     }
 
+    /// Stores one more block behind one that is cached, without using that.
+    fn go_on(&mut self, parent: u32, block: u32, seconds: u64) {
+        let now = Time(seconds * SECOND_NS);
+        self.parents[block as usize] = Some(parent);
+        self.children[parent as usize] += 1;
+        self.cached[block as usize] = true;
+        self.policy.appeared(BlockId(block), self.usage(block, 512), now);
+        self.policy.insert(LIST, BlockId(block), Some(BlockId(parent)), now);
+    }
+
     fn evict(&mut self) -> Option<u32> {
         let children = &self.children;
         let victim = self.policy.victim(LIST, false, &mut |block| {
@@ -201,6 +211,54 @@ fn it_learns_that_who_got_a_short_answer_comes_back_late_and_others_do_not() {
 }
 
 #[test]
+fn what_is_worth_less_than_three_quarters_of_nvme_is_not_written_there() {
+    let nvme = ListId {
+        plane: Plane::Nvme,
+        index: 0,
+    };
+    let mut world = World::new(100_000, 1 << 16);
+    // Who asks comes back after half a minute, or not at all.
+    for round in 0..400_u32 {
+        let (back, not) = (round * 8, round * 8 + 4);
+        world.prompt(&[back, back + 1], 512, u64::from(round) * 100);
+        world.prompt(&[not, not + 1], 512, u64::from(round) * 100 + 1);
+        world.prompt(&[back, back + 1, back + 2], 512, u64::from(round) * 100 + 30);
+    }
+    let at = 40_000;
+    world.prompt(&[90_000, 90_001], 512, at - 4_000);
+    world.prompt(&[90_004, 90_005], 512, at);
+    let now = Time(at * SECOND_NS);
+    assert!(
+        world.policy.admit(BlockId(90_001), Tier::Nvme),
+        "nothing was reclaimed yet"
+    );
+    for young in 0..20 {
+        let first = 90_100 + young * 4;
+        world.prompt(&[first, first + 1], 512, at);
+        world.policy.insert(nvme, BlockId(first), None, now);
+    }
+    let _ = world.policy.keep(nvme, BlockId(90_100), false);
+    assert!(
+        world.policy.admit(BlockId(90_005), Tier::Nvme),
+        "as good as what is there"
+    );
+    assert!(!world.policy.admit(BlockId(90_001), Tier::Nvme));
+    assert!(world.policy.admit(BlockId(90_001), Tier::Host), "of NVMe alone");
+    // What is promised to come does not make the rest worth less.
+    let promised: Vec<BlockId> = (0..10).map(|young| BlockId(90_100 + young * 4)).collect();
+    for block in promised {
+        let until = Time((at + 600) * SECOND_NS);
+        world.policy.advise(&[block], Advice::PinnedUntil(until), now);
+    }
+    assert!(world.policy.admit(BlockId(90_005), Tier::Nvme));
+    // Among what is worth as little it is as good as any.
+    let old = ListId { index: 1, ..nvme };
+    world.policy.insert(old, BlockId(90_000), None, now);
+    let _ = world.policy.keep(old, BlockId(90_000), false);
+    assert!(world.policy.admit(BlockId(90_001), Tier::Nvme));
+}
+
+#[test]
 fn an_answer_says_something_of_its_own_prompt_only() {
     let mut world = World::new(100, 1024);
     let answer = |world: &World, block: u32| world.policy.visits.at(world.policy.block(block).visit).answer;
@@ -222,6 +280,26 @@ fn an_answer_says_something_of_its_own_prompt_only() {
     assert_eq!(answer(&world, 1), 0, "another prompt went on from there");
     advise(&mut world, &[0, 1, 3, 4], 62);
     assert_eq!(answer(&world, 4), 2);
+    // What was put of an answer is named with the prompt, however long that took.
+    world.prompt(&[20, 21], 512, 70);
+    world.prompt(&[20, 21, 22], 512, 75);
+    advise(&mut world, &[20, 21], 76);
+    assert_eq!(answer(&world, 21), 0, "it may be another's that went on");
+    advise(&mut world, &[20, 21, 22], 77);
+    assert_eq!([20, 21, 22].map(|block| answer(&world, block)), [2, 2, 2]);
+    world.prompt(&[30, 31], 512, 80);
+    for (number, at) in [(32, 120), (33, 160)] {
+        world.go_on(number - 1, number, at);
+    }
+    advise(&mut world, &[30, 31, 32, 33], 162);
+    assert_eq!([30, 31, 32, 33].map(|block| answer(&world, block)), [2, 2, 2, 2]);
+    let visits = [31, 32, 33].map(|block| world.policy.block(block).visit);
+    assert!(visits[0] != visits[1] && visits[1] != visits[2]);
+    // The front of one that another went on from is not its.
+    world.prompt(&[40, 41], 512, 170);
+    world.prompt(&[40, 42], 512, 180);
+    advise(&mut world, &[40, 41], 181);
+    assert_eq!([40, 41, 42].map(|block| answer(&world, block)), [0, 2, 0]);
     // Of a prompt that many share, one that is gone, and none, there is nothing to say.
     advise(&mut world, &[], 63);
     advise(&mut world, &[77], 63);
@@ -710,7 +788,12 @@ proptest! {
                     }
                 }
                 Step::Answer { block, tokens } => {
-                    world.policy.advise(&[BlockId(block)], Advice::Answered(tokens), Time(seconds * SECOND_NS));
+                    let mut named = vec![block];
+                    while let Some(parent) = world.parents[named[0] as usize] {
+                        named.insert(0, parent);
+                    }
+                    let named: Vec<BlockId> = named.into_iter().map(BlockId).collect();
+                    world.policy.advise(&named, Advice::Answered(tokens), Time(seconds * SECOND_NS));
                 }
                 Step::Close(block) => world.policy.advise(&[BlockId(block)], Advice::Closed, Time(seconds * SECOND_NS)),
                 Step::Pin(block, until) => {

@@ -402,7 +402,7 @@ impl Namespace {
         self.call(&connection, &Request::Explain(keys), absorb).await
     }
 
-    /// As the blocking client's: what will become of a session.
+    /// As the blocking client's: what becomes of a session.
     ///
     /// # Errors
     /// As there.

@@ -459,7 +459,8 @@ impl Namespace {
         )
     }
 
-    /// Says what becomes of the session that these keys, in prefix order, are the prompt of; how many of their blocks the node has.
+    /// Says what becomes of the session that these keys, in prefix order, are the prompt of (and, for [`Advice::Answered`], what was put of the
+    /// answer); how many of their blocks the node has.
     /// What many sessions share is not over with one of them. Only `eviction_policy = "hazard"` makes use of it.
     ///
     /// # Errors

@@ -3,14 +3,14 @@
 //! An engine asks for a prompt in pieces: it looks it up, fetches what is there, puts the rest and, later, what it answered, or says how
 //! long that was. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use kvtier_core::{BlockHash, ClientId, NamespaceId, Parent, RealizationId, Time};
 
 use crate::wire::Lineage;
 
-/// A prompt is over when nothing of it was heard for this long: a long answer takes its time.
+/// A prompt is over when nothing of it was heard for this long, unless its client says how long answers were: a long one takes its time.
 const IDLE: Duration = Duration::from_secs(120);
 /// A prompt is over after this time whatever is heard of it: those that came later wait for it.
 const AGE_MAX: Duration = Duration::from_secs(600);
@@ -93,6 +93,8 @@ pub(super) struct Episodes {
     open: HashMap<Place, Vec<Open>>,
     /// When those came, and their numbers.
     since: BTreeSet<(Time, u64)>,
+    /// Who has said how long answers were.
+    says: HashSet<ClientId>,
     /// Tokens of a full block.
     block_tokens: HashMap<(NamespaceId, RealizationId), u32>,
     /// By time and number: a trace is in the order in which prompts came.
@@ -110,6 +112,7 @@ impl Episodes {
         self.end_idle();
         let place = (sight.client, sight.scope.0, sight.scope.1);
         if sight.kind == Kind::Gone {
+            self.says.remove(&sight.client);
             let gone: Vec<Place> = self
                 .open
                 .keys()
@@ -169,16 +172,25 @@ impl Episodes {
         self.keep_bounded();
     }
 
-    /// The open prompt that was answered, if there is any: of those that begin so one of this length, and of several the last.
+    /// The open prompt that was answered, if there is any: one of just these blocks, or one that put the last of them; and of several one
+    /// of whose answer nothing was heard yet.
     fn answered(&mut self, place: Place, sight: &Sight, tokens: u32) {
-        let begins_so = |open: &Open| open.hashes.iter().zip(&sight.hashes).all(|(known, said)| known == said);
-        let opens = self.open.get_mut(&place).into_iter().flatten();
-        let answered = opens
-            .filter(|open| begins_so(open))
-            .max_by_key(|open| open.prompt_blocks() == sight.hashes.len());
-        if let Some(open) = answered {
+        self.says.insert(place.0);
+        let Some(opens) = self.open.get_mut(&place) else { return };
+        let ends = opens
+            .iter()
+            .enumerate()
+            .filter_map(|(index, open)| Some((index, open.told_up_to(&sight.hashes)?)));
+        let rank = |&(index, end): &(usize, usize)| {
+            let open: &Open = &opens[index];
+            (end == open.prompt_blocks(), open.answer_tokens.is_none())
+        };
+        if let Some((index, _)) = ends.max_by_key(rank) {
+            // The one heard of last is at the end.
+            let mut open = opens.remove(index);
             open.answer_tokens = Some(tokens);
             open.heard = sight.at;
+            opens.push(open);
         }
     }
 
@@ -228,22 +240,28 @@ impl Episodes {
             return;
         }
         self.looked = now;
-        let idle = |open: &Open| open.heard.after(IDLE) < now || open.at.after(AGE_MAX) < now;
+        let says = &self.says;
+        let idle = |place: &Place, open: &Open| {
+            let awaits = open.answer_tokens.is_none() && says.contains(&place.0);
+            (open.heard.after(IDLE) < now && !awaits) || open.at.after(AGE_MAX) < now
+        };
         let places: Vec<Place> = self
             .open
             .iter()
-            .filter(|(_, opens)| opens.is_empty() || opens.iter().any(idle))
+            .filter(|(place, opens)| opens.is_empty() || opens.iter().any(|open| idle(place, open)))
             .map(|(place, _)| *place)
             .collect();
+        let mut ended = Vec::new();
         for place in places {
             let opens = self.open.remove(&place).unwrap_or_default();
-            let (over, on): (Vec<Open>, Vec<Open>) = opens.into_iter().partition(idle);
-            for open in over {
-                self.finish(place, open);
-            }
+            let (over, on): (Vec<Open>, Vec<Open>) = opens.into_iter().partition(|open| idle(&place, open));
             if !on.is_empty() {
                 self.open.insert(place, on);
             }
+            ended.extend(over.into_iter().map(|open| (place, open)));
+        }
+        for (place, open) in ended {
+            self.finish(place, open);
         }
     }
 
@@ -303,6 +321,15 @@ impl Open {
         } else {
             self.hashes.len()
         }
+    }
+
+    /// Where these keys end among this prompt's, if they are its own up to there: those of the prompt, and perhaps of what was put behind it.
+    fn told_up_to(&self, said: &[BlockHash]) -> Option<usize> {
+        // Of a long prompt only the end may have been named.
+        let start = self.hashes.iter().position(|hash| *hash == said[0])?;
+        let own = self.hashes.get(start..start + said.len())? == said;
+        let end = start + said.len();
+        (own && (end == self.prompt_blocks() || self.looked_up == 0 || end > self.looked_up)).then_some(end)
     }
 
     /// Where the keys begin among this prompt's, if they go on with it.
@@ -434,6 +461,71 @@ mod tests {
             expected,
             "whoever went on from there is not answered yet"
         );
+    }
+
+    #[test]
+    fn an_answer_is_that_of_a_prompt_of_just_these_blocks_and_what_was_put_behind_them() {
+        let answered = |at_s, tokens, numbers: &[u64]| sight(Kind::Answered { tokens }, at_s, Parent::Unknown, numbers);
+        let lookup = |at_s, numbers: &[u64]| sight(Kind::Lookup, at_s, Parent::Root, numbers);
+        let sights = [
+            // Named with what was put of the answer.
+            lookup(1, &[1, 2]),
+            sight(Kind::Put, 1, Parent::Root, &[1, 2]),
+            sight(Kind::Put, 2, Parent::Block(hash(2)), &[4]),
+            answered(3, 300, &[1, 2, 4]),
+            // The very same twice.
+            lookup(10, &[7, 8]),
+            lookup(13, &[7, 8]),
+            answered(14, 11, &[7, 8]),
+            answered(15, 12, &[7, 8]),
+            // By its end.
+            lookup(20, &[30, 31, 32]),
+            answered(21, 40, &[31, 32]),
+            // Not one that begins alike, or goes on.
+            lookup(30, &[9]),
+            lookup(31, &[9, 10, 11]),
+            answered(32, 80, &[9, 10]),
+            // Who looks nothing up.
+            sight(Kind::Put, 40, Parent::Root, &[50, 51]),
+            answered(41, 3, &[50, 51]),
+        ];
+        let expected = [
+            (1000, vec![1, 2], 512, 300),
+            (10_000, vec![7, 8], 512, 11),
+            (13_000, vec![7, 8], 512, 12),
+            (20_000, vec![30, 31, 32], 768, 40),
+            (30_000, vec![9], 256, 0),
+            (31_000, vec![9, 10, 11], 768, 0),
+            (40_000, vec![50, 51], 512, 3),
+        ];
+        let mut got = recorded(sights);
+        got[1..3].sort_by_key(|prompt| prompt.3);
+        got[1].0 = 10_000;
+        got[2].0 = 13_000;
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn who_says_how_long_answers_were_has_time_for_a_long_one() {
+        let answered = |at_s, tokens, numbers: &[u64]| sight(Kind::Answered { tokens }, at_s, Parent::Unknown, numbers);
+        let lookup = |at_s, numbers: &[u64]| sight(Kind::Lookup, at_s, Parent::Root, numbers);
+        let mut episodes = Episodes::default();
+        episodes.see(lookup(1, &[1, 2]));
+        episodes.see(answered(2, 5, &[1, 2]));
+        episodes.see(lookup(10, &[3, 4]));
+        episodes.see(lookup(10, &[5, 6]));
+        episodes.let_time_pass(Duration::from_secs(400));
+        assert_eq!(episodes.next_finished().expect("answered and idle").output_tokens, 5);
+        assert_eq!(episodes.next_finished(), None);
+        episodes.see(answered(420, 9000, &[3, 4]));
+        episodes.let_time_pass(Duration::from_secs(250));
+        assert_eq!(episodes.next_finished().expect("answered late").output_tokens, 9000);
+        assert_eq!(episodes.next_finished().expect("given up").output_tokens, 0);
+        episodes.see(Sight {
+            kind: Kind::Gone,
+            ..lookup(700, &[])
+        });
+        assert!(episodes.says.is_empty());
     }
 
     #[test]
