@@ -8,11 +8,11 @@ impl ReuseHazard {
     /// The prompt that these blocks, in prefix order, are of was answered with so many tokens. Blocks of the answer may follow.
     pub(super) fn answered(&mut self, blocks: &[BlockId], tokens: u32) {
         // A last block that is not full is a visit of its own.
-        let places = (0..blocks.len()).rev().take(2);
-        let visits = places.map(|place| (place, self.block(blocks[place].0).visit));
-        let last = visits
-            .into_iter()
-            .find(|&(_, visit)| visit != NONE && self.visits.at(visit).class != Class::PARTIAL);
+        let mut visits = (0..blocks.len())
+            .rev()
+            .take(2)
+            .map(|last| (last, self.block(blocks[last].0).visit));
+        let last = visits.find(|&(_, visit)| visit != NONE && self.visits.at(visit).class != Class::PARTIAL);
         let Some((last, mut visit)) = last else { return };
         // Where another prompt went on from here, this is about the one before.
         if !self.is_told(blocks[last]) || !blocks.contains(&BlockId(self.visits.at(visit).newest_block)) {
